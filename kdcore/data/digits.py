@@ -1,0 +1,44 @@
+"""Scikit-learn's digits: 1,797 scans of handwritten digits, 8x8, 17 grey levels, bundled with the library.
+
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test set).
+"""
+
+from pathlib import Path
+
+import torch
+
+from kdcore.data.source import RawImages, Source
+from kdcore.data.splits import stratified_halves
+
+# The bundled file has no split of its own. This one is fixed for ever, so that scores can be compared.
+_TEST_SHARE = 0.2
+_TEST_SEED = 1998
+
+
+def _files(root: Path | None) -> tuple[Path, ...]:
+    if root is not None:
+        raise ValueError(f"root is {str(root)!r}, but digits are bundled; leave root out")
+    return ()
+
+
+def _read(files: tuple[Path, ...]) -> RawImages:
+    from sklearn.datasets import load_digits  # slow to import, and only needed once
+
+    bunch = load_digits()
+    levels = torch.from_numpy(bunch.images)  # 0 to 16
+    images = (levels * 255 / 16).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    test, _ = stratified_halves(labels, round(_TEST_SHARE * len(labels)), _TEST_SEED)
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    is_test[test] = True
+    return RawImages(images, labels, is_test)
+
+
+SOURCE = Source(
+    summary="1,797 scans of handwritten digits, 8x8, bundled with scikit-learn",
+    class_names=tuple("0123456789"),
+    crop_padding=1,
+    flip=False,
+    files=_files,
+    read=_read,
+)

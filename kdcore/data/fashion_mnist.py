@@ -1,0 +1,122 @@
+"""Fashion-MNIST: 70,000 photographs of clothes, 28x28, grey. Xiao, Rasul and Vollgraf, arXiv:1708.07747."""
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcore.data.source import RawImages, Source
+
+_PARTS = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _files(root: Path | None) -> tuple[Path, ...]:
+    ways = (
+        "set root to a folder with the four IDX files, gzipped or not (Debian's package "
+        "dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist), or set download: true "
+        "to let torchvision fetch them"
+    )
+    if root is None:
+        raise ValueError(f"root is missing, but Fashion-MNIST is read from files; {ways}")
+    folders = (root, root / "FashionMNIST" / "raw")  # the second is where torchvision puts them
+    for folder in folders:
+        found = [_find(folder, name) for name in _PARTS]
+        files = tuple(path for path in found if path is not None)
+        if len(files) == len(_PARTS):
+            return files
+        if files:
+            missing = [name for name, path in zip(_PARTS, found, strict=True) if path is None]
+            raise ValueError(f"root is {str(root)!r}, but {', '.join(missing)} is missing; {ways}")
+    what = "has no IDX file" if root.is_dir() else "is no folder"
+    raise ValueError(f"root is {str(root)!r}, but that {what}; {ways}")
+
+
+def read_idx(path: Path) -> Tensor:
+    """Reads an IDX file of unsigned bytes, gzipped or not.
+
+    Raises:
+        ValueError: the file is damaged: no such header, or more or fewer bytes than the header promises.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"damaged IDX file {path}: gzip says {str(error)!r}; fetch it again"
+        ) from None
+    # Header: two zero bytes, 8 for unsigned bytes, the number of dimensions, then each as big-endian int32.
+    dimensions = content[3] if len(content) >= 4 else 0
+    header = 4 + 4 * dimensions
+    if content[:3] != b"\x00\x00\x08" or len(content) < header:
+        raise ValueError(f"damaged IDX file {path}: its header is no header of unsigned bytes")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    promised = int(np.prod(shape, dtype=np.int64))
+    if len(content) - header != promised:
+        raise ValueError(
+            f"damaged IDX file {path}: it holds {len(content) - header} values, but its header promises "
+            f"{promised} ({'x'.join(map(str, shape))}); fetch it again"
+        )
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[header:].reshape(shape)
+
+
+def _read(files: tuple[Path, ...]) -> RawImages:
+    images, labels, is_test = [], [], []
+    for pictures, classes in (files[:2], files[2:]):
+        part, part_labels = read_idx(pictures), read_idx(classes)
+        if part.ndim != 3 or part_labels.ndim != 1 or len(part) != len(part_labels):
+            raise ValueError(
+                f"damaged IDX file {classes}: {tuple(part_labels.shape)} labels do not fit the "
+                f"{tuple(part.shape)} images of {pictures}"
+            )
+        if int(part_labels.max()) >= len(SOURCE.class_names):
+            raise ValueError(
+                f"damaged IDX file {classes}: label {int(part_labels.max())}, but there are "
+                f"{len(SOURCE.class_names)} classes"
+            )
+        images.append(part[:, None])
+        labels.append(part_labels.long())
+        is_test.append(torch.full((len(part),), pictures.name.startswith("t10k")))
+    return RawImages(torch.cat(images), torch.cat(labels), torch.cat(is_test))
+
+
+def _download(root: Path) -> None:
+    from torchvision.datasets import FashionMNIST  # only where something is fetched
+
+    FashionMNIST(str(root), download=True)
+
+
+SOURCE = Source(
+    summary="70,000 photographs of clothes, 28x28, grey; read from IDX files",
+    class_names=(
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+    crop_padding=2,
+    flip=True,
+    files=_files,
+    read=_read,
+    download=_download,
+)

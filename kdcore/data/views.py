@@ -1,0 +1,92 @@
+"""Deterministic augmentation: what image i looks like in view v is a function of (seed, i, v) alone.
+
+So teacher and student see the same pixels, a teacher's answer can be kept for each view, and neither batch
+size, order, device nor a restart changes what is learned. Consistent teaching: Beyer et al., CVPR 2022,
+arXiv:2106.05237.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+_WORD = 1 << 64
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    value %= _WORD
+    return value - _WORD if value >= _WORD // 2 else value
+
+
+# SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MULTIPLIERS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
+
+
+def _shifted(bits: Tensor, count: int) -> Tensor:
+    """Logical shift right; int64 shifts repeat the sign, so that is masked away."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """Scrambles every 64-bit word; int64 products wrap, which is the arithmetic meant here."""
+    bits = bits + _GAMMA
+    bits = (bits ^ _shifted(bits, 30)) * _MULTIPLIERS[0]
+    bits = (bits ^ _shifted(bits, 27)) * _MULTIPLIERS[1]
+    return bits ^ _shifted(bits, 31)
+
+
+def draw(seed: int, view: int, image_ids: Tensor, number: int, below: int) -> Tensor:
+    """Independent uniform integers, one for each image.
+
+    Args:
+        seed: of the data set's views, int64.
+        view: >= 0.
+        image_ids: [B], int64.
+        number: which of an image's draws this is, >= 0.
+        below: the integers are 0 to below-1; up to 2^31, so that no bias shows.
+
+    Returns:
+        [B], int64, on the device of `image_ids`.
+    """
+    key = torch.tensor(seed, dtype=torch.int64)
+    for word in (view, number):
+        key = _mix(key ^ word)
+    return _shifted(_mix(_mix(image_ids ^ key.item())), 33) % below
+
+
+def crop_and_flip(
+    images: Tensor, image_ids: Tensor, *, seed: int, view: int, crop_padding: int, flip: bool
+) -> Tensor:
+    """Shifts each image by up to `crop_padding` pixels over black, and mirrors every second one.
+
+    Args:
+        images: [B, C, H, W], of any type.
+        image_ids: [B], int64, the images' positions in their table.
+        seed: of the data set's views.
+        view: which view, >= 0.
+        crop_padding: pixels, >= 0; 0 leaves every image in place.
+        flip: whether to mirror.
+
+    Returns:
+        [B, C, H, W]: pad, crop and flip as the field trains CIFAR, with the same pixels on every device.
+    """
+    height, width = images.shape[2:]
+    device = images.device
+    rows = torch.arange(height, device=device).expand(len(images), -1)
+    columns = torch.arange(width, device=device).expand(len(images), -1)
+    if flip:
+        mirrored = draw(seed, view, image_ids, 0, 2).bool()
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    if crop_padding:
+        images = pad(images, (crop_padding,) * 4)
+        rows = rows + draw(seed, view, image_ids, 1, 2 * crop_padding + 1)[:, None]
+        columns = columns + draw(seed, view, image_ids, 2, 2 * crop_padding + 1)[:, None]
+    batch = torch.arange(len(images), device=device)
+    channels = torch.arange(images.shape[1], device=device)
+    return images[
+        batch[:, None, None, None],
+        channels[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]

@@ -1,0 +1,23 @@
+"""No distillation: the student learns from the labels alone. The control of every search."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from kdcore import method
+from kdcore.method import Method
+from kdcore.taps import Batch, Tap, Taps
+
+
+class NoDistillation(Method):
+    """Cross-entropy alone; the control that every other method must beat."""
+
+    paper: ClassVar[str] = "-"
+    needs: ClassVar[frozenset[Tap]] = frozenset()
+
+    class Params(method.Params):
+        weight: Annotated[float, Field(ge=0, le=0)] = 0.0
+
+    def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        return student.logits.new_zeros(()).float()

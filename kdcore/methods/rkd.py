@@ -1,0 +1,108 @@
+"""Relational Knowledge Distillation. Park, Kim, Lu and Cho, CVPR 2019, arXiv:1904.05068."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
+
+from kdcore import method
+from kdcore.method import Method, full_precision
+from kdcore.span import Span
+from kdcore.taps import Batch, Tap, Taps
+
+# Squared distances below this share of the mean count as zero: what float32 leaves of equal rows.
+_EQUAL_ROWS = 1e-6
+
+
+def _gram(embedding: Tensor) -> tuple[Tensor, Tensor]:
+    """Gram matrix [B, B] of the centred rows, and their squared distances [B, B], exactly 0 where equal.
+
+    Centring changes no distance, and keeps |a|^2 + |b|^2 - 2ab from cancelling far from the origin.
+    """
+    centred = embedding - embedding.mean(0, keepdim=True)
+    gram = centred @ centred.T
+    lengths = gram.diagonal()
+    squares = lengths[:, None] + lengths[None, :] - 2 * gram
+    threshold = _EQUAL_ROWS * squares.detach().mean()
+    return gram, torch.where(squares > threshold, squares, 0.0)
+
+
+def _inverse_root(squares: Tensor) -> Tensor:
+    """1 / sqrt where positive, else 0; its gradient is finite everywhere."""
+    positive = squares > 0
+    return torch.where(positive, torch.where(positive, squares, 1.0).rsqrt(), 0.0)
+
+
+def _distances(squares: Tensor) -> Tensor:
+    """Distances [B, B] divided by the mean of the nonzero ones (equations 6 and 7)."""
+    distances = squares * _inverse_root(squares)
+    pairs = (squares > 0).sum().clamp(min=1)
+    mean = distances.sum() / pairs
+    return distances / torch.where(mean > 0, mean, 1.0)
+
+
+def _angles(gram: Tensor, squares: Tensor) -> Tensor:
+    """Cosines [j, i, k] of the angle at j between i and k (equation 8); 0 where two points coincide.
+
+    <x_i - x_j, x_k - x_j> = G_ik - G_ij - G_jk + G_jj: no tensor of size B x B x D.
+    """
+    products = gram[None, :, :] - gram[:, :, None] - gram[:, None, :]
+    products = products + gram.diagonal()[:, None, None]
+    scale = _inverse_root(squares)
+    return products * scale[:, :, None] * scale[:, None, :]
+
+
+@full_precision
+def rkd_loss(
+    student_embedding: Tensor,
+    teacher_embedding: Tensor,
+    *,
+    distance_weight: float,
+    angle_weight: float,
+) -> Tensor:
+    """Huber distance (delta 1) between the two networks' pairwise distances and triplet angles.
+
+    Args:
+        student_embedding: [B, Ds].
+        teacher_embedding: [B, Dt]; the widths may differ.
+        distance_weight: of the distances' term (equation 6), >= 0.
+        angle_weight: of the angles' term (equation 9), >= 0.
+
+    Returns:
+        Scalar; each term is a mean over all pairs or triplets. Zero when the embeddings are equal up to
+        shift, rotation and scale, and for a batch of one.
+    """
+    if len(student_embedding) == 1:
+        return student_embedding.sum() * 0.0
+    student_gram, student_squares = _gram(student_embedding)
+    teacher_gram, teacher_squares = _gram(teacher_embedding)
+    distance = smooth_l1_loss(_distances(student_squares), _distances(teacher_squares))
+    angle = smooth_l1_loss(
+        _angles(student_gram, student_squares), _angles(teacher_gram, teacher_squares)
+    )
+    return distance_weight * distance + angle_weight * angle
+
+
+class RKD(Method):
+    """The geometry of a batch: distances between embeddings, and angles among three of them."""
+
+    paper: ClassVar[str] = "arXiv:1904.05068"
+    needs: ClassVar[frozenset[Tap]] = frozenset({Tap.EMBEDDING})
+
+    class Params(method.Params):
+        weight: Annotated[float, Field(ge=0), Span(0.01, 100.0, log=True)] = 1.0
+        distance_weight: Annotated[float, Field(ge=0)] = 25.0
+        # The angles' weight is distance_weight * angle_ratio: 50 as published.
+        angle_ratio: Annotated[float, Field(ge=0), Span(0.25, 8.0, log=True)] = 2.0
+
+    params: Params
+
+    def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        return rkd_loss(
+            student.embedding,
+            teacher.embedding,
+            distance_weight=self.params.distance_weight,
+            angle_weight=self.params.distance_weight * self.params.angle_ratio,
+        )

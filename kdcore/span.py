@@ -1,0 +1,44 @@
+"""What is searched: a mark written beside the field that it belongs to.
+
+A parameter's annotation carries three facts on one line: pydantic's `Field` says what is legal, a mark of
+this file says what a search tries, and the default is the published value.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of numbers that a search tries, both ends included.
+
+    Args:
+        low: the smallest value.
+        high: the largest value; greater than `low`.
+        log: sample evenly in the logarithm; then `low` must be > 0.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"span is [{self.low}, {self.high}], but low must be < high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"span's low is {self.low}, but a logarithmic span needs low > 0")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Alternatives that a search tries."""
+
+    options: tuple[bool | int | float | str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.options) < 2 or len(set(self.options)) < len(self.options):
+            raise ValueError(f"choice is {self.options}, but needs two or more different options")
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Marks the field that names the maps to be compared; its options follow from the two networks."""

@@ -1,0 +1,110 @@
+"""What a network shows to a distillation method, and the shapes that a method is built from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from torch import Tensor
+
+
+class Tap(StrEnum):
+    """A kind of output that a method may ask for."""
+
+    LOGITS = "logits"
+    EMBEDDING = "embedding"
+    MAPS = "maps"
+    PREACTIVATIONS = "preactivations"
+
+
+@dataclass(frozen=True)
+class TapInfo:
+    """A place in a network where a feature map can be read, declared by the network as data.
+
+    Args:
+        name: the tap's name, unique within its network.
+        channels: the map's channels.
+        reduction: image side / map side, for image sides that the reduction divides.
+    """
+
+    name: str
+    channels: int
+    reduction: int
+
+
+@dataclass(frozen=True)
+class Taps:
+    """One network's outputs for one batch of B images.
+
+    Args:
+        logits: [B, K], before the softmax.
+        embedding: [B, D], what the last linear layer reads.
+        maps: by tap name, [B, C, H, W] after the activation; empty unless asked for.
+        preactivations: by tap name, [B, C, H, W] before that activation; empty unless asked for.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    preactivations: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def detach(self) -> "Taps":
+        """The same values, cut from the graph that made them."""
+        return Taps(
+            self.logits.detach(),
+            self.embedding.detach(),
+            {name: tensor.detach() for name, tensor in self.maps.items()},
+            {name: tensor.detach() for name, tensor in self.preactivations.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step knows beside the networks' outputs.
+
+    Args:
+        labels: [B], int64 classes.
+        indices: [B], int64 positions of the images in the training split, 0 to N-1.
+        epoch: the running epoch, from 1.
+        epochs: the trial's budget of epochs.
+    """
+
+    labels: Tensor
+    indices: Tensor
+    epoch: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A network's outputs without their batch dimension, measured on a probe image.
+
+    Args:
+        network: the network's name, for messages.
+        stem: the name of the tap before the first stage.
+        stages: the names of the stages' taps, from the image to the classifier.
+        maps: by tap name (stem and stages), (C, H, W); equal before and after the activation.
+        embedding_width: D.
+        num_classes: K.
+    """
+
+    network: str
+    stem: str
+    stages: tuple[str, ...]
+    maps: Mapping[str, tuple[int, int, int]]
+    embedding_width: int
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a method works; it is built from this before the optimiser exists.
+
+    Args:
+        student: shapes of the network that learns.
+        teacher: shapes of the network that teaches.
+        train_images: images in the training split (N).
+    """
+
+    student: Shapes
+    teacher: Shapes
+    train_images: int
