@@ -31,13 +31,12 @@ def equal_depth_pairs(student: Shapes, teacher: Shapes) -> tuple[LayerPair, ...]
     # round half up in integers: (2ab + c) // 2c is the nearest integer to ab/c
     partner = [(2 * (i + 1) * more + fewer) // (2 * fewer) - 1 for i in range(fewer)]
     return tuple(
-        LayerPair(name, teacher.stages[j])
-        for name, j in zip(student.stages, partner, strict=True)
+        LayerPair(name, teacher.stages[j]) for name, j in zip(student.stages, partner, strict=True)
     )
 
 
 def layer_options(student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-    """What a search tries for a layer choice: every pair of near-equal depth, and all stages at once.
+    """What a search tries for a layer choice: pairs of near-equal depth, and all stages at once.
 
     Near-equal means: the stage of equal relative depth, or the one before or after it.
     """
@@ -55,8 +54,8 @@ def resolve_layers(layers: str, student: Shapes, teacher: Shapes) -> tuple[Layer
     """Turns a layer choice into pairs of taps.
 
     Args:
-        layers: `all` (every stage with the stage of equal relative depth), `middle` (the middle one of
-            those pairs), or one pair `student:teacher`; a pair may name the stem.
+        layers: `all` (every stage with the stage of equal relative depth), `middle` (the middle one
+            of those pairs), or one pair `student:teacher`; a pair may name the stem.
         student: shapes of the network that learns.
         teacher: shapes of the network that teaches.
 

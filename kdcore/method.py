@@ -15,7 +15,7 @@ from kdcore.taps import Batch, Setting, Tap, Taps
 
 
 class Params(BaseModel):
-    """The settings of a method. Each field tells what is legal, what is searched, what is published.
+    """The settings of a method. A field tells what is legal, what is searched, what is published.
 
     Args:
         weight: the factor of the method's term beside cross-entropy, which has factor 1.
@@ -42,8 +42,9 @@ _Params = Params  # inside Method, the name Params is the subclass's own
 class Method(nn.Module):
     """A distillation method: one file of the catalogue.
 
-    A subclass declares `paper`, `needs` and `Params`, builds its trainable helpers in its constructor and
-    gives `loss`. Helpers are its parameters and join the optimiser; other state is a registered buffer.
+    A subclass declares `paper`, `needs` and `Params`, builds its trainable helpers in its
+    constructor and gives `loss`. Helpers are its parameters and join the optimiser; other state is
+    a registered buffer.
 
     Attributes:
         paper: where the method comes from.
@@ -72,8 +73,8 @@ class Method(nn.Module):
         """
         if len(student.logits) != len(teacher.logits):
             raise ValueError(
-                f"{type(self).__name__}: the student's batch has {len(student.logits)} images and the "
-                f"teacher's {len(teacher.logits)}, but both must see the same images"
+                f"{type(self).__name__}: the student's batch has {len(student.logits)} images and "
+                f"the teacher's {len(teacher.logits)}, but both must see the same images"
             )
         return self.loss(student, teacher.detach(), batch)
 
@@ -84,7 +85,8 @@ P = ParamSpec("P")
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Makes a loss function compute in float32 (float64 for float64 inputs), also under autocast.
 
-    Sums of squares and softmax of large logits leave the range of float16 and lose digits in bfloat16.
+    Sums of squares and softmax of large logits leave the range of float16 and lose digits in
+    bfloat16.
     """
 
     def widen(value: object) -> object:

@@ -1,7 +1,7 @@
 """What is searched: a mark written beside the field that it belongs to.
 
-A parameter's annotation carries three facts on one line: pydantic's `Field` says what is legal, a mark of
-this file says what a search tries, and the default is the published value.
+A parameter's annotation carries three facts on one line: pydantic's `Field` says what is legal, a
+mark of this file says what a search tries, and the default is the published value.
 """
 
 from dataclasses import dataclass
@@ -41,4 +41,4 @@ class Choice:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Marks the field that names the maps to be compared; its options follow from the two networks."""
+    """Marks the field that names the maps to compare; its options follow from the two networks."""

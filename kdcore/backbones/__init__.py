@@ -8,8 +8,9 @@ import torch
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.suggestion import did_you_mean
+from kdcore.taps import Shapes, Tap
 
-__all__ = ["BACKBONES", "Backbone", "build_backbone", "check_backbone"]
+__all__ = ["BACKBONES", "Backbone", "build_backbone", "check_backbone", "probe_shapes"]
 
 
 def _collect() -> dict[str, Callable[[int, int], Backbone]]:
@@ -54,3 +55,40 @@ def build_backbone(name: str, *, num_classes: int, in_channels: int, seed: int) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return constructor(num_classes, in_channels)
+
+
+def probe_shapes(
+    name: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int]
+) -> Shapes:
+    """Measures a network's outputs on a probe image, without allocating or computing anything.
+
+    Args:
+        name: a name of `BACKBONES`.
+        num_classes: K, >= 2.
+        in_channels: channels of the images, >= 1.
+        image_size: height and width in pixels.
+
+    Raises:
+        ValueError: no family has a network of this name, or the image is too small for it.
+    """
+    with torch.device("meta"), torch.no_grad():
+        backbone = BACKBONES[check_backbone(name)](num_classes, in_channels).eval()
+        probe = torch.empty(2, in_channels, *image_size)
+        try:
+            taps = backbone.taps(probe, frozenset({Tap.MAPS}))
+        except RuntimeError as error:
+            height, width = image_size
+            raise ValueError(
+                f"images are {height}x{width}, too small for {name}: {error}"
+            ) from None
+    return Shapes(
+        network=name,
+        stem=backbone.stem.name,
+        stages=tuple(tap.name for tap in backbone.stages),
+        maps={
+            key: (value.shape[1], value.shape[2], value.shape[3])
+            for key, value in taps.maps.items()
+        },
+        embedding_width=taps.embedding.shape[1],
+        num_classes=taps.logits.shape[1],
+    )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from kdcore.taps import Shapes, Tap, TapInfo, Taps
+from kdcore.taps import Tap, TapInfo, Taps
 
 
 class Backbone(nn.Module):
@@ -53,22 +53,3 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] for normalised images [B, in_channels, H, W]."""
         return self.taps(images, frozenset()).logits
-
-    def shapes(self, network: str, image_size: tuple[int, int]) -> Shapes:
-        """The shapes that the declaration promises for an image size (height, width)."""
-        maps = {
-            tap.name: (
-                tap.channels,
-                -(-image_size[0] // tap.reduction),  # every halving rounds up
-                -(-image_size[1] // tap.reduction),
-            )
-            for tap in (self.stem, *self.stages)
-        }
-        return Shapes(
-            network,
-            self.stem.name,
-            tuple(tap.name for tap in self.stages),
-            maps,
-            self.embedding_width,
-            self.num_classes,
-        )

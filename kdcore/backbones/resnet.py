@@ -1,8 +1,8 @@
 """Deep Residual Learning for Image Recognition. He, Zhang, Ren and Sun, 2015, arXiv:1512.03385.
 
-The CIFAR networks follow section 4.2 with projection shortcuts; `x4` has four times the width, as in the
-distillation literature. ResNet-50 is the ImageNet form (table 1) with the stride in the 3x3 convolution.
-Modules are named as in torchvision, so that its state dicts load.
+The CIFAR networks follow section 4.2 with projection shortcuts; `x4` has four times the width, as
+in the distillation literature. ResNet-50 is the ImageNet form (table 1) with the stride in the 3x3
+convolution. Modules are named as in torchvision, so that its state dicts load.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (figure 5, left). Takes an activated map, returns the sum before the ReLU."""
+    """Two 3x3 convolutions (figure 5, left). Returns the sum before the ReLU."""
 
     expansion = 1
 
@@ -131,7 +131,9 @@ class ResNet(Backbone):
 
 
 def _cifar(depth: int, multiplier: int = 1) -> Callable[[int, int], ResNet]:
-    blocks = (depth - 2) // 6  # three stages of blocks with two convolutions, the stem and the classifier
+    blocks = (
+        depth - 2
+    ) // 6  # three stages of blocks with two convolutions, the stem and the classifier
     stem_width = 16 if multiplier == 1 else 32
     return partial(
         ResNet,

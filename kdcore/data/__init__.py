@@ -39,7 +39,8 @@ SOURCES: Mapping[str, Source] = _collect()
 def _check_name(name: str) -> str:
     if name not in SOURCES:
         raise ValueError(
-            f"unknown data set {name!r}{did_you_mean(name, SOURCES)}; there are {', '.join(SOURCES)}"
+            f"unknown data set {name!r}{did_you_mean(name, SOURCES)}; "
+            f"there are {', '.join(SOURCES)}"
         )
     return name
 
@@ -54,7 +55,8 @@ class DataConfig(BaseModel):
         heldout_fraction: share of the training part that ranks trials and never trains.
         train_images: how many of the other images train; none for all of them.
         split_seed: of both selections, which are stratified.
-        views: how many augmented views of each image are in use, in turn; none for a fresh one each epoch.
+        views: how many augmented views of each image are in use, in turn; none for a fresh one each
+            epoch.
         view_seed: of the augmentation.
     """
 
@@ -85,9 +87,7 @@ class Split:
     image_ids: Tensor
 
     def to(self, device: torch.device) -> "Split":
-        return Split(
-            self.images.to(device), self.labels.to(device), self.image_ids.to(device)
-        )
+        return Split(self.images.to(device), self.labels.to(device), self.image_ids.to(device))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -180,8 +180,8 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
     heldout, rest = training_part[heldout], training_part[rest]
     if heldout_images == 0 or len(rest) == 0:
         raise ValueError(
-            f"heldout_fraction is {config.heldout_fraction}, but leaves {heldout_images} images held out "
-            f"and {len(rest)} to train on, of {len(training_part)}"
+            f"heldout_fraction is {config.heldout_fraction}, but leaves {heldout_images} images "
+            f"held out and {len(rest)} to train on, of {len(training_part)}"
         )
     if config.train_images is not None:
         if config.train_images > len(rest):

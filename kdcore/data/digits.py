@@ -1,6 +1,7 @@
-"""Scikit-learn's digits: 1,797 scans of handwritten digits, 8x8, 17 grey levels, bundled with the library.
+"""Scikit-learn's digits: 1,797 scans of handwritten digits, 8x8, 17 grey levels, bundled.
 
-Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test set).
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test
+set).
 """
 
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from kdcore.data.source import RawImages, Source
 from kdcore.data.splits import stratified_halves
 
-# The bundled file has no split of its own. This one is fixed for ever, so that scores can be compared.
+# The bundled file has no split of its own. This one is fixed for ever, so that scores can be
+# compared.
 _TEST_SHARE = 0.2
 _TEST_SEED = 1998
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 70,000 photographs of clothes, 28x28, grey. Xiao, Rasul and Vollgraf, arXiv:1708.07747."""
+"""Fashion-MNIST: 70,000 photographs of clothes, 28x28, grey. Xiao et al., arXiv:1708.07747."""
 
 import gzip
 import struct
@@ -29,8 +29,8 @@ def _find(folder: Path, name: str) -> Path | None:
 def _files(root: Path | None) -> tuple[Path, ...]:
     ways = (
         "set root to a folder with the four IDX files, gzipped or not (Debian's package "
-        "dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist), or set download: true "
-        "to let torchvision fetch them"
+        "dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist), or set "
+        "download: true to let torchvision fetch them"
     )
     if root is None:
         raise ValueError(f"root is missing, but Fashion-MNIST is read from files; {ways}")
@@ -51,7 +51,8 @@ def read_idx(path: Path) -> Tensor:
     """Reads an IDX file of unsigned bytes, gzipped or not.
 
     Raises:
-        ValueError: the file is damaged: no such header, or more or fewer bytes than the header promises.
+        ValueError: the file is damaged: no such header, or more or fewer bytes than the header
+            promises.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -59,7 +60,8 @@ def read_idx(path: Path) -> Tensor:
         raise ValueError(
             f"damaged IDX file {path}: gzip says {str(error)!r}; fetch it again"
         ) from None
-    # Header: two zero bytes, 8 for unsigned bytes, the number of dimensions, then each as big-endian int32.
+    # Header: two zero bytes, 8 for unsigned bytes, the number of dimensions, then each as
+    # big-endian int32.
     dimensions = content[3] if len(content) >= 4 else 0
     header = 4 + 4 * dimensions
     if content[:3] != b"\x00\x00\x08" or len(content) < header:
@@ -68,8 +70,8 @@ def read_idx(path: Path) -> Tensor:
     promised = int(np.prod(shape, dtype=np.int64))
     if len(content) - header != promised:
         raise ValueError(
-            f"damaged IDX file {path}: it holds {len(content) - header} values, but its header promises "
-            f"{promised} ({'x'.join(map(str, shape))}); fetch it again"
+            f"damaged IDX file {path}: it holds {len(content) - header} values, but its header "
+            f"promises {promised} ({'x'.join(map(str, shape))}); fetch it again"
         )
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)[header:].reshape(shape)
 

@@ -1,4 +1,4 @@
-"""The image table: a data set as one memory-mapped Arrow file, shared by all processes of a machine."""
+"""The image table: a data set as one memory-mapped Arrow file, shared by a machine's processes."""
 
 import hashlib
 import json
@@ -61,7 +61,9 @@ def open_image_table(name: str, source: Source, root: Path | None, workspace: Pa
             try:
                 return _read(path)
             except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-                warnings.warn(f"image table {path} is damaged ({error}); making it again", stacklevel=2)
+                warnings.warn(
+                    f"image table {path} is damaged ({error}); making it again", stacklevel=2
+                )
         _write(path, source.read(files))
         return _read(path)
 

@@ -29,7 +29,8 @@ class Source:
     Args:
         summary: one line for people.
         class_names: the K classes in the order of their labels.
-        crop_padding: pixels of black border that a random crop may reach into; 0 switches crops off.
+        crop_padding: pixels of black border that a random crop may reach into; 0 switches crops
+            off.
         flip: whether a mirrored image keeps its class.
         files: the files that will be read, for a root folder (or none); they identify the data.
         read: reads those files.

@@ -7,8 +7,8 @@ from torch import Tensor
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
     """Orders images so that every leading part holds each class in nearly its share of the whole.
 
-    Within a class the order is random; the r-th of a class of n images comes at (r + u) / n of the way,
-    with one random u for each class, so that small parts favour no class.
+    Within a class the order is random; the r-th of a class of n images comes at (r + u) / n of the
+    way, with one random u for each class, so that small parts favour no class.
 
     Args:
         labels: [N], int64.
@@ -20,7 +20,7 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
     place = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
+    for label in torch.unique(labels):
         members = shuffled[labels[shuffled] == label]
         ranks = torch.arange(len(members), dtype=torch.float64)
         offset = torch.rand((), generator=generator, dtype=torch.float64)
@@ -29,6 +29,6 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
 
 
 def stratified_halves(labels: Tensor, first: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits positions 0 to N-1 into a stratified part of `first` images and the rest, each ascending."""
+    """Splits positions 0 to N-1 into a stratified part of `first` images and the rest."""
     order = stratified_order(labels, seed)
     return order[:first].sort().values, order[first:].sort().values

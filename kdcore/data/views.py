@@ -1,8 +1,8 @@
-"""Deterministic augmentation: what image i looks like in view v is a function of (seed, i, v) alone.
+"""Deterministic augmentation: how image i looks in view v is a function of (seed, i, v) alone.
 
-So teacher and student see the same pixels, a teacher's answer can be kept for each view, and neither batch
-size, order, device nor a restart changes what is learned. Consistent teaching: Beyer et al., CVPR 2022,
-arXiv:2106.05237.
+So teacher and student see the same pixels, a teacher's answer can be kept for each view, and
+neither batch size, order, device nor a restart changes what is learned. Consistent teaching: Beyer
+et al., CVPR 2022, arXiv:2106.05237.
 """
 
 import torch
@@ -69,7 +69,8 @@ def crop_and_flip(
         flip: whether to mirror.
 
     Returns:
-        [B, C, H, W]: pad, crop and flip as the field trains CIFAR, with the same pixels on every device.
+        [B, C, H, W]: pad, crop and flip as the field trains CIFAR, with the same pixels on every
+        device.
     """
     height, width = images.shape[2:]
     device = images.device

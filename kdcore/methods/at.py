@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 from kdcore import method
 from kdcore.layers import ALL, resolve_layers
 from kdcore.method import Method, full_precision
-from kdcore.spatial import match_spatial
 from kdcore.span import Choice, LayerChoice, Span
+from kdcore.spatial import match_spatial
 from kdcore.taps import Batch, Setting, Tap, Taps
 
 
@@ -29,7 +29,7 @@ def attention(activation: Tensor, *, power: int) -> Tensor:
 
 @full_precision
 def at_loss(student_map: Tensor, teacher_map: Tensor, *, power: int) -> Tensor:
-    """Mean squared difference of the two attention maps (equation 2, squared, as its authors train it).
+    """Mean squared difference of two attention maps (equation 2, squared as its authors' code).
 
     Args:
         student_map: [B, Cs, Hs, Ws].
@@ -63,9 +63,7 @@ class AT(Method):
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = [
-            at_loss(
-                student.maps[pair.student], teacher.maps[pair.teacher], power=self.params.power
-            )
+            at_loss(student.maps[pair.student], teacher.maps[pair.teacher], power=self.params.power)
             for pair in self.pairs
         ]
         return sum(losses[1:], start=losses[0])

@@ -9,8 +9,8 @@ from torch.nn.functional import mse_loss
 from kdcore import method
 from kdcore.layers import MIDDLE, resolve_layers
 from kdcore.method import Method, full_precision
-from kdcore.spatial import match_spatial
 from kdcore.span import Choice, LayerChoice, Span
+from kdcore.spatial import match_spatial
 from kdcore.taps import Batch, Setting, Tap, Taps
 
 
@@ -29,14 +29,15 @@ def hint_loss(regressed_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 class FitNet(Method):
-    """Hints: a regressor predicts the teacher's map from the student's, trained jointly with the student."""
+    """Hints: a regressor, trained along, predicts the teacher's map from the student's."""
 
     paper: ClassVar[str] = "arXiv:1412.6550"
     needs: ClassVar[frozenset[Tap]] = frozenset({Tap.MAPS})
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(1.0, 1e3, log=True)] = 100.0
-        # A ReLU suits hints that are activations; it cannot predict the negative values of other taps.
+        # A ReLU suits hints that are activations; it cannot predict the negative values of other
+        # taps.
         relu: Annotated[bool, Choice((True, False))] = True
         layers: Annotated[str, LayerChoice()] = MIDDLE
 

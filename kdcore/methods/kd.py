@@ -1,4 +1,4 @@
-"""Distilling the Knowledge in a Neural Network. Hinton, Vinyals and Dean, 2015, arXiv:1503.02531."""
+"""Distilling the Knowledge in a Neural Network. Hinton, Vinyals, Dean, 2015, arXiv:1503.02531."""
 
 from typing import Annotated, ClassVar
 
@@ -14,7 +14,7 @@ from kdcore.taps import Batch, Tap, Taps
 
 @full_precision
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """KL(teacher || student) of softened class probabilities, times temperature squared (section 2).
+    """KL(teacher || student) of softened probabilities, times temperature squared (section 2).
 
     Args:
         student_logits: [B, K].
@@ -22,7 +22,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: floa
         temperature: > 0; its square keeps gradients on the scale of cross-entropy.
 
     Returns:
-        Scalar, nats, mean over the batch. Zero when both logits are equal up to a shift of each row.
+        Scalar, nats, mean over the batch. Zero when both logits are equal up to a shift of each
+        row.
     """
     student = log_softmax(student_logits / temperature, dim=1)
     teacher = log_softmax(teacher_logits / temperature, dim=1)

@@ -17,7 +17,7 @@ _EQUAL_ROWS = 1e-6
 
 
 def _gram(embedding: Tensor) -> tuple[Tensor, Tensor]:
-    """Gram matrix [B, B] of the centred rows, and their squared distances [B, B], exactly 0 where equal.
+    """Gram matrix [B, B] of the centred rows; their squared distances [B, B], 0 for equal rows.
 
     Centring changes no distance, and keeps |a|^2 + |b|^2 - 2ab from cancelling far from the origin.
     """
@@ -44,7 +44,7 @@ def _distances(squares: Tensor) -> Tensor:
 
 
 def _angles(gram: Tensor, squares: Tensor) -> Tensor:
-    """Cosines [j, i, k] of the angle at j between i and k (equation 8); 0 where two points coincide.
+    """Cosines [j, i, k] of the angle at j between i and k (equation 8); 0 where points coincide.
 
     <x_i - x_j, x_k - x_j> = G_ik - G_ij - G_jk + G_jj: no tensor of size B x B x D.
     """
@@ -71,8 +71,8 @@ def rkd_loss(
         angle_weight: of the angles' term (equation 9), >= 0.
 
     Returns:
-        Scalar; each term is a mean over all pairs or triplets. Zero when the embeddings are equal up to
-        shift, rotation and scale, and for a batch of one.
+        Scalar; each term is a mean over all pairs or triplets. Zero when the embeddings are equal
+        up to shift, rotation and scale, and for a batch of one.
     """
     if len(student_embedding) == 1:
         return student_embedding.sum() * 0.0

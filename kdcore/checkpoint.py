@@ -1,0 +1,52 @@
+"""A run's checkpoint: all that its remaining epochs depend on, written whole or not at all."""
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FILE_NAME = "checkpoint.pt"
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Replaces the folder's checkpoint; a crash at any moment leaves the old or the new one.
+
+    Args:
+        folder: made where it is missing.
+        state: tensors, numbers, strings, and lists and dicts of those.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{FILE_NAME}.partial"
+    with partial.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / FILE_NAME)
+
+
+def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """Reads the folder's checkpoint, without unpickling code.
+
+    Args:
+        folder: where it lies.
+        device: where its tensors go.
+
+    Returns:
+        The state, or none where no checkpoint was written.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise ValueError(
+            f"checkpoint {path} is damaged ({str(error).splitlines()[0]}); remove it to start anew"
+        ) from None
+    return state

@@ -1,0 +1,151 @@
+"""A network with its normalisation, from stored images to logits; and its form on disk."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdcore.backbones import Backbone, build_backbone
+from kdcore.taps import Tap, Taps
+
+
+class ClassifierCard(BaseModel):
+    """What the JSON file beside the weights says.
+
+    Args:
+        backbone: the network's name in the catalogue.
+        class_names: the K classes in the order of the logits.
+        in_channels: channels of the images.
+        image_size: height and width that it was trained on, pixels.
+        mean: subtracted from every pixel on the scale 0 to 1, for each channel.
+        std: every pixel is then divided by it, for each channel.
+        metrics: accuracies as shares of 1, losses in nats.
+        made_by: the settings that it was trained with.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    class_names: tuple[str, ...] = Field(min_length=2)
+    in_channels: int = Field(ge=1)
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    metrics: dict[str, float] = {}
+    made_by: dict[str, JsonValue] = {}
+
+
+class Classifier(nn.Module):
+    """A backbone behind its own normalisation.
+
+    Args:
+        backbone: the network.
+        mean: for each channel, on the scale 0 to 1.
+        std: for each channel, on the scale 0 to 1, > 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        # Not in the state dict: the weights file holds the network, the card its normalisation.
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Float images, with mean 0 and deviation 1 over the training set."""
+        scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+        return (scaled - self.mean) / self.std
+
+    def taps(self, images: Tensor, needs: frozenset[Tap]) -> Taps:
+        """Runs the network once; see `Backbone.taps`. Images as in `forward`."""
+        return self.backbone.taps(self.normalize(images), needs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K] for images [B, C, H, W], uint8 or floats from 0 to 1."""
+        logits: Tensor = self.backbone(self.normalize(images))
+        return logits
+
+
+def save_classifier(folder: Path, role: str, classifier: Classifier, card: ClassifierCard) -> None:
+    """Writes `<role>.safetensors` and `<role>.json`, each whole or not at all.
+
+    Args:
+        folder: made where it is missing.
+        role: `student` or `teacher`.
+        classifier: only its backbone's weights are written.
+        card: what the JSON file says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in classifier.backbone.state_dict().items()
+    }
+    partial = folder / f".{role}.partial"
+    save_file(state, partial)
+    os.replace(partial, folder / f"{role}.safetensors")
+    partial.write_text(card.model_dump_json(indent=2) + "\n")
+    os.replace(partial, folder / f"{role}.json")
+
+
+def load_card(folder: Path, role: str) -> ClassifierCard:
+    """Reads `<role>.json`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged.
+    """
+    path = folder / f"{role}.json"
+    try:
+        return ClassifierCard.model_validate_json(path.read_text())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} is damaged: {where or 'content'}: {first['msg']}") from None
+
+
+def load_classifier(folder: Path, role: str) -> Classifier:
+    """Loads what `save_classifier` wrote, in evaluation mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or weights and card do not belong together.
+    """
+    card = load_card(folder, role)
+    weights = folder / f"{role}.safetensors"
+    backbone = build_backbone(
+        card.backbone, num_classes=len(card.class_names), in_channels=card.in_channels, seed=0
+    )
+    try:
+        backbone.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights} does not fit {card.backbone}: {error}") from None
+    return Classifier(backbone, card.mean, card.std).eval()
+
+
+def load_student(folder: str | os.PathLike[str]) -> Classifier:
+    """Loads an exported student, ready to classify images: uint8, or floats from 0 to 1.
+
+    No code is unpickled: the weights are safetensors, the rest is JSON.
+
+    Args:
+        folder: holds `student.safetensors` and `student.json`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or weights and card do not belong together.
+    """
+    return load_classifier(Path(folder), "student")
+
+
+def card_as_dict(card: ClassifierCard) -> dict[str, JsonValue]:
+    """The card as plain JSON values."""
+    values: dict[str, JsonValue] = json.loads(card.model_dump_json())
+    return values

@@ -1,0 +1,160 @@
+"""Distilling one student once: from a frozen configuration to a stream of epoch reports."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    model_validator,
+)
+
+from kdcore.backbones import build_backbone, check_backbone, probe_shapes
+from kdcore.classifier import Classifier
+from kdcore.data import DataConfig, ImageData, open_data
+from kdcore.method import Params
+from kdcore.methods import CATALOGUE, check_method
+from kdcore.taps import Setting
+from kdcore.teacher import TeacherConfig, load_teacher, prepare_teacher, teacher_folder
+from kdcore.training import EpochReport, Recipe, Term, default_device, identity_of, train
+
+
+class TermConfig(BaseModel):
+    """A method of an objective, with its settings; those left out have the published values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Annotated[str, AfterValidator(check_method)]
+    params: SerializeAsAny[Params]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _params_of_the_method(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or value.get("method") not in CATALOGUE:
+            return value  # the fields' own validation says what is wrong
+        params = value.get("params", {})
+        if isinstance(params, Mapping):
+            params = CATALOGUE[value["method"]].Params.model_validate(params)
+        return {**value, "params": params}
+
+    def __str__(self) -> str:
+        """The method with every searched setting, like `kd(weight=0.9, temperature=4)`."""
+        searched = type(self.params).searched()
+        settings = ", ".join(
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.params
+            if name in searched
+        )
+        return f"{self.method}({settings})" if settings else self.method
+
+
+class TrialConfig(BaseModel):
+    """Everything that decides the numbers of one distillation.
+
+    Args:
+        data: the images.
+        teacher: the network that teaches.
+        student: the name of the network that learns.
+        objective: the terms beside cross-entropy; none of them is the control.
+        training: the recipe.
+        seed: of the student's and the helpers' initial weights, and of the order of the images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: DataConfig
+    teacher: TeacherConfig
+    student: Annotated[str, AfterValidator(check_backbone)]
+    objective: tuple[TermConfig, ...] = ()
+    training: Recipe
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _each_method_once(self) -> Self:
+        methods = [term.method for term in self.objective]
+        if len(set(methods)) < len(methods):
+            raise ValueError(f"objective is {methods}, but a method may stand in it only once")
+        return self
+
+
+def setting_of(student: str, teacher: str, data: ImageData) -> Setting:
+    """What a method is built from, for two networks of the catalogue on these images."""
+
+    def shapes(name: str) -> Any:
+        return probe_shapes(
+            name,
+            num_classes=data.num_classes,
+            in_channels=data.in_channels,
+            image_size=data.image_size,
+        )
+
+    return Setting(shapes(student), shapes(teacher), len(data.train))
+
+
+def build_terms(objective: tuple[TermConfig, ...], setting: Setting, seed: int) -> tuple[Term, ...]:
+    """Builds the methods of an objective; the same seed gives their helpers the same weights.
+
+    Raises:
+        ValueError: a method cannot work on these networks; the message says why.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return tuple(
+            Term(term.method, CATALOGUE[term.method](term.params, setting)) for term in objective
+        )
+
+
+def distill(
+    config: TrialConfig,
+    *,
+    workspace: str | Path = "runs",
+    checkpoint_dir: str | Path | None = None,
+    device: torch.device | None = None,
+) -> Iterator[EpochReport]:
+    """Trains one student and yields a report after each epoch.
+
+    Args:
+        config: what to do.
+        workspace: a folder for what is made once and kept: image tables and teachers. A teacher
+            that is not there yet is trained first.
+        checkpoint_dir: where a checkpoint is written before each report. A checkpoint found there
+            is continued, with the reports that the uninterrupted run would have given.
+        device: where to compute; none: the GPU where there is one.
+
+    Raises:
+        NonFiniteLossError: a loss became NaN or infinite; the message names the term.
+        ValueError: data, weights or checkpoint are missing or damaged, or a method cannot work
+            here.
+    """
+    workspace = Path(workspace)
+    device = device or default_device()
+    data = open_data(config.data, workspace)
+    backbone = build_backbone(
+        config.student,
+        num_classes=data.num_classes,
+        in_channels=data.in_channels,
+        seed=config.seed,
+    )
+    setting = setting_of(config.student, config.teacher.backbone, data)
+    terms = build_terms(config.objective, setting, config.seed)
+    teacher = None
+    if any(term.method.needs for term in terms):
+        for _ in prepare_teacher(config.teacher, data, workspace, device):
+            pass
+        teacher = load_teacher(teacher_folder(config.teacher, data, workspace))
+    yield from train(
+        Classifier(backbone, data.mean, data.std),
+        terms,
+        teacher,
+        data,
+        config.training,
+        seed=config.seed,
+        identity=identity_of(config),
+        device=device,
+        checkpoint_dir=Path(checkpoint_dir) if checkpoint_dir is not None else None,
+    )

@@ -1,0 +1,377 @@
+"""The training loop: cross-entropy plus weighted terms, one report after each epoch."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from kdcore.checkpoint import read_checkpoint, write_checkpoint
+from kdcore.classifier import Classifier
+from kdcore.data import ImageData, Split
+from kdcore.method import Method
+from kdcore.taps import Batch, Tap, Taps
+
+# Evaluation batches: large enough to fill a device, small enough for the widest maps of a
+# ResNet-50.
+_EVALUATION_BATCH = 512
+
+# Where the step schedule divides the learning rate by 10: epochs 150, 180 and 210 of the field's
+# 240.
+_STEP_MILESTONES = (0.625, 0.75, 0.875)
+
+
+class Recipe(BaseModel):
+    """How a network is trained.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images in a step; a last incomplete batch is left out of its epoch.
+        optimizer: `sgd` with momentum, or `adamw`.
+        learning_rate: at its peak.
+        momentum: of SGD.
+        weight_decay: of all parameters.
+        schedule: `cosine` to zero, `step` (a tenth after 62.5, 75 and 87.5 percent), or `constant`.
+        warmup_epochs: linear rise of the learning rate at the start.
+        gradient_clip_norm: the largest norm of the gradient of student and helpers together; none:
+            no limit.
+        acceleration: `auto` takes bfloat16 and channels-last where the hardware gains by them;
+            `off` never.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(64, ge=2)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(0.05, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)
+    gradient_clip_norm: float | None = Field(None, gt=0)
+    acceleration: Literal["auto", "off"] = "auto"
+
+    def learning_rate_at(self, progress_epochs: float) -> float:
+        """The learning rate after so many epochs, 0 to `epochs`."""
+        if progress_epochs < self.warmup_epochs:
+            return self.learning_rate * progress_epochs / self.warmup_epochs
+        share = progress_epochs / self.epochs
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+        if self.schedule == "step":
+            return self.learning_rate * 0.1 ** sum(
+                share >= milestone for milestone in _STEP_MILESTONES
+            )
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class Term:
+    """A method at work in an objective, under its name in the catalogue."""
+
+    name: str
+    method: Method
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch gave. Accuracies are shares of 1, losses in nats and means over images.
+
+    Args:
+        epoch: from 1.
+        epochs: the run's budget.
+        train_loss: cross-entropy plus weighted terms.
+        train_terms: each term before its weight, by name; `cross_entropy` is one of them.
+        train_accuracy: on the augmented training images, while learning.
+        heldout_accuracy: after the epoch, in float32.
+        heldout_loss: cross-entropy, likewise.
+        best_heldout_accuracy: of all epochs so far; equal ones are decided by the lower held-out
+            loss.
+        best_epoch: the epoch that it belongs to.
+        learning_rate: of the last step.
+        epoch_seconds: training and evaluation.
+    """
+
+    epoch: int
+    epochs: int
+    train_loss: float
+    train_terms: dict[str, float]
+    train_accuracy: float
+    heldout_accuracy: float
+    heldout_loss: float
+    best_heldout_accuracy: float
+    best_epoch: int
+    learning_rate: float
+    epoch_seconds: float
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss became NaN or infinite; the message names the first term that did."""
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def gains_by_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+@torch.no_grad()
+def evaluate(classifier: Classifier, split: Split) -> tuple[float, float]:
+    """Accuracy (share of 1) and cross-entropy (nats) on unaugmented images, in float32.
+
+    Args:
+        classifier: is put into evaluation mode, and back.
+        split: at least one image; may lie on another device.
+    """
+    was_training = classifier.training
+    classifier.eval()
+    device = classifier.mean.device
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    for positions in torch.split(torch.arange(len(split)), _EVALUATION_BATCH):
+        images = split.images[positions].to(device)
+        labels = split.labels[positions].to(device)
+        logits = classifier(images)
+        right += (logits.argmax(1) == labels).sum()
+        loss += cross_entropy(logits, labels, reduction="sum")
+    classifier.train(was_training)
+    return right.item() / len(split), loss.item() / len(split)
+
+
+def _optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+    return torch.optim.AdamW(
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+
+
+class _Meters:
+    """Sums over an epoch that stay on the device: nothing in the loop waits for them."""
+
+    def __init__(self, terms: int, device: torch.device) -> None:
+        self.sums = torch.zeros(terms + 1, dtype=torch.float64, device=device)
+        self.right = torch.zeros((), dtype=torch.int64, device=device)
+        self.first_bad_step = torch.full((terms,), torch.iinfo(torch.int64).max, device=device)
+
+    def add(self, step: int, loss: Tensor, terms: Tensor, logits: Tensor, labels: Tensor) -> None:
+        self.sums += torch.cat([loss[None], terms])
+        self.right += (logits.argmax(1) == labels).sum()
+        self.first_bad_step = torch.where(
+            terms.isfinite(), self.first_bad_step, self.first_bad_step.clamp(max=step)
+        )
+
+
+class _Run:
+    """Student, helpers and optimiser on their device: what changes while training."""
+
+    def __init__(
+        self,
+        student: Classifier,
+        terms: Sequence[Term],
+        teacher: Classifier | None,
+        data: ImageData,
+        recipe: Recipe,
+        device: torch.device,
+    ) -> None:
+        self.bfloat16 = recipe.acceleration == "auto" and gains_by_bfloat16(device)
+        layout = torch.channels_last if self.bfloat16 else torch.contiguous_format
+        self.student = student.to(device).to(memory_format=layout).train()
+        self.methods = [term.method for term in terms]
+        self.helpers = nn.ModuleList(self.methods).to(device).to(memory_format=layout).train()
+        self.teacher = teacher.to(device).to(memory_format=layout) if teacher else None
+        self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
+        self.names = ["cross_entropy", *(term.name for term in terms)]
+        self.weights = torch.tensor(
+            [1.0, *(method.params.weight for method in self.methods)], device=device
+        )
+        self.data, self.recipe, self.device = data, recipe, device
+        self.split = data.train.to(device)
+        self.batch_size = min(recipe.batch_size, len(self.split))
+        self.steps = len(self.split) // self.batch_size
+        self.parameters = [*student.parameters(), *self.helpers.parameters()]
+        self.optimizer = _optimizer(recipe, self.parameters)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        on_gpu = self.device.type == "cuda"
+        return {
+            "student": self.student.backbone.state_dict(),
+            "helpers": self.helpers.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random_state": torch.get_rng_state(),
+            "cuda_random_state": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state` gave."""
+        self.student.backbone.load_state_dict(state["student"])
+        self.helpers.load_state_dict(state["helpers"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random_state"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random_state"].cpu(), self.device)
+
+    def epoch(self, epoch: int, order: Tensor) -> _Meters:
+        """Trains on the images in the given order of positions."""
+        meters = _Meters(len(self.names), self.device)
+        for step in range(self.steps):
+            positions = order[step * self.batch_size : (step + 1) * self.batch_size]
+            rate = self.recipe.learning_rate_at(epoch - 1 + (step + 0.5) / self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self._step(step, epoch, positions, meters)
+        return meters
+
+    def _step(self, step: int, epoch: int, positions: Tensor, meters: _Meters) -> None:
+        images = self.data.view(self.split, positions, epoch)
+        labels = self.split.labels[positions]
+        batch = Batch(labels, positions, epoch, self.recipe.epochs)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            shown = self.student.taps(images, self.needs)
+            taught = self._taught(images, shown)
+            terms = [cross_entropy(shown.logits.float(), labels)]
+            terms += [method(shown, taught, batch).float() for method in self.methods]
+        values = torch.stack(terms)
+        loss = (self.weights * values).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self.recipe.gradient_clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
+        self.optimizer.step()
+        meters.add(step, loss.detach(), values.detach(), shown.logits.detach(), labels)
+
+    def _taught(self, images: Tensor, shown: Taps) -> Taps:
+        """The teacher's outputs; where no term reads any, the student's stand in for them."""
+        if self.teacher is None:
+            return shown
+        with torch.no_grad():
+            return self.teacher.taps(images, self.needs)
+
+
+def train(
+    student: Classifier,
+    terms: Sequence[Term],
+    teacher: Classifier | None,
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    seed: int,
+    identity: str,
+    device: torch.device,
+    checkpoint_dir: Path | None,
+) -> Iterator[EpochReport]:
+    """Trains a student, and yields a report after each epoch.
+
+    Args:
+        student: is trained in place; after the last epoch it has the last epoch's weights.
+        terms: the objective beside cross-entropy.
+        teacher: in evaluation mode and frozen; none where no term needs one.
+        data: what to learn from.
+        recipe: how.
+        seed: of the order of the images, and of whatever is drawn while training.
+        identity: names the run; a checkpoint of another run is refused.
+        device: where to compute.
+        checkpoint_dir: written before each report; a checkpoint found there is continued.
+
+    Raises:
+        NonFiniteLossError: a loss became NaN or infinite.
+        ValueError: the checkpoint is damaged or belongs to another run.
+    """
+    run = _Run(student, terms, teacher, data, recipe, device)
+    heldout = data.heldout.to(device)
+    finished, best = 0, None
+    state = read_checkpoint(checkpoint_dir, device) if checkpoint_dir is not None else None
+    if state is None:
+        torch.manual_seed(seed)
+    elif state["identity"] != identity:
+        raise ValueError(f"checkpoint in {checkpoint_dir} belongs to another run; remove it")
+    else:
+        run.restore(state)
+        finished, best = state["epoch"], state["best"]
+
+    for epoch in range(finished + 1, recipe.epochs + 1):
+        started = time.perf_counter()
+        generator = torch.Generator().manual_seed(_order_seed(seed, epoch))
+        meters = run.epoch(epoch, torch.randperm(len(data.train), generator=generator).to(device))
+        _refuse_non_finite(meters, run.names, epoch)
+        accuracy, heldout_loss = evaluate(student, heldout)
+        if best is None or (accuracy, -heldout_loss) > (best["accuracy"], -best["loss"]):
+            best = {
+                "epoch": epoch,
+                "accuracy": accuracy,
+                "loss": heldout_loss,
+                "student": {k: v.clone() for k, v in student.backbone.state_dict().items()},
+            }
+        if checkpoint_dir is not None:
+            progress = {"identity": identity, "epoch": epoch, "best": best}
+            write_checkpoint(checkpoint_dir, run.state() | progress)
+        means = (meters.sums / run.steps).tolist()
+        yield EpochReport(
+            epoch=epoch,
+            epochs=recipe.epochs,
+            train_loss=means[0],
+            train_terms=dict(zip(run.names, means[1:], strict=True)),
+            train_accuracy=meters.right.item() / (run.steps * run.batch_size),
+            heldout_accuracy=accuracy,
+            heldout_loss=heldout_loss,
+            best_heldout_accuracy=best["accuracy"],
+            best_epoch=best["epoch"],
+            learning_rate=run.optimizer.param_groups[0]["lr"],
+            epoch_seconds=time.perf_counter() - started,
+        )
+
+
+def _order_seed(seed: int, epoch: int) -> int:
+    """A seed for an epoch's order; runs with neighbouring seeds share no epoch's order."""
+    return seed * 1_000_003 + epoch
+
+
+def _refuse_non_finite(meters: _Meters, names: Sequence[str], epoch: int) -> None:
+    steps = meters.first_bad_step.tolist()
+    first = min(range(len(names)), key=steps.__getitem__)
+    if steps[first] == torch.iinfo(torch.int64).max:
+        return
+    raise NonFiniteLossError(
+        f"the term {names[first]} is not finite at epoch {epoch}, step {steps[first] + 1}; "
+        f"lower the learning rate or the term's weight"
+    )
+
+
+def best_student(checkpoint_dir: Path) -> dict[str, Any]:
+    """The best epoch in a run's checkpoint: `student` (weights), `epoch`, `accuracy` and `loss`.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: the checkpoint is damaged.
+    """
+    state = read_checkpoint(checkpoint_dir, torch.device("cpu"))
+    if state is None:
+        raise FileNotFoundError(f"no checkpoint in {checkpoint_dir}")
+    best: dict[str, Any] = state["best"]
+    return best
+
+
+def identity_of(*parts: BaseModel) -> str:
+    """A text that two runs share only if their settings are the same."""
+    return json.dumps([part.model_dump(mode="json") for part in parts], sort_keys=True)
