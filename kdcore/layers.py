@@ -77,6 +77,6 @@ def resolve_layers(layers: str, student: Shapes, teacher: Shapes) -> tuple[Layer
         if name not in shapes.maps:
             raise ValueError(
                 f"layers is {layers!r}, but the {role} {shapes.network} has no tap {name!r}"
-                f"{did_you_mean(name, shapes.maps)}; its taps: {', '.join(shapes.maps)}"
+                f"{did_you_mean(name, shapes.maps)} Its taps: {', '.join(shapes.maps)}"
             )
     return (LayerPair(*names),)

@@ -5,6 +5,6 @@ from difflib import get_close_matches
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A clause like `; did you mean 'kd'?` for an unknown name, empty where nothing comes near."""
+    """The end of a sentence about an unknown name: `; did you mean 'kd'?`, or a full stop."""
     close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."

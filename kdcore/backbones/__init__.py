@@ -33,8 +33,8 @@ def check_backbone(name: str) -> str:
     """
     if name not in BACKBONES:
         raise ValueError(
-            f"unknown backbone {name!r}{did_you_mean(name, BACKBONES)}; "
-            f"the catalogue has {', '.join(BACKBONES)}"
+            f"unknown backbone {name!r}{did_you_mean(name, BACKBONES)} "
+            f"The catalogue has {', '.join(BACKBONES)}"
         )
     return name
 

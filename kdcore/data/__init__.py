@@ -39,8 +39,8 @@ SOURCES: Mapping[str, Source] = _collect()
 def _check_name(name: str) -> str:
     if name not in SOURCES:
         raise ValueError(
-            f"unknown data set {name!r}{did_you_mean(name, SOURCES)}; "
-            f"there are {', '.join(SOURCES)}"
+            f"unknown data set {name!r}{did_you_mean(name, SOURCES)} "
+            f"There are {', '.join(SOURCES)}"
         )
     return name
 

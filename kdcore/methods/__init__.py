@@ -36,7 +36,7 @@ def check_method(name: str) -> str:
     """
     if name not in CATALOGUE:
         raise ValueError(
-            f"unknown method {name!r}{did_you_mean(name, CATALOGUE)}; "
-            f"the catalogue has {', '.join(CATALOGUE)}"
+            f"unknown method {name!r}{did_you_mean(name, CATALOGUE)} "
+            f"The catalogue has {', '.join(CATALOGUE)}"
         )
     return name

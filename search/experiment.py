@@ -1,0 +1,327 @@
+"""The experiment file: its schema, overrides from the command line, and errors that help."""
+
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from kdcore import DataConfig, Recipe, TeacherConfig
+from kdcore.backbones import check_backbone
+from kdcore.methods import check_method
+from kdcore.suggestion import did_you_mean
+
+CONTROL = "none"
+
+Option = bool | int | float | str
+
+
+class Problem(BaseModel):
+    """A mistake in an experiment.
+
+    Args:
+        key: the path of the key, like `search.trials`; empty for the file as a whole.
+        message: the value, the rule, the way out.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    message: str
+
+
+class ExperimentError(Exception):
+    """An experiment that cannot be run; holds all that is wrong with it."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.lines()))
+
+    def lines(self) -> list[str]:
+        """One line a problem: file, key path, message."""
+        return [
+            ": ".join(part for part in (self.source, problem.key, problem.message) if part)
+            for problem in self.problems
+        ]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SearchedRange(_Closed):
+    """A number that the search chooses, both ends included.
+
+    Args:
+        low: the smallest value, > 0.
+        high: the largest value.
+        log: sample evenly in the logarithm.
+    """
+
+    low: float = Field(gt=0)
+    high: float
+    log: bool = True
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low}, but must be below high, which is {self.high}")
+        return self
+
+    @property
+    def middle(self) -> float:
+        """Where the first trials stand: the centre on the scale that is sampled."""
+        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+
+
+# Pydantic puts the tag of the chosen alternative into an error's path; the user never wrote it.
+_NUMBER, _RANGE = "number", "range"
+
+
+class Training(Recipe):
+    """The students' recipe; see `kdcore.Recipe`. The learning rate may be searched."""
+
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0), Tag(_NUMBER)] | Annotated[SearchedRange, Tag(_RANGE)],
+        Discriminator(lambda value: _NUMBER if isinstance(value, int | float | str) else _RANGE),
+    ] = 0.05  # type: ignore[assignment]
+
+
+class Asha(_Closed):
+    """Asynchronous successive halving: Li et al., MLSys 2020, arXiv:1810.05934.
+
+    Args:
+        grace_epochs: no trial is stopped before this epoch.
+        reduction: at every rung the best 1/reduction go on; rungs are that factor apart.
+    """
+
+    grace_epochs: int = Field(1, ge=1)
+    reduction: float = Field(3.0, gt=1)
+
+
+class Search(_Closed):
+    """How the space is searched.
+
+    Args:
+        trials: how many, the control and the published settings among them.
+        seed: of the sampler.
+        asha: early stopping; none runs every trial to its end.
+        concurrent_trials: at most so many at a time; none: as many as the cluster holds.
+    """
+
+    trials: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+    asha: Asha | None = Asha()
+    concurrent_trials: int | None = Field(None, ge=1)
+
+
+class Resources(_Closed):
+    """What one trial occupies. Fractions of a GPU share it; its memory is not divided.
+
+    Args:
+        cpus: cores, also the number of its threads.
+        gpus: GPUs.
+    """
+
+    cpus: int = Field(1, ge=1)
+    gpus: float = Field(0.0, ge=0)
+
+
+class Experiment(_Closed):
+    """A search, as its user writes it.
+
+    Args:
+        name: of the task; searches of one task are compared. The file's name where it is left out.
+        data: see `kdcore.DataConfig`.
+        teacher: see `kdcore.TeacherConfig`.
+        student: the name of a backbone.
+        objective: slots, each a list of candidate methods; a trial has one method of each slot.
+        training: the recipe of the students.
+        seed: of the students' initial weights and of the order of their images.
+        search: how the space is searched.
+        resources: what one trial occupies.
+        narrow: searched fields like `kd.temperature`, each with a smaller range [low, high] or
+            fewer options.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    data: DataConfig
+    teacher: TeacherConfig
+    student: Annotated[str, AfterValidator(check_backbone)]
+    objective: tuple[
+        Annotated[tuple[Annotated[str, AfterValidator(check_method)], ...], Field(min_length=1)],
+        ...,
+    ] = Field(min_length=1)
+    training: Training
+    seed: int = Field(0, ge=0)
+    search: Search
+    resources: Resources = Resources()
+    narrow: dict[str, tuple[Option, ...]] = {}
+
+    @field_validator("objective")
+    @classmethod
+    def _each_method_once(cls, slots: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        seen: set[str] = set()
+        for slot in slots:
+            for name in slot:
+                if slot.count(name) > 1 or (name in seen and name != CONTROL):
+                    raise ValueError(f"{name!r} stands in it twice, but a method may stand once")
+            seen |= set(slot)
+        if seen == {CONTROL}:
+            raise ValueError(f"it has only {CONTROL!r}, but needs a method to search")
+        return slots
+
+    @model_validator(mode="after")
+    def _rungs_within_budget(self) -> Self:
+        asha = self.search.asha
+        if asha is not None and asha.grace_epochs > self.training.epochs:
+            raise ValueError(
+                f"search.asha.grace_epochs is {asha.grace_epochs}, but must be at most "
+                f"training.epochs, which is {self.training.epochs}"
+            )
+        return self
+
+
+def read_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Reads an experiment file.
+
+    Args:
+        path: a YAML file.
+        overrides: texts like `search.trials=20`; the value is read as YAML.
+
+    Raises:
+        ExperimentError: with all mistakes of the file.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ExperimentError(str(path), [Problem(key="", message=_reason(error))]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        raise ExperimentError(
+            str(path), [Problem(key="", message=f"not valid YAML: {text}")]
+        ) from None
+    if not isinstance(content, dict):
+        message = f"holds {type(content).__name__}, but must hold keys like data, teacher, student"
+        raise ExperimentError(str(path), [Problem(key="", message=message)])
+    content.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(content, override)
+    return parse_experiment(content, str(path))
+
+
+def parse_experiment(content: Mapping[str, Any], source: str) -> Experiment:
+    """Validates an experiment that is already a tree of plain values.
+
+    Raises:
+        ExperimentError: with all mistakes.
+    """
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        errors = error.errors()
+        problems = [
+            _problem(details)
+            for details in errors
+            if not (
+                # a list whose items are wrong is also called too short
+                details["type"] == "too_short"
+                and any(
+                    other["loc"][: len(details["loc"])] == details["loc"] != other["loc"]
+                    for other in errors
+                )
+            )
+        ]
+        raise ExperimentError(source, problems) from None
+
+
+def _reason(error: OSError) -> str:
+    return f"cannot be read: {error.strerror or error}"
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Sets one key of the tree, as `--set key.path=value` says."""
+    source = f"--set {override}"
+    path, equals, value = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        message = "must have the form key.path=value"
+        raise ExperimentError(source, [Problem(key="", message=message)])
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        text = " ".join(str(error).split())
+        raise ExperimentError(
+            source, [Problem(key="", message=f"value is not valid YAML: {text}")]
+        ) from None
+    if keys[0] == "narrow" and len(keys) > 1:
+        keys = ["narrow", ".".join(keys[1:])]  # its own keys have a dot in them
+    node = content
+    for key in keys[:-1]:
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            message = f"{key} is {node!r}, which has no keys"
+            raise ExperimentError(source, [Problem(key="", message=message)])
+    node[keys[-1]] = parsed
+
+
+def _problem(details: Any) -> Problem:
+    """One of pydantic's errors in our words."""
+    place = [part for part in details["loc"] if part not in (_NUMBER, _RANGE)]
+    key = ".".join(map(str, place))
+    value = details["input"]
+    match details["type"]:
+        case "extra_forbidden":
+            known = _known_keys(place[:-1])
+            name = str(place[-1])
+            message = (
+                f"unknown key {name!r}{did_you_mean(name, known)} Known here: {', '.join(known)}"
+            )
+        case "missing":
+            message = "is missing, but has no default"
+        case "value_error":
+            message = str(details["ctx"]["error"])
+        case _:
+            rule = details["msg"].replace("Tuple should", "It should")
+            message = f"is {_short(value)}, but {rule[0].lower()}{rule[1:]}"
+    return Problem(key=key, message=message)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _known_keys(place: Sequence[object]) -> list[str]:
+    """The keys of the schema at a path."""
+    model: Any = Experiment
+    for part in place:
+        annotation = model.model_fields[part].annotation
+        choices = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+        model = next(
+            choice
+            for choice in choices
+            if isinstance(choice, type) and issubclass(choice, BaseModel)
+        )
+    return list(model.model_fields)
+
+
+def _is_union(annotation: object) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)

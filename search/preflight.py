@@ -1,0 +1,90 @@
+"""Everything that can be refused before anything is trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcore import TermConfig
+from kdcore.data import ImageData, open_data
+from kdcore.distillation import build_terms, setting_of
+from kdcore.teacher import is_ready, teacher_folder
+from search.experiment import CONTROL, Experiment, ExperimentError, Problem
+from search.space import Space, derive_space, trial_config
+from search.storage import Storage, workspace_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment that can be run.
+
+    Args:
+        experiment: what was asked for.
+        data: its images.
+        space: what is searched.
+        first_trials: the points that come first.
+        teacher_path: the teacher's folder on this machine.
+        teacher_ready: whether it is there already.
+    """
+
+    experiment: Experiment
+    data: ImageData
+    space: Space
+    teacher_path: Path
+    teacher_ready: bool
+
+
+def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
+    """Checks storage, data, teacher, taps and methods.
+
+    Args:
+        experiment: what a user asks for.
+        storage: where the search would be kept.
+        source: the experiment's file, for messages.
+
+    Raises:
+        ExperimentError: with all that is wrong.
+    """
+    problems = _storage_problems(storage)
+    if problems:
+        raise ExperimentError(source, problems)
+    workspace = workspace_of(storage)
+    try:
+        data = open_data(experiment.data, workspace)
+    except (ValueError, OSError) as error:
+        problems.append(Problem(key="data", message=str(error)))
+        data = None
+    if data is None:
+        raise ExperimentError(source, problems)
+    teacher_path = workspace
+    try:
+        teacher_path = teacher_folder(experiment.teacher, data, workspace)
+    except ValueError as error:
+        problems.append(Problem(key="teacher.weights", message=str(error)))
+    try:
+        setting = setting_of(experiment.student, experiment.teacher.backbone, data)
+        space = derive_space(experiment, setting, source)
+    except ValueError as error:
+        problems.append(Problem(key="student", message=str(error)))
+        raise ExperimentError(source, problems) from None
+    except ExperimentError as error:
+        raise ExperimentError(source, (*problems, *error.problems)) from None
+    for name in dict.fromkeys(name for slot in experiment.objective for name in slot):
+        if name != CONTROL:
+            term = TermConfig.model_validate({"method": name, "params": {}})
+            try:
+                build_terms((term,), setting, seed=0)
+            except ValueError as error:
+                problems.append(Problem(key="objective", message=f"{name}: {error}"))
+    if problems:
+        raise ExperimentError(source, problems)
+    return Plan(experiment, data, space, teacher_path, is_ready(teacher_path))
+
+
+def _storage_problems(storage: Storage) -> list[Problem]:
+    probe = ".write-test"
+    try:
+        storage.write(probe, b"")
+        storage.remove(probe)
+    except OSError as error:
+        message = f"{storage.uri} cannot be written to: {error}; choose another with --storage"
+        return [Problem(key="storage", message=message)]
+    return []

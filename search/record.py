@@ -1,0 +1,143 @@
+"""What is known of a search and of its trials: one frozen record each, one JSON file a search."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kdcore.suggestion import did_you_mean
+from search.experiment import Experiment, Option
+from search.storage import Storage
+
+State = Literal["running", "finished", "stopped", "failed", "interrupted"]
+
+# A running search writes its record at least every half minute; one that is silent has died.
+HEARTBEAT = timedelta(seconds=30)
+_SILENCE = timedelta(minutes=3)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrialRecord(_Record):
+    """A trial, as the leaderboard shows it.
+
+    Args:
+        number: from 0, in the order of their start; trial 0 is the control.
+        point: what the search chose.
+        objective: the methods with their searched settings, in words.
+        state: `finished` only after its last epoch; `stopped` early by ASHA; `failed`;
+            `interrupted` by the end of the search.
+        reason: why it failed.
+        epochs_done: so far.
+        epochs: its budget.
+        heldout_accuracy: of the best epoch, a share of 1; none before the first report.
+        heldout_loss: of the last epoch, nats.
+        best_epoch: the epoch whose weights are kept.
+        train_seconds: training and evaluation.
+        checkpoint: the last checkpoint's folder, relative to the storage.
+    """
+
+    number: int
+    point: dict[str, Option]
+    objective: str
+    state: State
+    reason: str = ""
+    epochs_done: int = 0
+    epochs: int
+    heldout_accuracy: float | None = None
+    heldout_loss: float | None = None
+    best_epoch: int | None = None
+    train_seconds: float = 0.0
+    checkpoint: str | None = None
+
+    @property
+    def is_control(self) -> bool:
+        return self.objective == "none"
+
+
+class SearchRecord(_Record):
+    """A search.
+
+    Args:
+        name: unique within its storage.
+        experiment: as resolved.
+        state: of the search as a whole.
+        teacher: the teacher's folder, relative to the storage.
+        teacher_metrics: `heldout_accuracy` and `heldout_loss`.
+        tracking_uri: where MLflow keeps the runs.
+        mlflow_experiment_id: once it is known.
+        mlflow_run_id: of the parent run, once it is known.
+        started: when.
+        updated: when this record was written.
+        trials: in the order of their start.
+    """
+
+    name: str
+    experiment: Experiment
+    state: Literal["running", "finished", "interrupted", "failed"]
+    teacher: str | None = None
+    teacher_metrics: dict[str, float] = {}
+    tracking_uri: str
+    mlflow_experiment_id: str | None = None
+    mlflow_run_id: str | None = None
+    started: datetime
+    updated: datetime
+    trials: tuple[TrialRecord, ...] = ()
+
+    @property
+    def control(self) -> TrialRecord | None:
+        """The best trial without distillation that ran to its end."""
+        controls = [
+            trial for trial in self.trials if trial.is_control and trial.state == "finished"
+        ]
+        return max(controls, key=lambda trial: trial.heldout_accuracy or 0.0, default=None)
+
+
+def search_storage(storage: Storage, name: str) -> Storage:
+    return storage / f"searches/{name}"
+
+
+def write_record(storage: Storage, record: SearchRecord) -> SearchRecord:
+    """Writes a search's record with the present time; returns what was written."""
+    record = record.model_copy(update={"updated": datetime.now(UTC)})
+    content = record.model_dump_json(indent=1).encode()
+    search_storage(storage, record.name).write("search.json", content)
+    return record
+
+
+def read_record(storage: Storage, name: str) -> SearchRecord:
+    """Reads a search's record. A search that fell silent is reported as interrupted.
+
+    Raises:
+        ValueError: there is no such search, or its record is damaged.
+    """
+    names = search_names(storage)
+    if name not in names:
+        known = f"There are {', '.join(names)}" if names else "There is none yet"
+        raise ValueError(f"no search {name!r} in {storage.uri}{did_you_mean(name, names)} {known}")
+    try:
+        content = search_storage(storage, name).read("search.json")
+        record = SearchRecord.model_validate_json(content)
+    except (ValidationError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"the record of search {name!r} is damaged: {first}") from None
+    if record.state == "running" and datetime.now(UTC) - record.updated > _SILENCE:
+        record = interrupted(record)
+    return record
+
+
+def interrupted(record: SearchRecord) -> SearchRecord:
+    """The record of a search that ended before its trials did."""
+    trials = tuple(
+        trial.model_copy(update={"state": "interrupted"}) if trial.state == "running" else trial
+        for trial in record.trials
+    )
+    return record.model_copy(update={"state": "interrupted", "trials": trials})
+
+
+def search_names(storage: Storage) -> list[str]:
+    """The searches of a storage that have a record, in alphabetical order."""
+    searches = storage / "searches"
+    return sorted(name for name in searches.names() if searches.exists(f"{name}/search.json"))

@@ -1,0 +1,264 @@
+"""The search space, derived from the catalogue's declarations; it names no method."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from pydantic import ValidationError
+
+from kdcore import Recipe, TermConfig, TrialConfig
+from kdcore.layers import layer_options, resolve_layers
+from kdcore.methods import CATALOGUE
+from kdcore.span import Choice, LayerChoice, Span
+from kdcore.suggestion import did_you_mean
+from kdcore.taps import Setting
+from search.experiment import (
+    CONTROL,
+    Experiment,
+    ExperimentError,
+    Option,
+    Problem,
+    SearchedRange,
+)
+
+LEARNING_RATE = "training.learning_rate"
+IS_CONTROL = "control"
+
+Point = dict[str, Any]
+"""A trial's choices by name: `objective.1` (a method), `kd.temperature`, `training.learning_rate`."""
+
+
+@dataclass(frozen=True)
+class NumberField:
+    """A searched number.
+
+    Args:
+        name: like `kd.temperature`.
+        low: the smallest value.
+        high: the largest value, itself included.
+        log: sampled evenly in the logarithm.
+        integer: only whole numbers.
+        published: the value of the first trial, within the range.
+    """
+
+    name: str
+    low: float
+    high: float
+    log: bool
+    integer: bool
+    published: float
+
+    def suggest(self, trial: optuna.Trial) -> Option:
+        if self.integer:
+            return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
+
+    def __str__(self) -> str:
+        scale = ", logarithmic" if self.log else ""
+        return f"{self.low:g} to {self.high:g}{scale}"
+
+
+@dataclass(frozen=True)
+class ChoiceField:
+    """A searched choice; `published` is the option of the first trial."""
+
+    name: str
+    options: tuple[Option, ...]
+    published: Option
+
+    def suggest(self, trial: optuna.Trial) -> Option:
+        return trial.suggest_categorical(self.name, self.options)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.options))
+
+
+SearchedField = NumberField | ChoiceField
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search chooses from. A call proposes a point; a method's fields exist only with it.
+
+    Args:
+        slots: the candidate methods of each slot.
+        fields: by method, its searched fields.
+        shared: fields that every trial has, whatever its methods.
+    """
+
+    slots: tuple[tuple[str, ...], ...]
+    fields: Mapping[str, tuple[SearchedField, ...]]
+    shared: tuple[SearchedField, ...]
+
+    def __call__(self, trial: optuna.Trial) -> Point | None:
+        """Optuna's define-by-run function. The study's first trial is the control."""
+        for field in self.shared:
+            field.suggest(trial)
+        if trial.number == 0:
+            return self._control()
+        for number, candidates in enumerate(self.slots, start=1):
+            method = trial.suggest_categorical(_slot(number), self._sampled(candidates))
+            for field in self.fields[method]:
+                field.suggest(trial)
+        return None
+
+    def _control(self) -> Point:
+        return {IS_CONTROL: True} | {
+            _slot(number): CONTROL for number in range(1, len(self.slots) + 1)
+        }
+
+    def _sampled(self, candidates: tuple[str, ...]) -> tuple[str, ...]:
+        """The control runs anyway; where it could only come again with equal settings, it is not
+        sampled."""
+        if len(self.slots) > 1 or self.shared:
+            return candidates
+        return tuple(name for name in candidates if name != CONTROL)
+
+    def first_points(self) -> list[Point]:
+        """The trials that every search begins with: the control, and each candidate as published,
+        beside the control's choice (else the first candidate) in the other slots."""
+        shared = {field.name: field.published for field in self.shared}
+        points = [shared]
+        for number, candidates in enumerate(self.slots, start=1):
+            for method in candidates:
+                chosen = [CONTROL if CONTROL in others else others[0] for others in self.slots]
+                chosen[number - 1] = method
+                if set(chosen) == {CONTROL}:
+                    continue
+                point: Point = {_slot(i): name for i, name in enumerate(chosen, start=1)}
+                for name in chosen:
+                    point |= {field.name: field.published for field in self.fields[name]}
+                if shared | point not in points:
+                    points.append(shared | point)
+        return points
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Name and range of everything that is searched."""
+        slots = [
+            (_slot(number), ", ".join(candidates))
+            for number, candidates in enumerate(self.slots, start=1)
+        ]
+        fields = [field for methods in self.fields.values() for field in methods]
+        return slots + [(field.name, str(field)) for field in (*self.shared, *fields)]
+
+
+def _slot(number: int) -> str:
+    return f"objective.{number}"
+
+
+def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
+    """The trial that a point stands for."""
+    terms = []
+    for number in range(1, len(experiment.objective) + 1):
+        method = point[_slot(number)]
+        if method != CONTROL:
+            prefix = f"{method}."
+            params = {
+                key.removeprefix(prefix): value
+                for key, value in point.items()
+                if key.startswith(prefix)
+            }
+            terms.append(TermConfig.model_validate({"method": method, "params": params}))
+    recipe = experiment.training.model_dump()
+    if LEARNING_RATE in point:
+        recipe["learning_rate"] = point[LEARNING_RATE]
+    return TrialConfig(
+        data=experiment.data,
+        teacher=experiment.teacher,
+        student=experiment.student,
+        objective=tuple(terms),
+        training=Recipe.model_validate(recipe),
+        seed=experiment.seed,
+    )
+
+
+def derive_space(experiment: Experiment, setting: Setting, source: str) -> Space:
+    """Derives the space from the candidates' declarations, narrowed as the experiment says.
+
+    Args:
+        experiment: names the candidates and narrows their fields.
+        setting: of student and teacher; the layer choices follow from it.
+        source: the experiment's file, for messages.
+
+    Raises:
+        ExperimentError: `narrow` names something that is not searched, or a value that is not
+            legal.
+    """
+    problems: list[Problem] = []
+    methods = list(dict.fromkeys(name for slot in experiment.objective for name in slot))
+    fields = {name: _fields(name, setting) for name in methods}
+    known = [field.name for name in methods for field in fields[name]]
+    for key in experiment.narrow:
+        if key not in known:
+            message = f"{key!r} is not searched{did_you_mean(key, known)} Searched are: {', '.join(known)}"
+            problems.append(Problem(key=f"narrow.{key}", message=message))
+    for method, searched in fields.items():
+        narrowed = []
+        for field in searched:
+            values = experiment.narrow.get(field.name)
+            try:
+                narrowed.append(
+                    field if values is None else _narrow(method, field, values, setting)
+                )
+            except ValueError as error:
+                problems.append(Problem(key=f"narrow.{field.name}", message=str(error)))
+        fields[method] = tuple(narrowed)
+    if problems:
+        raise ExperimentError(source, problems)
+    shared: tuple[SearchedField, ...] = ()
+    rate = experiment.training.learning_rate
+    if isinstance(rate, SearchedRange):
+        shared = (NumberField(LEARNING_RATE, rate.low, rate.high, rate.log, False, rate.middle),)
+    return Space(experiment.objective, fields, shared)
+
+
+def _fields(method: str, setting: Setting) -> tuple[SearchedField, ...]:
+    params = CATALOGUE[method].Params
+    published = params()
+    fields: list[SearchedField] = []
+    for name, mark in params.searched().items():
+        value = getattr(published, name)
+        key = f"{method}.{name}"
+        match mark:
+            case Span():
+                integer = params.model_fields[name].annotation is int
+                fields.append(NumberField(key, mark.low, mark.high, mark.log, integer, value))
+            case Choice():
+                fields.append(ChoiceField(key, mark.options, value))
+            case LayerChoice():
+                options = layer_options(setting.student, setting.teacher)
+                if value not in options:  # a word like `middle`: the pair that it stands for here
+                    (pair,) = resolve_layers(value, setting.student, setting.teacher)
+                    value = str(pair)
+                fields.append(ChoiceField(key, options, value))
+    return tuple(fields)
+
+
+def _narrow(
+    method: str, field: SearchedField, values: Sequence[Option], setting: Setting
+) -> SearchedField:
+    name = field.name.removeprefix(f"{method}.")
+    params = CATALOGUE[method].Params
+    legal = []
+    for value in values:
+        try:
+            legal.append(getattr(params.model_validate({name: value}), name))
+        except ValidationError as error:
+            rule = error.errors()[0]["msg"]
+            raise ValueError(f"{value!r} is not legal: {rule}") from None
+        if isinstance(params.searched()[name], LayerChoice):
+            resolve_layers(legal[-1], setting.student, setting.teacher)
+    if isinstance(field, NumberField):
+        if len(legal) != 2 or not legal[0] < legal[1]:
+            raise ValueError(f"is {list(values)}, but must be [low, high] with low < high")
+        low, high = legal
+        if field.log and low <= 0:
+            raise ValueError(f"low is {low}, but the field is searched in its logarithm: low > 0")
+        published = min(max(field.published, low), high)
+        return NumberField(field.name, low, high, field.log, field.integer, published)
+    if not legal or len(set(legal)) < len(legal):
+        raise ValueError(f"is {list(values)}, but must be one or more different options")
+    return ChoiceField(
+        field.name, tuple(legal), field.published if field.published in legal else legal[0]
+    )

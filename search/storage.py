@@ -1,0 +1,97 @@
+"""Where searches are kept: a folder, or a bucket that pyarrow can reach."""
+
+import os
+from pathlib import Path
+
+from pyarrow import fs
+
+
+class Storage:
+    """A folder on any file system, addressed by paths relative to it.
+
+    Args:
+        location: a local folder, or a URI like `s3://bucket/folder`.
+
+    Attributes:
+        uri: the location, absolute; what another machine opens.
+        local: the folder, where it is a local one.
+    """
+
+    def __init__(self, location: str) -> None:
+        if "://" in location and not location.startswith("file://"):
+            self.uri = location.rstrip("/")
+            self.local: Path | None = None
+            self._filesystem, self._root = fs.FileSystem.from_uri(location)
+        else:
+            self.local = Path(location.removeprefix("file://")).expanduser().absolute()
+            self.uri = str(self.local)
+            self._filesystem, self._root = fs.LocalFileSystem(), str(self.local)
+
+    def __truediv__(self, path: str) -> "Storage":
+        """The storage of a folder below this one."""
+        location, question, query = self.uri.partition("?")
+        return Storage(f"{location}/{path}{question}{query}")
+
+    def relative(self, path: str) -> str:
+        """A path of the file system as one relative to this folder."""
+        return os.path.relpath(path, self._root)
+
+    def exists(self, path: str) -> bool:
+        info = self._filesystem.get_file_info(self._path(path))
+        return bool(info.type != fs.FileType.NotFound)
+
+    def names(self) -> list[str]:
+        """What lies directly in this folder; nothing where it does not exist."""
+        selector = fs.FileSelector(self._root, allow_not_found=True)
+        return [info.base_name for info in self._filesystem.get_file_info(selector)]
+
+    def read(self, path: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with self._filesystem.open_input_stream(self._path(path)) as stream:
+            content: bytes = stream.read()
+        return content
+
+    def write(self, path: str, content: bytes) -> None:
+        """Writes a file whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        target = self._path(path)
+        self._filesystem.create_dir(os.path.dirname(target), recursive=True)
+        # An object appears when its upload is complete; a local file is renamed into place.
+        written = target if self.local is None else f"{target}.partial"
+        with self._filesystem.open_output_stream(written) as stream:
+            stream.write(content)
+        if written != target:
+            os.replace(written, target)
+
+    def remove(self, path: str) -> None:
+        self._filesystem.delete_file(self._path(path))
+
+    def upload(self, folder: Path, path: str) -> None:
+        """Copies a local folder's files into a folder below this one."""
+        self._filesystem.create_dir(self._path(path), recursive=True)
+        fs.copy_files(str(folder), self._path(path), fs.LocalFileSystem(), self._filesystem)
+
+    def download(self, path: str, folder: Path) -> None:
+        """Copies a folder below this one into a local folder.
+
+        Raises:
+            OSError: there is no such folder.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        fs.copy_files(self._path(path), str(folder), self._filesystem, fs.LocalFileSystem())
+
+    def _path(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+
+def workspace_of(storage: Storage) -> Path:
+    """Where this machine keeps image tables and teachers: in a local storage, else in the user's
+    cache folder."""
+    return storage.local or Path.home() / ".cache" / "kdsearch"

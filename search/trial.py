@@ -1,0 +1,71 @@
+"""A trial as Ray runs it: a sampled point becomes a distillation, its reports go to Tune."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from ray import tune
+
+from kdcore import distill
+from kdcore.data import open_data
+from kdcore.teacher import is_ready, prepare_teacher, teacher_folder
+from kdcore.training import EpochReport
+from search.experiment import Experiment
+from search.space import Point, trial_config
+from search.storage import Storage, workspace_of
+
+
+def run_trial(point: Point, *, experiment_json: str, storage_uri: str) -> None:
+    """Trains one student and reports each epoch with a checkpoint.
+
+    Args:
+        point: what the search chose.
+        experiment_json: the experiment.
+        storage_uri: where the teacher lies.
+    """
+    experiment = Experiment.model_validate_json(experiment_json)
+    torch.set_num_threads(experiment.resources.cpus)
+    config = trial_config(experiment, point)
+    storage = Storage(storage_uri)
+    workspace = workspace_of(storage)
+    if storage.local is None:
+        _fetch_teacher(experiment, storage, workspace)
+    with tempfile.TemporaryDirectory() as folder:
+        restored = tune.get_checkpoint()
+        if restored is not None:
+            restored.to_directory(folder)
+        for report in distill(config, workspace=workspace, checkpoint_dir=folder):
+            tune.report(asdict(report), checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Iterator[EpochReport]:
+    """Puts the teacher in place, on whichever machine has the resources; yields what was trained."""
+    experiment = Experiment.model_validate_json(experiment_json)
+    torch.set_num_threads(threads)
+    storage = Storage(storage_uri)
+    workspace = workspace_of(storage)
+    if storage.local is None:
+        _fetch_teacher(experiment, storage, workspace)
+    data = open_data(experiment.data, workspace)
+    yield from prepare_teacher(experiment.teacher, data, workspace)
+    if storage.local is None:
+        folder = teacher_folder(experiment.teacher, data, workspace)
+        storage.upload(folder, f"teachers/{folder.name}")
+
+
+def _fetch_teacher(experiment: Experiment, storage: Storage, workspace: Path) -> None:
+    """Copies the teacher from a remote storage, where it is there and not on this machine yet."""
+    data = open_data(experiment.data, workspace)
+    folder = teacher_folder(experiment.teacher, data, workspace)
+    if is_ready(folder) or not storage.exists(f"teachers/{folder.name}/teacher.json"):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+        storage.download(f"teachers/{folder.name}", Path(partial) / folder.name)
+        try:
+            (Path(partial) / folder.name).rename(folder)
+        except OSError:
+            if not is_ready(folder):  # another trial of this machine was faster
+                raise
