@@ -23,7 +23,7 @@ from kdcore.classifier import (
     load_classifier,
     save_classifier,
 )
-from kdcore.data import ImageData
+from kdcore.data import AbsolutePath, ImageData
 from kdcore.training import EpochReport, Recipe, best_student, default_device, evaluate, train
 
 
@@ -40,7 +40,7 @@ class TeacherConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: Annotated[str, AfterValidator(check_backbone)]
-    weights: Path | None = None
+    weights: AbsolutePath | None = None
     training: Recipe | None = None
     seed: int = Field(0, ge=0)
 

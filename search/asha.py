@@ -10,7 +10,7 @@ from search.searcher import METRIC, TIME
 from search.space import IS_CONTROL
 
 
-class ControlSparingAsha(ASHAScheduler):  # type: ignore[misc]
+class ControlSparingAsha(ASHAScheduler):
     """ASHA whose control runs to its end: every gain on the leaderboard is measured against it.
 
     Args:
@@ -29,7 +29,7 @@ class ControlSparingAsha(ASHAScheduler):  # type: ignore[misc]
         )
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Stops the trial or lets it go on; the control's results count in the rungs all the same."""
+        """Stops the trial or lets it go on; the control's results count in the rungs too."""
         decision: str = super().on_trial_result(tune_controller, trial, result)
         if IS_CONTROL in trial.config and result[TIME] < self._max_t:
             return str(TrialScheduler.CONTINUE)

@@ -8,7 +8,7 @@ from kdcore.data import ImageData, open_data
 from kdcore.distillation import build_terms, setting_of
 from kdcore.teacher import is_ready, teacher_folder
 from search.experiment import CONTROL, Experiment, ExperimentError, Problem
-from search.space import Space, derive_space, trial_config
+from search.space import Space, derive_space
 from search.storage import Storage, workspace_of
 
 

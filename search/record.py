@@ -33,7 +33,7 @@ class TrialRecord(_Record):
         epochs_done: so far.
         epochs: its budget.
         heldout_accuracy: of the best epoch, a share of 1; none before the first report.
-        heldout_loss: of the last epoch, nats.
+        heldout_loss: of the best epoch, nats.
         best_epoch: the epoch whose weights are kept.
         train_seconds: training and evaluation.
         checkpoint: the last checkpoint's folder, relative to the storage.

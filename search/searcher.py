@@ -17,7 +17,7 @@ _STARTUP_SHARE = 1 / 3
 _STARTUP_LIMITS = (5, 20)
 
 
-class TrueStateOptunaSearch(OptunaSearch):  # type: ignore[misc]
+class TrueStateOptunaSearch(OptunaSearch):
     """Tells Optuna how a trial really ended.
 
     Ray's own class calls an early-stopped trial COMPLETE with the accuracy of its last epoch, and
@@ -50,8 +50,8 @@ class TrueStateOptunaSearch(OptunaSearch):  # type: ignore[misc]
     @property
     def study(self) -> optuna.Study:
         """The study behind the search."""
-        study: optuna.Study = self._ot_study
-        return study
+        assert self._ot_study is not None
+        return self._ot_study
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Records an epoch; steps are epochs, also after a trial was resumed."""
@@ -73,5 +73,5 @@ class TrueStateOptunaSearch(OptunaSearch):  # type: ignore[misc]
                 state = optuna.trial.TrialState.PRUNED
             else:
                 state, value = optuna.trial.TrialState.COMPLETE, result[METRIC]
-        self._ot_study.tell(trial, value, state=state)
+        self.study.tell(trial, value, state=state)
         self._completed_trials.add(trial_id)

@@ -26,7 +26,7 @@ LEARNING_RATE = "training.learning_rate"
 IS_CONTROL = "control"
 
 Point = dict[str, Any]
-"""A trial's choices by name: `objective.1` (a method), `kd.temperature`, `training.learning_rate`."""
+"""A trial's choices: `objective.1` (a method), `kd.temperature`, `training.learning_rate`."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ class ChoiceField:
     published: Option
 
     def suggest(self, trial: optuna.Trial) -> Option:
-        return trial.suggest_categorical(self.name, self.options)
+        chosen = trial.suggest_categorical(self.name, self.options)
+        assert chosen is not None
+        return chosen
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.options))
@@ -191,7 +193,8 @@ def derive_space(experiment: Experiment, setting: Setting, source: str) -> Space
     known = [field.name for name in methods for field in fields[name]]
     for key in experiment.narrow:
         if key not in known:
-            message = f"{key!r} is not searched{did_you_mean(key, known)} Searched are: {', '.join(known)}"
+            hint = f"{did_you_mean(key, known)} Searched are: {', '.join(known)}"
+            message = f"{key!r} is not searched{hint}"
             problems.append(Problem(key=f"narrow.{key}", message=message))
     for method, searched in fields.items():
         narrowed = []

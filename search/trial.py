@@ -41,7 +41,7 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str) -> None:
 
 
 def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Iterator[EpochReport]:
-    """Puts the teacher in place, on whichever machine has the resources; yields what was trained."""
+    """Puts the teacher in place, wherever the resources are; yields what was trained."""
     experiment = Experiment.model_validate_json(experiment_json)
     torch.set_num_threads(threads)
     storage = Storage(storage_uri)

@@ -20,7 +20,7 @@ from kdcore.data.splits import stratified_halves
 from kdcore.data.views import crop_and_flip
 from kdcore.suggestion import did_you_mean
 
-__all__ = ["SOURCES", "DataConfig", "ImageData", "Split", "open_data"]
+__all__ = ["SOURCES", "AbsolutePath", "DataConfig", "ImageData", "Split", "open_data"]
 
 
 def _collect() -> dict[str, Source]:
@@ -36,11 +36,14 @@ SOURCES: Mapping[str, Source] = _collect()
 """Name -> data set."""
 
 
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""A path that means the same in every process, whatever its working folder."""
+
+
 def _check_name(name: str) -> str:
     if name not in SOURCES:
         raise ValueError(
-            f"unknown data set {name!r}{did_you_mean(name, SOURCES)} "
-            f"There are {', '.join(SOURCES)}"
+            f"unknown data set {name!r}{did_you_mean(name, SOURCES)} There are {', '.join(SOURCES)}"
         )
     return name
 
@@ -63,7 +66,7 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, AfterValidator(_check_name)]
-    root: Path | None = None
+    root: AbsolutePath | None = None
     download: bool = False
     heldout_fraction: float = Field(0.1, gt=0, lt=1)
     train_images: int | None = Field(None, ge=1)

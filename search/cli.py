@@ -1,0 +1,276 @@
+"""The command `kdsearch`."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from search.experiment import ExperimentError, read_experiment
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Finds the best small vision network that a big one can teach.",
+)
+
+
+class Format(StrEnum):
+    """The forms of a leaderboard."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key; may be repeated."),
+]
+StorageOption = Annotated[
+    str, typer.Option("--storage", metavar="DIR_OR_URI", help="Where searches are kept.")
+]
+SearchName = Annotated[str, typer.Argument(metavar="NAME", help="A search's name.")]
+
+
+@app.command()
+def launch(
+    file: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006  (typer copies it)
+    name: Annotated[str | None, typer.Option(help="Of the search; else task and number.")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="RAY", help="A Ray cluster; else Ray starts here.")
+    ] = None,
+    storage: StorageOption = "runs",
+    tracking_uri: Annotated[
+        str | None, typer.Option(metavar="URI", help="Of MLflow; else SQLite in the storage.")
+    ] = None,
+) -> None:
+    """Run a search: teacher, trials, leaderboard, export of the best student."""
+    experiment = read_experiment(file, overrides)
+    from search.launch import launch as run_search
+    from search.leaderboard import as_table
+    from search.storage import Storage
+
+    place = Storage(storage)
+    record = run_search(
+        experiment,
+        source=str(file),
+        storage=place,
+        name=name,
+        address=address,
+        tracking_uri=tracking_uri,
+    )
+    console = Console()
+    console.print(as_table(record))
+    option = "" if storage == "runs" else f" --storage {storage}"
+    if record.state != "finished":
+        console.print(
+            f"The search ended early; kdsearch best {record.name}{option} exports what finished."
+        )
+        raise typer.Exit(130)
+    folder = _export(record.name, storage, None)
+    print(
+        f"\nNext:\n"
+        f"  kdsearch ui {record.name}{option}            # all runs, in MLflow's pages\n"
+        f"  kdsearch leaderboard {record.name}{option}   # this table again\n"
+        f"and in Python, where student(images) gives logits:\n"
+        f"  import kdcore\n"
+        f'  student = kdcore.load_student("{folder}")'
+    )
+
+
+@app.command()
+def leaderboard(
+    name: SearchName,
+    form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
+    storage: StorageOption = "runs",
+) -> None:
+    """Print a search's leaderboard."""
+    from search.leaderboard import as_bytes, as_table
+    from search.record import read_record
+    from search.storage import Storage
+
+    record = read_record(Storage(storage), name)
+    if form is Format.TABLE:
+        Console().print(as_table(record))
+    else:
+        sys.stdout.buffer.write(as_bytes(record, form.value))
+
+
+@app.command()
+def best(
+    name: SearchName,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to export to.")] = None,
+    storage: StorageOption = "runs",
+) -> None:
+    """Export a search's best student, and print where it is and how good."""
+    _export(name, storage, out)
+
+
+def _export(name: str, storage: str, out: Path | None) -> Path:
+    from search.export import export_best
+    from search.leaderboard import percent
+    from search.record import read_record
+    from search.storage import Storage
+
+    place = Storage(storage)
+    record = read_record(place, name)
+    folder = out or (place.local or Path("runs")) / "searches" / name / "best"
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    exported = export_best(record, place, folder)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("network", "held-out %", "test %"):
+        table.add_column(
+            column, justify="left" if column == "network" else "right", overflow="fold"
+        )
+    for score in (exported.student, *exported.others):
+        table.add_row(score.name, percent(score.heldout_accuracy), percent(score.test_accuracy))
+    print(f"best student: trial {exported.trial.number}, exported to {folder}")
+    Console().print(table)
+    return folder
+
+
+@app.command()
+def ui(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A search's name.")] = None,
+    storage: StorageOption = "runs",
+    port: Annotated[int, typer.Option(help="Of the server; another if it is taken.")] = 5000,
+) -> None:
+    """Serve MLflow's pages on this machine, and print the link to a search."""
+    from search.launch import default_tracking_uri
+    from search.record import read_record, search_names
+    from search.storage import Storage
+
+    place = Storage(storage)
+    known = search_names(place)
+    if name is None and not known:
+        raise ValueError(f"there is no search in {place.uri} yet; kdsearch launch makes one")
+    from search.tracking import leaderboard_link
+
+    record = read_record(place, name) if name is not None else None
+    uri = record.tracking_uri if record is not None else default_tracking_uri(place)
+    if uri.startswith("http"):
+        print(leaderboard_link(uri, record))
+        return
+    port = _free_port(port)
+    base = f"http://127.0.0.1:{port}"
+    log = (place.local or Path("runs")) / "logs" / "mlflow-ui.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with log.open("ab") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            _wait_until_up(base, server, log)
+            print(
+                f"{leaderboard_link(base, record)}\nCtrl-C stops the server; it writes to {log}",
+                flush=True,
+            )
+            server.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _free_port(wanted: int) -> int:
+    """The wanted port of 127.0.0.1, or any free one where that is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_up(base: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    while server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{base}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise ValueError(f"MLflow's server did not start; see {log}")
+
+
+@app.command()
+def methods(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the README has it.")] = False,
+) -> None:
+    """List the distillation methods."""
+    from search.catalogue import methods_markdown, methods_table
+
+    if markdown:
+        print(methods_markdown())
+    else:
+        Console().print(methods_table())
+
+
+@app.command()
+def backbones() -> None:
+    """List the networks that can teach or learn."""
+    from search.catalogue import backbones_table
+
+    Console().print(backbones_table())
+
+
+@app.command()
+def check(file: ExperimentFile, overrides: Overrides = [], storage: StorageOption = "runs") -> None:  # noqa: B006
+    """Refuse what can be refused without training; else print what a search would do."""
+    experiment = read_experiment(file, overrides)
+    from search.preflight import plan
+    from search.storage import Storage
+
+    prepared = plan(experiment, Storage(storage), str(file))
+    data, space = prepared.data, prepared.space
+    table = Table(title="searched", title_justify="left")
+    table.add_column("field")
+    table.add_column("values", overflow="fold")
+    for field, values in space.describe():
+        table.add_row(field, values)
+    asha = experiment.search.asha
+    stops = (
+        f"ASHA may stop a trial from epoch {asha.grace_epochs} on"
+        if asha
+        else "no trial is stopped early"
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"data     {experiment.data.name}: {len(data.train):,} train, {len(data.heldout):,} held out, "
+        f"{len(data.test):,} test; {data.num_classes} classes\n"
+        f"teacher  {experiment.teacher.backbone}, "
+        f"{'ready' if prepared.teacher_ready else 'to be prepared'}\n"
+        f"student  {experiment.student}\n"
+        f"trials   {experiment.search.trials} of {experiment.training.epochs} epochs; "
+        f"the first {len(space.first_points())} are the control and the published settings; {stops}"
+    )
+    console.print(table)
+    console.print(f"{file} can be launched")
+
+
+def main() -> None:
+    """Runs the command; a user's mistake ends with its message and status 2, without a traceback."""
+    try:
+        app()
+    except ExperimentError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, OSError) as error:
+        print(f"kdsearch: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,140 @@
+"""What a user sees while a search runs: a live display on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from kdcore.training import EpochReport
+from search.leaderboard import percent, points, rank
+from search.record import SearchRecord, TrialRecord
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+class Progress:
+    """Shows a search's progress; every change is also a plain line where there is no terminal.
+
+    Args:
+        console: where to show it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._started = time.monotonic()
+        self._record: SearchRecord | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            # A callable is asked again at every refresh, so that the clock moves on its own.
+            self._live = Live(
+                get_renderable=self._render,
+                console=self._console,
+                refresh_per_second=4,
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def teacher_epoch(self, report: EpochReport) -> None:
+        self.say(
+            f"teacher: epoch {report.epoch}/{report.epochs}, "
+            f"held-out {percent(report.heldout_accuracy)} %"
+        )
+
+    def search_started(self) -> None:
+        """Starts the clock of the trials."""
+        self._started = time.monotonic()
+
+    def update(self, record: SearchRecord) -> None:
+        """Takes the search's present state."""
+        self._record = record
+
+    def trial_ended(self, trial: TrialRecord, record: SearchRecord) -> None:
+        """Says how a trial ended."""
+        self._record = record
+        if self._live is None:
+            reason = f" ({trial.reason})" if trial.reason else ""
+            self.say(
+                f"trial {trial.number} {trial.state}{reason} after {trial.epochs_done} of "
+                f"{trial.epochs} epochs: held-out {percent(trial.heldout_accuracy) or '-'} %, "
+                f"{trial.objective} | {self._summary(record)}"
+            )
+
+    def _share_done(self, record: SearchRecord) -> float:
+        total = record.experiment.search.trials
+        running = sum(t.epochs_done / t.epochs for t in record.trials if t.state == "running")
+        ended = sum(trial.state != "running" for trial in record.trials)
+        return min(1.0, (ended + running) / total)
+
+    def _summary(self, record: SearchRecord) -> str:
+        def count(state: str) -> int:
+            return sum(trial.state == state for trial in record.trials)
+
+        elapsed = time.monotonic() - self._started
+        ended = len(record.trials) - count("running")
+        parts = [
+            f"{count('running')} running, {count('stopped')} stopped, {count('finished')} finished"
+            + (f", {count('failed')} failed" if count("failed") else "")
+            + f" of {record.experiment.search.trials}"
+        ]
+        best = next((t for t in rank(record.trials) if t.heldout_accuracy is not None), None)
+        if best is not None:
+            parts.append(f"best {percent(best.heldout_accuracy)} % (trial {best.number})")
+        if ended:
+            parts.append(f"{60 * ended / elapsed:.1f} trials/min")
+        share = self._share_done(record)
+        if 0 < share < 1:
+            parts.append(f"about {duration(elapsed * (1 - share) / share)} left")
+        return " | ".join(parts)
+
+    def _render(self) -> RenderableType:
+        record = self._record
+        if record is None:
+            return Text("starting ...")
+        control = record.control.heldout_accuracy if record.control is not None else None
+        table = Table.grid(padding=(0, 2))
+        for trial in record.trials:
+            if trial.state == "running":
+                accuracy = trial.heldout_accuracy
+                gain = None if accuracy is None or control is None else accuracy - control
+                table.add_row(
+                    f"trial {trial.number}",
+                    ProgressBar(total=trial.epochs, completed=trial.epochs_done, width=16),
+                    f"{trial.epochs_done}/{trial.epochs}",
+                    f"{percent(accuracy)} %" if accuracy is not None else "",
+                    points(gain),
+                    trial.objective,
+                )
+        return Group(
+            Text(f"{record.name}: {self._summary(record)}"),
+            ProgressBar(total=1.0, completed=self._share_done(record), width=60),
+            table,
+        )
