@@ -1,5 +1,7 @@
 """Which map of the student learns from which map of the teacher."""
 
+from functools import cache
+
 import pytest
 
 from kdcore.backbones import BACKBONES, probe_shapes
@@ -22,6 +24,7 @@ def network(stages: int, name: str = "net") -> Shapes:
     return Shapes(name, "stem", names, maps, embedding_width=8, num_classes=10)
 
 
+@cache
 def shapes(name: str) -> Shapes:
     return probe_shapes(name, num_classes=10, in_channels=3, image_size=(32, 32))
 

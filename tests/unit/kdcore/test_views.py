@@ -1,0 +1,265 @@
+"""Deterministic augmentation, and stratified selection."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from kdcore.data import ImageData
+from kdcore.data.splits import stratified_halves, stratified_order
+from kdcore.data.views import crop_and_flip, draw
+
+_WORD = (1 << 64) - 1
+
+
+def _naive_mix(word: int) -> int:
+    """SplitMix64 in Python's integers, which never wrap."""
+    word = (word + 0x9E3779B97F4A7C15) & _WORD
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
+    return word ^ (word >> 31)
+
+
+def _naive_draw(seed: int, view: int, image_id: int, number: int, below: int) -> int:
+    key = _naive_mix(_naive_mix(seed ^ view) ^ number)
+    return (_naive_mix(_naive_mix(image_id ^ key)) >> 33) % below
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
+@pytest.mark.parametrize("view", [0, 7, 239, 2**40])
+@pytest.mark.parametrize(("number", "below"), [(0, 2), (1, 3), (2, 9), (5, 2**31)])
+def test_draws_are_those_of_splitmix64(seed: int, view: int, number: int, below: int) -> None:
+    ids = [0, 1, 2, 1796, 69_999, 2**31, 2**62 + 5]
+    drawn = draw(seed, view, torch.tensor(ids), number, below)
+    assert drawn.dtype == torch.int64
+    assert drawn.tolist() == [_naive_draw(seed, view, i, number, below) for i in ids]
+
+
+def _chi_square(counts: Tensor) -> float:
+    expected = counts.sum() / counts.numel()
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def _normal_bound(cells: int) -> float:
+    """Chi-square with so many cells exceeds mean + 5 deviations about once in 10^5 times."""
+    freedom = cells - 1
+    return freedom + 5 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("below", [2, 3, 5, 9, 64])
+@pytest.mark.parametrize(("seed", "view", "number"), [(0, 0, 0), (0, 0, 1), (1, 5, 2)])
+def test_draws_are_uniform(below: int, seed: int, view: int, number: int) -> None:
+    drawn = draw(seed, view, torch.arange(50_000), number, below)
+    counts = drawn.bincount(minlength=below).double()
+    assert len(counts) == below
+    assert _chi_square(counts) < _normal_bound(below)
+
+
+IDS = torch.arange(50_000)
+PAIRS_OF_DRAWS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "numbers": lambda: (draw(0, 0, IDS, 1, 5), draw(0, 0, IDS, 2, 5)),
+    "first numbers": lambda: (draw(0, 0, IDS, 0, 5), draw(0, 0, IDS, 1, 5)),
+    "views": lambda: (draw(0, 0, IDS, 1, 5), draw(0, 1, IDS, 1, 5)),
+    "seeds": lambda: (draw(0, 3, IDS, 1, 5), draw(1, 3, IDS, 1, 5)),
+    "neighbours": lambda: (draw(0, 0, IDS, 1, 5), draw(0, 0, IDS + 1, 1, 5)),
+    # Words that are mixed in one after the other could cancel: a view for a number, or a seed.
+    "view for number": lambda: (draw(0, 1, IDS, 2, 5), draw(0, 2, IDS, 1, 5)),
+    "seed for view": lambda: (draw(1, 2, IDS, 0, 5), draw(2, 1, IDS + 1, 0, 5)),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS_OF_DRAWS)
+def test_draws_of_different_numbers_views_seeds_and_images_are_independent(case: str) -> None:
+    first, second = PAIRS_OF_DRAWS[case]()
+    counts = (first * 5 + second).bincount(minlength=25).double()
+    assert _chi_square(counts) < _normal_bound(25)
+
+
+def random_images(
+    images: int, channels: int = 1, height: int = 6, width: int = 9, dtype: torch.dtype = torch.uint8
+) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    size = (images, channels, height, width)
+    return torch.randint(1, 256, size, generator=generator).to(dtype)
+
+
+def viewed(images: Tensor, ids: Tensor, seed: int = 0, view: int = 0) -> Tensor:
+    return crop_and_flip(images, ids, seed=seed, view=view, crop_padding=2, flip=True)
+
+
+def test_an_image_looks_the_same_alone_and_in_any_batch_and_order() -> None:
+    images, ids = random_images(40), torch.arange(40) * 7
+    together = viewed(images, ids)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(viewed(images[order], ids[order]), together[order])
+    alone = [viewed(images[i : i + 1], ids[i : i + 1]) for i in range(40)]
+    assert torch.equal(torch.cat(alone), together)
+
+
+def test_an_image_does_not_depend_on_the_others_in_its_batch() -> None:
+    images, ids = random_images(10), torch.arange(10)
+    others = images.clone()
+    others[1:] = 255 - others[1:]
+    assert torch.equal(viewed(images, ids)[0], viewed(others, ids)[0])
+    assert torch.equal(viewed(images, ids)[:1], viewed(images[:1].repeat(3, 1, 1, 1), ids[:3])[:1])
+
+
+def test_the_same_seed_and_view_give_the_same_pixels_whatever_was_drawn_before() -> None:
+    images, ids = random_images(20), torch.arange(20)
+    first = viewed(images, ids)
+    torch.rand(3)
+    before = torch.get_rng_state()
+    assert torch.equal(viewed(images, ids), first)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_other_views_seeds_and_ids_give_other_pixels() -> None:
+    images, ids = random_images(40), torch.arange(40)
+    first = viewed(images, ids)
+    for other in (
+        viewed(images, ids, view=1),
+        viewed(images, ids, seed=1),
+        viewed(images, ids + 1),
+    ):
+        same = (first == other).flatten(1).all(1)
+        # Each image has 50 ways to look, so that about one of 50 stays as it was.
+        assert same.sum() < 8
+
+
+def test_images_are_left_as_they_were() -> None:
+    images = random_images(8)
+    kept = images.clone()
+    viewed(images, torch.arange(8))
+    assert torch.equal(images, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64], ids=str)
+def test_the_type_and_shape_of_images_are_kept(dtype: torch.dtype) -> None:
+    images = random_images(5, channels=3, dtype=dtype)
+    out = viewed(images, torch.arange(5))
+    assert out.dtype == dtype
+    assert out.shape == images.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64], ids=str)
+def test_without_padding_and_flip_images_stay_as_they_are(dtype: torch.dtype) -> None:
+    images = random_images(20, channels=3, dtype=dtype)
+    out = crop_and_flip(images, torch.arange(20), seed=3, view=4, crop_padding=0, flip=False)
+    assert torch.equal(out, images)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("crop_padding", "flip"), [(1, False), (2, True), (0, True)])
+def test_a_view_is_a_slice_of_the_padded_image_and_every_slice_occurs(
+    crop_padding: int, flip: bool, channels: int
+) -> None:
+    count, height, width = 3000, 6, 9
+    images = random_images(count, channels, height, width)
+    out = crop_and_flip(
+        images, torch.arange(count), seed=0, view=0, crop_padding=crop_padding, flip=flip
+    )
+    padded = pad(images, (crop_padding,) * 4)
+    occurred = []
+    unexplained = torch.ones(count, dtype=torch.bool)
+    for mirrored in (False, True) if flip else (False,):
+        for top in range(2 * crop_padding + 1):
+            for left in range(2 * crop_padding + 1):
+                crop = padded[:, :, top : top + height, left : left + width]
+                crop = crop.flip(3) if mirrored else crop
+                same = (out == crop).flatten(1).all(1)
+                occurred.append(same.sum())
+                unexplained &= ~same
+    assert not unexplained.any()
+    assert _chi_square(torch.stack(occurred).double()) < _normal_bound(len(occurred))
+
+
+def test_no_pixel_of_one_image_appears_in_another() -> None:
+    values = torch.arange(1, 201, dtype=torch.uint8)
+    images = values[:, None, None, None].expand(-1, 2, 6, 6).contiguous()
+    out = viewed(images, torch.arange(200))
+    # An image is one shade: what is not its own is the black border.
+    assert ((out == images) | (out == 0)).all()
+    assert (out == 0).any()
+
+
+# Views of a data set
+
+
+def test_a_data_sets_views_take_turns(digits: ImageData) -> None:
+    three = replace(digits, config=digits.config.model_copy(update={"views": 3}))
+    positions = torch.tensor([5, 0, 17, 300])
+    seen = [three.view(three.train, positions, epoch) for epoch in range(1, 8)]
+    for epoch in range(4):
+        assert torch.equal(seen[epoch], seen[epoch + 3])
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_one_view_is_the_same_in_every_epoch_and_none_is_a_fresh_one(digits: ImageData) -> None:
+    positions = torch.arange(64)
+    one = replace(digits, config=digits.config.model_copy(update={"views": 1}))
+    fresh = replace(digits, config=digits.config.model_copy(update={"views": None}))
+    first = one.view(one.train, positions, 1)
+    assert torch.equal(first, fresh.view(fresh.train, positions, 1))
+    for epoch in range(2, 7):
+        assert torch.equal(one.view(one.train, positions, epoch), first)
+        assert not torch.equal(fresh.view(fresh.train, positions, epoch), first)
+
+
+def test_a_view_belongs_to_the_image_not_to_its_place_in_the_split(digits: ImageData) -> None:
+    positions = torch.arange(50)
+    straight = digits.view(digits.train, positions, 1)
+    train = digits.train
+    moved = replace(
+        train,
+        images=train.images.roll(7, 0),
+        labels=train.labels.roll(7),
+        image_ids=train.image_ids.roll(7),
+    )
+    assert torch.equal(digits.view(moved, positions + 7, 1), straight)
+
+
+# Stratified selection
+
+LABELS = torch.tensor([0] * 50 + [1] * 30 + [2] * 17 + [3] * 3)
+
+
+@pytest.mark.parametrize("first", range(0, 101, 5))
+def test_halves_are_disjoint_sorted_and_cover_everything(first: int) -> None:
+    chosen, rest = stratified_halves(LABELS, first, seed=0)
+    assert len(chosen) == first
+    assert sorted(chosen.tolist() + rest.tolist()) == list(range(100))
+    assert chosen.tolist() == sorted(chosen.tolist())
+    assert rest.tolist() == sorted(rest.tolist())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_leading_part_holds_each_class_in_its_share(seed: int) -> None:
+    order = stratified_order(LABELS, seed)
+    assert sorted(order.tolist()) == list(range(100))
+    counts = torch.nn.functional.one_hot(LABELS[order]).cumsum(0)
+    lengths = torch.arange(1, 101)[:, None]
+    shares = LABELS.bincount() / 100
+    # One image for the class itself, and one for what the other classes round the other way.
+    assert (counts - lengths * shares).abs().max() < 2
+
+
+def test_small_parts_favour_no_class() -> None:
+    first = [int(LABELS[stratified_order(LABELS, seed)[0]]) for seed in range(400)]
+    shares = torch.tensor(first).bincount(minlength=4) / 400
+    assert (shares - torch.tensor([0.5, 0.3, 0.17, 0.03])).abs().max() < 0.1
+
+
+def test_the_seed_decides_the_halves() -> None:
+    first, again, other = (stratified_halves(LABELS, 40, seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_selection_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    stratified_halves(LABELS, 40, 3)
+    assert torch.equal(torch.get_rng_state(), before)
