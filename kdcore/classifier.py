@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from kdcore.backbones import Backbone, build_backbone
 from kdcore.taps import Tap, Taps
@@ -64,9 +66,33 @@ class Classifier(nn.Module):
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images
         return (scaled - self.mean) / self.std
 
-    def taps(self, images: Tensor, needs: frozenset[Tap]) -> Taps:
-        """Runs the network once; see `Backbone.taps`. Images as in `forward`."""
-        return self.backbone.taps(self.normalize(images), needs)
+    def taps(self, images: Tensor, needs: frozenset[Tap], labels: Tensor) -> Taps:
+        """Runs the network, once unless `needs` asks for more; see `Backbone.taps`.
+
+        Args:
+            images: as in `forward`.
+            needs: the kinds of output to keep.
+            labels: [B], int64; only input gradients read them.
+        """
+        normalized = self.normalize(images)
+        if Tap.INPUT_GRADIENT not in needs:
+            return self.backbone.taps(normalized, needs)
+        taps, gradient = self._with_input_gradient(normalized, needs, labels)
+        flipped = None
+        if Tap.FLIPPED_INPUT_GRADIENT in needs:
+            _, flipped = self._with_input_gradient(normalized.flip(3), frozenset(), labels)
+        return replace(taps, input_gradient=gradient, flipped_input_gradient=flipped)
+
+    def _with_input_gradient(
+        self, normalized: Tensor, needs: frozenset[Tap], labels: Tensor
+    ) -> tuple[Taps, Tensor]:
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            pixels = normalized.detach().requires_grad_()
+            taps = self.backbone.taps(pixels, needs)
+            loss = cross_entropy(taps.logits.float(), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, pixels, create_graph=differentiable)
+        return taps if differentiable else taps.detach(), gradient
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] for images [B, C, H, W], uint8 or floats from 0 to 1."""

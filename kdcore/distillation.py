@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from kdcore.backbones import build_backbone, check_backbone, probe_shapes
+from kdcore.backbones import Backbone, build_backbone, check_backbone, probe_shapes
 from kdcore.classifier import Classifier
 from kdcore.data import DataConfig, ImageData, open_data
 from kdcore.method import Params
@@ -82,8 +82,17 @@ class TrialConfig(BaseModel):
         return self
 
 
-def setting_of(student: str, teacher: str, data: ImageData) -> Setting:
-    """What a method is built from, for two networks of the catalogue on these images."""
+def setting_of(
+    student: str, teacher: str, data: ImageData, teacher_backbone: Backbone | None = None
+) -> Setting:
+    """What a method is built from, for two networks of the catalogue on these images.
+
+    Args:
+        student: the name of the network that learns.
+        teacher: the name of the network that teaches.
+        data: the images.
+        teacher_backbone: the teacher with its weights; none: as it would be before training.
+    """
 
     def shapes(name: str) -> Any:
         return probe_shapes(
@@ -93,7 +102,15 @@ def setting_of(student: str, teacher: str, data: ImageData) -> Setting:
             image_size=data.image_size,
         )
 
-    return Setting(shapes(student), shapes(teacher), len(data.train))
+    if teacher_backbone is None:
+        teacher_backbone = build_backbone(
+            teacher, num_classes=data.num_classes, in_channels=data.in_channels, seed=0
+        )
+    norms = {
+        name: (norm.weight.detach().clone(), norm.bias.detach().clone())
+        for name, norm in teacher_backbone.norms().items()
+    }
+    return Setting(shapes(student), shapes(teacher), data.train.labels, norms)
 
 
 def build_terms(objective: tuple[TermConfig, ...], setting: Setting, seed: int) -> tuple[Term, ...]:
@@ -140,13 +157,15 @@ def distill(
         in_channels=data.in_channels,
         seed=config.seed,
     )
-    setting = setting_of(config.student, config.teacher.backbone, data)
-    terms = build_terms(config.objective, setting, config.seed)
     teacher = None
-    if any(term.method.needs for term in terms):
+    if any(CATALOGUE[term.method].needs for term in config.objective):
         for _ in prepare_teacher(config.teacher, data, workspace, device):
             pass
         teacher = load_teacher(teacher_folder(config.teacher, data, workspace))
+    setting = setting_of(
+        config.student, config.teacher.backbone, data, teacher.backbone if teacher else None
+    )
+    terms = build_terms(config.objective, setting, config.seed)
     yield from train(
         Classifier(backbone, data.mean, data.std),
         terms,

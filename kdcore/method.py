@@ -44,18 +44,29 @@ class Method(nn.Module):
 
     A subclass declares `paper`, `needs` and `Params`, builds its trainable helpers in its
     constructor and gives `loss`. Helpers are its parameters and join the optimiser; other state is
-    a registered buffer.
+    a registered buffer, so that checkpoints hold it.
 
     Attributes:
         paper: where the method comes from.
-        needs: the kinds of output that it reads, of student and teacher alike.
+        needs: the kinds of output that it reads, of student and teacher alike. A method whose
+            settings decide sets its own in the constructor; the class then declares them all.
+        batch_symmetric: whether a batch in another order gives the same loss.
+        undecayed: names of its parameters that weight decay must spare.
+        preparation_share: the share of a trial's epochs, from the first, in which only
+            `preparation` trains. Below 1; 0 for most methods.
+        teacher_batch_statistics: whether the teacher's batch norms use the batch's statistics;
+            their running statistics never change.
         params: the settings that this object was built with.
     """
 
     paper: ClassVar[str]
-    needs: ClassVar[frozenset[Tap]]
+    needs: frozenset[Tap]
+    batch_symmetric: ClassVar[bool] = True
+    undecayed: ClassVar[frozenset[str]] = frozenset()
     Params: ClassVar[type[_Params]] = _Params
     params: _Params
+    preparation_share: float = 0.0
+    teacher_batch_statistics: bool = False
 
     def __init__(self, params: _Params, setting: Setting) -> None:
         super().__init__()
@@ -65,8 +76,24 @@ class Method(nn.Module):
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         """The term before weighting: a scalar, in at least float32."""
 
+    def preparation(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        """What is minimised, alone and unweighted, while the method prepares."""
+        raise TypeError(f"{type(self).__name__} has no preparatory stage")
+
+    def preparation_epochs(self, epochs: int) -> int:
+        """How many of a trial's epochs prepare: at least one where any do, and never all."""
+        if self.preparation_share == 0:
+            return 0
+        return min(max(1, round(self.preparation_share * epochs)), epochs - 1)
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Is called before each epoch, in training mode, also after a resumption."""
+
+    def after_step(self) -> None:
+        """Is called after each step of the optimiser."""
+
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        """The term before weighting; no gradient reaches the teacher.
+        """The term before weighting, or the preparation's; no gradient reaches the teacher.
 
         Raises:
             ValueError: the two networks saw batches of different sizes.
@@ -76,7 +103,9 @@ class Method(nn.Module):
                 f"{type(self).__name__}: the student's batch has {len(student.logits)} images and "
                 f"the teacher's {len(teacher.logits)}, but both must see the same images"
             )
-        return self.loss(student, teacher.detach(), batch)
+        preparing = batch.epoch <= self.preparation_epochs(batch.epochs)
+        stage = self.preparation if preparing else self.loss
+        return stage(student, teacher.detach(), batch)
 
 
 P = ParamSpec("P")

@@ -14,6 +14,8 @@ class Tap(StrEnum):
     EMBEDDING = "embedding"
     MAPS = "maps"
     PREACTIVATIONS = "preactivations"
+    INPUT_GRADIENT = "input gradient"
+    FLIPPED_INPUT_GRADIENT = "flipped input gradient"
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,18 @@ class Taps:
         embedding: [B, D], what the last linear layer reads.
         maps: by tap name, [B, C, H, W] after the activation; empty unless asked for.
         preactivations: by tap name, [B, C, H, W] before that activation; empty unless asked for.
+        input_gradient: [B, C, H, W], the gradient of each image's cross-entropy with respect to its
+            normalised pixels; the student's can itself be differentiated. None unless asked for.
+        flipped_input_gradient: [B, C, H, W], the same for the mirrored images. None unless asked
+            for.
     """
 
     logits: Tensor
     embedding: Tensor
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     preactivations: Mapping[str, Tensor] = field(default_factory=dict)
+    input_gradient: Tensor | None = None
+    flipped_input_gradient: Tensor | None = None
 
     def detach(self) -> "Taps":
         """The same values, cut from the graph that made them."""
@@ -54,6 +62,8 @@ class Taps:
             self.embedding.detach(),
             {name: tensor.detach() for name, tensor in self.maps.items()},
             {name: tensor.detach() for name, tensor in self.preactivations.items()},
+            None if self.input_gradient is None else self.input_gradient.detach(),
+            None if self.flipped_input_gradient is None else self.flipped_input_gradient.detach(),
         )
 
 
@@ -102,9 +112,19 @@ class Setting:
     Args:
         student: shapes of the network that learns.
         teacher: shapes of the network that teaches.
-        train_images: images in the training split (N).
+        train_labels: [N], int64, the classes of the training images in the order of
+            `Batch.indices`.
+        teacher_norms: by tap name, the affine parameters (gamma, beta), each [C], of the batch norm
+            whose output the activation reads, itself or added to a shortcut; taps without one are
+            missing.
     """
 
     student: Shapes
     teacher: Shapes
-    train_images: int
+    train_labels: Tensor
+    teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def train_images(self) -> int:
+        """N, the number of training images."""
+        return len(self.train_labels)

@@ -152,18 +152,15 @@ def evaluate(classifier: Classifier, split: Split) -> tuple[float, float]:
     return right.item() / len(split), loss.item() / len(split)
 
 
-def _optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(
+    recipe: Recipe, decayed: Sequence[nn.Parameter], undecayed: Sequence[nn.Parameter]
+) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}]
+    if undecayed:
+        groups.append({"params": undecayed, "weight_decay": 0.0})
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
-    return torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
+        return torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, fused=True)
+    return torch.optim.AdamW(groups, recipe.learning_rate, fused=True)
 
 
 class _Meters:
@@ -200,6 +197,8 @@ class _Run:
         self.methods = [term.method for term in terms]
         self.helpers = nn.ModuleList(self.methods).to(device).to(memory_format=layout).train()
         self.teacher = teacher.to(device).to(memory_format=layout) if teacher else None
+        if teacher and any(method.teacher_batch_statistics for method in self.methods):
+            _use_batch_statistics(teacher)
         self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
         self.names = ["cross_entropy", *(term.name for term in terms)]
         self.weights = torch.tensor(
@@ -209,8 +208,18 @@ class _Run:
         self.split = data.train.to(device)
         self.batch_size = min(recipe.batch_size, len(self.split))
         self.steps = len(self.split) // self.batch_size
+        spared = {
+            id(parameter)
+            for method in self.methods
+            for name, parameter in method.named_parameters()
+            if name in method.undecayed
+        }
         self.parameters = [*student.parameters(), *self.helpers.parameters()]
-        self.optimizer = _optimizer(recipe, self.parameters)
+        self.optimizer = _optimizer(
+            recipe,
+            [parameter for parameter in self.parameters if id(parameter) not in spared],
+            [parameter for parameter in self.parameters if id(parameter) in spared],
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -235,38 +244,51 @@ class _Run:
     def epoch(self, epoch: int, order: Tensor) -> _Meters:
         """Trains on the images in the given order of positions."""
         meters = _Meters(len(self.names), self.device)
+        preparing = [
+            epoch <= method.preparation_epochs(self.recipe.epochs) for method in self.methods
+        ]
+        # While any method prepares, nothing else trains: its preparation alone is minimised.
+        weights = self.weights
+        if any(preparing):
+            weights = torch.tensor([0.0, *map(float, preparing)], device=self.device)
+        for method in self.methods:
+            method.begin_epoch(epoch, self.recipe.epochs)
         for step in range(self.steps):
             positions = order[step * self.batch_size : (step + 1) * self.batch_size]
             rate = self.recipe.learning_rate_at(epoch - 1 + (step + 0.5) / self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self._step(step, epoch, positions, meters)
+            self._step(step, epoch, positions, weights, meters)
         return meters
 
-    def _step(self, step: int, epoch: int, positions: Tensor, meters: _Meters) -> None:
+    def _step(
+        self, step: int, epoch: int, positions: Tensor, weights: Tensor, meters: _Meters
+    ) -> None:
         images = self.data.view(self.split, positions, epoch)
         labels = self.split.labels[positions]
         batch = Batch(labels, positions, epoch, self.recipe.epochs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            shown = self.student.taps(images, self.needs)
-            taught = self._taught(images, shown)
+            shown = self.student.taps(images, self.needs, labels)
+            taught = self._taught(images, labels, shown)
             terms = [cross_entropy(shown.logits.float(), labels)]
             terms += [method(shown, taught, batch).float() for method in self.methods]
         values = torch.stack(terms)
-        loss = (self.weights * values).sum()
+        loss = (weights * values).sum()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if self.recipe.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
         self.optimizer.step()
+        for method in self.methods:
+            method.after_step()
         meters.add(step, loss.detach(), values.detach(), shown.logits.detach(), labels)
 
-    def _taught(self, images: Tensor, shown: Taps) -> Taps:
+    def _taught(self, images: Tensor, labels: Tensor, shown: Taps) -> Taps:
         """The teacher's outputs; where no term reads any, the student's stand in for them."""
         if self.teacher is None:
             return shown
         with torch.no_grad():
-            return self.teacher.taps(images, self.needs)
+            return self.teacher.taps(images, self.needs, labels)
 
 
 def train(
@@ -340,6 +362,14 @@ def train(
             learning_rate=run.optimizer.param_groups[0]["lr"],
             epoch_seconds=time.perf_counter() - started,
         )
+
+
+def _use_batch_statistics(network: nn.Module) -> None:
+    """Makes batch norms normalise by the batch, and leaves their running statistics as they are."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.training = True
+            module.momentum = 0.0  # running = 1 * running + 0 * batch
 
 
 def _order_seed(seed: int, epoch: int) -> int:

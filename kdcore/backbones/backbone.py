@@ -1,7 +1,7 @@
 """The contract of a network that can teach or learn."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -32,6 +32,11 @@ class Backbone(nn.Module):
     @abstractmethod
     def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
         """Yields stem and stages in order, each with its map before and after the activation."""
+
+    def norms(self) -> Mapping[str, nn.BatchNorm2d]:
+        """By tap name, the batch norm whose output the tap's activation reads, itself or added to
+        a shortcut; taps without one are missing."""
+        return {}
 
     def taps(self, images: Tensor, needs: frozenset[Tap]) -> Taps:
         """Runs the network once.

@@ -36,6 +36,11 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU()
         self.downsample = _shortcut(in_channels, width, stride)
 
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The norm before the shortcut is added."""
+        return self.bn2
+
     def forward(self, x: Tensor) -> Tensor:
         residual: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         return residual + (x if self.downsample is None else self.downsample(x))
@@ -57,6 +62,11 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU()
         self.downsample = _shortcut(in_channels, out_channels, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The norm before the shortcut is added."""
+        return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
         x1 = self.relu(self.bn1(self.conv1(x)))
@@ -117,6 +127,14 @@ class ResNet(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def norms(self) -> Mapping[str, nn.BatchNorm2d]:
+        norms = {self.stem.name: self.bn1}
+        for tap, name in zip(self.stages, self._layers, strict=True):
+            *_, last_block = self.get_submodule(name).children()
+            assert isinstance(last_block, BasicBlock | Bottleneck)
+            norms[tap.name] = last_block.last_norm
+        return norms
 
     def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
         before = self.bn1(self.conv1(images))

@@ -48,7 +48,7 @@ class AT(Method):
     """Where the teacher looks: spatial attention maps, summed over the chosen layers."""
 
     paper: ClassVar[str] = "arXiv:1612.03928"
-    needs: ClassVar[frozenset[Tap]] = frozenset({Tap.MAPS})
+    needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(1.0, 1e4, log=True)] = 1000.0

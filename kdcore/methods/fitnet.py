@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from kdcore import method
+from kdcore.connectors import connector
 from kdcore.layers import MIDDLE, resolve_layers
 from kdcore.method import Method, full_precision
 from kdcore.span import Choice, LayerChoice, Span
@@ -32,7 +33,7 @@ class FitNet(Method):
     """Hints: a regressor, trained along, predicts the teacher's map from the student's."""
 
     paper: ClassVar[str] = "arXiv:1412.6550"
-    needs: ClassVar[frozenset[Tap]] = frozenset({Tap.MAPS})
+    needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(1.0, 1e3, log=True)] = 100.0
@@ -46,17 +47,14 @@ class FitNet(Method):
     def __init__(self, params: Params, setting: Setting) -> None:
         super().__init__(params, setting)
         self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
-        self.regressors = nn.ModuleList()
-        for pair in self.pairs:
-            student_channels = setting.student.maps[pair.student][0]
-            teacher_channels = setting.teacher.maps[pair.teacher][0]
-            regressor = nn.Sequential(
-                nn.Conv2d(student_channels, teacher_channels, 1, bias=False),
-                nn.BatchNorm2d(teacher_channels),
+        self.regressors = nn.ModuleList(
+            connector(
+                setting.student.maps[pair.student][0],
+                setting.teacher.maps[pair.teacher][0],
+                relu=params.relu,
             )
-            if params.relu:
-                regressor.append(nn.ReLU())
-            self.regressors.append(regressor)
+            for pair in self.pairs
+        )
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = []

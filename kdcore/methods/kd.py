@@ -35,7 +35,7 @@ class KD(Method):
     """Softened class probabilities; the baseline of the field."""
 
     paper: ClassVar[str] = "arXiv:1503.02531"
-    needs: ClassVar[frozenset[Tap]] = frozenset({Tap.LOGITS})
+    needs: frozenset[Tap] = frozenset({Tap.LOGITS})
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 20.0, log=True)] = 0.9

@@ -14,7 +14,7 @@ class NoDistillation(Method):
     """Cross-entropy alone; the control that every other method must beat."""
 
     paper: ClassVar[str] = "-"
-    needs: ClassVar[frozenset[Tap]] = frozenset()
+    needs: frozenset[Tap] = frozenset()
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0, le=0)] = 0.0

@@ -89,7 +89,7 @@ class RKD(Method):
     """The geometry of a batch: distances between embeddings, and angles among three of them."""
 
     paper: ClassVar[str] = "arXiv:1904.05068"
-    needs: ClassVar[frozenset[Tap]] = frozenset({Tap.EMBEDDING})
+    needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.01, 100.0, log=True)] = 1.0

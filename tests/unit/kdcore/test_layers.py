@@ -53,9 +53,7 @@ def test_every_stage_of_the_shallower_network_is_paired_once(student: int, teach
     here, there = network(student), network(teacher)
     pairs = equal_depth_pairs(here, there)
     assert len(pairs) == min(student, teacher)
-    places = [
-        (here.stages.index(pair.student), there.stages.index(pair.teacher)) for pair in pairs
-    ]
+    places = [(here.stages.index(pair.student), there.stages.index(pair.teacher)) for pair in pairs]
     for (student_before, teacher_before), (student_after, teacher_after) in zip(
         places, places[1:], strict=False
     ):
@@ -127,9 +125,7 @@ def test_a_pair_may_name_any_tap_with_the_stem(pair: str) -> None:
 
 @pytest.mark.parametrize("layers", ["", "stage1", "ALL", "stage1:stage1:stage1", "stage1-stage1"])
 def test_a_layer_choice_of_another_form_is_refused_with_an_example(layers: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"^layers is '{layers}', but must be .*'stage3:stage4'"
-    ):
+    with pytest.raises(ValueError, match=f"^layers is '{layers}', but must be .*'stage3:stage4'"):
         resolve_layers(layers, network(3), network(4))
 
 

@@ -315,7 +315,9 @@ RKD_EMBEDDINGS = {
 }
 
 
-@pytest.mark.parametrize(("distance_weight", "angle_weight"), [(1.0, 0.0), (0.0, 1.0), (25.0, 50.0)])
+@pytest.mark.parametrize(
+    ("distance_weight", "angle_weight"), [(1.0, 0.0), (0.0, 1.0), (25.0, 50.0)]
+)
 @pytest.mark.parametrize("case", RKD_EMBEDDINGS)
 def test_rkd_is_the_huber_distance_of_distances_and_angles(
     case: str, distance_weight: float, angle_weight: float
