@@ -7,6 +7,7 @@ from kdcore.taps import Shapes
 
 ALL = "all"
 MIDDLE = "middle"
+LAST = "last"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def resolve_layers(layers: str, student: Shapes, teacher: Shapes) -> tuple[Layer
     """Turns a layer choice into pairs of taps.
 
     Args:
-        layers: `all` (every stage with the stage of equal relative depth), `middle` (the middle one
+        layers: `all` (every stage with the stage of equal relative depth), `middle` or `last` (one
             of those pairs), or one pair `student:teacher`; a pair may name the stem.
         student: shapes of the network that learns.
         teacher: shapes of the network that teaches.
@@ -67,10 +68,12 @@ def resolve_layers(layers: str, student: Shapes, teacher: Shapes) -> tuple[Layer
         return pairs
     if layers == MIDDLE:
         return (pairs[len(pairs) // 2],)
+    if layers == LAST:
+        return pairs[-1:]
     names = layers.split(":")
     if len(names) != 2:
         raise ValueError(
-            f"layers is {layers!r}, but must be {ALL!r}, {MIDDLE!r} or a pair "
+            f"layers is {layers!r}, but must be {ALL!r}, {MIDDLE!r}, {LAST!r} or a pair "
             f"'student tap:teacher tap' like {str(pairs[-1])!r}"
         )
     for role, name, shapes in zip(("student", "teacher"), names, (student, teacher), strict=True):
