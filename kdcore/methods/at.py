@@ -1,69 +1,153 @@
 """Paying More Attention to Attention. Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import mse_loss
 
 from kdcore import method
+from kdcore.attention import attention
 from kdcore.layers import ALL, resolve_layers
 from kdcore.method import Method, full_precision
 from kdcore.span import Choice, LayerChoice, Span
 from kdcore.spatial import match_spatial
 from kdcore.taps import Batch, Setting, Tap, Taps
 
+Kind = Literal["activation", "gradient", "flip symmetry"]
+Reduction = Literal["mean", "paper"]
 
-def attention(activation: Tensor, *, power: int) -> Tensor:
-    """Spatial attention: the mean over channels of |F|^power, scaled to Euclidean length 1.
+_NEEDS = {
+    "activation": frozenset({Tap.MAPS}),
+    "gradient": frozenset({Tap.INPUT_GRADIENT}),
+    "flip symmetry": frozenset({Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT}),
+}
 
-    Args:
-        activation: [B, C, H, W].
-        power: >= 1.
 
-    Returns:
-        [B, H * W]; a zero map has zero attention.
+def _distance(first: Tensor, second: Tensor, reduction: Reduction) -> Tensor:
+    """Mean square of the difference, as in the authors' code, or half its length, as in the paper.
+
+    A length of 0, which has no derivative, gives a gradient of 0.
     """
-    return normalize(activation.abs().pow(power).mean(1).flatten(1), dim=1)
+    if reduction == "mean":
+        return mse_loss(first, second)
+    squares = mse_loss(first, second, reduction="none").flatten(1).sum(1)
+    differ = squares > 0
+    lengths = torch.where(differ, torch.where(differ, squares, 1.0).sqrt(), 0.0)
+    return 0.5 * lengths.mean()
 
 
 @full_precision
-def at_loss(student_map: Tensor, teacher_map: Tensor, *, power: int) -> Tensor:
-    """Mean squared difference of two attention maps (equation 2, squared as its authors' code).
+def at_loss(
+    student_map: Tensor, teacher_map: Tensor, *, power: int, reduction: Reduction = "mean"
+) -> Tensor:
+    """Distance between two attention maps (equation 2).
 
     Args:
         student_map: [B, Cs, Hs, Ws].
         teacher_map: [B, Ct, Ht, Wt]; whichever map is larger is average-pooled to the smaller.
-        power: >= 1, of the activation before channels are averaged.
+        power: >= 1, of the magnitudes that are added up over channels.
+        reduction: `mean`, of squared differences over batch and positions, as in the authors'
+            code; `paper`, half the Euclidean distance, mean over the batch.
 
     Returns:
-        Scalar, mean over batch and positions. Zero when both attention maps are equal.
+        Scalar. Zero when both attention maps are equal.
     """
     student, teacher = match_spatial(student_map, teacher_map)
-    difference = attention(student, power=power) - attention(teacher, power=power)
-    return difference.square().mean()
+    return _distance(attention(student, power=power), attention(teacher, power=power), reduction)
+
+
+@full_precision
+def gradient_at_loss(
+    student_gradient: Tensor, teacher_gradient: Tensor, *, reduction: Reduction
+) -> Tensor:
+    """Distance between the gradients of two networks' cross-entropy by the pixels.
+
+    Args:
+        student_gradient: [B, C, H, W], of each image's own cross-entropy.
+        teacher_gradient: [B, C, H, W].
+        reduction: as in `at_loss`; `mean` is over batch, channels and pixels.
+
+    Returns:
+        Scalar. Zero when both gradients are equal.
+    """
+    return _distance(student_gradient, teacher_gradient, reduction)
+
+
+@full_precision
+def flip_symmetry_loss(
+    gradient: Tensor, flipped_gradient: Tensor, *, reduction: Reduction
+) -> Tensor:
+    """Distance between a network's gradient and that of the mirrored image, mirrored back.
+
+    Args:
+        gradient: [B, C, H, W], of each image's cross-entropy by its pixels.
+        flipped_gradient: [B, C, H, W], of the mirrored image's by the mirrored pixels.
+        reduction: as in `gradient_at_loss`.
+
+    Returns:
+        Scalar. Zero when the network looks at mirrored images as in a mirror.
+    """
+    return _distance(gradient, flipped_gradient.flip(3), reduction)
 
 
 class AT(Method):
-    """Where the teacher looks: spatial attention maps, summed over the chosen layers."""
+    """Where a network looks: attention maps of the chosen layers, or gradients by the pixels."""
 
     paper: ClassVar[str] = "arXiv:1612.03928"
-    needs: frozenset[Tap] = frozenset({Tap.MAPS})
+    needs: frozenset[Tap] = frozenset({Tap.MAPS, Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT})
 
     class Params(method.Params):
-        weight: Annotated[float, Field(ge=0), Span(1.0, 1e4, log=True)] = 1000.0
+        """The settings of AT.
+
+        Args:
+            weight: beside cross-entropy. It is divided by the number of positions with the
+                reduction `mean`, and not with `paper`, which suits weights of 0.1 to 100.
+            kind: `activation`: attention maps. `gradient`: the gradients by the pixels, which costs
+                the student a second backward pass. `flip symmetry`: of the student's gradients,
+                which costs two; the teacher has no part in it.
+            power: of `activation`.
+            reduction: `mean` of squares or `paper`, half a Euclidean distance.
+            layers: of `activation`.
+        """
+
+        weight: Annotated[float, Field(ge=0), Span(0.1, 1e4, log=True)] = 1000.0
+        kind: Annotated[Kind, Choice(("activation", "gradient", "flip symmetry"))] = "activation"
         power: Annotated[int, Field(ge=1, le=8), Choice((1, 2, 4))] = 2
+        reduction: Annotated[Reduction, Choice(("mean", "paper"))] = "mean"
         layers: Annotated[str, LayerChoice()] = ALL
 
     params: Params
 
     def __init__(self, params: Params, setting: Setting) -> None:
         super().__init__(params, setting)
+        self.needs = _NEEDS[params.kind]
         self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        reduction = self.params.reduction
+        if self.params.kind == "activation":
+            return self._activation_loss(student, teacher)
+        assert student.input_gradient is not None
+        if self.params.kind == "gradient":
+            assert teacher.input_gradient is not None
+            return gradient_at_loss(
+                student.input_gradient, teacher.input_gradient, reduction=reduction
+            )
+        assert student.flipped_input_gradient is not None
+        return flip_symmetry_loss(
+            student.input_gradient, student.flipped_input_gradient, reduction=reduction
+        )
+
+    def _activation_loss(self, student: Taps, teacher: Taps) -> Tensor:
         losses = [
-            at_loss(student.maps[pair.student], teacher.maps[pair.teacher], power=self.params.power)
+            at_loss(
+                student.maps[pair.student],
+                teacher.maps[pair.teacher],
+                power=self.params.power,
+                reduction=self.params.reduction,
+            )
             for pair in self.pairs
         ]
         return sum(losses[1:], start=losses[0])

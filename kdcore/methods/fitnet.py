@@ -6,12 +6,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from kdcore import method
 from kdcore.connectors import connector
 from kdcore.layers import MIDDLE, resolve_layers
-from kdcore.method import Method, full_precision
+from kdcore.method import full_precision
+from kdcore.precision import like_weights
 from kdcore.span import Choice, LayerChoice, Span
 from kdcore.spatial import match_spatial
+from kdcore.staging import PREPARATION_SHARES, StagedMethod
 from kdcore.taps import Batch, Setting, Tap, Taps
 
 
@@ -29,16 +30,26 @@ def hint_loss(regressed_map: Tensor, teacher_map: Tensor) -> Tensor:
     return mse_loss(regressed_map, teacher_map)
 
 
-class FitNet(Method):
+class FitNet(StagedMethod):
     """Hints: a regressor, trained along, predicts the teacher's map from the student's."""
 
     paper: ClassVar[str] = "arXiv:1412.6550"
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
-    class Params(method.Params):
+    class Params(StagedMethod.Params):
+        """The settings of FitNet.
+
+        Args:
+            weight: beside cross-entropy, in the joint mode.
+            preparation_share: 0: the joint mode of the field's codes. Above: the paper's two
+                stages; hints alone for this share of the epochs, and then none.
+            relu: whether the regressor ends in a ReLU. That suits hints that are activations; it
+                cannot predict the negative values of other taps.
+            layers: which hints.
+        """
+
         weight: Annotated[float, Field(ge=0), Span(1.0, 1e3, log=True)] = 100.0
-        # A ReLU suits hints that are activations; it cannot predict the negative values of other
-        # taps.
+        preparation_share: Annotated[float, Field(ge=0, lt=1), Choice(PREPARATION_SHARES)] = 0.0
         relu: Annotated[bool, Choice((True, False))] = True
         layers: Annotated[str, LayerChoice()] = MIDDLE
 
@@ -56,9 +67,10 @@ class FitNet(Method):
             for pair in self.pairs
         )
 
-    def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+    def term(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = []
         for pair, regressor in zip(self.pairs, self.regressors, strict=True):
             guided, hint = match_spatial(student.maps[pair.student], teacher.maps[pair.teacher])
+            guided = like_weights(guided, next(regressor.parameters()))
             losses.append(hint_loss(regressor(guided), hint))
         return sum(losses[1:], start=losses[0])

@@ -4,31 +4,38 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
 
 from kdcore import method
+from kdcore.logits import check_classes, softened_divergence, standardized
 from kdcore.method import Method, full_precision
-from kdcore.span import Span
-from kdcore.taps import Batch, Tap, Taps
+from kdcore.span import Choice, Span
+from kdcore.taps import Batch, Setting, Tap, Taps
 
 
 @full_precision
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+def kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float,
+    standardize: bool = False,
+) -> Tensor:
     """KL(teacher || student) of softened probabilities, times temperature squared (section 2).
 
     Args:
         student_logits: [B, K].
         teacher_logits: [B, K].
         temperature: > 0; its square keeps gradients on the scale of cross-entropy.
+        standardize: whether each image's logits first get mean 0 and deviation 1 over the
+            classes.
 
     Returns:
         Scalar, nats, mean over the batch. Zero when both logits are equal up to a shift of each
-        row.
+        row; standardised, also up to its scale.
     """
-    student = log_softmax(student_logits / temperature, dim=1)
-    teacher = log_softmax(teacher_logits / temperature, dim=1)
-    divergence = kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return divergence * temperature**2
+    if standardize:
+        student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
+    return softened_divergence(student_logits, teacher_logits, temperature).mean()
 
 
 class KD(Method):
@@ -40,8 +47,19 @@ class KD(Method):
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 20.0, log=True)] = 0.9
         temperature: Annotated[float, Field(gt=0), Span(1.0, 16.0, log=True)] = 4.0
+        # Published (arXiv:2403.01427) with temperature 2 and weight 9.
+        standardize: Annotated[bool, Choice((False, True))] = False
 
     params: Params
 
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        check_classes(setting)
+
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        return kd_loss(student.logits, teacher.logits, temperature=self.params.temperature)
+        return kd_loss(
+            student.logits,
+            teacher.logits,
+            temperature=self.params.temperature,
+            standardize=self.params.standardize,
+        )

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
+from torch.utils.checkpoint import checkpoint
 
 from kdcore import method
 from kdcore.method import Method, full_precision
@@ -14,6 +15,9 @@ from kdcore.taps import Batch, Tap, Taps
 
 # Squared distances below this share of the mean count as zero: what float32 leaves of equal rows.
 _EQUAL_ROWS = 1e-6
+
+# 2^21 float32 angles take 8 MiB: all those of 128 images, or those at 32 corners of 256.
+_ANGLES_AT_ONCE = 2**21
 
 
 def _gram(embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,15 +47,65 @@ def _distances(squares: Tensor) -> Tensor:
     return distances / torch.where(mean > 0, mean, 1.0)
 
 
-def _angles(gram: Tensor, squares: Tensor) -> Tensor:
-    """Cosines [j, i, k] of the angle at j between i and k (equation 8); 0 where points coincide.
+def _angles(gram: Tensor, inverse_distances: Tensor, first: int, last: int) -> Tensor:
+    """Cosines [j, i, k] of the angle at j between i and k (equation 8), for j from first to last.
 
-    <x_i - x_j, x_k - x_j> = G_ik - G_ij - G_jk + G_jj: no tensor of size B x B x D.
+    0 where points coincide. <x_i - x_j, x_k - x_j> = G_ik - G_ij - G_jk + G_jj: no tensor of size
+    B x B x D.
     """
-    products = gram[None, :, :] - gram[:, :, None] - gram[:, None, :]
-    products = products + gram.diagonal()[:, None, None]
-    scale = _inverse_root(squares)
+    corners = gram[first:last]
+    products = gram[None, :, :] - corners[:, :, None] - corners[:, None, :]
+    products = products + gram.diagonal()[first:last, None, None]
+    scale = inverse_distances[first:last]
     return products * scale[:, :, None] * scale[:, None, :]
+
+
+def _angle_difference(
+    student_gram: Tensor,
+    student_inverse_distances: Tensor,
+    teacher_gram: Tensor,
+    teacher_inverse_distances: Tensor,
+    first: int,
+    last: int,
+) -> Tensor:
+    """The sum of the Huber distances of all angles whose corners are first to last."""
+    return smooth_l1_loss(
+        _angles(student_gram, student_inverse_distances, first, last),
+        _angles(teacher_gram, teacher_inverse_distances, first, last),
+        reduction="sum",
+    )
+
+
+def _mean_angle_difference(
+    student_gram: Tensor, student_squares: Tensor, teacher_gram: Tensor, teacher_squares: Tensor
+) -> Tensor:
+    """The mean of the Huber distances of all B^3 angles.
+
+    Those of a large batch are computed part by part, and again for their gradient, so that memory
+    grows like B^2.
+    """
+    images = len(student_gram)
+    geometry = (
+        student_gram,
+        _inverse_root(student_squares),
+        teacher_gram,
+        _inverse_root(teacher_squares),
+    )
+    corners = max(1, _ANGLES_AT_ONCE // images**2)
+    if corners >= images:
+        return _angle_difference(*geometry, 0, images) / images**3
+    sums: list[Tensor] = [
+        checkpoint(
+            _angle_difference,
+            *geometry,
+            first,
+            first + corners,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for first in range(0, images, corners)
+    ]
+    return torch.stack(sums).sum() / images**3
 
 
 @full_precision
@@ -79,9 +133,7 @@ def rkd_loss(
     student_gram, student_squares = _gram(student_embedding)
     teacher_gram, teacher_squares = _gram(teacher_embedding)
     distance = smooth_l1_loss(_distances(student_squares), _distances(teacher_squares))
-    angle = smooth_l1_loss(
-        _angles(student_gram, student_squares), _angles(teacher_gram, teacher_squares)
-    )
+    angle = _mean_angle_difference(student_gram, student_squares, teacher_gram, teacher_squares)
     return distance_weight * distance + angle_weight * angle
 
 

@@ -1,0 +1,118 @@
+"""Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons.
+
+Heo, Lee, Yun and Choi, AAAI 2019, arXiv:1811.03233.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from kdcore.connectors import connector
+from kdcore.layers import ALL, resolve_layers
+from kdcore.method import full_precision
+from kdcore.precision import like_weights
+from kdcore.span import LayerChoice, Span
+from kdcore.spatial import match_spatial
+from kdcore.staging import StagedMethod
+from kdcore.taps import Batch, Setting, Tap, Taps
+
+Normalization = Literal["sum", "mean"]
+
+# The scale of the authors' code for CIFAR: the sum over a batch, divided by its images, / 1000 * 3.
+_SCALE_OF_SUM = 3e-3
+
+
+@full_precision
+def ab_loss(
+    student_preactivation: Tensor,
+    teacher_preactivation: Tensor,
+    *,
+    margin: float,
+    normalization: Normalization,
+) -> Tensor:
+    """Squared hinge that asks every student unit for its teacher's sign (equations 3 to 6).
+
+    Where the teacher's unit is active (> 0), max(0, margin - s)^2; elsewhere max(0, margin + s)^2.
+
+    Args:
+        student_preactivation: [B, C, H, W], behind the connector.
+        teacher_preactivation: [B, C, H, W]; only its signs count, and 0 is inactive.
+        margin: >= 0, how far beyond zero the student has to be.
+        normalization: `sum`: 3/1000 of the sum over an image's units, as in the authors' code,
+            which grows with the map; `mean` over the units. Either is a mean over the batch.
+
+    Returns:
+        Scalar. Zero when every student unit is on the teacher's side of zero by the margin.
+    """
+    student = student_preactivation
+    # The hinge is the squared distance to the nearest value beyond the margin, with the same
+    # gradient: one pass for the loss and one for its gradient, where masks take ten.
+    nearest = torch.where(
+        teacher_preactivation > 0,
+        student.detach().clamp(min=margin),
+        student.detach().clamp(max=-margin),
+    )
+    if normalization == "mean":
+        return mse_loss(student, nearest)
+    return mse_loss(student, nearest, reduction="sum") * (_SCALE_OF_SUM / len(student))
+
+
+class AB(StagedMethod):
+    """Activation boundaries: which units are active, not by how much; gives the student a start."""
+
+    paper: ClassVar[str] = "arXiv:1811.03233"
+    needs: frozenset[Tap] = frozenset({Tap.PREACTIVATIONS})
+
+    class Params(StagedMethod.Params):
+        """The settings of AB.
+
+        Args:
+            weight: beside cross-entropy, in the joint mode.
+            preparation_share: of the epochs, in which the term trains alone; then cross-entropy
+                takes over. 0: the joint mode.
+            margin: how far beyond zero the student has to be.
+            normalization: `sum` over the units of a map, as published, or `mean`, whose weight
+                means the same for every size of image.
+            layers: several count 1, 1/2, 1/4 from the last to the first.
+        """
+
+        weight: Annotated[float, Field(ge=0), Span(0.01, 10.0, log=True)] = 1.0
+        margin: Annotated[float, Field(gt=0), Span(0.25, 4.0, log=True)] = 1.0
+        normalization: Normalization = "sum"
+        layers: Annotated[str, LayerChoice()] = ALL
+
+    params: Params
+
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+        self.connectors = nn.ModuleList()
+        for pair in self.pairs:
+            student_channels = setting.student.maps[pair.student][0]
+            teacher_channels = setting.teacher.maps[pair.teacher][0]
+            self.connectors.append(
+                nn.Identity()
+                if student_channels == teacher_channels
+                else connector(student_channels, teacher_channels, relu=False)
+            )
+
+    def term(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        losses = []
+        for pair, to_teacher in zip(self.pairs, self.connectors, strict=True):
+            shown, taught = match_spatial(
+                student.preactivations[pair.student], teacher.preactivations[pair.teacher]
+            )
+            shown = like_weights(shown, next(to_teacher.parameters(), shown))
+            losses.append(
+                ab_loss(
+                    to_teacher(shown),
+                    taught,
+                    margin=self.params.margin,
+                    normalization=self.params.normalization,
+                )
+            )
+        weighted = [0.5**depth * loss for depth, loss in enumerate(reversed(losses))]
+        return sum(weighted[1:], start=weighted[0])

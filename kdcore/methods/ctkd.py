@@ -1,0 +1,89 @@
+"""Curriculum Temperature for Knowledge Distillation. Li et al., AAAI 2023, arXiv:2211.16231."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdcore import method
+from kdcore.logits import check_classes, softened_divergence, standardized
+from kdcore.method import Method, full_precision
+from kdcore.ramps import cosine_ramp
+from kdcore.span import Choice, Span
+from kdcore.taps import Batch, Setting, Tap, Taps
+
+
+def reversed_gradient(value: Tensor, factor: float) -> Tensor:
+    """The same value, to the bit; its gradient is multiplied by -factor.
+
+    What is minimised for everything else is then maximised for this value.
+    """
+    return value.detach() - factor * (value - value.detach())
+
+
+@full_precision
+def ctkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor,
+    *,
+    standardize: bool = False,
+) -> Tensor:
+    """KD with a temperature that has a gradient of its own, the factor of its square included.
+
+    Args:
+        student_logits: [B, K].
+        teacher_logits: [B, K].
+        temperature: scalar, > 0.
+        standardize: whether each image's logits first get mean 0 and deviation 1 over the
+            classes.
+
+    Returns:
+        Scalar, nats, mean over the batch. Zero when both logits are equal up to a shift of each
+        row; standardised, also up to its scale.
+    """
+    if standardize:
+        student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
+    return softened_divergence(student_logits, teacher_logits, temperature).mean()
+
+
+class CTKD(Method):
+    """Softened class probabilities; one temperature learns to make the student's task harder."""
+
+    paper: ClassVar[str] = "arXiv:2211.16231"
+    needs: frozenset[Tap] = frozenset({Tap.LOGITS})
+    # Decay would pull the temperature to the middle of its range, whatever the loss says.
+    undecayed: ClassVar[frozenset[str]] = frozenset({"temperature_logit"})
+
+    class Params(method.Params):
+        weight: Annotated[float, Field(ge=0), Span(0.1, 20.0, log=True)] = 0.9
+        lowest_temperature: Annotated[float, Field(gt=0)] = 1.0
+        temperature_range: Annotated[float, Field(gt=0)] = 20.0
+        # The opposition rises over the first 10 of 240 epochs, 5 of 120 on ImageNet.
+        ramp_share: Annotated[float, Field(ge=0, le=1), Span(0.01, 0.5, log=True)] = 10 / 240
+        # Published (arXiv:2403.01427) with weight 9.
+        standardize: Annotated[bool, Choice((False, True))] = False
+
+    params: Params
+
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        check_classes(setting)
+        # Begins at 1 + 20 * sigmoid(1) = 15.6, as published.
+        self.temperature_logit = nn.Parameter(torch.tensor(1.0))
+
+    @property
+    def temperature(self) -> Tensor:
+        """Scalar, between `lowest_temperature` and that plus `temperature_range`."""
+        share = self.temperature_logit.sigmoid()
+        return self.params.lowest_temperature + self.params.temperature_range * share
+
+    def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        opposition = cosine_ramp(batch.epoch, batch.epochs, share=self.params.ramp_share)
+        return ctkd_loss(
+            student.logits,
+            teacher.logits,
+            reversed_gradient(self.temperature, opposition),
+            standardize=self.params.standardize,
+        )

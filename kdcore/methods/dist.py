@@ -1,0 +1,104 @@
+"""Knowledge Distillation from A Stronger Teacher. Huang, You, Wang, Qian and Xu, NeurIPS 2022,
+arXiv:2205.10536.
+"""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from kdcore import method
+from kdcore.logits import check_classes
+from kdcore.method import Method, full_precision
+from kdcore.span import Span
+from kdcore.taps import Batch, Setting, Tap, Taps
+
+# Probabilities whose squared distances from their mean add up to no more than this share of the
+# largest one's square count as equal: it is what rounding leaves of equal ones.
+_EQUAL = 1e-8
+
+
+def _directions(log_probabilities: Tensor, dim: int) -> Tensor:
+    """Probabilities less their mean along a dimension, at length 1; 0 where all are equal.
+
+    They are first divided by the largest of them, as a difference of logarithms: no direction
+    sees a scale, and the squares of probabilities of 1e-30 would be 0.
+    """
+    largest = log_probabilities.detach().amax(dim, keepdim=True)
+    scaled = (log_probabilities - largest).exp()
+    centred = scaled - scaled.mean(dim, keepdim=True)
+    squares = centred.square().sum(dim, keepdim=True)
+    differ = squares > _EQUAL
+    return centred * torch.where(differ, torch.where(differ, squares, 1.0).rsqrt(), 0.0)
+
+
+def _pearson_distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    """1 - Pearson's correlation of probabilities along a dimension, mean over the other.
+
+    As half the squared distance of unit vectors it is exactly 0 at equality. Where one side has
+    equal probabilities, so that there is no correlation, it is 1/2; where both have, 0.
+    """
+    difference = _directions(student, dim) - _directions(teacher, dim)
+    return 0.5 * difference.square().sum(dim).mean()
+
+
+@full_precision
+def dist_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    interclass_weight: float,
+    intraclass_weight: float,
+    temperature: float,
+) -> Tensor:
+    """Pearson distances of softened probabilities, over the classes and over the images.
+
+    Args:
+        student_logits: [B, K].
+        teacher_logits: [B, K].
+        interclass_weight: of the distance over an image's classes, the paper's beta, >= 0.
+        intraclass_weight: of the distance over the batch's images for a class, the paper's
+            gamma, >= 0.
+        temperature: > 0; its square is a factor, as in the authors' code.
+
+    Returns:
+        Scalar; each distance is a mean, from 0 to 2. Zero when both logits are equal up to a
+        shift of each row. A batch of one has no distance over images.
+    """
+    student = log_softmax(student_logits / temperature, dim=1)
+    teacher = log_softmax(teacher_logits / temperature, dim=1)
+    interclass = _pearson_distance(student, teacher, dim=1)
+    intraclass = _pearson_distance(student, teacher, dim=0)
+    return temperature**2 * (interclass_weight * interclass + intraclass_weight * intraclass)
+
+
+class DIST(Method):
+    """Which classes an image resembles, and which images a class: correlations, not equality."""
+
+    paper: ClassVar[str] = "arXiv:2205.10536"
+    needs: frozenset[Tap] = frozenset({Tap.LOGITS})
+
+    class Params(method.Params):
+        weight: Annotated[float, Field(ge=0), Span(0.1, 20.0, log=True)] = 2.0
+        interclass_weight: Annotated[float, Field(ge=0)] = 1.0
+        # The weight over images is interclass_weight * intraclass_ratio: 1 as published.
+        intraclass_ratio: Annotated[float, Field(ge=0), Span(0.1, 10.0, log=True)] = 1.0
+        # 4 on CIFAR-100, 1 on ImageNet.
+        temperature: Annotated[float, Field(gt=0), Span(1.0, 8.0, log=True)] = 4.0
+
+    params: Params
+
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        check_classes(setting)
+
+    def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        return dist_loss(
+            student.logits,
+            teacher.logits,
+            interclass_weight=self.params.interclass_weight,
+            intraclass_weight=self.params.interclass_weight * self.params.intraclass_ratio,
+            temperature=self.params.temperature,
+        )

@@ -1,0 +1,115 @@
+"""A Gift from Knowledge Distillation: Fast Optimization, Network Minimization, Transfer Learning.
+
+Yim, Joo, Bae and Kim, CVPR 2017, doi:10.1109/CVPR.2017.754.
+"""
+
+from itertools import pairwise
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool2d, mse_loss
+
+from kdcore.layers import LayerPair, equal_depth_pairs
+from kdcore.method import full_precision
+from kdcore.precision import like_weights
+from kdcore.span import Span
+from kdcore.staging import StagedMethod
+from kdcore.taps import Batch, Setting, Tap, Taps
+
+
+def flow(lower_map: Tensor, upper_map: Tensor) -> Tensor:
+    """The FSP matrix: inner products of the channels of two maps, as a mean over positions.
+
+    Args:
+        lower_map: [B, C1, H1, W1].
+        upper_map: [B, C2, H2, W2]; whichever map is larger in a direction is max-pooled to the
+            smaller, as in the paper.
+
+    Returns:
+        [B, C1, C2].
+    """
+    size = (
+        min(lower_map.shape[2], upper_map.shape[2]),
+        min(lower_map.shape[3], upper_map.shape[3]),
+    )
+    lower, upper = (
+        each if tuple(each.shape[2:]) == size else adaptive_max_pool2d(each, size)
+        for each in (lower_map, upper_map)
+    )
+    # Either map by the root of the number of positions, and not the product by that number: sums
+    # of 3,136 products stay small.
+    scale = (size[0] * size[1]) ** -0.5
+    matrix: Tensor = (lower.flatten(2) * scale) @ (upper.flatten(2) * scale).mT
+    return matrix
+
+
+@full_precision
+def fsp_loss(
+    student_lower_map: Tensor,
+    student_upper_map: Tensor,
+    teacher_lower_map: Tensor,
+    teacher_upper_map: Tensor,
+) -> Tensor:
+    """Mean squared difference of the flows between two layers of each network.
+
+    Args:
+        student_lower_map: [B, C1, H, W], the sizes of all four maps may differ.
+        student_upper_map: [B, C2, H, W].
+        teacher_lower_map: [B, C1, H, W].
+        teacher_upper_map: [B, C2, H, W].
+
+    Returns:
+        Scalar, mean over batch and pairs of channels, where the paper has sums. Zero when both
+        networks have the same flow.
+    """
+    student = flow(student_lower_map, student_upper_map)
+    return mse_loss(student, flow(teacher_lower_map, teacher_upper_map))
+
+
+class FSP(StagedMethod):
+    """The flow from stage to stage, as products of channels; gives the student a start."""
+
+    paper: ClassVar[str] = "doi:10.1109/CVPR.2017.754"
+    needs: frozenset[Tap] = frozenset({Tap.MAPS})
+
+    class Params(StagedMethod.Params):
+        """The settings of FSP.
+
+        Args:
+            weight: beside cross-entropy, in the joint mode.
+            preparation_share: of the epochs, in which the term trains alone; then cross-entropy
+                takes over. 0: the joint mode.
+        """
+
+        weight: Annotated[float, Field(ge=0), Span(0.1, 1e3, log=True)] = 50.0
+
+    params: Params
+
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        student, teacher = setting.student, setting.teacher
+        stems = LayerPair(student.stem, teacher.stem)
+        self.chain = (stems, *equal_depth_pairs(student, teacher))
+        # The paper asks for equal channels; where they differ, these lift that rule.
+        self.adapters = nn.ModuleList()
+        for pair in self.chain:
+            student_channels = student.maps[pair.student][0]
+            teacher_channels = teacher.maps[pair.teacher][0]
+            self.adapters.append(
+                nn.Identity()
+                if student_channels == teacher_channels
+                else nn.Conv2d(student_channels, teacher_channels, 1, bias=False)
+            )
+
+    def term(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        steps = []
+        for pair, adapter in zip(self.chain, self.adapters, strict=True):
+            shown = student.maps[pair.student]
+            shown = adapter(like_weights(shown, next(adapter.parameters(), shown)))
+            steps.append((shown, teacher.maps[pair.teacher]))
+        losses = [
+            fsp_loss(shown_below, shown_above, taught_below, taught_above)
+            for (shown_below, taught_below), (shown_above, taught_above) in pairwise(steps)
+        ]
+        return sum(losses[1:], start=losses[0])

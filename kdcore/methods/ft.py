@@ -1,0 +1,169 @@
+"""Paraphrasing Complex Network: Network Compression via Factor Transfer.
+
+Kim, Park and Kwak, NeurIPS 2018, arXiv:1802.04977.
+"""
+
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss, mse_loss
+
+from kdcore import method
+from kdcore.attention import attention
+from kdcore.directions import unit_vectors
+from kdcore.layers import LAST, resolve_layers
+from kdcore.method import Method, full_precision
+from kdcore.precision import like_weights
+from kdcore.span import Choice, LayerChoice, Span
+from kdcore.spatial import match_spatial
+from kdcore.taps import Batch, Setting, Tap, Taps
+
+Form = Literal["factor", "attention"]
+
+# Of the leaky ReLUs.
+_SLOPE = 0.1
+
+# Of a teacher's map: weaker maps, dead ones among them, count as this strong.
+_SMALLEST_MEAN_SQUARE = 1e-4
+
+
+@full_precision
+def reconstruction_loss(reconstructed_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Squared difference of a teacher's map and what the paraphraser makes of it (equation 1).
+
+    It is a share of the map's own squares, so that one learning rate fits maps of every strength.
+    The authors' code takes absolute values: of a map that is mostly zero, zeros are then the best
+    guess, and a short preparation learns nothing else.
+
+    Args:
+        reconstructed_map: [B, C, H, W].
+        teacher_map: [B, C, H, W].
+
+    Returns:
+        Scalar. Zero when both are equal, 1 for a reconstruction of zeros.
+    """
+    strength = teacher_map.square().mean().clamp(min=_SMALLEST_MEAN_SQUARE)
+    return mse_loss(reconstructed_map, teacher_map) / strength
+
+
+@full_precision
+def ft_loss(student_factor: Tensor, teacher_factor: Tensor, *, form: Form) -> Tensor:
+    """Mean absolute difference of two factors of length 1 (equations 2 and 3).
+
+    Args:
+        student_factor: [B, C, Hs, Ws], from the translator.
+        teacher_factor: [B, C, Ht, Wt], from the paraphraser; whichever is larger is average-pooled
+            to the smaller before lengths are taken.
+        form: `factor`: each image's whole factor is scaled to length 1, as in paper and authors'
+            code. `attention`: its mean square over channels is, as in the field's other codes.
+
+    Returns:
+        Scalar, mean over the batch and the elements that are compared. Zero when both factors are
+        equal up to a positive factor for each image.
+    """
+    student, teacher = match_spatial(student_factor, teacher_factor)
+    if form == "attention":
+        return l1_loss(attention(student, power=2), attention(teacher, power=2))
+    return l1_loss(unit_vectors(student.flatten(1)), unit_vectors(teacher.flatten(1)))
+
+
+def _convolutions(*channels: int) -> nn.Sequential:
+    """3x3 convolutions from each number of channels to the next, each with a leaky ReLU."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        convolution = nn.Conv2d(before, after, 3, padding=1)
+        # Without it, the signal is lost in six layers without a norm.
+        nn.init.kaiming_normal_(convolution.weight, a=_SLOPE)
+        layers += [convolution, nn.LeakyReLU(_SLOPE)]
+    return nn.Sequential(*layers)
+
+
+class Paraphraser(nn.Module):
+    """An autoencoder of a teacher's maps; what its encoder gives is the factor.
+
+    Args:
+        channels: of the teacher's map.
+        factor_channels: of the factor.
+    """
+
+    def __init__(self, channels: int, factor_channels: int) -> None:
+        super().__init__()
+        self.encoder = _convolutions(channels, channels, factor_channels, factor_channels)
+        self.decoder = _convolutions(factor_channels, factor_channels, channels, channels)
+
+    def forward(self, teacher_map: Tensor) -> Tensor:
+        """The map [B, C, H, W] as the decoder rebuilds it from its factor."""
+        rebuilt: Tensor = self.decoder(self.encoder(teacher_map))
+        return rebuilt
+
+
+class FT(Method):
+    """Factors: an autoencoder paraphrases the teacher's map, and a translator the student's."""
+
+    paper: ClassVar[str] = "arXiv:1802.04977"
+    needs: frozenset[Tap] = frozenset({Tap.MAPS})
+
+    class Params(method.Params):
+        """The settings of FT.
+
+        Args:
+            weight: beside cross-entropy.
+            preparation_share: of the epochs, in which the paraphraser trains on the teacher's maps
+                and the student waits; then the paraphraser is frozen. At least one epoch.
+            rate: channels of a factor, as a share of the teacher's; at least one.
+            form: `factor`, as published with weight 500, or `attention`, of the field's other
+                codes, with weight 200.
+            layers: which maps.
+        """
+
+        weight: Annotated[float, Field(ge=0), Span(10.0, 5e3, log=True)] = 500.0
+        preparation_share: Annotated[float, Field(gt=0, lt=1), Span(0.05, 0.5)] = 0.125
+        rate: Annotated[float, Field(gt=0, le=1), Choice((0.25, 0.5, 0.75))] = 0.5
+        form: Annotated[Form, Choice(("factor", "attention"))] = "factor"
+        layers: Annotated[str, LayerChoice()] = LAST
+
+    params: Params
+
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        self.preparation_share = params.preparation_share
+        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+        self.paraphrasers = nn.ModuleList()
+        self.translators = nn.ModuleList()
+        for pair in self.pairs:
+            student_channels = setting.student.maps[pair.student][0]
+            teacher_channels = setting.teacher.maps[pair.teacher][0]
+            factor_channels = max(1, round(params.rate * teacher_channels))
+            self.paraphrasers.append(Paraphraser(teacher_channels, factor_channels))
+            self.translators.append(
+                _convolutions(student_channels, student_channels, factor_channels, factor_channels)
+            )
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        preparing = epoch <= self.preparation_epochs(epochs)
+        self.paraphrasers.train(preparing).requires_grad_(preparing)
+
+    def preparation(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        losses = []
+        for pair, paraphraser in zip(self.pairs, self.paraphrasers, strict=True):
+            taught = like_weights(teacher.maps[pair.teacher], next(paraphraser.parameters()))
+            losses.append(reconstruction_loss(paraphraser(taught), taught))
+        return sum(losses[1:], start=losses[0])
+
+    def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        losses = []
+        for pair, paraphraser, translator in zip(
+            self.pairs, self.paraphrasers, self.translators, strict=True
+        ):
+            assert isinstance(paraphraser, Paraphraser)
+            weight = next(translator.parameters())
+            with torch.no_grad():
+                teacher_factor = paraphraser.encoder(
+                    like_weights(teacher.maps[pair.teacher], weight)
+                )
+            student_factor = translator(like_weights(student.maps[pair.student], weight))
+            losses.append(ft_loss(student_factor, teacher_factor, form=self.params.form))
+        return sum(losses[1:], start=losses[0])

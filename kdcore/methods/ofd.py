@@ -1,0 +1,204 @@
+"""A Comprehensive Overhaul of Feature Distillation.
+
+Heo, Kim, Yun, Park, Kwak and Choi, ICCV 2019, arXiv:1904.01866.
+"""
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from kdcore import method
+from kdcore.connectors import connector
+from kdcore.layers import ALL, resolve_layers
+from kdcore.method import Method, full_precision
+from kdcore.precision import like_weights
+from kdcore.span import Choice, LayerChoice, Span
+from kdcore.spatial import match_spatial
+from kdcore.taps import Batch, Setting, Tap, Taps
+
+Normalization = Literal["sum", "mean"]
+
+# The authors' code: channels that are negative more rarely than this have a margin of 3 deviations.
+_RARELY_NEGATIVE = 1e-3
+
+
+@torch.no_grad()
+def expected_margin(gamma: Tensor, beta: Tensor) -> Tensor:
+    """The expected value of a normal variable, given that it is negative.
+
+    A batch norm's output is taken as normal with mean beta and deviation |gamma|. Then
+    E[x | x < 0] = beta - |gamma| pdf(beta / |gamma|) / cdf(-beta / |gamma|).
+
+    Args:
+        gamma: [C], the norm's scale; 0 makes a channel constant: its margin is min(beta, 0).
+        beta: [C], the norm's shift.
+
+    Returns:
+        [C], at most 0 where the channel can be negative.
+    """
+    deviation, mean = gamma.double().abs(), beta.double()
+    constant = deviation == 0
+    ratio = mean / torch.where(constant, 1.0, deviation)
+    log_share = torch.special.log_ndtr(-ratio)
+    log_density = -0.5 * ratio.square() - 0.5 * math.log(2 * math.pi)
+    margin = mean - deviation * (log_density - log_share).exp()
+    margin = torch.where(log_share > math.log(_RARELY_NEGATIVE), margin, -3 * deviation)
+    return torch.where(constant, mean.clamp(max=0), margin).to(beta.dtype)
+
+
+@full_precision
+def ofd_loss(
+    student_preactivation: Tensor,
+    teacher_preactivation: Tensor,
+    margin: Tensor,
+    *,
+    normalization: Normalization,
+) -> Tensor:
+    """Partial squared distance to the teacher's values, cut off below (equations 1 to 6).
+
+    With t = max(teacher, margin), a student value costs (s - t)^2, but nothing where s <= t <= 0:
+    there both activations are zero anyway.
+
+    Args:
+        student_preactivation: [B, C, H, W], behind the connector.
+        teacher_preactivation: [B, C, H, W].
+        margin: [C], <= 0.
+        normalization: `sum` over an image's units, as published, which grows with the map; `mean`
+            over the units. Either is a mean over the batch.
+
+    Returns:
+        Scalar. Zero when the student has the teacher's values where these are positive, and
+        values at most as large elsewhere.
+    """
+    student = student_preactivation
+    target = torch.maximum(teacher_preactivation, margin[:, None, None])
+    # The partial distance is the whole one to the nearest value that costs nothing.
+    nearest = torch.where(target > 0, target, torch.minimum(student.detach(), target))
+    if normalization == "mean":
+        return mse_loss(student, nearest)
+    return mse_loss(student, nearest, reduction="sum") / len(student)
+
+
+class MeasuredMargin(nn.Module):
+    """The mean of each channel's negative values over all steps so far, and 0 before there are any.
+
+    Args:
+        channels: C.
+    """
+
+    negative_sum: Tensor
+    negative_count: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # A float32 stops counting at 16,777,216: 1,024 images of a 128x128 map.
+        self.register_buffer("negative_sum", torch.zeros(channels, dtype=torch.float64))
+        self.register_buffer("negative_count", torch.zeros(channels, dtype=torch.int64))
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def forward(self, preactivation: Tensor) -> Tensor:
+        """The margin [C] with the values of this batch, [B, C, H, W], counted in."""
+        total = self.negative_sum + preactivation.clamp(max=0).sum((0, 2, 3), dtype=torch.float32)
+        count = self.negative_count + (preactivation < 0).sum((0, 2, 3))
+        self._seen = total, count
+        return (total / count.clamp(min=1)).float()
+
+    def remember(self) -> None:
+        """Keeps the last batch for good; a loss that leads to no step leaves no trace."""
+        if self._seen is not None:
+            self.negative_sum.copy_(self._seen[0])
+            self.negative_count.copy_(self._seen[1])
+            self._seen = None
+
+
+class ExpectedMargin(nn.Module):
+    """The margin that follows from a batch norm; see `expected_margin`.
+
+    Args:
+        gamma: [C].
+        beta: [C].
+    """
+
+    margin: Tensor
+
+    def __init__(self, gamma: Tensor, beta: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("margin", expected_margin(gamma, beta))
+
+    def forward(self, preactivation: Tensor) -> Tensor:
+        return self.margin
+
+
+class OFD(Method):
+    """Overhaul: pre-activations, without the negative values that an activation cuts off."""
+
+    paper: ClassVar[str] = "arXiv:1904.01866"
+    needs: frozenset[Tap] = frozenset({Tap.PREACTIVATIONS})
+
+    class Params(method.Params):
+        """The settings of OFD.
+
+        Args:
+            weight: beside cross-entropy.
+            margin: `norm`: from the affine parameters of the teacher's batch norms, as published; a
+                tap without a norm is measured. `measured`: mean of the negative values so far.
+            teacher_bn: `eval`: the teacher's batch norms use their running statistics. `batch`:
+                the batch's, as published; every term of the objective sees such a teacher.
+            normalization: `sum` over the units of a map, as published, or `mean`, whose weight
+                means the same for every size of image: 0.1 to 100 suit it.
+            layers: several count 1, 1/2, 1/4 from the last to the first.
+        """
+
+        weight: Annotated[float, Field(ge=0), Span(1e-5, 0.1, log=True)] = 1e-3
+        margin: Annotated[Literal["norm", "measured"], Choice(("norm", "measured"))] = "norm"
+        teacher_bn: Annotated[Literal["eval", "batch"], Choice(("eval", "batch"))] = "eval"
+        normalization: Normalization = "sum"
+        layers: Annotated[str, LayerChoice()] = ALL
+
+    params: Params
+
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        self.teacher_batch_statistics = params.teacher_bn == "batch"
+        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+        self.connectors = nn.ModuleList()
+        self.margins = nn.ModuleList()
+        for pair in self.pairs:
+            teacher_channels = setting.teacher.maps[pair.teacher][0]
+            self.connectors.append(
+                connector(setting.student.maps[pair.student][0], teacher_channels, relu=False)
+            )
+            known = params.margin == "norm" and pair.teacher in setting.teacher_norms
+            self.margins.append(
+                ExpectedMargin(*setting.teacher_norms[pair.teacher])
+                if known
+                else MeasuredMargin(teacher_channels)
+            )
+
+    def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        losses = []
+        for pair, to_teacher, margin in zip(self.pairs, self.connectors, self.margins, strict=True):
+            shown, taught = match_spatial(
+                student.preactivations[pair.student], teacher.preactivations[pair.teacher]
+            )
+            shown = like_weights(shown, next(to_teacher.parameters()))
+            losses.append(
+                ofd_loss(
+                    to_teacher(shown),
+                    taught,
+                    margin(taught),
+                    normalization=self.params.normalization,
+                )
+            )
+        weighted = [0.5**depth * loss for depth, loss in enumerate(reversed(losses))]
+        return sum(weighted[1:], start=weighted[0])
+
+    def after_step(self) -> None:
+        for margin in self.margins:
+            if isinstance(margin, MeasuredMargin):
+                margin.remember()

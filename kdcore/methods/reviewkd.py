@@ -1,0 +1,166 @@
+"""Distilling Knowledge via Knowledge Review. Chen, Liu, Zhao and Jia, CVPR 2021, arXiv:2104.09044.
+
+Both networks show their maps before the activation, as in the authors' ImageNet code. (In their
+CIFAR code the student's ResNets show them after it, its Wide ResNets before it.)
+"""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from kdcore import method
+from kdcore.connectors import ConnectorNorm
+from kdcore.layers import equal_depth_pairs
+from kdcore.method import Method, full_precision
+from kdcore.precision import like_weights
+from kdcore.ramps import linear_ramp
+from kdcore.span import Span
+from kdcore.taps import Batch, Setting, Tap, Taps
+
+# Sides of the pyramid's levels, below the map itself.
+_PYRAMID = (4, 2, 1)
+
+
+@full_precision
+def reviewkd_loss(fused_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Hierarchical context loss: mean squared differences of a pyramid of average-pooled maps.
+
+    The map itself has weight 1, and every smaller level, 4x4, 2x2 and 1x1, half the weight of the
+    level before; the sum is divided by the sum of weights. A level is left out where it is as large
+    as the map. A map that is smaller than a level in one direction only keeps its side there.
+
+    Args:
+        fused_map: [B, C, H, W], the student's, after fusion.
+        teacher_map: [B, C, H, W].
+
+    Returns:
+        Scalar, mean over batch, channels and positions. Zero when both maps are equal.
+    """
+    # Pooling is linear: the pooled maps' difference is the difference's pooled map.
+    difference = fused_map - teacher_map
+    height, width = difference.shape[2:]
+    total, weight, weights = difference.square().mean(), 1.0, 1.0
+    for side in _PYRAMID:
+        size = (min(side, height), min(side, width))
+        if size != (height, width):
+            weight /= 2
+            weights += weight
+            total = total + weight * adaptive_avg_pool2d(difference, size).square().mean()
+    return total / weights
+
+
+def resized(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average-pools where the map is larger than the size, repeats positions where it is smaller.
+
+    Args:
+        feature_map: [B, C, H, W].
+        size: height and width.
+
+    Returns:
+        [B, C, height, width].
+    """
+    smaller = (min(feature_map.shape[2], size[0]), min(feature_map.shape[3], size[1]))
+    if tuple(feature_map.shape[2:]) != smaller:
+        feature_map = adaptive_avg_pool2d(feature_map, smaller)
+    return interpolate(feature_map, size, mode="nearest") if smaller != size else feature_map
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion of a stage's map with what the deeper stages left.
+
+    Args:
+        student_channels: Cs, of the stage.
+        teacher_channels: Ct, of the map that this stage learns from.
+        width: channels of what goes from stage to stage.
+        deepest: whether there is nothing deeper to fuse with.
+    """
+
+    def __init__(
+        self, student_channels: int, teacher_channels: int, width: int, *, deepest: bool
+    ) -> None:
+        super().__init__()
+        reduce = nn.Conv2d(student_channels, width, 1, bias=False)
+        expand = nn.Conv2d(width, teacher_channels, 3, padding=1, bias=False)
+        for convolution in (reduce, expand):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
+        self.reduce = nn.Sequential(reduce, ConnectorNorm(width))
+        self.expand = nn.Sequential(expand, ConnectorNorm(teacher_channels))
+        self.attention = None if deepest else nn.Conv2d(2 * width, 2, 1)
+
+    def forward(
+        self, student_map: Tensor, deeper: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Fuses, and brings the result to the teacher's size.
+
+        Args:
+            student_map: [B, Cs, Hs, Ws].
+            deeper: [B, width, H, W], from the next deeper stage; none for the deepest.
+            size: (Ht, Wt), of the teacher's map.
+
+        Returns:
+            The map to compare, [B, Ct, Ht, Wt], and what the next shallower stage fuses with,
+            [B, width, Ht, Wt].
+        """
+        fused = self.reduce(like_weights(student_map, next(self.reduce.parameters())))
+        if self.attention is not None and deeper is not None:
+            deeper = resized(deeper, (fused.shape[2], fused.shape[3]))
+            attention = self.attention(torch.cat([fused, deeper], dim=1)).sigmoid()
+            fused = fused * attention[:, :1] + deeper * attention[:, 1:]
+        fused = resized(fused, size)
+        return self.expand(fused), fused
+
+
+def _as_map(embedding: Tensor) -> Tensor:
+    """[B, D] as a map of one position, [B, D, 1, 1]."""
+    return embedding[:, :, None, None]
+
+
+class ReviewKD(Method):
+    """Each stage, fused with all deeper ones of the student, predicts the teacher's map."""
+
+    paper: ClassVar[str] = "arXiv:2104.09044"
+    needs: frozenset[Tap] = frozenset({Tap.PREACTIVATIONS, Tap.EMBEDDING})
+
+    class Params(method.Params):
+        # The authors' CIFAR scripts: 5 for most pairs, 0.6 to 8 for all. mdistiller's for ImageNet:
+        # 1 (ResNet-34 to ResNet-18) and 8 (ResNet-50 to MobileNet).
+        weight: Annotated[float, Field(ge=0), Span(0.3, 30.0, log=True)] = 5.0
+        # The share of the epochs over which the term's factor rises to 1: 20 of the field's 240 for
+        # CIFAR, 1 of 100 for ImageNet.
+        warmup_share: Annotated[float, Field(ge=0, le=1), Span(0.0, 0.25)] = 20 / 240
+        # Channels of what goes from stage to stage; never more than the student's embedding has.
+        max_width: Annotated[int, Field(ge=1)] = 512
+
+    params: Params
+
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        student, teacher = setting.student, setting.teacher
+        self.pairs = equal_depth_pairs(student, teacher)
+        channels = [
+            (student.maps[pair.student][0], teacher.maps[pair.teacher][0]) for pair in self.pairs
+        ]
+        channels.append((student.embedding_width, teacher.embedding_width))
+        width = min(params.max_width, student.embedding_width)
+        # From the deepest, the embedding, to the first stage.
+        self.fusions = nn.ModuleList(
+            Fusion(*both, width, deepest=number == 0)
+            for number, both in enumerate(reversed(channels))
+        )
+
+    def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        shown = [student.preactivations[pair.student] for pair in self.pairs]
+        taught = [teacher.preactivations[pair.teacher] for pair in self.pairs]
+        shown.append(_as_map(student.embedding))
+        taught.append(_as_map(teacher.embedding))
+        deeper, losses = None, []
+        for fusion, ours, theirs in zip(
+            self.fusions, reversed(shown), reversed(taught), strict=True
+        ):
+            fused, deeper = fusion(ours, deeper, tuple(theirs.shape[2:]))
+            losses.append(reviewkd_loss(fused, theirs))
+        total = sum(losses[1:], start=losses[0])
+        return total * linear_ramp(batch.epoch, batch.epochs, share=self.params.warmup_share)

@@ -1,0 +1,75 @@
+"""Understanding the Role of the Projector in Knowledge Distillation.
+
+Miles and Mikolajczyk, AAAI 2024, arXiv:2303.11098.
+
+The authors' recipe also has `kd` with temperature 1 and weight 1, a term of its own here.
+"""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdcore import method
+from kdcore.method import Method, full_precision
+from kdcore.precision import like_weights
+from kdcore.span import Span
+from kdcore.taps import Batch, Setting, Tap, Taps
+
+# Of the authors' batch norms.
+_EPSILON = 1e-4
+# Of all differences together, as a norm: the logarithm has a finite gradient where both agree.
+_SMALLEST_DISTANCE = 0.01
+
+
+def _normalized(embedding: Tensor) -> Tensor:
+    """Batch norm without affine parameters, by the statistics of the batch."""
+    centred = embedding - embedding.mean(0)
+    return centred * (centred.square().mean(0) + _EPSILON).rsqrt()
+
+
+@full_precision
+def srd_loss(projected_embedding: Tensor, teacher_embedding: Tensor, *, exponent: float) -> Tensor:
+    """Logarithm of the sum of |difference|^exponent over a batch of batch-normalised embeddings.
+
+    The logarithm makes the gradient independent of how many numbers are summed. A larger exponent
+    lets the largest differences decide: a soft maximum.
+
+    Args:
+        projected_embedding: [B, D], the student's, projected to the teacher's width.
+        teacher_embedding: [B, D].
+        exponent: >= 1.
+
+    Returns:
+        Scalar; may be negative. Smallest, exponent * log(0.01), where every unit equals the
+        teacher's up to shift and positive factor; zero for a batch of one.
+    """
+    if len(projected_embedding) == 1:
+        return projected_embedding.sum() * 0.0
+    difference = _normalized(projected_embedding) - _normalized(teacher_embedding)
+    total = difference.abs().pow(exponent).sum()
+    return total.clamp(min=_SMALLEST_DISTANCE**exponent).log()
+
+
+class SRD(Method):
+    """A linear projector from the student's embedding to the teacher's, both batch-normalised."""
+
+    paper: ClassVar[str] = "arXiv:2303.11098"
+    needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
+
+    class Params(method.Params):
+        weight: Annotated[float, Field(ge=0), Span(0.1, 10.0, log=True)] = 2.0
+        exponent: Annotated[float, Field(ge=1, le=16), Span(1.0, 8.0, log=True)] = 4.0
+
+    params: Params
+
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        # Without a bias: batch norm would take it out again.
+        self.projector = nn.Linear(
+            setting.student.embedding_width, setting.teacher.embedding_width, bias=False
+        )
+
+    def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        projected = self.projector(like_weights(student.embedding, self.projector.weight))
+        return srd_loss(projected, teacher.embedding, exponent=self.params.exponent)

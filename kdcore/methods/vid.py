@@ -1,0 +1,93 @@
+"""Variational Information Distillation for Knowledge Transfer.
+
+Ahn et al., CVPR 2019, arXiv:1904.05835.
+"""
+
+import math
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from kdcore import method
+from kdcore.layers import ALL, resolve_layers
+from kdcore.method import Method, full_precision
+from kdcore.precision import like_weights
+from kdcore.span import LayerChoice, Span
+from kdcore.spatial import match_spatial
+from kdcore.taps import Batch, Setting, Tap, Taps
+
+_SMALLEST_VARIANCE = 1e-5
+
+
+def raw_variance(variance: float) -> float:
+    """The number that `vid_loss` turns into this variance, which must be > 1e-5."""
+    # The inverse of softplus: log(e^v - 1) = v + log(1 - e^-v), which no large v overflows.
+    above = variance - _SMALLEST_VARIANCE
+    return above + math.log(-math.expm1(-above))
+
+
+@full_precision
+def vid_loss(predicted_map: Tensor, teacher_map: Tensor, raw_variances: Tensor) -> Tensor:
+    """Negative log-likelihood of a map under a Gaussian, without its constant (equations 3 to 6).
+
+    Each element has a predicted mean and its channel's variance: the mean over all elements of
+    ((t - mean)^2 / variance + log variance) / 2.
+
+    Args:
+        predicted_map: [B, C, H, W], the means.
+        teacher_map: [B, C, H, W].
+        raw_variances: [C], any real numbers; the variances are softplus(raw) + 1e-5.
+
+    Returns:
+        Scalar, nats; may be negative. For equal maps it is the mean of log(variance) / 2.
+    """
+    # softplus: log(1 + e^raw), written out, is infinite from 89 on.
+    variances = softplus(raw_variances) + _SMALLEST_VARIANCE
+    squares = (predicted_map - teacher_map).square().mean((0, 2, 3))
+    return 0.5 * (squares / variances + variances.log()).mean()
+
+
+class VID(Method):
+    """A Gaussian guess of the teacher's maps from the student's, with a variance per channel."""
+
+    paper: ClassVar[str] = "arXiv:1904.05835"
+    needs: frozenset[Tap] = frozenset({Tap.MAPS})
+    # Decay would pull the variances towards softplus(0) = 0.69.
+    undecayed: ClassVar[frozenset[str]] = frozenset({"raw_variances"})
+
+    class Params(method.Params):
+        weight: Annotated[float, Field(ge=0), Span(0.01, 100.0, log=True)] = 1.0
+        initial_variance: Annotated[float, Field(ge=1e-3), Span(0.5, 10.0, log=True)] = 5.0
+        layers: Annotated[str, LayerChoice()] = ALL
+
+    params: Params
+
+    def __init__(self, params: Params, setting: Setting) -> None:
+        super().__init__(params, setting)
+        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+        self.channels = [setting.teacher.maps[pair.teacher][0] for pair in self.pairs]
+        self.regressors = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(setting.student.maps[pair.student][0], channels, 1, bias=False),
+                nn.ReLU(),
+                nn.Conv2d(channels, channels, 1, bias=False),
+                nn.ReLU(),
+                nn.Conv2d(channels, channels, 1, bias=False),
+            )
+            for pair, channels in zip(self.pairs, self.channels, strict=True)
+        )
+        # Of all layers, one after the other.
+        self.raw_variances = nn.Parameter(
+            torch.full((sum(self.channels),), raw_variance(params.initial_variance))
+        )
+
+    def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
+        raw_variances = torch.split(self.raw_variances, self.channels)
+        losses = []
+        for pair, regressor, raw in zip(self.pairs, self.regressors, raw_variances, strict=True):
+            shown, taught = match_spatial(student.maps[pair.student], teacher.maps[pair.teacher])
+            losses.append(vid_loss(regressor(like_weights(shown, raw)), taught, raw))
+        return sum(losses[1:], start=losses[0])
