@@ -27,6 +27,9 @@ from kdcore.suggestion import did_you_mean
 
 CONTROL = "none"
 
+# A name becomes a folder; this is what keeps it inside its place.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
 Option = bool | int | float | str
 
 
@@ -159,7 +162,7 @@ class Experiment(_Closed):
             fewer options.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=NAME_PATTERN)
     data: DataConfig
     teacher: TeacherConfig
     student: Annotated[str, AfterValidator(check_backbone)]

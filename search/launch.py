@@ -1,6 +1,7 @@
 """Running a search: Ray, the teacher, the tuner, and the record of what happens."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from rich.console import Console
 from kdcore.classifier import ClassifierCard
 from kdcore.training import EpochReport
 from search.asha import ControlSparingAsha
-from search.experiment import Experiment, ExperimentError, Problem
+from search.experiment import NAME_PATTERN, Experiment, ExperimentError, Problem
 from search.leaderboard import percent
 from search.preflight import Plan, plan
 from search.progress import Progress
@@ -118,10 +119,13 @@ def launch(
         ExperimentError: the experiment cannot be run; nothing was made.
         SearchFailedError: Ray could not be reached, or the teacher could not be trained.
     """
+    if name is not None and not re.fullmatch(NAME_PATTERN, name):
+        message = f"{name!r} is no name: letters, digits, '.', '_' and '-', at most 100, please"
+        raise ExperimentError("--name", [Problem(key="", message=message)])
     prepared = plan(experiment, storage, source)
     if name is not None and name in (storage / "searches").names():
         message = f"{name!r} is taken; choose another, or leave --name out"
-        raise ExperimentError(source, [Problem(key="name", message=message)])
+        raise ExperimentError("--name", [Problem(key="", message=message)])
     name = name or free_name(storage, experiment.name)
     home = local_home(storage)
     log = home / "logs" / f"{name}.log"
@@ -148,7 +152,8 @@ def _connect(address: str | None, log: Path) -> None:
             ray.init(address=address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SearchFailedError(
-            f"no Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; see {_short(log)}"
+            f"no Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; "
+            f"see {_short(log)}"
         ) from None
 
 
@@ -323,9 +328,9 @@ class _Search:
             slots = min(slots, int(total.get("GPU", 0) / resources.gpus))
         if slots == 0 and experiment.search.concurrent_trials is None:
             raise SearchFailedError(
-                f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs, but the cluster has "
-                f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}; change resources, or name "
-                f"search.concurrent_trials where the cluster will grow"
+                f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs, but the cluster "
+                f"has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}; change resources, or "
+                f"name search.concurrent_trials where the cluster will grow"
             )
         return experiment.search.concurrent_trials or slots
 
@@ -409,8 +414,9 @@ class _RecordingCallback(tune.Callback):
         self._end(number, {"state": state})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # The last line of a traceback is the error itself.
-        reason = str(trial.get_error()).strip().splitlines()[-1]
+        # The last line of a traceback is the error itself, after the name of its class.
+        text = Path(trial.error_file).read_text() if trial.error_file else "unknown"
+        reason = text.strip().splitlines()[-1].rpartition("Error: ")[2]
         self._end(trials.index(trial), {"state": "failed", "reason": reason})
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

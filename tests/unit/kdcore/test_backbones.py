@@ -36,9 +36,7 @@ def backbone(name: str, in_channels: int) -> Backbone:
 
 
 def random_images(images: int, channels: int, height: int, width: int) -> Tensor:
-    return torch.randn(
-        images, channels, height, width, generator=torch.Generator().manual_seed(0)
-    )
+    return torch.randn(images, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
 @every_backbone

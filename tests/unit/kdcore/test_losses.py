@@ -212,7 +212,7 @@ def test_a_zero_map_has_zero_attention() -> None:
 def naive_fitnet(
     student: Tensor, teacher: Tensor, kernel: Tensor, scale: Tensor, shift: Tensor, relu: bool
 ) -> float:
-    """Mean square of r(student) - teacher; r is a 1x1 convolution, batch norm and, maybe, a ReLU."""
+    """Mean square of r(student) - teacher, r being a 1x1 convolution, batch norm and maybe a ReLU."""
     student, teacher = _to_one_size(student, teacher)
     images, out_channels, height, width = teacher.shape
     total, count = 0.0, 0
@@ -315,7 +315,9 @@ RKD_EMBEDDINGS = {
 }
 
 
-@pytest.mark.parametrize(("distance_weight", "angle_weight"), [(1.0, 0.0), (0.0, 1.0), (25.0, 50.0)])
+@pytest.mark.parametrize(
+    ("distance_weight", "angle_weight"), [(1.0, 0.0), (0.0, 1.0), (25.0, 50.0)]
+)
 @pytest.mark.parametrize("case", RKD_EMBEDDINGS)
 def test_rkd_is_the_huber_distance_of_distances_and_angles(
     case: str, distance_weight: float, angle_weight: float

@@ -362,8 +362,9 @@ def _saturated_logits(inputs: Inputs) -> Inputs:
 
 
 def _opposite_one_hot_logits(inputs: Inputs) -> Inputs:
-    student, teacher = torch.zeros_like(inputs.student.logits), torch.zeros_like(
-        inputs.teacher.logits
+    student, teacher = (
+        torch.zeros_like(inputs.student.logits),
+        torch.zeros_like(inputs.teacher.logits),
     )
     student[:, 0], student[:, 1] = 1e4, -1e4
     teacher[:, 0], teacher[:, 1] = -1e4, 1e4

@@ -12,7 +12,9 @@ def test_a_span_keeps_its_ends() -> None:
     assert (span.low, span.high, span.log) == (0.5, 2.0, False)
 
 
-@pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (1.0, 1.0), (math.nan, 1.0), (0.0, math.nan)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(2.0, 1.0), (1.0, 1.0), (math.nan, 1.0), (0.0, math.nan)]
+)
 def test_a_span_whose_ends_do_not_rise_is_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match=r"span is \[.*\], but low must be < high"):
         Span(low, high)

@@ -79,7 +79,11 @@ def test_draws_of_different_numbers_views_seeds_and_images_are_independent(case:
 
 
 def random_images(
-    images: int, channels: int = 1, height: int = 6, width: int = 9, dtype: torch.dtype = torch.uint8
+    images: int,
+    channels: int = 1,
+    height: int = 6,
+    width: int = 9,
+    dtype: torch.dtype = torch.uint8,
 ) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     size = (images, channels, height, width)
