@@ -174,11 +174,13 @@ class _Meters:
         self.right = torch.zeros((), dtype=torch.int64, device=device)
         self.first_bad_step = torch.full((terms,), torch.iinfo(torch.int64).max, device=device)
 
-    def add(self, step: int, loss: Tensor, terms: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.sums += torch.cat([loss[None], terms])
+    def add(
+        self, step: int, terms: Tensor, weighted: Tensor, logits: Tensor, labels: Tensor
+    ) -> None:
+        self.sums += torch.cat([weighted.sum()[None], terms])
         self.right += (logits.argmax(1) == labels).sum()
         self.first_bad_step = torch.where(
-            terms.isfinite(), self.first_bad_step, self.first_bad_step.clamp(max=step)
+            weighted.isfinite(), self.first_bad_step, self.first_bad_step.clamp(max=step)
         )
 
 
@@ -253,13 +255,13 @@ class _Run:
             terms = [cross_entropy(shown.logits.float(), labels)]
             terms += [method(shown, taught, batch).float() for method in self.methods]
         values = torch.stack(terms)
-        loss = (self.weights * values).sum()
+        weighted = self.weights * values
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(weighted.sum())
         if self.recipe.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
         self.optimizer.step()
-        meters.add(step, loss.detach(), values.detach(), shown.logits.detach(), labels)
+        meters.add(step, values.detach(), weighted.detach(), shown.logits.detach(), labels)
 
     def _taught(self, images: Tensor, shown: Taps) -> Taps:
         """The teacher's outputs; where no term reads any, the student's stand in for them."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -9,12 +10,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 # Tune's own CSV, JSON and TensorBoard files repeat what MLflow keeps; usage reports leave the
 # machine.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # see _stopping_on_ctrl_c
 
 import ray
 import yaml
@@ -300,7 +303,8 @@ class _Search:
         )
         self._progress.search_started()
         try:
-            tuner.fit()
+            with _stopping_on_ctrl_c(self._progress):
+                tuner.fit()
         finally:
             self._record = callback.record
         # After Ctrl-C Tune returns as if all were done.
@@ -333,6 +337,26 @@ class _Search:
                 f"name search.concurrent_trials where the cluster will grow"
             )
         return experiment.search.concurrent_trials or slots
+
+
+@contextmanager
+def _stopping_on_ctrl_c(progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C ends the search cleanly and says so at once, the second as usual.
+
+    Tune's own handler only writes to its log; it is switched off, and told through SIGUSR1.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, usual)
+        progress.say("stopping; Ctrl-C again ends at once")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _folder_of(trial: Any) -> str:

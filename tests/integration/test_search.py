@@ -193,9 +193,10 @@ def test_a_trial_of_the_board_repeats_with_the_same_numbers(
 ) -> None:
     from search.space import trial_config
 
-    trial = next(t for t in record.trials if t.state == "finished" and not t.is_control)
+    trial = max(record.trials[1:], key=lambda trial: trial.epochs_done)
     config = trial_config(record.experiment, trial.point)
-    *_, last = kdcore.distill(config, workspace=folder / "runs")
+    reports = list(kdcore.distill(config, workspace=folder / "runs"))
+    last = reports[trial.epochs_done - 1]
     assert last.best_heldout_accuracy == trial.heldout_accuracy
     assert last.best_epoch == trial.best_epoch
 
@@ -237,6 +238,7 @@ def test_ctrl_c_leaves_true_states_and_says_so(folder: Path, record: SearchRecor
     os.kill(process.pid, signal.SIGINT)
     stdout, _ = process.communicate(timeout=120)
     assert process.returncode == 130
+    assert "stopping; Ctrl-C again ends at once" in stdout
     assert "ended early" in stdout
     cut = read_record(storage, "cut")
     assert cut.state == "interrupted"
@@ -259,7 +261,8 @@ def ui(folder: Path, record: SearchRecord) -> Iterator[str]:
         yield process.stdout.readline().strip()
     finally:
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        process.communicate(timeout=30)
+        assert process.returncode == 0
 
 
 def test_ui_serves_mlflow_on_this_machine_and_links_to_the_search(

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -478,9 +479,16 @@ def test_missing_files_are_downloaded_once(mirror: Path, tmp_path: Path) -> None
     assert_has(open_data(without, tmp_path), small_set())
 
 
-def test_a_failed_download_is_refused_with_the_way_out(mirror: Path, tmp_path: Path) -> None:
-    for path in mirror.iterdir():
-        path.unlink()
-    config = fashion(tmp_path / "root").model_copy(update={"download": True})
-    with pytest.raises(ValueError, match="root"):
-        open_data(config, tmp_path)
+def test_a_failed_download_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import FashionMNIST
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound but not listening: every connection is refused
+        port = closed.getsockname()[1]
+        monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{port}/"])
+        config = fashion(tmp_path / "root").model_copy(update={"download": True})
+        with pytest.raises(ValueError, match="root"):
+            open_data(config, tmp_path)

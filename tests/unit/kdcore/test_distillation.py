@@ -106,7 +106,6 @@ def assert_same(one: Any, two: Any) -> None:
 def test_the_loss_falls(name: str, finished: Finished) -> None:
     reports, _ = finished(name)
     assert reports[2].train_loss < reports[0].train_loss
-    assert reports[-1].train_terms["cross_entropy"] < reports[0].train_terms["cross_entropy"]
 
 
 @every_method
@@ -256,8 +255,11 @@ def test_a_consumer_may_draw_random_numbers_between_epochs(
     assert timeless(reports) == timeless(finished(*CATALOGUE)[0])
 
 
-RUN_AND_TELL = """
+RUN_AND_DIE = """
+import os
+import signal
 import sys
+import threading
 import torch
 from kdcore import TrialConfig, distill
 
@@ -266,6 +268,8 @@ config = TrialConfig.model_validate_json(sys.argv[1])
 device = torch.device("cpu")
 for report in distill(config, workspace=sys.argv[2], checkpoint_dir=sys.argv[3], device=device):
     print(report.epoch, flush=True)
+    if report.epoch == 2:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
 """
 
 
@@ -275,18 +279,18 @@ def test_a_run_that_was_killed_in_an_epoch_goes_on_with_the_same_bits(
     assert teacher_dir.is_dir()
     # Small batches make long epochs: the signal comes well before the end of the third.
     config = configure(*CATALOGUE, batch_size=8, epochs=3)
-    command = [sys.executable, "-c", RUN_AND_TELL, config.model_dump_json()]
-    with subprocess.Popen(
-        [*command, str(workspace), str(tmp_path)],
-        stdout=subprocess.PIPE,
+    killed = subprocess.run(
+        [
+            *(sys.executable, "-c", RUN_AND_DIE),
+            *(config.model_dump_json(), str(workspace), str(tmp_path)),
+        ],
+        check=False,
+        capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as process:
-        assert process.stdout is not None
-        assert [process.stdout.readline(), process.stdout.readline()] == ["1\n", "2\n"]
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        assert process.stdout.read() == ""
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.stdout == "1\n2\n"
 
     resumed = list(distill(config, workspace=workspace, checkpoint_dir=tmp_path, device=CPU))
     expected = list(distill(config, workspace=workspace, device=CPU))

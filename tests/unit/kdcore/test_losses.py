@@ -212,7 +212,7 @@ def test_a_zero_map_has_zero_attention() -> None:
 def naive_fitnet(
     student: Tensor, teacher: Tensor, kernel: Tensor, scale: Tensor, shift: Tensor, relu: bool
 ) -> float:
-    """Mean square of r(student) - teacher, r being a 1x1 convolution, batch norm and maybe a ReLU."""
+    """Mean square of r(student) - teacher; r: a 1x1 convolution, batch norm and maybe a ReLU."""
     student, teacher = _to_one_size(student, teacher)
     images, out_channels, height, width = teacher.shape
     total, count = 0.0, 0
