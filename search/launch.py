@@ -28,7 +28,7 @@ from rich.console import Console
 from kdcore.classifier import ClassifierCard
 from kdcore.training import EpochReport
 from search.asha import ControlSparingAsha
-from search.experiment import NAME_PATTERN, Experiment, ExperimentError, Problem
+from search.experiment import CONTROL, NAME_PATTERN, Experiment, ExperimentError, Problem
 from search.leaderboard import percent
 from search.preflight import Plan, plan
 from search.progress import Progress
@@ -379,21 +379,70 @@ class _RecordingCallback(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._known(trials, trial)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        report = EpochReport(**{name: result[name] for name in EpochReport.__annotations__})
+        known = self._known(trials, trial)
+        changes: dict[str, Any] = {
+            "epochs_done": report.epoch,
+            "heldout_accuracy": report.best_heldout_accuracy,
+            "best_epoch": report.best_epoch,
+            "train_seconds": known.train_seconds + report.epoch_seconds,
+        }
+        if report.best_epoch == report.epoch:
+            changes["heldout_loss"] = report.heldout_loss
+        self._change(known.model_copy(update=changes))
+        self._tracker.log_epoch(known.number, report)
+        self._progress.update(self.record)
+        if time.monotonic() - self._written > _EPOCHS_WRITTEN_EVERY_SECONDS:
+            self._write()
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
+    ) -> None:
+        path = self._storage.relative(checkpoint.path)
+        self._change(self._known(trials, trial).model_copy(update={"checkpoint": path}))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        known = self._known(trials, trial)
+        state = "finished" if known.epochs_done == known.epochs else "stopped"
+        self._end(known.model_copy(update={"state": state}))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # The last line of a traceback is the error itself, after the name of its class.
+        text = Path(trial.error_file).read_text() if trial.error_file else "unknown"
+        reason = text.strip().splitlines()[-1].rpartition("Error: ")[2]
+        changes = {"state": "failed", "reason": reason}
+        self._end(self._known(trials, trial).model_copy(update=changes))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self._written > HEARTBEAT.total_seconds():
+            self._write()
+
+    def _known(self, trials: list[Any], trial: Any) -> TrialRecord:
+        """A trial's record; its first appearance opens one, and a run in MLflow.
+
+        Trials do not always start in the order of their numbers.
+        """
         number = trials.index(trial)
-        if number < len(self.record.trials):
-            return  # it was restarted
+        for known in self.record.trials:
+            if known.number == number:
+                return known
         experiment = self.record.experiment
         config = trial_config(experiment, trial.config)
-        record = TrialRecord(
+        opened = TrialRecord(
             number=number,
             point=trial.config,
-            objective=" + ".join(map(str, config.objective)) or "none",
+            objective=" + ".join(map(str, config.objective)) or CONTROL,
             state="running",
             epochs=experiment.training.epochs,
         )
-        self.record = self.record.model_copy(update={"trials": (*self.record.trials, record)})
+        self._change(opened)
         self._tracker.start_trial(
-            record,
+            opened,
             {
                 "student": experiment.student,
                 "teacher": experiment.teacher.backbone,
@@ -404,57 +453,15 @@ class _RecordingCallback(tune.Callback):
             },
         )
         self._write()
+        return opened
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        report = EpochReport(**{name: result[name] for name in EpochReport.__annotations__})
-        number = trials.index(trial)
-        known = self.record.trials[number]
-        changes: dict[str, Any] = {
-            "epochs_done": report.epoch,
-            "heldout_accuracy": report.best_heldout_accuracy,
-            "best_epoch": report.best_epoch,
-            "train_seconds": known.train_seconds + report.epoch_seconds,
-        }
-        if report.best_epoch == report.epoch:
-            changes["heldout_loss"] = report.heldout_loss
-        self._change(number, changes)
-        self._tracker.log_epoch(number, report)
-        self._progress.update(self.record)
-        if time.monotonic() - self._written > _EPOCHS_WRITTEN_EVERY_SECONDS:
-            self._write()
+    def _change(self, changed: TrialRecord) -> None:
+        others = [trial for trial in self.record.trials if trial.number != changed.number]
+        ordered = sorted((*others, changed), key=lambda trial: trial.number)
+        self.record = self.record.model_copy(update={"trials": tuple(ordered)})
 
-    def on_checkpoint(
-        self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
-    ) -> None:
-        path = self._storage.relative(checkpoint.path)
-        self._change(trials.index(trial), {"checkpoint": path})
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = trials.index(trial)
-        known = self.record.trials[number]
-        state = "finished" if known.epochs_done == known.epochs else "stopped"
-        self._end(number, {"state": state})
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # The last line of a traceback is the error itself, after the name of its class.
-        text = Path(trial.error_file).read_text() if trial.error_file else "unknown"
-        reason = text.strip().splitlines()[-1].rpartition("Error: ")[2]
-        self._end(trials.index(trial), {"state": "failed", "reason": reason})
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if time.monotonic() - self._written > HEARTBEAT.total_seconds():
-            self._write()
-
-    def _change(self, number: int, changes: dict[str, Any]) -> None:
-        trials = list(self.record.trials)
-        trials[number] = trials[number].model_copy(update=changes)
-        self.record = self.record.model_copy(update={"trials": tuple(trials)})
-
-    def _end(self, number: int, changes: dict[str, Any]) -> None:
-        self._change(number, changes)
-        ended = self.record.trials[number]
+    def _end(self, ended: TrialRecord) -> None:
+        self._change(ended)
         self._tracker.end_trial(ended)
         self._progress.trial_ended(ended, self.record)
         self._write()

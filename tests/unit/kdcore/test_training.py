@@ -371,6 +371,17 @@ def test_a_weight_that_is_too_high_ends_the_run(
         run(student, terms, teacher, digits, recipe(epochs=3))
 
 
+@pytest.mark.parametrize("name", NEEDY)
+def test_a_term_that_its_weight_lifts_out_of_float32_is_named(
+    name: str, student: Classifier, teacher: Classifier, digits: ImageData
+) -> None:
+    terms = terms_of([name], digits, weight=1e39)
+    with pytest.raises(
+        NonFiniteLossError, match=f"the term {name} is not finite at epoch 1, step 1;"
+    ):
+        run(student, terms, teacher, digits, recipe(epochs=3))
+
+
 def test_no_epoch_is_reported_whose_student_is_broken(
     student: Classifier, one_batch: ImageData, tmp_path: Path
 ) -> None:
