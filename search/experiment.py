@@ -158,8 +158,8 @@ class Experiment(_Closed):
         seed: of the students' initial weights and of the order of their images.
         search: how the space is searched.
         resources: what one trial occupies.
-        narrow: searched fields like `kd.temperature`, each with a smaller range [low, high] or
-            fewer options.
+        narrow: settings like `kd.temperature`, each with a smaller range [low, high], fewer
+            options, or one value that fixes it.
     """
 
     name: str = Field(pattern=NAME_PATTERN)

@@ -454,4 +454,7 @@ def test_of_equally_accurate_epochs_the_one_of_lower_loss_is_best(
     losses = [report.heldout_loss for report in reports]
     assert losses.index(min(losses)) == best_epoch - 1
     assert reports[-1].best_epoch == best_epoch
-    assert best_student(tmp_path)["epoch"] == best_epoch
+    best = best_student(tmp_path)
+    assert (best["epoch"], best["accuracy"], best["loss"]) == (best_epoch, 1.0, min(losses))
+    student.backbone.load_state_dict(best["student"])
+    assert evaluate(student, data.heldout) == (1.0, min(losses))

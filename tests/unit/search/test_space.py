@@ -136,13 +136,23 @@ def test_narrowing_holds_for_sampled_and_published_values(setting: Setting) -> N
     assert {point["at.power"] for point in at} == {4}
 
 
+def test_one_value_fixes_a_setting_also_one_that_is_not_searched(setting: Setting) -> None:
+    narrow = {"kd.temperature": [3], "rkd.distance_weight": [7]}
+    experiment = experiment_of(objective=[["none", "kd", "rkd"]], narrow=narrow)
+    space = derive_space(experiment, setting, "")
+    for point in points(space, 30)[1:]:
+        (term,) = trial_config(experiment, point).objective
+        fixed = {"kd": ("temperature", 3), "rkd": ("distance_weight", 7)}[term.method]
+        assert getattr(term.params, fixed[0]) == fixed[1]
+
+
 @pytest.mark.parametrize(
     ("narrow", "words"),
     [
         ({"kd.temperatur": [2, 8]}, "did you mean 'kd.temperature'?"),
         ({"kd.temperature": [8, 2]}, "low < high"),
         ({"kd.temperature": [-1, 2]}, "-1 is not legal"),
-        ({"kd.temperature": [2]}, "[low, high]"),
+        ({"kd.temperature": [2, 3, 4]}, "[low, high]"),
         ({"kd.weight": [0, 2]}, "low > 0"),
         ({"at.layers": ["stage9:stage1"]}, "the student resnet8 has no tap 'stage9'"),
         ({"at.layers": ["stage1:stage9"]}, "the teacher resnet20 has no tap 'stage9'"),
