@@ -173,6 +173,19 @@ def test_other_seeds_give_other_students(
     assert other.heldout_loss != finished()[0][0].heldout_loss
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_seed_decides_the_students_first_weights(
+    seed: int, configure: Configure, workspace: Path, tmp_path: Path
+) -> None:
+    # At such a rate the first epoch leaves them where they were.
+    config = configure(seed=seed, epochs=1, learning_rate=1e-12)
+    next(distill(config, workspace=workspace, checkpoint_dir=tmp_path, device=CPU))
+    trained = best_student(tmp_path)["student"]
+    fresh = build_backbone("resnet8", num_classes=10, in_channels=1, seed=seed)
+    for name, weight in fresh.named_parameters():
+        assert torch.allclose(trained[name], weight, atol=1e-6), name
+
+
 @pytest.mark.parametrize("seed", [2**32 - 1, 2**62, 2**63, 2**64])
 def test_every_seed_that_is_accepted_works(
     seed: int, configure: Configure, workspace: Path
