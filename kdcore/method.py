@@ -76,7 +76,11 @@ class Method(nn.Module):
                 f"{type(self).__name__}: the student's batch has {len(student.logits)} images and "
                 f"the teacher's {len(teacher.logits)}, but both must see the same images"
             )
-        return self.loss(student, teacher.detach(), batch)
+        teacher = teacher.detach()
+        if not torch.is_autocast_enabled(student.logits.device.type):
+            # A helper's weights are float32; only autocast brings half-precision maps to them.
+            student, teacher = student.widened(), teacher.widened()
+        return self.loss(student, teacher, batch)
 
 
 P = ParamSpec("P")
@@ -95,8 +99,10 @@ def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @wraps(loss)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
+        given = (*args, *kwargs.values())
+        device = next(value for value in given if isinstance(value, Tensor)).device.type
         with torch.autocast(device, enabled=False):
-            return loss(*map(widen, args), **kwargs)  # type: ignore[arg-type]
+            widened = {name: widen(value) for name, value in kwargs.items()}
+            return loss(*map(widen, args), **widened)  # type: ignore[arg-type]
 
     return wrapped

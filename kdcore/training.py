@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -38,7 +38,8 @@ class Recipe(BaseModel):
         learning_rate: at its peak.
         momentum: of SGD.
         weight_decay: of all parameters.
-        schedule: `cosine` to zero, `step` (a tenth after 62.5, 75 and 87.5 percent), or `constant`.
+        schedule: after the warm-up, `cosine` to zero, `step` (a tenth after 62.5, 75 and 87.5
+            percent), or `constant`.
         warmup_epochs: linear rise of the learning rate at the start.
         gradient_clip_norm: the largest norm of the gradient of student and helpers together; none:
             no limit.
@@ -59,11 +60,20 @@ class Recipe(BaseModel):
     gradient_clip_norm: float | None = Field(None, gt=0)
     acceleration: Literal["auto", "off"] = "auto"
 
+    @model_validator(mode="after")
+    def _warmup_within_budget(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}, but must be below epochs, which is "
+                f"{self.epochs}"
+            )
+        return self
+
     def learning_rate_at(self, progress_epochs: float) -> float:
         """The learning rate after so many epochs, 0 to `epochs`."""
         if progress_epochs < self.warmup_epochs:
             return self.learning_rate * progress_epochs / self.warmup_epochs
-        share = progress_epochs / self.epochs
+        share = (progress_epochs - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         if self.schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
         if self.schedule == "step":
@@ -318,6 +328,10 @@ def train(
         meters = run.epoch(epoch, torch.randperm(len(data.train), generator=generator).to(device))
         _refuse_non_finite(meters, run.names, epoch)
         accuracy, heldout_loss = evaluate(student, heldout)
+        if not math.isfinite(heldout_loss):
+            raise NonFiniteLossError(
+                f"the held-out loss is not finite after epoch {epoch}; lower the learning rate"
+            )
         if best is None or (accuracy, -heldout_loss) > (best["accuracy"], -best["loss"]):
             best = {
                 "epoch": epoch,

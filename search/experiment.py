@@ -128,7 +128,7 @@ class Search(_Closed):
     """
 
     trials: int = Field(ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     asha: Asha | None = Asha()
     concurrent_trials: int | None = Field(None, ge=1)
 
@@ -171,7 +171,7 @@ class Experiment(_Closed):
         ...,
     ] = Field(min_length=1)
     training: Training
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     search: Search
     resources: Resources = Resources()
     narrow: dict[str, tuple[Option, ...]] = {}

@@ -2,6 +2,7 @@
 
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -24,7 +25,11 @@ def attention(activation: Tensor, *, power: int) -> Tensor:
     Returns:
         [B, H * W]; a zero map has zero attention.
     """
-    return normalize(activation.abs().pow(power).mean(1).flatten(1), dim=1)
+    strength = activation.abs()
+    # Powers of weak or strong maps leave float32's range; their scale cancels in the end.
+    peak = strength.detach().amax((1, 2, 3), keepdim=True)
+    strength = strength / torch.where(peak > 0, peak, 1.0)
+    return normalize(strength.pow(power).mean(1).flatten(1), dim=1)
 
 
 @full_precision
