@@ -46,7 +46,8 @@ def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise ValueError(
-            f"checkpoint {path} is damaged ({str(error).splitlines()[0]}); remove it to start anew"
+            f"checkpoint {path} is damaged ({reason}); remove it to start anew"
         ) from None
     return state

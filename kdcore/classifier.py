@@ -4,9 +4,10 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -37,9 +38,18 @@ class ClassifierCard(BaseModel):
     in_channels: int = Field(ge=1)
     image_size: tuple[int, int]
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
     metrics: dict[str, float] = {}
     made_by: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def _one_number_for_each_channel(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.in_channels:
+            raise ValueError(
+                f"mean and std have {len(self.mean)} and {len(self.std)} numbers, but in_channels "
+                f"is {self.in_channels}"
+            )
+        return self
 
 
 class Classifier(nn.Module):
@@ -63,7 +73,9 @@ class Classifier(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Float images, with mean 0 and deviation 1 over the training set."""
-        scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+        scaled = images.float()
+        if images.dtype == torch.uint8:
+            scaled = scaled / 255
         return (scaled - self.mean) / self.std
 
     def taps(self, images: Tensor, needs: frozenset[Tap], labels: Tensor) -> Taps:
@@ -131,6 +143,8 @@ def load_card(folder: Path, role: str) -> ClassifierCard:
     path = folder / f"{role}.json"
     try:
         return ClassifierCard.model_validate_json(path.read_text())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -11,6 +11,8 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -34,13 +36,15 @@ class TermConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _params_of_the_method(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping) or value.get("method") not in CATALOGUE:
-            return value  # the fields' own validation says what is wrong
-        params = value.get("params", {})
-        if isinstance(params, Mapping):
-            params = CATALOGUE[value["method"]].Params.model_validate(params)
-        return {**value, "params": params}
+    def _published_unless_given(cls, value: Any) -> Any:
+        return {"params": {}, **value} if isinstance(value, Mapping) else value
+
+    @field_validator("params", mode="wrap")
+    @classmethod
+    def _of_the_method(cls, value: Any, handler: Any, info: ValidationInfo) -> Params:
+        if "method" not in info.data:  # unknown, and said so already
+            return Params()
+        return CATALOGUE[info.data["method"]].Params.model_validate(value)
 
     def __str__(self) -> str:
         """The method with every searched setting, like `kd(weight=0.9, temperature=4)`."""
@@ -72,7 +76,7 @@ class TrialConfig(BaseModel):
     student: Annotated[str, AfterValidator(check_backbone)]
     objective: tuple[TermConfig, ...] = ()
     training: Recipe
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _each_method_once(self) -> Self:

@@ -51,6 +51,7 @@ class Method(nn.Module):
         needs: the kinds of output that it reads, of student and teacher alike. A method whose
             settings decide sets its own in the constructor; the class then declares them all.
         batch_symmetric: whether a batch in another order gives the same loss.
+        zero_at_equality: whether the loss without helpers is 0 where both networks say the same.
         undecayed: names of its parameters that weight decay must spare.
         preparation_share: the share of a trial's epochs, from the first, in which only
             `preparation` trains. Below 1; 0 for most methods.
@@ -62,6 +63,7 @@ class Method(nn.Module):
     paper: ClassVar[str]
     needs: frozenset[Tap]
     batch_symmetric: ClassVar[bool] = True
+    zero_at_equality: ClassVar[bool] = True
     undecayed: ClassVar[frozenset[str]] = frozenset()
     Params: ClassVar[type[_Params]] = _Params
     params: _Params
@@ -103,9 +105,13 @@ class Method(nn.Module):
                 f"{type(self).__name__}: the student's batch has {len(student.logits)} images and "
                 f"the teacher's {len(teacher.logits)}, but both must see the same images"
             )
+        teacher = teacher.detach()
+        if not torch.is_autocast_enabled(student.logits.device.type):
+            # A helper's weights are float32; only autocast brings half-precision maps to them.
+            student, teacher = student.widened(), teacher.widened()
         preparing = batch.epoch <= self.preparation_epochs(batch.epochs)
         stage = self.preparation if preparing else self.loss
-        return stage(student, teacher.detach(), batch)
+        return stage(student, teacher, batch)
 
 
 P = ParamSpec("P")
@@ -124,8 +130,10 @@ def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @wraps(loss)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
+        given = (*args, *kwargs.values())
+        device = next(value for value in given if isinstance(value, Tensor)).device.type
         with torch.autocast(device, enabled=False):
-            return loss(*map(widen, args), **kwargs)  # type: ignore[arg-type]
+            widened = {name: widen(value) for name, value in kwargs.items()}
+            return loss(*map(widen, args), **widened)  # type: ignore[arg-type]
 
     return wrapped

@@ -1,9 +1,10 @@
 """What a network shows to a distillation method, and the shapes that a method is built from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 
@@ -57,13 +58,21 @@ class Taps:
 
     def detach(self) -> "Taps":
         """The same values, cut from the graph that made them."""
+        return self._changed(Tensor.detach)
+
+    def widened(self) -> "Taps":
+        """The same values, in float32 where they were in half precision."""
+        half = (torch.float16, torch.bfloat16)
+        return self._changed(lambda tensor: tensor.float() if tensor.dtype in half else tensor)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "Taps":
         return Taps(
-            self.logits.detach(),
-            self.embedding.detach(),
-            {name: tensor.detach() for name, tensor in self.maps.items()},
-            {name: tensor.detach() for name, tensor in self.preactivations.items()},
-            None if self.input_gradient is None else self.input_gradient.detach(),
-            None if self.flipped_input_gradient is None else self.flipped_input_gradient.detach(),
+            change(self.logits),
+            change(self.embedding),
+            {name: change(tensor) for name, tensor in self.maps.items()},
+            {name: change(tensor) for name, tensor in self.preactivations.items()},
+            None if self.input_gradient is None else change(self.input_gradient),
+            None if self.flipped_input_gradient is None else change(self.flipped_input_gradient),
         )
 
 

@@ -42,7 +42,7 @@ class TeacherConfig(BaseModel):
     backbone: Annotated[str, AfterValidator(check_backbone)]
     weights: AbsolutePath | None = None
     training: Recipe | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

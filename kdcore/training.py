@@ -5,12 +5,11 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -39,7 +38,8 @@ class Recipe(BaseModel):
         learning_rate: at its peak.
         momentum: of SGD.
         weight_decay: of all parameters.
-        schedule: `cosine` to zero, `step` (a tenth after 62.5, 75 and 87.5 percent), or `constant`.
+        schedule: after the warm-up, `cosine` to zero, `step` (a tenth after 62.5, 75 and 87.5
+            percent), or `constant`.
         warmup_epochs: linear rise of the learning rate at the start.
         gradient_clip_norm: the largest norm of the gradient of student and helpers together; none:
             no limit.
@@ -60,11 +60,20 @@ class Recipe(BaseModel):
     gradient_clip_norm: float | None = Field(None, gt=0)
     acceleration: Literal["auto", "off"] = "auto"
 
+    @model_validator(mode="after")
+    def _warmup_within_budget(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}, but must be below epochs, which is "
+                f"{self.epochs}"
+            )
+        return self
+
     def learning_rate_at(self, progress_epochs: float) -> float:
         """The learning rate after so many epochs, 0 to `epochs`."""
         if progress_epochs < self.warmup_epochs:
             return self.learning_rate * progress_epochs / self.warmup_epochs
-        share = progress_epochs / self.epochs
+        share = (progress_epochs - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         if self.schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
         if self.schedule == "step":
@@ -179,11 +188,13 @@ class _Meters:
         self.right = torch.zeros((), dtype=torch.int64, device=device)
         self.first_bad_step = torch.full((terms,), torch.iinfo(torch.int64).max, device=device)
 
-    def add(self, step: int, loss: Tensor, terms: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.sums += torch.cat([loss[None], terms])
+    def add(
+        self, step: int, terms: Tensor, weighted: Tensor, logits: Tensor, labels: Tensor
+    ) -> None:
+        self.sums += torch.cat([weighted.sum()[None], terms])
         self.right += (logits.argmax(1) == labels).sum()
         self.first_bad_step = torch.where(
-            terms.isfinite(), self.first_bad_step, self.first_bad_step.clamp(max=step)
+            weighted.isfinite(), self.first_bad_step, self.first_bad_step.clamp(max=step)
         )
 
 
@@ -258,8 +269,8 @@ class _Run:
         # While any method prepares, nothing else trains: its preparation alone is minimised.
         weights, counted = self.weights, [True] * len(self.names)
         if any(preparing):
-            weights = torch.ones(sum(preparing), device=self.device)
             counted = [False, *preparing]
+            weights = torch.tensor([float(counts) for counts in counted], device=self.device)
         for method in self.methods:
             method.begin_epoch(epoch, self.recipe.epochs)
         for step in range(self.steps):
@@ -287,19 +298,21 @@ class _Run:
             taught = self._taught(images, labels, shown)
             terms = [cross_entropy(shown.logits.float(), labels)]
             terms += [method(shown, taught, batch).float() for method in self.methods]
-        values = torch.stack(terms)
         # What does not count gives no gradient. A gradient of zero would leave weights that wait
         # to weight decay: 0.05 / (1 - 0.9) * 5e-4 * 23,430 steps (the field's 30 epochs of CIFAR)
         # = 5.9, and e^-5.9 = 0.003 of them would be left.
-        loss = (weights * torch.stack(list(compress(terms, counted)))).sum()
+        values = torch.stack(
+            [term if counts else term.detach() for term, counts in zip(terms, counted, strict=True)]
+        )
+        weighted = weights * values
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(weighted.sum())
         if self.recipe.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
         self.optimizer.step()
         for method in self.methods:
             method.after_step()
-        meters.add(step, loss.detach(), values.detach(), shown.logits.detach(), labels)
+        meters.add(step, values.detach(), weighted.detach(), shown.logits.detach(), labels)
 
     def _taught(self, images: Tensor, labels: Tensor, shown: Taps) -> Taps:
         """The teacher's outputs; where no term reads any, the student's stand in for them."""
@@ -356,6 +369,10 @@ def train(
         meters = run.epoch(epoch, torch.randperm(len(data.train), generator=generator).to(device))
         _refuse_non_finite(meters, run.names, epoch)
         accuracy, heldout_loss = evaluate(student, heldout)
+        if not math.isfinite(heldout_loss):
+            raise NonFiniteLossError(
+                f"the held-out loss is not finite after epoch {epoch}; lower the learning rate"
+            )
         if best is None or (accuracy, -heldout_loss) > (best["accuracy"], -best["loss"]):
             best = {
                 "epoch": epoch,

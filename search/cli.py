@@ -44,6 +44,11 @@ StorageOption = Annotated[
 SearchName = Annotated[str, typer.Argument(metavar="NAME", help="A search's name.")]
 
 
+def _console() -> Console:
+    """Where tables go; in a pipe or a file there is no width to keep to."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
 @app.command()
 def launch(
     file: ExperimentFile,
@@ -72,13 +77,10 @@ def launch(
         address=address,
         tracking_uri=tracking_uri,
     )
-    console = Console()
-    console.print(as_table(record))
+    _console().print(as_table(record))
     option = "" if storage == "runs" else f" --storage {storage}"
     if record.state != "finished":
-        console.print(
-            f"The search ended early; kdsearch best {record.name}{option} exports what finished."
-        )
+        print(f"The search ended early; kdsearch best {record.name}{option} exports what finished.")
         raise typer.Exit(130)
     folder = _export(record.name, storage, None)
     print(
@@ -104,7 +106,7 @@ def leaderboard(
 
     record = read_record(Storage(storage), name)
     if form is Format.TABLE:
-        Console().print(as_table(record))
+        _console().print(as_table(record))
     else:
         sys.stdout.buffer.write(as_bytes(record, form.value))
 
@@ -139,7 +141,7 @@ def _export(name: str, storage: str, out: Path | None) -> Path:
     for score in (exported.student, *exported.others):
         table.add_row(score.name, percent(score.heldout_accuracy), percent(score.test_accuracy))
     print(f"best student: trial {exported.trial.number}, exported to {folder}")
-    Console().print(table)
+    _console().print(table)
     return folder
 
 
@@ -219,7 +221,7 @@ def methods(
     if markdown:
         print(methods_markdown())
     else:
-        Console().print(methods_table())
+        _console().print(methods_table())
 
 
 @app.command()
@@ -227,11 +229,15 @@ def backbones() -> None:
     """List the networks that can teach or learn."""
     from search.catalogue import backbones_table
 
-    Console().print(backbones_table())
+    _console().print(backbones_table())
 
 
 @app.command()
-def check(file: ExperimentFile, overrides: Overrides = [], storage: StorageOption = "runs") -> None:  # noqa: B006
+def check(
+    file: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006  (typer copies it)
+    storage: StorageOption = "runs",
+) -> None:
     """Refuse what can be refused without training; else print what a search would do."""
     experiment = read_experiment(file, overrides)
     from search.preflight import plan
@@ -250,24 +256,25 @@ def check(file: ExperimentFile, overrides: Overrides = [], storage: StorageOptio
         if asha
         else "no trial is stopped early"
     )
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f"data     {experiment.data.name}: {len(data.train):,} train, {len(data.heldout):,} held out, "
-        f"{len(data.test):,} test; {data.num_classes} classes\n"
+    print(
+        f"data     {experiment.data.name}: {len(data.train):,} train, "
+        f"{len(data.heldout):,} held out, {len(data.test):,} test; {data.num_classes} classes\n"
         f"teacher  {experiment.teacher.backbone}, "
         f"{'ready' if prepared.teacher_ready else 'to be prepared'}\n"
         f"student  {experiment.student}\n"
         f"trials   {experiment.search.trials} of {experiment.training.epochs} epochs; "
         f"the first {len(space.first_points())} are the control and the published settings; {stops}"
     )
-    console.print(table)
-    console.print(f"{file} can be launched")
+    _console().print(table)
+    print(f"{file} can be launched")
 
 
 def main() -> None:
-    """Runs the command; a user's mistake ends with its message and status 2, without a traceback."""
+    """Runs the command; a user's mistake ends with one message and status 2."""
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ExperimentError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -27,6 +27,9 @@ from kdcore.suggestion import did_you_mean
 
 CONTROL = "none"
 
+# A name becomes a folder; this is what keeps it inside its place.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
 Option = bool | int | float | str
 
 
@@ -125,7 +128,7 @@ class Search(_Closed):
     """
 
     trials: int = Field(ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     asha: Asha | None = Asha()
     concurrent_trials: int | None = Field(None, ge=1)
 
@@ -155,11 +158,11 @@ class Experiment(_Closed):
         seed: of the students' initial weights and of the order of their images.
         search: how the space is searched.
         resources: what one trial occupies.
-        narrow: searched fields like `kd.temperature`, each with a smaller range [low, high] or
-            fewer options.
+        narrow: settings like `kd.temperature`, each with a smaller range [low, high], fewer
+            options, or one value that fixes it.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=NAME_PATTERN)
     data: DataConfig
     teacher: TeacherConfig
     student: Annotated[str, AfterValidator(check_backbone)]
@@ -168,7 +171,7 @@ class Experiment(_Closed):
         ...,
     ] = Field(min_length=1)
     training: Training
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     search: Search
     resources: Resources = Resources()
     narrow: dict[str, tuple[Option, ...]] = {}

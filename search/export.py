@@ -69,8 +69,8 @@ def export_best(record: SearchRecord, storage: Storage, folder: Path) -> Exporte
     student = _score(best.objective, classifier, data)
     if abs(student.heldout_accuracy - (best.heldout_accuracy or 0.0)) > _TOLERANCE:
         raise ValueError(
-            f"trial {best.number} has a held-out accuracy of {percent(student.heldout_accuracy)} %, "
-            f"but {percent(best.heldout_accuracy)} % was recorded; data or checkpoint have changed"
+            f"trial {best.number} has a held-out accuracy of {percent(student.heldout_accuracy)} "
+            f"%, but {percent(best.heldout_accuracy)} % was recorded: data or checkpoint changed"
         )
     others = []
     if record.teacher is not None:
@@ -144,8 +144,8 @@ def _model_card(record: SearchRecord, exported: ExportedStudent, data: ImageData
     lines = [
         f"# {experiment.student}, distilled from {experiment.teacher.backbone}",
         "",
-        f"A classifier of {data.num_classes} classes for {data.in_channels}x{height}x{width} images,"
-        f" the best of {len(record.trials)} trials of the search `{record.name}`.",
+        f"A classifier of {data.num_classes} classes for {data.in_channels}x{height}x{width} "
+        f"images, the best of {len(record.trials)} trials of the search `{record.name}`.",
         "",
         "| network | held-out % | test % |",
         "| --- | --- | --- |",
@@ -157,8 +157,8 @@ def _model_card(record: SearchRecord, exported: ExportedStudent, data: ImageData
     if control is not None and control.heldout_accuracy is not None:
         gain = points(exported.student.heldout_accuracy - control.heldout_accuracy)
         lines.append(
-            f"The gain over the control is {gain} percentage points on the held-out images, from one"
-            " seed: differences of a few tenths are within the noise of a seed."
+            f"The gain over the control is {gain} percentage points on the held-out images, from "
+            "one seed: differences of a few tenths are within the noise of a seed."
         )
     lines += [
         "",
@@ -172,8 +172,8 @@ def _model_card(record: SearchRecord, exported: ExportedStudent, data: ImageData
         f'student = kdcore.load_student("{exported.folder}")',
         "```",
         "",
-        "`student(images)` gives logits for uint8 images, or floats from 0 to 1; it normalises them",
-        "itself.",
+        "`student(images)` gives logits for uint8 images, or floats from 0 to 1; it normalises",
+        "them itself.",
         "",
     ]
     return "\n".join(lines)

@@ -1,6 +1,8 @@
 """Running a search: Ray, the teacher, the tuner, and the record of what happens."""
 
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -8,12 +10,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 # Tune's own CSV, JSON and TensorBoard files repeat what MLflow keeps; usage reports leave the
 # machine.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # see _stopping_on_ctrl_c
 
 import ray
 import yaml
@@ -24,7 +28,7 @@ from rich.console import Console
 from kdcore.classifier import ClassifierCard
 from kdcore.training import EpochReport
 from search.asha import ControlSparingAsha
-from search.experiment import Experiment, ExperimentError, Problem
+from search.experiment import CONTROL, NAME_PATTERN, Experiment, ExperimentError, Problem
 from search.leaderboard import percent
 from search.preflight import Plan, plan
 from search.progress import Progress
@@ -118,10 +122,13 @@ def launch(
         ExperimentError: the experiment cannot be run; nothing was made.
         SearchFailedError: Ray could not be reached, or the teacher could not be trained.
     """
+    if name is not None and not re.fullmatch(NAME_PATTERN, name):
+        message = f"{name!r} is no name: letters, digits, '.', '_' and '-', at most 100, please"
+        raise ExperimentError("--name", [Problem(key="", message=message)])
     prepared = plan(experiment, storage, source)
     if name is not None and name in (storage / "searches").names():
         message = f"{name!r} is taken; choose another, or leave --name out"
-        raise ExperimentError(source, [Problem(key="name", message=message)])
+        raise ExperimentError("--name", [Problem(key="", message=message)])
     name = name or free_name(storage, experiment.name)
     home = local_home(storage)
     log = home / "logs" / f"{name}.log"
@@ -148,7 +155,8 @@ def _connect(address: str | None, log: Path) -> None:
             ray.init(address=address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SearchFailedError(
-            f"no Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; see {_short(log)}"
+            f"no Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; "
+            f"see {_short(log)}"
         ) from None
 
 
@@ -295,7 +303,8 @@ class _Search:
         )
         self._progress.search_started()
         try:
-            tuner.fit()
+            with _stopping_on_ctrl_c(self._progress):
+                tuner.fit()
         finally:
             self._record = callback.record
         # After Ctrl-C Tune returns as if all were done.
@@ -323,11 +332,31 @@ class _Search:
             slots = min(slots, int(total.get("GPU", 0) / resources.gpus))
         if slots == 0 and experiment.search.concurrent_trials is None:
             raise SearchFailedError(
-                f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs, but the cluster has "
-                f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}; change resources, or name "
-                f"search.concurrent_trials where the cluster will grow"
+                f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs, but the cluster "
+                f"has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}; change resources, or "
+                f"name search.concurrent_trials where the cluster will grow"
             )
         return experiment.search.concurrent_trials or slots
+
+
+@contextmanager
+def _stopping_on_ctrl_c(progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C ends the search cleanly and says so at once, the second as usual.
+
+    Tune's own handler only writes to its log; it is switched off, and told through SIGUSR1.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, usual)
+        progress.say("stopping; Ctrl-C again ends at once")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _folder_of(trial: Any) -> str:
@@ -350,21 +379,70 @@ class _RecordingCallback(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._known(trials, trial)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        report = EpochReport(**{name: result[name] for name in EpochReport.__annotations__})
+        known = self._known(trials, trial)
+        changes: dict[str, Any] = {
+            "epochs_done": report.epoch,
+            "heldout_accuracy": report.best_heldout_accuracy,
+            "best_epoch": report.best_epoch,
+            "train_seconds": known.train_seconds + report.epoch_seconds,
+        }
+        if report.best_epoch == report.epoch:
+            changes["heldout_loss"] = report.heldout_loss
+        self._change(known.model_copy(update=changes))
+        self._tracker.log_epoch(known.number, report)
+        self._progress.update(self.record)
+        if time.monotonic() - self._written > _EPOCHS_WRITTEN_EVERY_SECONDS:
+            self._write()
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
+    ) -> None:
+        path = self._storage.relative(checkpoint.path)
+        self._change(self._known(trials, trial).model_copy(update={"checkpoint": path}))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        known = self._known(trials, trial)
+        state = "finished" if known.epochs_done == known.epochs else "stopped"
+        self._end(known.model_copy(update={"state": state}))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # The last line of a traceback is the error itself, after the name of its class.
+        text = Path(trial.error_file).read_text() if trial.error_file else "unknown"
+        reason = text.strip().splitlines()[-1].rpartition("Error: ")[2]
+        changes = {"state": "failed", "reason": reason}
+        self._end(self._known(trials, trial).model_copy(update=changes))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self._written > HEARTBEAT.total_seconds():
+            self._write()
+
+    def _known(self, trials: list[Any], trial: Any) -> TrialRecord:
+        """A trial's record; its first appearance opens one, and a run in MLflow.
+
+        Trials do not always start in the order of their numbers.
+        """
         number = trials.index(trial)
-        if number < len(self.record.trials):
-            return  # it was restarted
+        for known in self.record.trials:
+            if known.number == number:
+                return known
         experiment = self.record.experiment
         config = trial_config(experiment, trial.config)
-        record = TrialRecord(
+        opened = TrialRecord(
             number=number,
             point=trial.config,
-            objective=" + ".join(map(str, config.objective)) or "none",
+            objective=" + ".join(map(str, config.objective)) or CONTROL,
             state="running",
             epochs=experiment.training.epochs,
         )
-        self.record = self.record.model_copy(update={"trials": (*self.record.trials, record)})
+        self._change(opened)
         self._tracker.start_trial(
-            record,
+            opened,
             {
                 "student": experiment.student,
                 "teacher": experiment.teacher.backbone,
@@ -375,56 +453,15 @@ class _RecordingCallback(tune.Callback):
             },
         )
         self._write()
+        return opened
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        report = EpochReport(**{name: result[name] for name in EpochReport.__annotations__})
-        number = trials.index(trial)
-        known = self.record.trials[number]
-        changes: dict[str, Any] = {
-            "epochs_done": report.epoch,
-            "heldout_accuracy": report.best_heldout_accuracy,
-            "best_epoch": report.best_epoch,
-            "train_seconds": known.train_seconds + report.epoch_seconds,
-        }
-        if report.best_epoch == report.epoch:
-            changes["heldout_loss"] = report.heldout_loss
-        self._change(number, changes)
-        self._tracker.log_epoch(number, report)
-        self._progress.update(self.record)
-        if time.monotonic() - self._written > _EPOCHS_WRITTEN_EVERY_SECONDS:
-            self._write()
+    def _change(self, changed: TrialRecord) -> None:
+        others = [trial for trial in self.record.trials if trial.number != changed.number]
+        ordered = sorted((*others, changed), key=lambda trial: trial.number)
+        self.record = self.record.model_copy(update={"trials": tuple(ordered)})
 
-    def on_checkpoint(
-        self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
-    ) -> None:
-        path = self._storage.relative(checkpoint.path)
-        self._change(trials.index(trial), {"checkpoint": path})
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = trials.index(trial)
-        known = self.record.trials[number]
-        state = "finished" if known.epochs_done == known.epochs else "stopped"
-        self._end(number, {"state": state})
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # The last line of a traceback is the error itself.
-        reason = str(trial.get_error()).strip().splitlines()[-1]
-        self._end(trials.index(trial), {"state": "failed", "reason": reason})
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if time.monotonic() - self._written > HEARTBEAT.total_seconds():
-            self._write()
-
-    def _change(self, number: int, changes: dict[str, Any]) -> None:
-        trials = list(self.record.trials)
-        trials[number] = trials[number].model_copy(update=changes)
-        self.record = self.record.model_copy(update={"trials": tuple(trials)})
-
-    def _end(self, number: int, changes: dict[str, Any]) -> None:
-        self._change(number, changes)
-        ended = self.record.trials[number]
+    def _end(self, ended: TrialRecord) -> None:
+        self._change(ended)
         self._tracker.end_trial(ended)
         self._progress.trial_ended(ended, self.record)
         self._write()

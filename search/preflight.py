@@ -43,17 +43,14 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
     Raises:
         ExperimentError: with all that is wrong.
     """
-    problems = _storage_problems(storage)
-    if problems:
-        raise ExperimentError(source, problems)
     workspace = workspace_of(storage)
     try:
         data = open_data(experiment.data, workspace)
-    except (ValueError, OSError) as error:
-        problems.append(Problem(key="data", message=str(error)))
-        data = None
-    if data is None:
-        raise ExperimentError(source, problems)
+    except ValueError as error:
+        raise ExperimentError(source, [Problem(key="data", message=str(error))]) from None
+    except OSError as error:  # the table is made in the storage
+        raise ExperimentError(source, [_unwritable(storage, error)]) from None
+    problems = _storage_problems(storage)
     teacher_path = workspace
     try:
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
@@ -85,6 +82,11 @@ def _storage_problems(storage: Storage) -> list[Problem]:
         storage.write(probe, b"")
         storage.remove(probe)
     except OSError as error:
-        message = f"{storage.uri} cannot be written to: {error}; choose another with --storage"
-        return [Problem(key="storage", message=message)]
+        return [_unwritable(storage, error)]
     return []
+
+
+def _unwritable(storage: Storage, error: OSError) -> Problem:
+    reason = error.strerror or error
+    message = f"{storage.uri} cannot be written to: {reason}; choose another with --storage"
+    return Problem(key="storage", message=message)

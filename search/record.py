@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdcore.suggestion import did_you_mean
-from search.experiment import Experiment, Option
+from search.experiment import CONTROL, Experiment, Option
 from search.storage import Storage
 
 State = Literal["running", "finished", "stopped", "failed", "interrupted"]
@@ -54,7 +54,7 @@ class TrialRecord(_Record):
 
     @property
     def is_control(self) -> bool:
-        return self.objective == "none"
+        return self.objective == CONTROL
 
 
 class SearchRecord(_Record):

@@ -1,6 +1,7 @@
 """Optuna under Ray Tune, with true trial states."""
 
 import math
+import warnings
 from typing import Any
 
 import optuna
@@ -36,14 +37,18 @@ class TrueStateOptunaSearch(OptunaSearch):
     def __init__(self, space: Space, *, trials: int, parallel: int, epochs: int, seed: int) -> None:
         low, high = _STARTUP_LIMITS
         startup = max(parallel, min(high, max(low, round(trials * _STARTUP_SHARE))))
+        with warnings.catch_warnings():
+            # Grouping is what makes the model use conditional fields; it is marked experimental.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                multivariate=True, group=True, n_startup_trials=startup, seed=seed
+            )
         super().__init__(
             space=space,
             metric=METRIC,
             mode="max",
-            points_to_evaluate=space.first_points(),
-            sampler=optuna.samplers.TPESampler(
-                multivariate=True, group=True, n_startup_trials=startup, seed=seed
-            ),
+            points_to_evaluate=space.first_points()[:trials],
+            sampler=sampler,
         )
         self._epochs = epochs
 

@@ -189,24 +189,24 @@ def derive_space(experiment: Experiment, setting: Setting, source: str) -> Space
     """
     problems: list[Problem] = []
     methods = list(dict.fromkeys(name for slot in experiment.objective for name in slot))
-    fields = {name: _fields(name, setting) for name in methods}
-    known = [field.name for name in methods for field in fields[name]]
+    known = [f"{name}.{field}" for name in methods for field in CATALOGUE[name].Params.model_fields]
     for key in experiment.narrow:
         if key not in known:
-            hint = f"{did_you_mean(key, known)} Searched are: {', '.join(known)}"
-            message = f"{key!r} is not searched{hint}"
+            hint = f"{did_you_mean(key, known)} Known are: {', '.join(known)}"
+            message = f"{key!r} is no setting of a candidate{hint}"
             problems.append(Problem(key=f"narrow.{key}", message=message))
-    for method, searched in fields.items():
-        narrowed = []
-        for field in searched:
-            values = experiment.narrow.get(field.name)
-            try:
-                narrowed.append(
-                    field if values is None else _narrow(method, field, values, setting)
-                )
-            except ValueError as error:
-                problems.append(Problem(key=f"narrow.{field.name}", message=str(error)))
-        fields[method] = tuple(narrowed)
+    fields: dict[str, tuple[SearchedField, ...]] = {}
+    for method in methods:
+        of_method = _fields(method, setting)
+        for name in CATALOGUE[method].Params.model_fields:
+            key = f"{method}.{name}"
+            if key in experiment.narrow:
+                values = experiment.narrow[key]
+                try:
+                    of_method[key] = _narrow(method, name, of_method.get(key), values, setting)
+                except ValueError as error:
+                    problems.append(Problem(key=f"narrow.{key}", message=str(error)))
+        fields[method] = tuple(of_method.values())
     if problems:
         raise ExperimentError(source, problems)
     shared: tuple[SearchedField, ...] = ()
@@ -216,32 +216,41 @@ def derive_space(experiment: Experiment, setting: Setting, source: str) -> Space
     return Space(experiment.objective, fields, shared)
 
 
-def _fields(method: str, setting: Setting) -> tuple[SearchedField, ...]:
+def _fields(method: str, setting: Setting) -> dict[str, SearchedField]:
+    """A method's searched fields by name."""
     params = CATALOGUE[method].Params
     published = params()
-    fields: list[SearchedField] = []
+    fields: dict[str, SearchedField] = {}
     for name, mark in params.searched().items():
         value = getattr(published, name)
         key = f"{method}.{name}"
         match mark:
             case Span():
                 integer = params.model_fields[name].annotation is int
-                fields.append(NumberField(key, mark.low, mark.high, mark.log, integer, value))
+                fields[key] = NumberField(key, mark.low, mark.high, mark.log, integer, value)
             case Choice():
-                fields.append(ChoiceField(key, mark.options, value))
+                fields[key] = ChoiceField(key, mark.options, value)
             case LayerChoice():
                 options = layer_options(setting.student, setting.teacher)
                 if value not in options:  # a word like `middle`: the pair that it stands for here
                     (pair,) = resolve_layers(value, setting.student, setting.teacher)
                     value = str(pair)
-                fields.append(ChoiceField(key, options, value))
-    return tuple(fields)
+                fields[key] = ChoiceField(key, options, value)
+    return fields
 
 
 def _narrow(
-    method: str, field: SearchedField, values: Sequence[Option], setting: Setting
+    method: str,
+    name: str,
+    field: SearchedField | None,
+    values: Sequence[Option],
+    setting: Setting,
 ) -> SearchedField:
-    name = field.name.removeprefix(f"{method}.")
+    """A field with the user's values: a smaller range, fewer options, or one value that is fixed.
+
+    A setting that is not searched by itself may be fixed, or given options.
+    """
+    key = f"{method}.{name}"
     params = CATALOGUE[method].Params
     legal = []
     for value in values:
@@ -250,18 +259,17 @@ def _narrow(
         except ValidationError as error:
             rule = error.errors()[0]["msg"]
             raise ValueError(f"{value!r} is not legal: {rule}") from None
-        if isinstance(params.searched()[name], LayerChoice):
+        if isinstance(params.searched().get(name), LayerChoice):
             resolve_layers(legal[-1], setting.student, setting.teacher)
-    if isinstance(field, NumberField):
+    if isinstance(field, NumberField) and len(legal) != 1:
         if len(legal) != 2 or not legal[0] < legal[1]:
             raise ValueError(f"is {list(values)}, but must be [low, high] with low < high")
         low, high = legal
         if field.log and low <= 0:
             raise ValueError(f"low is {low}, but the field is searched in its logarithm: low > 0")
         published = min(max(field.published, low), high)
-        return NumberField(field.name, low, high, field.log, field.integer, published)
+        return NumberField(key, low, high, field.log, field.integer, published)
     if not legal or len(set(legal)) < len(legal):
-        raise ValueError(f"is {list(values)}, but must be one or more different options")
-    return ChoiceField(
-        field.name, tuple(legal), field.published if field.published in legal else legal[0]
-    )
+        raise ValueError(f"is {list(values)}, but must be one or more different values")
+    published = field.published if field else getattr(params(), name)
+    return ChoiceField(key, tuple(legal), published if published in legal else legal[0])

@@ -70,7 +70,14 @@ class Tracker:
         self._search_name = record.name
 
         def log() -> None:
-            self._client = MlflowClient(self._uri)
+            try:
+                self._client = MlflowClient(self._uri)
+                open_search()
+            except Exception:
+                self._client = None  # what follows need not knock at a closed door as well
+                raise
+
+        def open_search() -> None:
             self._experiment_id = self._find_experiment(record.experiment.name)
             run = self._create_run("search", record.name, {})
             self._search_run = run.info.run_id
@@ -83,7 +90,7 @@ class Tracker:
                 **facts,
             }
             self._log(self._search_run, params=params)
-            self._client.log_text(self._search_run, experiment_yaml, "experiment.yaml")
+            self._ready.log_text(self._search_run, experiment_yaml, "experiment.yaml")
             self.ids = {
                 "mlflow_experiment_id": self._experiment_id,
                 "mlflow_run_id": self._search_run,

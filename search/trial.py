@@ -1,6 +1,7 @@
 """A trial as Ray runs it: a sampled point becomes a distillation, its reports go to Tune."""
 
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +17,12 @@ from search.experiment import Experiment
 from search.space import Point, trial_config
 from search.storage import Storage, workspace_of
 
+# Less work than this is done again faster than it is copied to the storage and listed by Tune.
+_CHECKPOINT_SECONDS = 5.0
+
 
 def run_trial(point: Point, *, experiment_json: str, storage_uri: str) -> None:
-    """Trains one student and reports each epoch with a checkpoint.
+    """Trains one student and reports each epoch, with a checkpoint every few seconds.
 
     Args:
         point: what the search chose.
@@ -36,8 +40,13 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str) -> None:
         restored = tune.get_checkpoint()
         if restored is not None:
             restored.to_directory(folder)
+        copied = time.monotonic()
         for report in distill(config, workspace=workspace, checkpoint_dir=folder):
-            tune.report(asdict(report), checkpoint=tune.Checkpoint.from_directory(folder))
+            checkpoint = None
+            if report.epoch == report.epochs or time.monotonic() - copied > _CHECKPOINT_SECONDS:
+                checkpoint = tune.Checkpoint.from_directory(folder)
+                copied = time.monotonic()
+            tune.report(asdict(report), checkpoint=checkpoint)
 
 
 def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Iterator[EpochReport]:

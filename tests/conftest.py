@@ -7,6 +7,7 @@ import torch
 
 from kdcore import DataConfig, Recipe, TeacherConfig
 from kdcore.data import ImageData, open_data
+from kdcore.teacher import prepare_teacher, teacher_folder
 
 # Networks this small lose by more threads, and sums come out in the same bits only for one number
 # of threads.
@@ -36,3 +37,11 @@ def teacher_config() -> TeacherConfig:
     return TeacherConfig(
         backbone="resnet14", training=Recipe(epochs=2, batch_size=32, acceleration="off")
     )
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(teacher_config: TeacherConfig, digits: ImageData, workspace: Path) -> Path:
+    """The trained teacher's folder."""
+    for _ in prepare_teacher(teacher_config, digits, workspace, torch.device("cpu")):
+        pass
+    return teacher_folder(teacher_config, digits, workspace)

@@ -70,9 +70,9 @@ class DataConfig(BaseModel):
     download: bool = False
     heldout_fraction: float = Field(0.1, gt=0, lt=1)
     train_images: int | None = Field(None, ge=1)
-    split_seed: int = Field(0, ge=0)
+    split_seed: int = Field(0, ge=0, lt=2**32)
     views: int | None = Field(None, ge=1)
-    view_seed: int = Field(0, ge=0)
+    view_seed: int = Field(0, ge=0, lt=2**32)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def read_idx(path: Path) -> Tensor:
     dimensions = content[3] if len(content) >= 4 else 0
     header = 4 + 4 * dimensions
     if content[:3] != b"\x00\x00\x08" or len(content) < header:
-        raise ValueError(f"damaged IDX file {path}: its header is no header of unsigned bytes")
+        raise ValueError(f"damaged IDX file {path}: no header of unsigned bytes; fetch it again")
     shape = struct.unpack(f">{dimensions}I", content[4:header])
     promised = int(np.prod(shape, dtype=np.int64))
     if len(content) - header != promised:
@@ -77,18 +77,26 @@ def read_idx(path: Path) -> Tensor:
 
 
 def _read(files: tuple[Path, ...]) -> RawImages:
-    images, labels, is_test = [], [], []
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    is_test: list[Tensor] = []
     for pictures, classes in (files[:2], files[2:]):
         part, part_labels = read_idx(pictures), read_idx(classes)
-        if part.ndim != 3 or part_labels.ndim != 1 or len(part) != len(part_labels):
+        fit = part.ndim == 3 and part_labels.ndim == 1 and 0 < len(part) == len(part_labels)
+        if not fit:
             raise ValueError(
                 f"damaged IDX file {classes}: {tuple(part_labels.shape)} labels do not fit the "
-                f"{tuple(part.shape)} images of {pictures}"
+                f"{tuple(part.shape)} images of {pictures}; fetch it again"
             )
         if int(part_labels.max()) >= len(SOURCE.class_names):
             raise ValueError(
                 f"damaged IDX file {classes}: label {int(part_labels.max())}, but there are "
-                f"{len(SOURCE.class_names)} classes"
+                f"{len(SOURCE.class_names)} classes; fetch it again"
+            )
+        if images and part.shape[1:] != images[0].shape[2:]:
+            raise ValueError(
+                f"damaged IDX file {pictures}: its images are {tuple(part.shape[1:])}, those of "
+                f"{files[0]} {tuple(images[0].shape[2:])}; fetch it again"
             )
         images.append(part[:, None])
         labels.append(part_labels.long())
@@ -99,7 +107,12 @@ def _read(files: tuple[Path, ...]) -> RawImages:
 def _download(root: Path) -> None:
     from torchvision.datasets import FashionMNIST  # only where something is fetched
 
-    FashionMNIST(str(root), download=True)
+    try:
+        FashionMNIST(str(root), download=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"download to {str(root)!r} failed: {error}; or put the four IDX files there yourself"
+        ) from None
 
 
 SOURCE = Source(

@@ -95,7 +95,7 @@ def _write(path: Path, raw: RawImages) -> None:
 
 def _read(path: Path) -> ImageTable:
     batch = ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    metadata = batch.schema.metadata
+    metadata = batch.schema.metadata or {}
     shape = json.loads(metadata[b"shape"])
     pixels = np.frombuffer(batch["image"].buffers()[1], dtype=np.uint8)
     splits = batch["split"]

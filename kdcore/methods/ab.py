@@ -13,7 +13,6 @@ from torch.nn.functional import mse_loss
 from kdcore.connectors import connector
 from kdcore.layers import ALL, resolve_layers
 from kdcore.method import full_precision
-from kdcore.precision import like_weights
 from kdcore.span import LayerChoice, Span
 from kdcore.spatial import match_spatial
 from kdcore.staging import StagedMethod
@@ -65,6 +64,7 @@ class AB(StagedMethod):
 
     paper: ClassVar[str] = "arXiv:1811.03233"
     needs: frozenset[Tap] = frozenset({Tap.PREACTIVATIONS})
+    zero_at_equality: ClassVar[bool] = False
 
     class Params(StagedMethod.Params):
         """The settings of AB.
@@ -105,7 +105,6 @@ class AB(StagedMethod):
             shown, taught = match_spatial(
                 student.preactivations[pair.student], teacher.preactivations[pair.teacher]
             )
-            shown = like_weights(shown, next(to_teacher.parameters(), shown))
             losses.append(
                 ab_loss(
                     to_teacher(shown),

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from kdcore import method
 from kdcore.directions import unit_vectors
 from kdcore.method import Method, full_precision
-from kdcore.precision import like_weights
 from kdcore.span import Choice, Span
 from kdcore.taps import Batch, Setting, Tap, Taps
 
@@ -114,7 +113,7 @@ class CC(Method):
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         shown = student.embedding
         if self.projector is not None:
-            shown = self.projector(like_weights(shown, self.projector.weight))
+            shown = self.projector(shown)
         return cc_loss(
             shown,
             teacher.embedding,

@@ -9,7 +9,6 @@ from torch.nn.functional import mse_loss
 from kdcore.connectors import connector
 from kdcore.layers import MIDDLE, resolve_layers
 from kdcore.method import full_precision
-from kdcore.precision import like_weights
 from kdcore.span import Choice, LayerChoice, Span
 from kdcore.spatial import match_spatial
 from kdcore.staging import PREPARATION_SHARES, StagedMethod
@@ -71,6 +70,5 @@ class FitNet(StagedMethod):
         losses = []
         for pair, regressor in zip(self.pairs, self.regressors, strict=True):
             guided, hint = match_spatial(student.maps[pair.student], teacher.maps[pair.teacher])
-            guided = like_weights(guided, next(regressor.parameters()))
             losses.append(hint_loss(regressor(guided), hint))
         return sum(losses[1:], start=losses[0])

@@ -12,7 +12,6 @@ from torch.nn.functional import adaptive_max_pool2d, mse_loss
 
 from kdcore.layers import LayerPair, equal_depth_pairs
 from kdcore.method import full_precision
-from kdcore.precision import like_weights
 from kdcore.span import Span
 from kdcore.staging import StagedMethod
 from kdcore.taps import Batch, Setting, Tap, Taps
@@ -105,9 +104,7 @@ class FSP(StagedMethod):
     def term(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         steps = []
         for pair, adapter in zip(self.chain, self.adapters, strict=True):
-            shown = student.maps[pair.student]
-            shown = adapter(like_weights(shown, next(adapter.parameters(), shown)))
-            steps.append((shown, teacher.maps[pair.teacher]))
+            steps.append((adapter(student.maps[pair.student]), teacher.maps[pair.teacher]))
         losses = [
             fsp_loss(shown_below, shown_above, taught_below, taught_above)
             for (shown_below, taught_below), (shown_above, taught_above) in pairwise(steps)

@@ -16,7 +16,6 @@ from kdcore.attention import attention
 from kdcore.directions import unit_vectors
 from kdcore.layers import LAST, resolve_layers
 from kdcore.method import Method, full_precision
-from kdcore.precision import like_weights
 from kdcore.span import Choice, LayerChoice, Span
 from kdcore.spatial import match_spatial
 from kdcore.taps import Batch, Setting, Tap, Taps
@@ -149,7 +148,7 @@ class FT(Method):
     def preparation(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = []
         for pair, paraphraser in zip(self.pairs, self.paraphrasers, strict=True):
-            taught = like_weights(teacher.maps[pair.teacher], next(paraphraser.parameters()))
+            taught = teacher.maps[pair.teacher]
             losses.append(reconstruction_loss(paraphraser(taught), taught))
         return sum(losses[1:], start=losses[0])
 
@@ -159,11 +158,8 @@ class FT(Method):
             self.pairs, self.paraphrasers, self.translators, strict=True
         ):
             assert isinstance(paraphraser, Paraphraser)
-            weight = next(translator.parameters())
             with torch.no_grad():
-                teacher_factor = paraphraser.encoder(
-                    like_weights(teacher.maps[pair.teacher], weight)
-                )
-            student_factor = translator(like_weights(student.maps[pair.student], weight))
+                teacher_factor = paraphraser.encoder(teacher.maps[pair.teacher])
+            student_factor = translator(student.maps[pair.student])
             losses.append(ft_loss(student_factor, teacher_factor, form=self.params.form))
         return sum(losses[1:], start=losses[0])

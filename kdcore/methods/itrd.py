@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from kdcore import method
 from kdcore.directions import unit_vectors
 from kdcore.method import Method, full_precision
-from kdcore.precision import like_weights
 from kdcore.span import Span
 from kdcore.taps import Batch, Setting, Tap, Taps
 
@@ -130,7 +129,7 @@ class ITRD(Method):
         self.projector = nn.Linear(*width, bias=False)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        projected = self.projector(like_weights(student.embedding, self.projector.weight))
+        projected = self.projector(student.embedding)
         # As in the authors' code, the projector serves the mutual information only where the widths
         # differ.
         return itrd_loss(

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from kdcore import method
 from kdcore.layers import LAST, resolve_layers
 from kdcore.method import Method, full_precision
-from kdcore.precision import like_weights
 from kdcore.span import Choice, LayerChoice, Span
 from kdcore.spatial import match_spatial
 from kdcore.taps import Batch, Setting, Tap, Taps
@@ -73,7 +72,7 @@ class Generator(nn.Module):
 
     def forward(self, student_map: Tensor) -> Tensor:
         """[B, Cs, H, W] to [B, Ct, H, W]."""
-        aligned = self.align(like_weights(student_map, next(self.generate.parameters())))
+        aligned = self.align(student_map)
         kept = keep_at_random(aligned, mask=self.mask, masked_share=self.masked_share)
         generated: Tensor = self.generate(kept)
         return generated

@@ -54,6 +54,7 @@ class NKD(Method):
 
     paper: ClassVar[str] = "arXiv:2303.13005"
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
+    zero_at_equality: ClassVar[bool] = False
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 10.0, log=True)] = 1.0

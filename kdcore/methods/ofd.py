@@ -15,7 +15,6 @@ from kdcore import method
 from kdcore.connectors import connector
 from kdcore.layers import ALL, resolve_layers
 from kdcore.method import Method, full_precision
-from kdcore.precision import like_weights
 from kdcore.span import Choice, LayerChoice, Span
 from kdcore.spatial import match_spatial
 from kdcore.taps import Batch, Setting, Tap, Taps
@@ -186,7 +185,6 @@ class OFD(Method):
             shown, taught = match_spatial(
                 student.preactivations[pair.student], teacher.preactivations[pair.teacher]
             )
-            shown = like_weights(shown, next(to_teacher.parameters()))
             losses.append(
                 ofd_loss(
                     to_teacher(shown),

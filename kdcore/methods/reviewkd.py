@@ -15,7 +15,6 @@ from kdcore import method
 from kdcore.connectors import ConnectorNorm
 from kdcore.layers import equal_depth_pairs
 from kdcore.method import Method, full_precision
-from kdcore.precision import like_weights
 from kdcore.ramps import linear_ramp
 from kdcore.span import Span
 from kdcore.taps import Batch, Setting, Tap, Taps
@@ -104,7 +103,7 @@ class Fusion(nn.Module):
             The map to compare, [B, Ct, Ht, Wt], and what the next shallower stage fuses with,
             [B, width, Ht, Wt].
         """
-        fused = self.reduce(like_weights(student_map, next(self.reduce.parameters())))
+        fused = self.reduce(student_map)
         if self.attention is not None and deeper is not None:
             deeper = resized(deeper, (fused.shape[2], fused.shape[3]))
             attention = self.attention(torch.cat([fused, deeper], dim=1)).sigmoid()

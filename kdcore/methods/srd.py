@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from kdcore import method
 from kdcore.method import Method, full_precision
-from kdcore.precision import like_weights
 from kdcore.span import Span
 from kdcore.taps import Batch, Setting, Tap, Taps
 
@@ -71,5 +70,5 @@ class SRD(Method):
         )
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        projected = self.projector(like_weights(student.embedding, self.projector.weight))
+        projected = self.projector(student.embedding)
         return srd_loss(projected, teacher.embedding, exponent=self.params.exponent)

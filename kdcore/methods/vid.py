@@ -14,7 +14,6 @@ from torch.nn.functional import softplus
 from kdcore import method
 from kdcore.layers import ALL, resolve_layers
 from kdcore.method import Method, full_precision
-from kdcore.precision import like_weights
 from kdcore.span import LayerChoice, Span
 from kdcore.spatial import match_spatial
 from kdcore.taps import Batch, Setting, Tap, Taps
@@ -89,5 +88,5 @@ class VID(Method):
         losses = []
         for pair, regressor, raw in zip(self.pairs, self.regressors, raw_variances, strict=True):
             shown, taught = match_spatial(student.maps[pair.student], teacher.maps[pair.teacher])
-            losses.append(vid_loss(regressor(like_weights(shown, raw)), taught, raw))
+            losses.append(vid_loss(regressor(shown), taught, raw))
         return sum(losses[1:], start=losses[0])

@@ -47,6 +47,7 @@ class WTTM(Method):
 
     paper: ClassVar[str] = "arXiv:2402.11148"
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
+    zero_at_equality: ClassVar[bool] = False
 
     class Params(method.Params):
         # The authors' examples: 4 and power 0.2 weighted, 45 and power 0.1 not weighted.

@@ -48,7 +48,9 @@ def test_parameter_counts_are_the_published_ones(name: str) -> None:
 
 @every_backbone
 @pytest.mark.parametrize("in_channels", [1, 3])
-@pytest.mark.parametrize("size", [(32, 32), (28, 28), (20, 36)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(32, 32), (28, 28), (20, 36)], ids=lambda size: "x".join(map(str, size))
+)
 def test_declarations_are_what_a_forward_pass_shows(
     name: str, in_channels: int, size: tuple[int, int]
 ) -> None:

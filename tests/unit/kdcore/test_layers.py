@@ -1,6 +1,7 @@
 """Which map of the student learns from which map of the teacher."""
 
 from functools import cache
+from itertools import pairwise
 
 import pytest
 
@@ -20,7 +21,7 @@ from kdcore.taps import Shapes
 
 def network(stages: int, name: str = "net") -> Shapes:
     names = tuple(f"stage{number}" for number in range(1, stages + 1))
-    maps = {tap: (8, 4, 4) for tap in ("stem", *names)}
+    maps = dict.fromkeys(("stem", *names), (8, 4, 4))
     return Shapes(name, "stem", names, maps, embedding_width=8, num_classes=10)
 
 
@@ -54,9 +55,7 @@ def test_every_stage_of_the_shallower_network_is_paired_once(student: int, teach
     pairs = equal_depth_pairs(here, there)
     assert len(pairs) == min(student, teacher)
     places = [(here.stages.index(pair.student), there.stages.index(pair.teacher)) for pair in pairs]
-    for (student_before, teacher_before), (student_after, teacher_after) in zip(
-        places, places[1:], strict=False
-    ):
+    for (student_before, teacher_before), (student_after, teacher_after) in pairwise(places):
         assert student_before < student_after
         assert teacher_before < teacher_after
     assert places[-1] == (student - 1, teacher - 1)

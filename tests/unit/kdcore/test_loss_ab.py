@@ -22,11 +22,11 @@ from logit_methods import ShortTrial
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn.functional import adaptive_avg_pool2d
-from twins.ab import naive_ab
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import resolve_layers
 from kdcore.methods.ab import AB, ab_loss
+from tests.twins.ab import naive_ab
 
 # Of the images: some maps of the deepest network are then one pixel.
 SMALL = (8, 12)

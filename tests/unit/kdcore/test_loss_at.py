@@ -21,7 +21,6 @@ from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
-from twins.at import naive_at, naive_flip_symmetry, naive_gradient_at
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.attention import attention
@@ -29,6 +28,7 @@ from kdcore.backbones import build_backbone
 from kdcore.layers import resolve_layers
 from kdcore.methods.at import AT, at_loss, flip_symmetry_loss, gradient_at_loss
 from kdcore.taps import Tap, Taps
+from tests.twins.at import naive_at, naive_flip_symmetry, naive_gradient_at
 
 # Of the images: some maps of the deepest network are then one pixel.
 SMALL = (8, 12)

@@ -21,11 +21,11 @@ from feature_methods import (
 from logit_methods import ShortTrial
 from torch import Tensor, nn
 from torch.autograd import gradcheck
-from twins.cc import naive_cc
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.cc import CC, cc_loss, correlations
 from kdcore.taps import Setting, Taps
+from tests.twins.cc import naive_cc
 
 
 @cache

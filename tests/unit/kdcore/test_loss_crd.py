@@ -24,7 +24,6 @@ from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import normalize
-from twins.crd import naive_crd, naive_info_nce, naive_log_normalizer
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.crd import (
@@ -38,6 +37,7 @@ from kdcore.methods.crd import (
     nce_loss,
 )
 from kdcore.taps import Batch, Taps
+from tests.twins.crd import naive_crd, naive_info_nce, naive_log_normalizer
 
 every_source = pytest.mark.parametrize("negatives", ["bank", "queue", "batch"])
 

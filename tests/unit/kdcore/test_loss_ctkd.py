@@ -19,10 +19,10 @@ from logit_methods import (
 )
 from torch import Tensor
 from torch.autograd import gradcheck
-from twins.ctkd import naive_ctkd
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.ctkd import CTKD, ctkd_loss, reversed_gradient
+from tests.twins.ctkd import naive_ctkd
 
 STUDENT, TEACHER = random_logits(4, 10, seed=1), random_logits(4, 10, seed=2)
 

@@ -17,10 +17,10 @@ from logit_methods import (
     term,
 )
 from torch.autograd import gradcheck
-from twins.dist import naive_dist
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.dist import DIST, dist_loss
+from tests.twins.dist import naive_dist
 
 PUBLISHED = {"interclass_weight": 1.0, "intraclass_weight": 1.0, "temperature": 4.0}
 INTERCLASS = {"interclass_weight": 1.0, "intraclass_weight": 0.0, "temperature": 1.0}

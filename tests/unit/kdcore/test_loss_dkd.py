@@ -20,11 +20,11 @@ from logit_methods import (
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import kl_div, log_softmax, softmax
-from twins.dkd import naive_dkd
-from twins.kd import naive_kd
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.dkd import DKD, dkd_loss
+from tests.twins.dkd import naive_dkd
+from tests.twins.kd import naive_kd
 
 PUBLISHED = {"target_weight": 1.0, "nontarget_weight": 8.0, "temperature": 4.0}
 

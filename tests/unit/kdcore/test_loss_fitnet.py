@@ -21,11 +21,11 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import adaptive_avg_pool2d
-from twins.fitnet import naive_fitnet
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import resolve_layers
 from kdcore.methods.fitnet import FitNet, hint_loss
+from tests.twins.fitnet import naive_fitnet
 
 # Of the images: some maps of the deepest network are then one pixel.
 SMALL = (8, 12)

@@ -22,10 +22,10 @@ from logit_methods import ShortTrial
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn.functional import max_pool2d
-from twins.fsp import naive_flow, naive_fsp
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.fsp import FSP, flow, fsp_loss
+from tests.twins.fsp import naive_flow, naive_fsp
 
 # Of the images: some maps of the deepest network are then one pixel.
 SMALL = (8, 12)

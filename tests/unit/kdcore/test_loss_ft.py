@@ -22,12 +22,12 @@ from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import adaptive_avg_pool2d
-from twins.ft import naive_ft, naive_reconstruction
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.backbones import build_backbone
 from kdcore.checkpoint import read_checkpoint
 from kdcore.methods.ft import FT, ft_loss, reconstruction_loss
+from tests.twins.ft import naive_ft, naive_reconstruction
 
 # Of the images: some maps of the deepest network are then one pixel.
 SMALL = (8, 12)

@@ -22,11 +22,11 @@ from feature_methods import (
 from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
-from twins.itrd import naive_correlation, naive_itrd, naive_mutual_information
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.itrd import ITRD, correlation_loss, itrd_loss, mutual_information_loss
 from kdcore.taps import Setting, Taps
+from tests.twins.itrd import naive_correlation, naive_itrd, naive_mutual_information
 
 # Images, the student's width, the teacher's.
 SIZES = [(2, 3, 3), (5, 4, 9), (7, 12, 3)]

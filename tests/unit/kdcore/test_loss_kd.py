@@ -18,10 +18,10 @@ from logit_methods import (
     term,
 )
 from torch.autograd import gradcheck
-from twins.kd import naive_kd
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.kd import KD, kd_loss
+from tests.twins.kd import naive_kd
 
 
 @pytest.mark.parametrize("standardize", [False, True])

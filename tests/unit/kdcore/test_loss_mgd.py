@@ -20,10 +20,10 @@ from feature_methods import (
 from logit_methods import ShortTrial
 from torch import Tensor, nn
 from torch.autograd import gradcheck
-from twins.mgd import naive_generated, naive_mgd
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.mgd import MGD, Generator, keep_at_random, mgd_loss
+from tests.twins.mgd import naive_generated, naive_mgd
 
 SIZES = [(1, 3, 4, 4), (2, 5, 3, 6), (4, 2, 7, 1), (3, 4, 1, 1)]
 

@@ -20,10 +20,10 @@ from logit_methods import (
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
-from twins.nkd import naive_nkd
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.nkd import NKD, nkd_loss
+from tests.twins.nkd import naive_nkd
 
 PUBLISHED = {"nontarget_weight": 1.5, "temperature": 1.0}
 

@@ -20,12 +20,12 @@ from feature_methods import (
 from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
-from twins.nst import naive_nst
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import resolve_layers
 from kdcore.methods.nst import NST, Kernel, nst_loss
 from kdcore.taps import Setting, Taps
+from tests.twins.nst import naive_nst
 
 
 @cache

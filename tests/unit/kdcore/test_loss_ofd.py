@@ -23,12 +23,12 @@ from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import adaptive_avg_pool2d
-from twins.ofd import naive_expected_margin, naive_ofd
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import resolve_layers
 from kdcore.methods.ofd import OFD, ExpectedMargin, MeasuredMargin, expected_margin, ofd_loss
 from kdcore.taps import Setting
+from tests.twins.ofd import naive_expected_margin, naive_ofd
 
 # Of the images: some maps of the deepest network are then one pixel.
 SMALL = (8, 12)

@@ -20,11 +20,11 @@ from feature_methods import (
 from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
-from twins.pkt import naive_pkt
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.pkt import PKT, Reduction, affinities, pkt_loss
 from kdcore.taps import Setting, Taps
+from tests.twins.pkt import naive_pkt
 
 
 @cache

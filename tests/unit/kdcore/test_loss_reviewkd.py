@@ -19,12 +19,12 @@ from feature_methods import (
 from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
-from twins.reviewkd import naive_fusion, naive_resized, naive_reviewkd
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import equal_depth_pairs
 from kdcore.methods.reviewkd import Fusion, ReviewKD, resized, reviewkd_loss
 from kdcore.taps import Setting, Taps
+from tests.twins.reviewkd import naive_fusion, naive_resized, naive_reviewkd
 
 SIZES = [
     (2, 3, 8, 8),

@@ -22,12 +22,12 @@ from feature_methods import (
 from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
-from twins.rkd import naive_rkd
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods import rkd
 from kdcore.methods.rkd import rkd_loss
 from kdcore.taps import Setting, Taps
+from tests.twins.rkd import naive_rkd
 
 PUBLISHED = {"distance_weight": 25.0, "angle_weight": 50.0}
 

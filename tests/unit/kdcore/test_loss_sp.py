@@ -20,12 +20,12 @@ from feature_methods import (
 from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
-from twins.sp import naive_sp
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import resolve_layers
 from kdcore.methods.sp import SP, similarities, sp_loss
 from kdcore.taps import Setting, Taps
+from tests.twins.sp import naive_sp
 
 
 @cache

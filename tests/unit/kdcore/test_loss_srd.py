@@ -21,11 +21,11 @@ from feature_methods import (
 from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
-from twins.srd import naive_srd
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.srd import SRD, srd_loss
 from kdcore.taps import Setting, Taps
+from tests.twins.srd import naive_srd
 
 every_exponent = pytest.mark.parametrize("exponent", [1.0, 2.5, 4.0, 8.0])
 

@@ -23,13 +23,13 @@ from logit_methods import ShortTrial
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn.functional import softplus
-from twins.vid import naive_vid
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import resolve_layers
 from kdcore.methods.vid import VID, raw_variance, vid_loss
 from kdcore.spatial import match_spatial
 from kdcore.taps import Setting, Taps
+from tests.twins.vid import naive_vid
 
 SIZES = [(1, 3, 4, 4), (4, 5, 3, 7), (6, 2, 1, 1), (2, 1, 5, 2)]
 

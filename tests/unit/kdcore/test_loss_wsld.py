@@ -20,11 +20,11 @@ from logit_methods import (
 )
 from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
-from twins.kd import naive_kd
-from twins.wsld import naive_wsld
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.wsld import WSLD, wsld_loss
+from tests.twins.kd import naive_kd
+from tests.twins.wsld import naive_wsld
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0, 16.0])

@@ -17,10 +17,10 @@ from logit_methods import (
     term,
 )
 from torch.autograd import gradcheck
-from twins.wttm import naive_wttm
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.wttm import WTTM, wttm_loss
+from tests.twins.wttm import naive_wttm
 
 both_forms = pytest.mark.parametrize("weighted", [True, False])
 

@@ -155,19 +155,12 @@ def test_without_padding_and_flip_images_stay_as_they_are(dtype: torch.dtype) ->
     assert torch.equal(out, images)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("crop_padding", "flip"), [(1, False), (2, True), (0, True)])
-def test_a_view_is_a_slice_of_the_padded_image_and_every_slice_occurs(
-    crop_padding: int, flip: bool, channels: int
-) -> None:
-    count, height, width = 3000, 6, 9
-    images = random_images(count, channels, height, width)
-    out = crop_and_flip(
-        images, torch.arange(count), seed=0, view=0, crop_padding=crop_padding, flip=flip
-    )
+def slices_that_occur(images: Tensor, out: Tensor, crop_padding: int, flip: bool) -> Tensor:
+    """How many images are each slice of their padded selves; every one must be some slice."""
+    height, width = images.shape[2:]
     padded = pad(images, (crop_padding,) * 4)
     occurred = []
-    unexplained = torch.ones(count, dtype=torch.bool)
+    unexplained = torch.ones(len(images), dtype=torch.bool)
     for mirrored in (False, True) if flip else (False,):
         for top in range(2 * crop_padding + 1):
             for left in range(2 * crop_padding + 1):
@@ -177,7 +170,27 @@ def test_a_view_is_a_slice_of_the_padded_image_and_every_slice_occurs(
                 occurred.append(same.sum())
                 unexplained &= ~same
     assert not unexplained.any()
-    assert _chi_square(torch.stack(occurred).double()) < _normal_bound(len(occurred))
+    return torch.stack(occurred).double()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("crop_padding", "flip"), [(1, False), (2, True), (0, True)])
+def test_a_view_is_a_slice_of_the_padded_image_and_every_slice_occurs(
+    crop_padding: int, flip: bool, channels: int
+) -> None:
+    images = random_images(3000, channels)
+    out = crop_and_flip(
+        images, torch.arange(3000), seed=0, view=0, crop_padding=crop_padding, flip=flip
+    )
+    occurred = slices_that_occur(images, out, crop_padding, flip)
+    assert _chi_square(occurred) < _normal_bound(len(occurred))
+
+
+def test_one_image_shows_every_slice_in_its_views() -> None:
+    image = random_images(1)
+    out = torch.cat([viewed(image, torch.tensor([17]), view=view) for view in range(1500)])
+    occurred = slices_that_occur(image.expand(1500, -1, -1, -1), out, crop_padding=2, flip=True)
+    assert _chi_square(occurred) < _normal_bound(50)
 
 
 def test_no_pixel_of_one_image_appears_in_another() -> None:
@@ -195,9 +208,12 @@ def test_no_pixel_of_one_image_appears_in_another() -> None:
 def test_a_data_sets_views_take_turns(digits: ImageData) -> None:
     three = replace(digits, config=digits.config.model_copy(update={"views": 3}))
     positions = torch.tensor([5, 0, 17, 300])
+    fresh = replace(digits, config=digits.config.model_copy(update={"views": None}))
     seen = [three.view(three.train, positions, epoch) for epoch in range(1, 8)]
-    for epoch in range(4):
-        assert torch.equal(seen[epoch], seen[epoch + 3])
+    for turn in range(4):
+        assert torch.equal(seen[turn], seen[turn + 3])
+    for turn in range(3):
+        assert torch.equal(seen[turn], fresh.view(fresh.train, positions, turn + 1))
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
 

@@ -1,0 +1,130 @@
+"""The experiment file: what is refused, and how it is said."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from search.experiment import ExperimentError, read_experiment
+
+VALID: dict[str, Any] = {
+    "data": {"name": "digits"},
+    "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
+    "student": "resnet8",
+    "objective": [["none", "kd"]],
+    "training": {"epochs": 3},
+    "search": {"trials": 4},
+}
+
+
+def write(folder: Path, content: dict[str, Any]) -> Path:
+    path = folder / "task.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def problems(folder: Path, changes: dict[str, Any], *overrides: str) -> dict[str, str]:
+    with pytest.raises(ExperimentError) as caught:
+        read_experiment(write(folder, VALID | changes), overrides)
+    return {problem.key: problem.message for problem in caught.value.problems}
+
+
+def test_a_valid_file_gets_its_name_and_the_defaults(tmp_path: Path) -> None:
+    experiment = read_experiment(write(tmp_path, VALID))
+    assert experiment.name == "task"
+    assert experiment.search.asha is not None
+    assert experiment.resources.cpus == 1
+
+
+@pytest.mark.parametrize("path", sorted(Path("experiments").glob("*.yaml")), ids=str)
+def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
+    assert read_experiment(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "words"),
+    [
+        ({"sarch": 1}, "sarch", "did you mean 'search'?"),
+        ({"search": {"trials": "many"}}, "search.trials", "is 'many', but"),
+        ({"search": {"trials": 0}}, "search.trials", "is 0, but"),
+        ({"search": {"trials": 4, "sed": 3}}, "search.sed", "did you mean 'seed'?"),
+        ({"student": "resnet9"}, "student", "did you mean 'resnet"),
+        ({"objective": [["none", "kdd"]]}, "objective.0.1", "did you mean 'kd'?"),
+        ({"objective": [["none"]]}, "objective", "needs a method"),
+        ({"objective": [["kd"], ["kd"]]}, "objective", "'kd' stands in it twice"),
+        ({"objective": []}, "objective", "at least 1 item"),
+        ({"data": {"name": "digit"}}, "data.name", "did you mean 'digits'?"),
+        ({"data": {}}, "data.name", "is missing"),
+        ({"teacher": {"backbone": "resnet20"}}, "teacher", "neither is given"),
+        ({"training": {"epochs": 3, "learning_rate": -1}}, "training.learning_rate", "is -1, but"),
+        (
+            {"training": {"epochs": 3, "learning_rate": {"low": 2, "high": 1}}},
+            "training.learning_rate",
+            "must be below high",
+        ),
+        ({"training": {"epochs": float("nan")}}, "training.epochs", "nan"),
+        ({"search": {"trials": 4, "asha": {"grace_epochs": 9}}}, "", "must be at most"),
+        ({"name": "../escape"}, "name", "'../escape'"),
+    ],
+)
+def test_a_mistake_is_named_with_path_value_and_rule(
+    tmp_path: Path, changes: dict[str, Any], key: str, words: str
+) -> None:
+    found = problems(tmp_path, changes)
+    assert list(found) == [key]
+    assert words in found[key]
+
+
+def test_all_mistakes_come_at_once_each_with_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID | {"student": "x", "sarch": 1, "search": {"trials": -1}})
+    with pytest.raises(ExperimentError) as caught:
+        read_experiment(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"{path}: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a: [1", "not valid YAML"), ("- 1", "holds list"), ("", "holds NoneType")],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ExperimentError, match=words):
+        read_experiment(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="cannot be read"):
+        read_experiment(tmp_path / "absent.yaml")
+
+
+def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.yaml"
+    path.write_text(f"data: !!python/object/apply:os.mkdir ['{tmp_path}/made']")
+    with pytest.raises(ExperimentError, match="not valid YAML"):
+        read_experiment(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_overrides_set_keys_at_any_depth(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID)
+    experiment = read_experiment(
+        path,
+        ["search.trials=9", "training.learning_rate=1e-2", "narrow.kd.temperature=[2, 8]"],
+    )
+    assert experiment.search.trials == 9
+    assert experiment.training.learning_rate == 0.01
+    assert experiment.narrow == {"kd.temperature": (2, 8)}
+
+
+@pytest.mark.parametrize("override", ["search.trials", "=3", "student.depth=3", "search.trials=[1"])
+def test_an_override_of_another_form_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ExperimentError, match="--set"):
+        read_experiment(write(tmp_path, VALID), [override])
+
+
+def test_an_override_with_a_wrong_value_is_told_like_one_in_the_file(tmp_path: Path) -> None:
+    assert "search.trials" in problems(tmp_path, {}, "search.trials=x")

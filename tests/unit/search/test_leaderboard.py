@@ -1,0 +1,149 @@
+"""Ranks, gains and forms of the leaderboard."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+from rich.console import Console
+
+from search.experiment import parse_experiment
+from search.leaderboard import as_bytes, as_table, leaderboard
+from search.record import SearchRecord, TrialRecord, read_record, search_storage, write_record
+from search.storage import Storage
+
+
+def trial(number: int, accuracy: float | None, **changes: Any) -> TrialRecord:
+    values: dict[str, Any] = {
+        "number": number,
+        "point": {},
+        "objective": f"kd(temperature={number})",
+        "state": "finished",
+        "epochs_done": 4,
+        "epochs": 4,
+        "heldout_accuracy": accuracy,
+        "heldout_loss": 1.0,
+    }
+    return TrialRecord(**values | changes)
+
+
+def record_of(*trials: TrialRecord, **changes: Any) -> SearchRecord:
+    experiment = parse_experiment(
+        {
+            "name": "task",
+            "data": {"name": "digits"},
+            "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
+            "student": "resnet8",
+            "objective": [["none", "kd"]],
+            "training": {"epochs": 4},
+            "search": {"trials": 4},
+        },
+        "",
+    )
+    now = datetime.now(UTC)
+    values: dict[str, Any] = {
+        "name": "task-1",
+        "experiment": experiment,
+        "state": "finished",
+        "teacher": "teachers/x",
+        "teacher_metrics": {"heldout_accuracy": 0.99, "heldout_loss": 0.1},
+        "tracking_uri": "sqlite:///x.db",
+        "started": now,
+        "updated": now,
+        "trials": trials,
+    }
+    return SearchRecord(**values | changes)
+
+
+CONTROL = trial(0, 0.9, objective="none")
+
+
+def test_trials_are_ranked_by_accuracy_then_loss_then_number() -> None:
+    record = record_of(
+        CONTROL,
+        trial(1, None, state="failed", reason="boom"),
+        trial(2, 0.95),
+        trial(3, 0.95, heldout_loss=0.5),
+        trial(4, 0.95),
+        trial(5, 0.5, state="stopped", epochs_done=1),
+    )
+    rows = leaderboard(record)
+    assert [row.trial for row in rows] == [None, 3, 2, 4, 0, 5, 1]
+    assert [row.rank for row in rows] == [None, 1, 2, 3, 4, 5, None]
+    assert rows[-1].status == "failed: boom"
+    assert rows[-2].epochs == "1/4"
+
+
+def test_gains_are_over_the_control_and_the_teacher_has_one() -> None:
+    rows = leaderboard(record_of(CONTROL, trial(1, 0.95)))
+    gains = {row.objective: row.gain for row in rows}
+    assert gains["teacher resnet20"] == pytest.approx(0.09)
+    assert gains["kd(temperature=1)"] == pytest.approx(0.05)
+    assert gains["none"] is None
+
+
+def test_without_a_finished_control_there_is_no_gain() -> None:
+    running = CONTROL.model_copy(update={"state": "running", "epochs_done": 1})
+    assert all(row.gain is None for row in leaderboard(record_of(running, trial(1, 0.95))))
+
+
+def test_the_best_of_several_controls_counts() -> None:
+    better = CONTROL.model_copy(update={"number": 2, "heldout_accuracy": 0.92})
+    rows = leaderboard(record_of(CONTROL, trial(1, 0.95), better))
+    assert {row.trial: row.gain for row in rows}[1] == pytest.approx(0.03)
+
+
+def test_every_form_holds_the_same_rows() -> None:
+    record = record_of(CONTROL, trial(1, 0.95), trial(2, None, state="failed"))
+    rows = json.loads(as_bytes(record, "json"))
+    assert [row["trial"] for row in rows] == [None, 1, 0, 2]
+    table = parquet.read_table(io.BytesIO(as_bytes(record, "parquet"))).to_pylist()
+    assert table == rows
+    lines = list(csv.DictReader(io.StringIO(as_bytes(record, "csv").decode())))
+    assert [line["objective"] for line in lines] == [row["objective"] for row in rows]
+
+
+def test_the_table_fits_a_terminal_of_80_columns_and_marks_the_control() -> None:
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    long = trial(1, 0.95, objective="fitnet(weight=438.3, relu=False, layers=stage3:stage2)")
+    with console.capture() as captured:
+        console.print(as_table(record_of(CONTROL, long)))
+    text = captured.get()
+    assert "none (control)" in text
+    assert "+5.00" in text
+    assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
+
+
+def test_a_record_survives_its_storage(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    written = write_record(storage, record_of(CONTROL, trial(1, 0.95)))
+    assert read_record(storage, "task-1") == written
+
+
+def test_a_search_that_fell_silent_is_not_shown_as_running(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    running = CONTROL.model_copy(update={"state": "running"})
+    record = write_record(storage, record_of(running, trial(1, 0.9), state="running"))
+    assert read_record(storage, "task-1").trials[0].state == "running"
+    silent = record.model_copy(update={"updated": datetime.now(UTC) - timedelta(hours=1)})
+    content = silent.model_dump_json().encode()
+    search_storage(storage, "task-1").write("search.json", content)
+    read = read_record(storage, "task-1")
+    assert read.state == "interrupted"
+    assert [trial.state for trial in read.trials] == ["interrupted", "finished"]
+
+
+def test_an_unknown_or_damaged_search_is_told(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    with pytest.raises(ValueError, match="There is none yet"):
+        read_record(storage, "task-1")
+    write_record(storage, record_of(CONTROL))
+    with pytest.raises(ValueError, match="did you mean 'task-1'"):
+        read_record(storage, "task1")
+    search_storage(storage, "task-1").write("search.json", b"{")
+    with pytest.raises(ValueError, match="damaged"):
+        read_record(storage, "task-1")

@@ -1,0 +1,179 @@
+"""The search space: derived, conditional, narrowed, with the published settings first."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from kdcore.data import open_data
+from kdcore.distillation import setting_of
+from kdcore.methods import CATALOGUE
+from kdcore.span import LayerChoice
+from kdcore.taps import Setting
+from search.experiment import CONTROL, Experiment, ExperimentError, parse_experiment
+from search.space import IS_CONTROL, LEARNING_RATE, Space, derive_space, trial_config
+
+
+def experiment_of(**changes: Any) -> Experiment:
+    content: dict[str, Any] = {
+        "name": "task",
+        "data": {"name": "digits"},
+        "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
+        "student": "resnet8",
+        "objective": [list(CATALOGUE)],
+        "training": {"epochs": 3},
+        "search": {"trials": 4},
+    }
+    return parse_experiment(content | changes, "task.yaml")
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    folder = tmp_path_factory.mktemp("space")
+    return setting_of("resnet8", "resnet20", open_data(experiment_of().data, Path(folder)))
+
+
+def study_of(space: Space) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for point in space.first_points():
+        study.enqueue_trial(point)
+    return study
+
+
+def points(space: Space, count: int) -> list[dict[str, Any]]:
+    study = study_of(space)
+    found = []
+    for _ in range(count):
+        trial = study.ask()
+        constants = space(trial) or {}
+        study.tell(trial, state=TrialState.FAIL)
+        found.append(trial.params | constants)
+    return found
+
+
+def test_the_first_trials_are_the_control_and_every_candidate_as_published(
+    setting: Setting,
+) -> None:
+    experiment = experiment_of()
+    space = derive_space(experiment, setting, "")
+    first = points(space, len(space.first_points()))
+    configs = [trial_config(experiment, point) for point in first]
+    assert first[0][IS_CONTROL]
+    assert configs[0].objective == ()
+    methods = [config.objective[0].method for config in configs[1:]]
+    assert sorted(methods) == sorted(name for name in CATALOGUE if name != CONTROL)
+    for config in configs[1:]:
+        (term,) = config.objective
+        published = CATALOGUE[term.method].Params()
+        for name, mark in published.searched().items():
+            if not isinstance(mark, LayerChoice):
+                assert getattr(term.params, name) == getattr(published, name)
+
+
+def test_a_methods_fields_exist_only_with_it_and_stay_in_their_spans(setting: Setting) -> None:
+    experiment = experiment_of()
+    space = derive_space(experiment, setting, "")
+    sampled = points(space, 200)[len(space.first_points()) :]
+    assert {point["objective.1"] for point in sampled} == set(CATALOGUE) - {CONTROL}
+    for point in sampled:
+        fields = {name for name in point if not name.startswith("objective")}
+        assert all(name.startswith(f"{point['objective.1']}.") for name in fields)
+        trial_config(experiment, point)  # raises if a value is not legal
+
+
+def test_two_slots_are_searched_together(setting: Setting) -> None:
+    experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]])
+    space = derive_space(experiment, setting, "")
+    first = [trial_config(experiment, point) for point in points(space, 4)]
+    assert [[term.method for term in config.objective] for config in first] == [
+        [],
+        ["kd"],
+        ["at"],
+        ["rkd"],
+    ]
+    both = [trial_config(experiment, point).objective for point in points(space, 60)]
+    assert {"kd", "at"} in [{term.method for term in terms} for terms in both]
+
+
+def test_a_slot_without_none_keeps_its_method_in_every_trial_but_the_control(
+    setting: Setting,
+) -> None:
+    experiment = experiment_of(objective=[["kd"], ["none", "at"]])
+    found = points(derive_space(experiment, setting, ""), 20)
+    assert found[0]["objective.1"] == CONTROL
+    assert {point["objective.1"] for point in found[1:]} == {"kd"}
+
+
+def test_the_control_is_not_sampled_again_unless_its_settings_can_differ(
+    setting: Setting,
+) -> None:
+    fixed = derive_space(experiment_of(objective=[["none", "kd"]]), setting, "")
+    assert all(point["objective.1"] == "kd" for point in points(fixed, 30)[1:])
+    training = {"epochs": 3, "learning_rate": {"low": 0.01, "high": 0.16}}
+    experiment = experiment_of(objective=[["none", "kd"]], training=training)
+    found = points(derive_space(experiment, setting, ""), 30)
+    assert {point["objective.1"] for point in found[2:]} == {"none", "kd"}
+    assert found[0][LEARNING_RATE] == pytest.approx(0.04)
+    assert trial_config(experiment, found[0]).training.learning_rate == pytest.approx(0.04)
+
+
+def test_narrowing_holds_for_sampled_and_published_values(setting: Setting) -> None:
+    narrow = {
+        "kd.temperature": [5, 8],
+        "at.layers": ["stage3:stage2", "stem:stem"],
+        "at.power": [4],
+    }
+    experiment = experiment_of(objective=[["none", "kd", "at"]], narrow=narrow)
+    found = points(derive_space(experiment, setting, ""), 60)
+    kd = [point for point in found if point["objective.1"] == "kd"]
+    at = [point for point in found if point["objective.1"] == "at"]
+    assert all(5 <= point["kd.temperature"] <= 8 for point in kd)
+    assert kd[0]["kd.temperature"] == 5
+    assert {point["at.layers"] for point in at} == {"stage3:stage2", "stem:stem"}
+    assert {point["at.power"] for point in at} == {4}
+
+
+def test_one_value_fixes_a_setting_also_one_that_is_not_searched(setting: Setting) -> None:
+    narrow = {"kd.temperature": [3], "rkd.distance_weight": [7]}
+    experiment = experiment_of(objective=[["none", "kd", "rkd"]], narrow=narrow)
+    space = derive_space(experiment, setting, "")
+    for point in points(space, 30)[1:]:
+        (term,) = trial_config(experiment, point).objective
+        fixed = {"kd": ("temperature", 3), "rkd": ("distance_weight", 7)}[term.method]
+        assert getattr(term.params, fixed[0]) == fixed[1]
+
+
+@pytest.mark.parametrize(
+    ("narrow", "words"),
+    [
+        ({"kd.temperatur": [2, 8]}, "did you mean 'kd.temperature'?"),
+        ({"kd.temperature": [8, 2]}, "low < high"),
+        ({"kd.temperature": [-1, 2]}, "-1 is not legal"),
+        ({"kd.temperature": [2, 3, 4]}, "[low, high]"),
+        ({"kd.weight": [0, 2]}, "low > 0"),
+        ({"at.layers": ["stage9:stage1"]}, "the student resnet8 has no tap 'stage9'"),
+        ({"at.layers": ["stage1:stage9"]}, "the teacher resnet20 has no tap 'stage9'"),
+        ({"at.layers": ["stage1"]}, "student tap:teacher tap"),
+        ({"at.power": []}, "one or more"),
+        ({"at.power": ["two"]}, "'two' is not legal"),
+    ],
+)
+def test_a_wrong_narrowing_is_told_with_its_key(
+    setting: Setting, narrow: dict[str, Any], words: str
+) -> None:
+    experiment = experiment_of(objective=[["none", "kd", "at"]], narrow=narrow)
+    with pytest.raises(ExperimentError) as caught:
+        derive_space(experiment, setting, "task.yaml")
+    (problem,) = caught.value.problems
+    assert problem.key == f"narrow.{next(iter(narrow))}"
+    assert words in problem.message
+
+
+def test_a_trials_config_survives_json(setting: Setting) -> None:
+    experiment = experiment_of()
+    for point in points(derive_space(experiment, setting, ""), 40):
+        config = trial_config(experiment, point)
+        assert type(config).model_validate_json(config.model_dump_json()) == config
