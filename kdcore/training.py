@@ -242,13 +242,10 @@ class _Run:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        on_gpu = self.device.type == "cuda"
         return {
             "student": self.student.backbone.state_dict(),
             "helpers": self.helpers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random_state": torch.get_rng_state(),
-            "cuda_random_state": torch.cuda.get_rng_state(self.device) if on_gpu else None,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -256,9 +253,6 @@ class _Run:
         self.student.backbone.load_state_dict(state["student"])
         self.helpers.load_state_dict(state["helpers"])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random_state"].cpu())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_random_state"].cpu(), self.device)
 
     def epoch(self, epoch: int, order: Tensor) -> _Meters:
         """Trains on the images in the given order of positions."""
@@ -342,7 +336,7 @@ def train(
         teacher: in evaluation mode and frozen; none where no term needs one.
         data: what to learn from.
         recipe: how.
-        seed: of the order of the images, and of whatever is drawn while training.
+        seed: of the order of the images, and of what methods draw.
         identity: names the run; a checkpoint of another run is refused.
         device: where to compute.
         checkpoint_dir: written before each report; a checkpoint found there is continued.
@@ -355,18 +349,19 @@ def train(
     heldout = data.heldout.to(device)
     finished, best = 0, None
     state = read_checkpoint(checkpoint_dir, device) if checkpoint_dir is not None else None
-    if state is None:
-        torch.manual_seed(seed)
-    elif state["identity"] != identity:
-        raise ValueError(f"checkpoint in {checkpoint_dir} belongs to another run; remove it")
-    else:
+    if state is not None:
+        if state["identity"] != identity:
+            raise ValueError(f"checkpoint in {checkpoint_dir} belongs to another run; remove it")
         run.restore(state)
         finished, best = state["epoch"], state["best"]
 
     for epoch in range(finished + 1, recipe.epochs + 1):
         started = time.perf_counter()
-        generator = torch.Generator().manual_seed(_order_seed(seed, epoch))
-        meters = run.epoch(epoch, torch.randperm(len(data.train), generator=generator).to(device))
+        # An epoch draws from a state of its own: what is drawn between epochs, or before a
+        # resumption, changes nothing, and a checkpoint need not hold it.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(_epoch_seed(seed, epoch))
+            meters = run.epoch(epoch, torch.randperm(len(data.train)).to(device))
         _refuse_non_finite(meters, run.names, epoch)
         accuracy, heldout_loss = evaluate(student, heldout)
         if not math.isfinite(heldout_loss):
@@ -407,8 +402,8 @@ def _use_batch_statistics(network: nn.Module) -> None:
             module.momentum = 0.0  # running = 1 * running + 0 * batch
 
 
-def _order_seed(seed: int, epoch: int) -> int:
-    """A seed for an epoch's order; runs with neighbouring seeds share no epoch's order."""
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for an epoch; runs with neighbouring seeds share none."""
     return seed * 1_000_003 + epoch
 
 

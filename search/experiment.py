@@ -125,12 +125,15 @@ class Search(_Closed):
         seed: of the sampler.
         asha: early stopping; none runs every trial to its end.
         concurrent_trials: at most so many at a time; none: as many as the cluster holds.
+        combinations: candidates of different slots that also run together at the start, at their
+            published settings, after each has run alone.
     """
 
     trials: int = Field(ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
     asha: Asha | None = Asha()
     concurrent_trials: int | None = Field(None, ge=1)
+    combinations: tuple[tuple[str, ...], ...] = ()
 
 
 class Resources(_Closed):

@@ -87,11 +87,13 @@ class Space:
         slots: the candidate methods of each slot.
         fields: by method, its searched fields.
         shared: fields that every trial has, whatever its methods.
+        combinations: methods that are also tried together at the start.
     """
 
     slots: tuple[tuple[str, ...], ...]
     fields: Mapping[str, tuple[SearchedField, ...]]
     shared: tuple[SearchedField, ...]
+    combinations: tuple[tuple[str, ...], ...] = ()
 
     def __call__(self, trial: optuna.Trial) -> Point | None:
         """Optuna's define-by-run function. The study's first trial is the control."""
@@ -118,21 +120,25 @@ class Space:
         return tuple(name for name in candidates if name != CONTROL)
 
     def first_points(self) -> list[Point]:
-        """The trials that every search begins with: the control, and each candidate as published,
-        beside the control's choice (else the first candidate) in the other slots."""
+        """The trials that every search begins with: the control, each candidate as published,
+        beside the control's choice (else the first candidate) in the other slots, and the
+        combinations."""
         shared = {field.name: field.published for field in self.shared}
         points = [shared]
-        for number, candidates in enumerate(self.slots, start=1):
-            for method in candidates:
-                chosen = [CONTROL if CONTROL in others else others[0] for others in self.slots]
-                chosen[number - 1] = method
-                if set(chosen) == {CONTROL}:
-                    continue
-                point: Point = {_slot(i): name for i, name in enumerate(chosen, start=1)}
-                for name in chosen:
-                    point |= {field.name: field.published for field in self.fields[name]}
-                if shared | point not in points:
-                    points.append(shared | point)
+        alone = [(method,) for candidates in self.slots for method in candidates]
+        for methods in (*alone, *self.combinations):
+            chosen = [
+                next((name for name in methods if name in candidates), None)
+                or (CONTROL if CONTROL in candidates else candidates[0])
+                for candidates in self.slots
+            ]
+            if set(chosen) == {CONTROL}:
+                continue
+            point: Point = {_slot(i): name for i, name in enumerate(chosen, start=1)}
+            for name in chosen:
+                point |= {field.name: field.published for field in self.fields[name]}
+            if shared | point not in points:
+                points.append(shared | point)
         return points
 
     def describe(self) -> list[tuple[str, str]]:
@@ -195,6 +201,11 @@ def derive_space(experiment: Experiment, setting: Setting, source: str) -> Space
             hint = f"{did_you_mean(key, known)} Known are: {', '.join(known)}"
             message = f"{key!r} is no setting of a candidate{hint}"
             problems.append(Problem(key=f"narrow.{key}", message=message))
+    for number, combination in enumerate(experiment.search.combinations):
+        slots = [i for name in combination for i, s in enumerate(experiment.objective) if name in s]
+        if len(set(slots)) < len(combination) or len(slots) != len(combination):
+            message = f"{list(combination)} must be candidates of different slots"
+            problems.append(Problem(key=f"search.combinations.{number}", message=message))
     fields: dict[str, tuple[SearchedField, ...]] = {}
     for method in methods:
         of_method = _fields(method, setting)
@@ -213,7 +224,7 @@ def derive_space(experiment: Experiment, setting: Setting, source: str) -> Space
     rate = experiment.training.learning_rate
     if isinstance(rate, SearchedRange):
         shared = (NumberField(LEARNING_RATE, rate.low, rate.high, rate.log, False, rate.middle),)
-    return Space(experiment.objective, fields, shared)
+    return Space(experiment.objective, fields, shared, experiment.search.combinations)
 
 
 def _fields(method: str, setting: Setting) -> dict[str, SearchedField]:

@@ -16,7 +16,7 @@ from kdcore.taps import Batch, Setting, Tap, Taps
 
 
 @full_precision
-def hint_loss(regressed_map: Tensor, teacher_map: Tensor) -> Tensor:
+def fitnet_loss(regressed_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean squared difference of a regressed student map and the teacher's hint (equation 3).
 
     Args:
@@ -70,5 +70,5 @@ class FitNet(StagedMethod):
         losses = []
         for pair, regressor in zip(self.pairs, self.regressors, strict=True):
             guided, hint = match_spatial(student.maps[pair.student], teacher.maps[pair.teacher])
-            losses.append(hint_loss(regressor(guided), hint))
+            losses.append(fitnet_loss(regressor(guided), hint))
         return sum(losses[1:], start=losses[0])

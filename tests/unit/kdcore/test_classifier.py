@@ -80,7 +80,7 @@ def test_floats_of_any_precision_are_classified(classifier: Classifier, dtype: t
 
 
 def test_taps_are_those_of_the_network_behind_the_normalisation(classifier: Classifier) -> None:
-    taps = classifier.taps(images(), frozenset({Tap.MAPS}))
+    taps = classifier.taps(images(), frozenset({Tap.MAPS}), torch.zeros(len(images())).long())
     assert torch.equal(taps.logits, classifier(images()))
     assert torch.equal(taps.logits, classifier.backbone(classifier.normalize(images())))
     assert "stage1" in taps.maps

@@ -24,7 +24,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import resolve_layers
-from kdcore.methods.fitnet import FitNet, hint_loss
+from kdcore.methods.fitnet import FitNet, fitnet_loss
 from tests.twins.fitnet import naive_fitnet
 
 # Of the images: some maps of the deepest network are then one pixel.
@@ -37,13 +37,13 @@ SIZES = [(2, 3, 4, 4), (1, 5, 6, 3), (3, 1, 1, 1)]
 def test_the_loss_is_its_twin(size: tuple[int, ...]) -> None:
     regressed, teacher = random(*size, seed=1), random(*size, seed=2)
     expected = naive_fitnet(regressed, teacher).item()
-    assert hint_loss(regressed, teacher).item() == pytest.approx(expected, rel=1e-8)
-    assert gradcheck(hint_loss, (regressed.requires_grad_(), teacher))
+    assert fitnet_loss(regressed, teacher).item() == pytest.approx(expected, rel=1e-8)
+    assert gradcheck(fitnet_loss, (regressed.requires_grad_(), teacher))
 
 
 def test_the_loss_is_zero_for_equal_maps() -> None:
     hint = random(2, 3, 4, 5, seed=1)
-    assert hint_loss(hint, hint.clone()).item() == 0
+    assert fitnet_loss(hint, hint.clone()).item() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -51,7 +51,7 @@ def test_halves_are_computed_in_full(dtype: torch.dtype) -> None:
     # 300^2 is beyond float16.
     strong = torch.full((1, 1, 2, 2), 300.0).to(dtype)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = hint_loss(strong, -strong)
+        loss = fitnet_loss(strong, -strong)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(600.0**2)
 

@@ -98,6 +98,31 @@ def test_two_slots_are_searched_together(setting: Setting) -> None:
     assert {"kd", "at"} in [{term.method for term in terms} for terms in both]
 
 
+def test_combinations_run_together_after_each_has_run_alone(setting: Setting) -> None:
+    search = {"trials": 9, "combinations": [["kd", "at"], ["rkd", "kd"]]}
+    experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]], search=search)
+    space = derive_space(experiment, setting, "")
+    first = [trial_config(experiment, point) for point in points(space, 6)]
+    assert [[term.method for term in config.objective] for config in first] == [
+        [],
+        ["kd"],
+        ["at"],
+        ["rkd"],
+        ["kd", "at"],
+        ["kd", "rkd"],
+    ]
+
+
+@pytest.mark.parametrize("combination", [["at", "rkd"], ["kd", "fitnet"], ["kd", "kd"]])
+def test_a_combination_within_a_slot_or_of_no_candidates_is_refused(
+    setting: Setting, combination: list[str]
+) -> None:
+    search = {"trials": 9, "combinations": [combination]}
+    experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]], search=search)
+    with pytest.raises(ExperimentError, match=r"search.combinations.0: .* different slots"):
+        derive_space(experiment, setting, "")
+
+
 def test_a_slot_without_none_keeps_its_method_in_every_trial_but_the_control(
     setting: Setting,
 ) -> None:
