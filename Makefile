@@ -3,13 +3,18 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/kdsearch launch experiments/quickstart.yaml
 
+# Integration tests start servers and use all cores themselves, so they run one after the other.
 test: $(VENV)/installed
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -q -n auto --dist loadfile
+	$(BIN)/pytest tests/integration -q
+
+bench: $(VENV)/installed
+	$(BIN)/python -m tests.benchmarks.losses
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

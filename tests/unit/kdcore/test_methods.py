@@ -23,8 +23,6 @@ PAIRS = [
     ("resnet8", "resnet20"),
     ("resnet8", "resnet8x4"),
     ("resnet8", "resnet50"),
-    ("resnet20", "resnet8"),
-    ("resnet8x4", "resnet8"),
     ("resnet50", "resnet8"),
 ]
 TRAIN_IMAGES = 40
