@@ -1,6 +1,5 @@
 """A network with its normalisation, from stored images to logits; and its form on disk."""
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -183,9 +182,3 @@ def load_student(folder: str | os.PathLike[str]) -> Classifier:
         ValueError: a file is damaged, or weights and card do not belong together.
     """
     return load_classifier(Path(folder), "student")
-
-
-def card_as_dict(card: ClassifierCard) -> dict[str, JsonValue]:
-    """The card as plain JSON values."""
-    values: dict[str, JsonValue] = json.loads(card.model_dump_json())
-    return values

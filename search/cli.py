@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from search.experiment import ExperimentError, read_experiment
+from search.experiment import ExperimentError, SearchFailedError, read_experiment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -281,3 +281,6 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"kdsearch: {error}", file=sys.stderr)
         sys.exit(2)
+    except SearchFailedError as error:
+        print(f"kdsearch: {error}", file=sys.stderr)
+        sys.exit(1)

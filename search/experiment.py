@@ -63,6 +63,10 @@ class ExperimentError(Exception):
         ]
 
 
+class SearchFailedError(Exception):
+    """A search that could not go on; the message says why and where the log is."""
+
+
 class _Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -28,7 +28,14 @@ from rich.console import Console
 from kdcore.classifier import ClassifierCard
 from kdcore.training import EpochReport
 from search.asha import ControlSparingAsha
-from search.experiment import CONTROL, NAME_PATTERN, Experiment, ExperimentError, Problem
+from search.experiment import (
+    CONTROL,
+    NAME_PATTERN,
+    Experiment,
+    ExperimentError,
+    Problem,
+    SearchFailedError,
+)
 from search.leaderboard import percent
 from search.preflight import Plan, plan
 from search.progress import Progress
@@ -50,10 +57,6 @@ from search.trial import run_trial, train_teacher
 _EPOCHS_WRITTEN_EVERY_SECONDS = 5.0
 
 _PACKAGES = ("kdsearch", "torch", "ray", "optuna", "mlflow", "pyarrow")
-
-
-class SearchFailedError(Exception):
-    """A search that could not go on; the message says why and where the log is."""
 
 
 def local_home(storage: Storage) -> Path:

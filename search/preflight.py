@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcore import TermConfig
 from kdcore.data import ImageData, open_data
 from kdcore.distillation import build_terms, setting_of
 from kdcore.teacher import is_ready, teacher_folder
-from search.experiment import CONTROL, Experiment, ExperimentError, Problem
-from search.space import Space, derive_space
+from search.experiment import Experiment, ExperimentError, Problem
+from search.space import Space, derive_space, trial_config
 from search.storage import Storage, workspace_of
 
 
@@ -64,13 +63,14 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
         raise ExperimentError(source, problems) from None
     except ExperimentError as error:
         raise ExperimentError(source, (*problems, *error.problems)) from None
-    for name in dict.fromkeys(name for slot in experiment.objective for name in slot):
-        if name != CONTROL:
-            term = TermConfig.model_validate({"method": name, "params": {}})
+    for point in space.first_points()[1:]:  # every candidate, as published or as narrowed
+        for term in trial_config(experiment, point).objective:
             try:
                 build_terms((term,), setting, seed=0)
             except ValueError as error:
-                problems.append(Problem(key="objective", message=f"{name}: {error}"))
+                problem = Problem(key="objective", message=f"{term.method}: {error}")
+                if problem not in problems:
+                    problems.append(problem)
     if problems:
         raise ExperimentError(source, problems)
     return Plan(experiment, data, space, teacher_path, is_ready(teacher_path))

@@ -1,0 +1,54 @@
+"""What is refused before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdcore.methods import CATALOGUE
+from search.experiment import ExperimentError, parse_experiment
+from search.preflight import plan
+from search.storage import Storage
+
+
+def planned(folder: Path, **changes: Any) -> Any:
+    content: dict[str, Any] = {
+        "name": "task",
+        "data": {"name": "digits"},
+        "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
+        "student": "resnet8",
+        "objective": [list(CATALOGUE)],
+        "training": {"epochs": 3},
+        "search": {"trials": 4},
+    }
+    return plan(parse_experiment(content | changes, ""), Storage(str(folder)), "task.yaml")
+
+
+@pytest.mark.parametrize("teacher", ["resnet20", "resnet8x4", "resnet50"])
+def test_every_method_can_be_planned_for_teachers_of_other_widths_and_depths(
+    tmp_path: Path, teacher: str
+) -> None:
+    prepared = planned(tmp_path, teacher={"backbone": teacher, "training": {"epochs": 2}})
+    assert not prepared.teacher_ready
+    assert len(prepared.space.first_points()) == len(CATALOGUE)
+
+
+def test_a_method_that_cannot_work_here_is_refused_once_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, params: object, setting: object) -> None:
+        raise ValueError("the student has 3 stages, but 4 are needed; choose another")
+
+    monkeypatch.setattr(CATALOGUE["fitnet"], "__init__", refuse)
+    search = {"trials": 9, "combinations": [["kd", "fitnet"]]}
+    with pytest.raises(ExperimentError) as caught:
+        planned(tmp_path, objective=[["none", "kd"], ["none", "fitnet"]], search=search)
+    assert caught.value.lines() == [
+        "task.yaml: objective: fitnet: the student has 3 stages, but 4 are needed; choose another"
+    ]
+
+
+def test_planning_leaves_no_trace_but_the_table_of_images(tmp_path: Path) -> None:
+    planned(tmp_path)
+    made = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert [path.suffix for path in made] == [".arrow"]
