@@ -12,6 +12,7 @@ import argparse
 import importlib
 import inspect
 import json
+import math
 import os
 import platform
 import statistics
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore.methods import CATALOGUE
 from kdcore.training import default_device
@@ -39,6 +41,7 @@ BATCH, EMBEDDING, CLASSES, NEGATIVES, IMAGES, BANK_WIDTH = 64, 256, 100, 16_384,
 DERIVED = {"angle_weight": 50.0, "intraclass_weight": 2.0}
 
 REPETITIONS = 7
+MOST_OPERATIONS = 5_000
 SLOW_SECONDS = 2.0  # a twin that takes longer is timed once
 
 
@@ -113,19 +116,37 @@ def median_seconds(step: Callable[[], None], device: torch.device) -> float:
     return statistics.median(times[1:])
 
 
-def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
-    """The most memory that a step holds at a time, above what was there before."""
+class _Counter(TorchDispatchMode):
+    """Counts operations."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def peak_bytes(step: Callable[[], None], device: torch.device) -> float:
+    """The most memory that a step holds at a time, above what was there before.
+
+    NaN for a twin that loops over pairs of images: its tensors are small, and on the CPU the record
+    of its hundred thousands of operations is not.
+    """
+    with _Counter() as counted:
+        step()
+    if counted.operations > MOST_OPERATIONS:
+        return math.nan
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
-        return int(torch.cuda.max_memory_allocated(device) - before)
+        return float(torch.cuda.max_memory_allocated(device) - before)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         step()
     assert watched.profiler is not None
     events: Any = watched.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    held = peak = 0
+    held = peak = 0.0
     for _, change in changes:
         held += change
         peak = max(peak, held)
@@ -184,8 +205,9 @@ def main() -> None:
     rows = []
     for name in names:
         for row in measure(name, device):
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+            known = {key: None if value != value else value for key, value in row.items()}
+            rows.append(known)
+            print(json.dumps(known), flush=True)
             table.add_row(
                 row["method"],
                 str(row["batch"]),
