@@ -205,7 +205,10 @@ def main() -> None:
     rows = []
     for name in names:
         for row in measure(name, device):
-            known = {key: None if value != value else value for key, value in row.items()}
+            known = {
+                key: None if isinstance(value, float) and math.isnan(value) else value
+                for key, value in row.items()
+            }
             rows.append(known)
             print(json.dumps(known), flush=True)
             table.add_row(
