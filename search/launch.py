@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -155,8 +156,12 @@ def _connect(address: str | None, log: Path) -> None:
         if address is None:
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
         else:
+            host, colon, port = address.removeprefix("ray://").rpartition(":")
+            if colon and port.isdigit():
+                # Ray itself knocks at a closed port for minutes, without a word.
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise SearchFailedError(
             f"no Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; "
             f"see {_short(log)}"

@@ -45,6 +45,9 @@ class Progress:
                 console=self._console,
                 refresh_per_second=4,
                 transient=True,
+                # What libraries print has a log of its own.
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
             self._live.start()
         return self
@@ -133,8 +136,6 @@ class Progress:
                     points(gain),
                     trial.objective,
                 )
-        return Group(
-            Text(f"{record.name}: {self._summary(record)}"),
-            ProgressBar(total=1.0, completed=self._share_done(record), width=60),
-            table,
-        )
+        whole = Table.grid()  # a bar alone ends without a new line
+        whole.add_row(ProgressBar(total=1.0, completed=self._share_done(record), width=60))
+        return Group(Text(f"{record.name}: {self._summary(record)}"), whole, table)

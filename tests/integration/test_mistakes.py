@@ -117,6 +117,21 @@ def test_an_unknown_search_is_refused(capsys: pytest.CaptureFixture[str], comman
     assert "no search 'absent'" in line
 
 
+def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
+    Path("task.yaml").write_text(yaml.safe_dump(VALID))
+    done = subprocess.run(
+        [sys.executable, "-m", "search", "launch", "task.yaml", "--address", "127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "no Ray at 127.0.0.1:1: [Errno 111] Connection refused" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path("runs/searches").exists()
+
+
 def test_check_refuses_and_accepts_as_launch_does(capsys: pytest.CaptureFixture[str]) -> None:
     Path("task.yaml").write_text(yaml.safe_dump(VALID | {"student": "x"}))
     assert "unknown backbone" in command_refused(capsys, "check", "task.yaml")[0]
