@@ -14,7 +14,6 @@ from kdcore import Classifier, load_student
 from kdcore.backbones import build_backbone
 from kdcore.classifier import (
     ClassifierCard,
-    card_as_dict,
     load_card,
     load_classifier,
     save_classifier,
@@ -115,8 +114,7 @@ def test_a_folder_holds_weights_and_card_and_nothing_else(folder: Path) -> None:
 
 def test_a_card_comes_back_field_by_field(folder: Path) -> None:
     assert load_card(folder, "student") == CARD
-    assert json.loads((folder / "student.json").read_text()) == card_as_dict(CARD)
-    assert card_as_dict(CARD) == {
+    assert json.loads((folder / "student.json").read_text()) == {
         "backbone": "resnet8",
         "class_names": ["cat", "dog", "bird"],
         "in_channels": 3,
@@ -188,7 +186,7 @@ def test_a_card_that_does_not_fit_its_weights_or_itself_is_refused(
     change: dict[str, Any], message: str, folder: Path
 ) -> None:
     path = folder / "student.json"
-    path.write_text(json.dumps(card_as_dict(CARD) | change))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         load_student(folder)
 
