@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from kdcore.backbones import Backbone, build_backbone
+from kdcore.data import ImageData
 from kdcore.taps import Tap, Taps
 
 
@@ -109,6 +110,30 @@ class Classifier(nn.Module):
         """Logits [B, K] for images [B, C, H, W], uint8 or floats from 0 to 1."""
         logits: Tensor = self.backbone(self.normalize(images))
         return logits
+
+
+def build_classifier(name: str, data: ImageData, *, seed: int) -> Classifier:
+    """A fresh network of the catalogue for these images, behind their normalisation."""
+    backbone = build_backbone(
+        name, num_classes=data.num_classes, in_channels=data.in_channels, seed=seed
+    )
+    return Classifier(backbone, data.mean, data.std)
+
+
+def describe_classifier(
+    name: str, data: ImageData, metrics: dict[str, float], made_by: dict[str, JsonValue]
+) -> ClassifierCard:
+    """The card of a network of the catalogue that learned from these images."""
+    return ClassifierCard(
+        backbone=name,
+        class_names=data.class_names,
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+        mean=data.mean,
+        std=data.std,
+        metrics=metrics,
+        made_by=made_by,
+    )
 
 
 def save_classifier(folder: Path, role: str, classifier: Classifier, card: ClassifierCard) -> None:

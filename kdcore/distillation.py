@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from kdcore.backbones import Backbone, build_backbone, check_backbone, probe_shapes
-from kdcore.classifier import Classifier
+from kdcore.classifier import build_classifier
 from kdcore.data import DataConfig, ImageData, open_data
 from kdcore.method import Params
 from kdcore.methods import CATALOGUE, check_method
@@ -155,12 +155,6 @@ def distill(
     workspace = Path(workspace)
     device = device or default_device()
     data = open_data(config.data, workspace)
-    backbone = build_backbone(
-        config.student,
-        num_classes=data.num_classes,
-        in_channels=data.in_channels,
-        seed=config.seed,
-    )
     teacher = None
     if any(CATALOGUE[term.method].needs for term in config.objective):
         for _ in prepare_teacher(config.teacher, data, workspace, device):
@@ -171,7 +165,7 @@ def distill(
     )
     terms = build_terms(config.objective, setting, config.seed)
     yield from train(
-        Classifier(backbone, data.mean, data.std),
+        build_classifier(config.student, data, seed=config.seed),
         terms,
         teacher,
         data,

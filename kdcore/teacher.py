@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdcore.backbones import build_backbone, check_backbone
+from kdcore.backbones import check_backbone
 from kdcore.classifier import (
     Classifier,
-    ClassifierCard,
+    build_classifier,
+    describe_classifier,
     load_classifier,
     save_classifier,
 )
@@ -108,13 +109,7 @@ def prepare_teacher(
     with FileLock(f"{folder}.lock"):
         if is_ready(folder):
             return
-        backbone = build_backbone(
-            config.backbone,
-            num_classes=data.num_classes,
-            in_channels=data.in_channels,
-            seed=config.seed,
-        )
-        teacher = Classifier(backbone, data.mean, data.std)
+        teacher = build_classifier(config.backbone, data, seed=config.seed)
         training_dir = folder.with_name(f"{folder.name}.training")
         if config.training is not None:
             yield from train(
@@ -128,22 +123,15 @@ def prepare_teacher(
                 device=device,
                 checkpoint_dir=training_dir,
             )
-            backbone.load_state_dict(best_student(training_dir)["student"])
+            teacher.backbone.load_state_dict(best_student(training_dir)["student"])
         else:
             assert config.weights is not None
-            _load_weights(backbone, config.weights)
+            _load_weights(teacher.backbone, config.weights)
         teacher.to(device)
         accuracy, loss = evaluate(teacher, data.heldout)
-        card = ClassifierCard(
-            backbone=config.backbone,
-            class_names=data.class_names,
-            in_channels=data.in_channels,
-            image_size=data.image_size,
-            mean=data.mean,
-            std=data.std,
-            metrics={"heldout_accuracy": accuracy, "heldout_loss": loss},
-            made_by=config.model_dump(mode="json"),
-        )
+        metrics = {"heldout_accuracy": accuracy, "heldout_loss": loss}
+        made_by = config.model_dump(mode="json")
+        card = describe_classifier(config.backbone, data, metrics, made_by)
         partial = folder.with_name(f"{folder.name}.partial")
         save_classifier(partial, "teacher", teacher, card)
         os.replace(partial, folder)

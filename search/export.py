@@ -5,8 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcore import load_student
-from kdcore.backbones import build_backbone
-from kdcore.classifier import Classifier, ClassifierCard, load_classifier, save_classifier
+from kdcore.classifier import (
+    Classifier,
+    build_classifier,
+    describe_classifier,
+    load_classifier,
+    save_classifier,
+)
 from kdcore.data import ImageData, open_data
 from kdcore.training import best_student, evaluate
 from search.leaderboard import percent, points, rank
@@ -82,13 +87,9 @@ def export_best(record: SearchRecord, storage: Storage, folder: Path) -> Exporte
     if control is not None:
         network = classifier if control is best else _student(record, control, data, storage)
         others.append(_score("none (control)", network, data))
-    card = ClassifierCard(
-        backbone=record.experiment.student,
-        class_names=data.class_names,
-        in_channels=data.in_channels,
-        image_size=data.image_size,
-        mean=data.mean,
-        std=data.std,
+    card = describe_classifier(
+        record.experiment.student,
+        data,
         metrics={
             "heldout_accuracy": student.heldout_accuracy,
             "test_accuracy": student.test_accuracy,
@@ -112,12 +113,6 @@ def _student(
     record: SearchRecord, trial: TrialRecord, data: ImageData, storage: Storage
 ) -> Classifier:
     """A trial's network with the weights of its best epoch."""
-    backbone = build_backbone(
-        record.experiment.student,
-        num_classes=data.num_classes,
-        in_channels=data.in_channels,
-        seed=0,
-    )
     if trial.checkpoint is None:
         raise ValueError(f"trial {trial.number} has no checkpoint")
     with tempfile.TemporaryDirectory() as copy:
@@ -126,8 +121,9 @@ def _student(
             best = best_student(Path(copy))
         except OSError as error:
             raise ValueError(f"the checkpoint of trial {trial.number} is gone: {error}") from None
-    backbone.load_state_dict(best["student"])
-    return Classifier(backbone, data.mean, data.std).eval()
+    student = build_classifier(record.experiment.student, data, seed=0)
+    student.backbone.load_state_dict(best["student"])
+    return student.eval()
 
 
 def _score(name: str, classifier: Classifier, data: ImageData) -> Score:

@@ -221,6 +221,9 @@ class _Search:
             self._record = interrupted(self._record).model_copy(update={"state": "failed"})
             raise
         finally:
+            for trial in self._record.trials:
+                if trial.state == "interrupted":  # by Ctrl-C or a crash: no callback told of it
+                    self._tracker.end_trial(trial)
             self._tracker.end_search(self._record)
             lost = self._tracker.close()
             self._record = write_record(
@@ -324,9 +327,6 @@ class _Search:
             len(self._record.trials) < search.trials
         ):
             self._record = interrupted(self._record)
-            for trial in self._record.trials:
-                if trial.state == "interrupted":
-                    self._tracker.end_trial(trial)
         else:
             self._record = self._record.model_copy(update={"state": "finished"})
 
