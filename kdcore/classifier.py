@@ -142,13 +142,14 @@ def save_classifier(folder: Path, role: str, classifier: Classifier, card: Class
     Args:
         folder: made where it is missing.
         role: `student` or `teacher`.
-        classifier: only its backbone's weights are written.
+        classifier: only its backbone's weights are written, without its auxiliary classifiers.
         card: what the JSON file says.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in classifier.backbone.state_dict().items()
+        if not name.startswith("auxiliary.")
     }
     partial = folder / f".{role}.partial"
     save_file(state, partial)
@@ -187,6 +188,7 @@ def load_classifier(folder: Path, role: str) -> Classifier:
     backbone = build_backbone(
         card.backbone, num_classes=len(card.class_names), in_channels=card.in_channels, seed=0
     )
+    backbone.drop_auxiliary()
     try:
         backbone.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from kdcore.backbones import Backbone, build_backbone, check_backbone, probe_shapes
+from kdcore.backbones import Backbone, Probe, affine_parameters, check_backbone, probe
 from kdcore.classifier import build_classifier
 from kdcore.data import DataConfig, ImageData, open_data
 from kdcore.method import Params
@@ -96,25 +96,24 @@ def setting_of(
         teacher: the name of the network that teaches.
         data: the images.
         teacher_backbone: the teacher with its weights; none: as it would be before training.
+
+    Raises:
+        ValueError: a network is unknown, or the images are too small for it.
     """
 
-    def shapes(name: str) -> Any:
-        return probe_shapes(
+    def probed(name: str) -> Probe:
+        return probe(
             name,
             num_classes=data.num_classes,
             in_channels=data.in_channels,
             image_size=data.image_size,
         )
 
-    if teacher_backbone is None:
-        teacher_backbone = build_backbone(
-            teacher, num_classes=data.num_classes, in_channels=data.in_channels, seed=0
-        )
-    norms = {
-        name: (norm.weight.detach().clone(), norm.bias.detach().clone())
-        for name, norm in teacher_backbone.norms().items()
-    }
-    return Setting(shapes(student), shapes(teacher), data.train.labels, norms)
+    teaching = probed(teacher)
+    norms = teaching.fresh_norms
+    if teacher_backbone is not None:
+        norms = affine_parameters(teacher_backbone)
+    return Setting(probed(student).shapes, teaching.shapes, data.train.labels, norms)
 
 
 def build_terms(objective: tuple[TermConfig, ...], setting: Setting, seed: int) -> tuple[Term, ...]:

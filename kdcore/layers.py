@@ -25,7 +25,16 @@ def equal_depth_pairs(student: Shapes, teacher: Shapes) -> tuple[LayerPair, ...]
     """Pairs every stage of the shallower network with the other's stage of nearest relative depth.
 
     Stage i of n lies at relative depth (i + 1) / n, so that the last stages always meet.
+
+    Raises:
+        ValueError: one of the networks shows no maps.
     """
+    for shapes in (student, teacher):
+        if not shapes.stages:
+            raise ValueError(
+                f"{shapes.network} shows no spatial maps, so that only methods that read logits or "
+                f"the embedding can use it"
+            )
     fewer, more = len(student.stages), len(teacher.stages)
     if fewer > more:
         return tuple(LayerPair(p.teacher, p.student) for p in equal_depth_pairs(teacher, student))

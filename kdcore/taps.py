@@ -27,11 +27,14 @@ class TapInfo:
         name: the tap's name, unique within its network.
         channels: the map's channels.
         reduction: image side / map side, for image sides that the reduction divides.
+        activation: what stands between the map before and the map after: the name of a function of
+            `torch.nn.functional` like `relu`, or `none` where the two are one.
     """
 
     name: str
     channels: int
     reduction: int
+    activation: str = "relu"
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,15 @@ class Taps:
 
     Args:
         logits: [B, K], before the softmax.
-        embedding: [B, D], what the last linear layer reads.
+        embedding: [B, D], what the last linear layer reads, before any dropout.
         maps: by tap name, [B, C, H, W] after the activation; empty unless asked for.
         preactivations: by tap name, [B, C, H, W] before that activation; empty unless asked for.
         input_gradient: [B, C, H, W], the gradient of each image's cross-entropy with respect to its
             normalised pixels; the student's can itself be differentiated. None unless asked for.
         flipped_input_gradient: [B, C, H, W], the same for the mirrored images. None unless asked
             for.
+        auxiliary_logits: [B, K] each, of the auxiliary classifiers that some networks have while
+            they train; methods do not read them.
     """
 
     logits: Tensor
@@ -55,6 +60,7 @@ class Taps:
     preactivations: Mapping[str, Tensor] = field(default_factory=dict)
     input_gradient: Tensor | None = None
     flipped_input_gradient: Tensor | None = None
+    auxiliary_logits: tuple[Tensor, ...] = ()
 
     def detach(self) -> "Taps":
         """The same values, cut from the graph that made them."""
@@ -73,6 +79,7 @@ class Taps:
             {name: change(tensor) for name, tensor in self.preactivations.items()},
             None if self.input_gradient is None else change(self.input_gradient),
             None if self.flipped_input_gradient is None else change(self.flipped_input_gradient),
+            tuple(map(change, self.auxiliary_logits)),
         )
 
 
@@ -99,8 +106,9 @@ class Shapes:
 
     Args:
         network: the network's name, for messages.
-        stem: the name of the tap before the first stage.
-        stages: the names of the stages' taps, from the image to the classifier.
+        stem: the name of the tap before the first stage; empty where the network shows no maps.
+        stages: the names of the stages' taps, from the image to the classifier; empty where the
+            network shows no maps.
         maps: by tap name (stem and stages), (C, H, W); equal before and after the activation.
         embedding_width: D.
         num_classes: K.

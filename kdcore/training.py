@@ -99,7 +99,8 @@ class EpochReport:
         epoch: from 1.
         epochs: the run's budget.
         train_loss: cross-entropy plus weighted terms.
-        train_terms: each term before its weight, by name; `cross_entropy` is one of them.
+        train_terms: each term before its weight, by name: `cross_entropy`, `auxiliary` (the sum
+            over the auxiliary classifiers of a network that has some), and the methods'.
         train_accuracy: on the augmented training images, while learning.
         heldout_accuracy: after the epoch, in float32.
         heldout_loss: cross-entropy, likewise.
@@ -219,9 +220,13 @@ class _Run:
         if teacher and any(method.teacher_batch_statistics for method in self.methods):
             _use_batch_statistics(teacher)
         self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
-        self.names = ["cross_entropy", *(term.name for term in terms)]
+        # A network's auxiliary classifiers, where it has any, are one more term.
+        backbone = student.backbone
+        auxiliary = {"auxiliary": backbone.auxiliary_weight} if backbone.auxiliary else {}
+        self.names = ["cross_entropy", *auxiliary, *(term.name for term in terms)]
         self.weights = torch.tensor(
-            [1.0, *(method.params.weight for method in self.methods)], device=device
+            [1.0, *auxiliary.values(), *(method.params.weight for method in self.methods)],
+            device=device,
         )
         self.data, self.recipe, self.device = data, recipe, device
         self.split = data.train.to(device)
@@ -263,7 +268,7 @@ class _Run:
         # While any method prepares, nothing else trains: its preparation alone is minimised.
         weights, counted = self.weights, [True] * len(self.names)
         if any(preparing):
-            counted = [False, *preparing]
+            counted = [False] * (len(self.names) - len(preparing)) + preparing
             weights = torch.tensor([float(counts) for counts in counted], device=self.device)
         for method in self.methods:
             method.begin_epoch(epoch, self.recipe.epochs)
@@ -291,6 +296,9 @@ class _Run:
             shown = self.student.taps(images, self.needs, labels)
             taught = self._taught(images, labels, shown)
             terms = [cross_entropy(shown.logits.float(), labels)]
+            if shown.auxiliary_logits:
+                guesses = [cross_entropy(each.float(), labels) for each in shown.auxiliary_logits]
+                terms.append(torch.stack(guesses).sum())
             terms += [method(shown, taught, batch).float() for method in self.methods]
         # What does not count gives no gradient. A gradient of zero would leave weights that wait
         # to weight decay: 0.05 / (1 - 0.9) * 5e-4 * 23,430 steps (the field's 30 epochs of CIFAR)

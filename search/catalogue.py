@@ -59,7 +59,7 @@ def backbones_table() -> Table:
     for name, constructor in BACKBONES.items():
         with torch.device("meta"):
             network = constructor(100, 3)
-        taps = [f"{t.name} {t.channels}/{t.reduction}" for t in (network.stem, *network.stages)]
+        taps = [f"{t.name} {t.channels}/{t.reduction}" for t in network.declared]
         parameters = sum(parameter.numel() for parameter in network.parameters())
         table.add_row(name, f"{parameters:,}", str(network.embedding_width), ", ".join(taps))
     return table

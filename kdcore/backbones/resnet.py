@@ -88,6 +88,8 @@ class ResNet(Backbone):
         small_images: a 3x3 stem without pooling (CIFAR) instead of 7x7, stride 2 and max pooling.
     """
 
+    stem: TapInfo
+
     def __init__(
         self,
         num_classes: int,
@@ -101,6 +103,7 @@ class ResNet(Backbone):
     ) -> None:
         super().__init__()
         self.num_classes, self.in_channels = num_classes, in_channels
+        self.native_size = (32, 32) if small_images else (224, 224)
         kernel, stride, padding = (3, 1, 1) if small_images else (7, 2, 3)
         self.conv1 = nn.Conv2d(in_channels, stem_width, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(stem_width)
@@ -128,12 +131,12 @@ class ResNet(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def norms(self) -> Mapping[str, nn.BatchNorm2d]:
-        norms = {self.stem.name: self.bn1}
+    def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
+        norms = {self.stem.name: (self.bn1,)}
         for tap, name in zip(self.stages, self._layers, strict=True):
             *_, last_block = self.get_submodule(name).children()
             assert isinstance(last_block, BasicBlock | Bottleneck)
-            norms[tap.name] = last_block.last_norm
+            norms[tap.name] = (last_block.last_norm,)
         return norms
 
     def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:

@@ -88,8 +88,8 @@ class FSP(StagedMethod):
     def __init__(self, params: Params, setting: Setting) -> None:
         super().__init__(params, setting)
         student, teacher = setting.student, setting.teacher
-        stems = LayerPair(student.stem, teacher.stem)
-        self.chain = (stems, *equal_depth_pairs(student, teacher))
+        stages = equal_depth_pairs(student, teacher)
+        self.chain = (LayerPair(student.stem, teacher.stem), *stages)
         # The paper asks for equal channels; where they differ, these lift that rule.
         self.adapters = nn.ModuleList()
         for pair in self.chain:
