@@ -256,14 +256,16 @@ def check(
         if asha
         else "no trial is stopped early"
     )
+    controls = "control" if len(experiment.students) == 1 else "students' controls"
     print(
         f"data     {experiment.data.name}: {len(data.train):,} train, "
         f"{len(data.heldout):,} held out, {len(data.test):,} test; {data.num_classes} classes\n"
         f"teacher  {experiment.teacher.backbone}, "
         f"{'ready' if prepared.teacher_ready else 'to be prepared'}\n"
-        f"student  {experiment.student}\n"
+        f"student  {', '.join(experiment.students)}\n"
         f"trials   {experiment.search.trials} of {experiment.training.epochs} epochs; "
-        f"the first {len(space.first_points())} are the control and the published settings; {stops}"
+        f"the first {len(space.first_points())} are the {controls} and the published settings; "
+        f"{stops}"
     )
     _console().print(table)
     print(f"{file} can be launched")

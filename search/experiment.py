@@ -97,7 +97,8 @@ class SearchedRange(_Closed):
 
 
 # Pydantic puts the tag of the chosen alternative into an error's path; the user never wrote it.
-_NUMBER, _RANGE = "number", "range"
+_NUMBER, _RANGE, _ONE, _SEVERAL = "a number", "a range", "one name", "several names"
+_TAGS = (_NUMBER, _RANGE, _ONE, _SEVERAL)
 
 
 class Training(Recipe):
@@ -152,6 +153,9 @@ class Resources(_Closed):
     gpus: float = Field(0.0, ge=0)
 
 
+_BackboneName = Annotated[str, AfterValidator(check_backbone)]
+
+
 class Experiment(_Closed):
     """A search, as its user writes it.
 
@@ -159,7 +163,7 @@ class Experiment(_Closed):
         name: of the task; searches of one task are compared. The file's name where it is left out.
         data: see `kdcore.DataConfig`.
         teacher: see `kdcore.TeacherConfig`.
-        student: the name of a backbone.
+        student: the name of a backbone, or a list of names from which the search chooses.
         objective: slots, each a list of candidate methods; a trial has one method of each slot.
         training: the recipe of the students.
         seed: of the students' initial weights and of the order of their images.
@@ -172,7 +176,11 @@ class Experiment(_Closed):
     name: str = Field(pattern=NAME_PATTERN)
     data: DataConfig
     teacher: TeacherConfig
-    student: Annotated[str, AfterValidator(check_backbone)]
+    student: Annotated[
+        Annotated[_BackboneName, Tag(_ONE)]
+        | Annotated[tuple[_BackboneName, ...], Field(min_length=1), Tag(_SEVERAL)],
+        Discriminator(lambda value: _SEVERAL if isinstance(value, list | tuple) else _ONE),
+    ]
     objective: tuple[
         Annotated[tuple[Annotated[str, AfterValidator(check_method)], ...], Field(min_length=1)],
         ...,
@@ -182,6 +190,18 @@ class Experiment(_Closed):
     search: Search
     resources: Resources = Resources()
     narrow: dict[str, tuple[Option, ...]] = {}
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        """The networks that may learn."""
+        return (self.student,) if isinstance(self.student, str) else self.student
+
+    @field_validator("student")
+    @classmethod
+    def _each_student_once(cls, student: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(student, str) and len(set(student)) < len(student):
+            raise ValueError(f"is {list(student)}, but each student may stand in it once")
+        return student
 
     @field_validator("objective")
     @classmethod
@@ -294,7 +314,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 def _problem(details: Any) -> Problem:
     """One of pydantic's errors in our words."""
-    place = [part for part in details["loc"] if part not in (_NUMBER, _RANGE)]
+    place = [part for part in details["loc"] if part not in _TAGS]
     key = ".".join(map(str, place))
     value = details["input"]
     match details["type"]:

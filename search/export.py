@@ -83,12 +83,12 @@ def export_best(record: SearchRecord, storage: Storage, folder: Path) -> Exporte
             storage.download(record.teacher, Path(copy))
             teacher = load_classifier(Path(copy), "teacher")
         others.append(_score(f"teacher {record.experiment.teacher.backbone}", teacher, data))
-    control = record.control
+    control = record.control_of(best.student)
     if control is not None:
         network = classifier if control is best else _student(record, control, data, storage)
         others.append(_score("none (control)", network, data))
     card = describe_classifier(
-        record.experiment.student,
+        best.student,
         data,
         metrics={
             "heldout_accuracy": student.heldout_accuracy,
@@ -121,7 +121,7 @@ def _student(
             best = best_student(Path(copy))
         except OSError as error:
             raise ValueError(f"the checkpoint of trial {trial.number} is gone: {error}") from None
-    student = build_classifier(record.experiment.student, data, seed=0)
+    student = build_classifier(trial.student, data, seed=0)
     student.backbone.load_state_dict(best["student"])
     return student.eval()
 
@@ -131,14 +131,15 @@ def _score(name: str, classifier: Classifier, data: ImageData) -> Score:
 
 
 def _model_card(record: SearchRecord, exported: ExportedStudent, data: ImageData) -> str:
-    experiment, trial, control = record.experiment, exported.trial, record.control
+    experiment, trial = record.experiment, exported.trial
+    gain = record.gain(trial)
     height, width = data.image_size
     scores = [
         f"| {score.name} | {percent(score.heldout_accuracy)} | {percent(score.test_accuracy)} |"
         for score in (exported.student, *exported.others)
     ]
     lines = [
-        f"# {experiment.student}, distilled from {experiment.teacher.backbone}",
+        f"# {trial.student}, distilled from {experiment.teacher.backbone}",
         "",
         f"A classifier of {data.num_classes} classes for {data.in_channels}x{height}x{width} "
         f"images, the best of {len(record.trials)} trials of the search `{record.name}`.",
@@ -150,11 +151,18 @@ def _model_card(record: SearchRecord, exported: ExportedStudent, data: ImageData
         f"The {len(data.heldout):,} held-out images ranked the trials; the {len(data.test):,} test "
         "images were used for this table only.",
     ]
-    if control is not None and control.heldout_accuracy is not None:
-        gain = points(exported.student.heldout_accuracy - control.heldout_accuracy)
+    if gain is not None:
         lines.append(
-            f"The gain over the control is {gain} percentage points on the held-out images, from "
-            "one seed: differences of a few tenths are within the noise of a seed."
+            f"The gain over the same network without distillation is {points(gain)} percentage "
+            "points on the held-out images, from one seed: differences of a few tenths are within "
+            "the noise of a seed."
+        )
+    cost = record.student_costs.get(trial.student)
+    if cost is not None:
+        threads = f", {cost.threads} threads" if cost.threads else ""
+        lines.append(
+            f"It has {cost.parameters:,} parameters and takes {cost.multiply_adds:,} multiply-adds "
+            f"and {cost.latency_ms:.3g} ms for an image ({cost.device}{threads})."
         )
     lines += [
         "",

@@ -31,6 +31,7 @@ from ray.exceptions import RayTaskError
 from rich.console import Console
 
 from kdcore.classifier import ClassifierCard
+from kdcore.measure import NetworkCost
 from kdcore.training import EpochReport
 from search.asha import ControlSparingAsha
 from search.experiment import (
@@ -56,7 +57,7 @@ from search.searcher import TrueStateOptunaSearch
 from search.space import trial_config
 from search.storage import Storage
 from search.tracking import Tracker
-from search.trial import run_trial, train_teacher
+from search.trial import measure_students, run_trial, train_teacher
 
 # The record is also written when a trial starts or ends; between, epochs need not be shown at once.
 _EPOCHS_WRITTEN_EVERY_SECONDS = 5.0
@@ -214,6 +215,7 @@ class _Search:
         )
         try:
             self._prepare_teacher()
+            self._measure_students()
             self._run_trials()
         except KeyboardInterrupt:
             self._record = interrupted(self._record)
@@ -273,6 +275,25 @@ class _Search:
         except RayTaskError as error:
             raise SearchFailedError(f"the teacher failed: {error.cause}") from None
         return reports
+
+    def _measure_students(self) -> None:
+        """Measures what the students cost with a trial's resources, while nothing else runs."""
+        experiment, data = self._plan.experiment, self._plan.data
+        task = ray.remote(measure_students).options(
+            num_cpus=experiment.resources.cpus, num_gpus=experiment.resources.gpus
+        )
+        try:
+            costs: dict[str, NetworkCost] = ray.get(
+                task.remote(
+                    experiment.model_dump_json(),
+                    data.num_classes,
+                    data.in_channels,
+                    data.image_size,
+                )
+            )
+        except RayTaskError as error:
+            raise SearchFailedError(f"a student could not be measured: {error.cause}") from None
+        self._record = self._record.model_copy(update={"student_costs": costs})
 
     def _run_trials(self) -> None:
         experiment = self._plan.experiment
@@ -447,6 +468,7 @@ class _RecordingCallback(tune.Callback):
         config = trial_config(experiment, trial.config)
         opened = TrialRecord(
             number=number,
+            student=config.student,
             point=trial.config,
             objective=" + ".join(map(str, config.objective)) or CONTROL,
             state="running",
@@ -455,14 +477,16 @@ class _RecordingCallback(tune.Callback):
         self._change(opened)
         self._tracker.start_trial(
             opened,
+            self.record.words(opened),
             {
-                "student": experiment.student,
+                "student": config.student,
                 "teacher": experiment.teacher.backbone,
                 "data": experiment.data.name,
                 "learning_rate": str(config.training.learning_rate),
                 "epochs": str(config.training.epochs),
                 "seed": str(config.seed),
             },
+            self.record.student_costs.get(config.student),
         )
         self._write()
         return opened

@@ -10,6 +10,8 @@ from pyarrow import parquet
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from kdcore.measure import BATCH
+from search.experiment import CONTROL
 from search.record import SearchRecord, TrialRecord
 
 FORMATS = ("table", "json", "csv", "parquet")
@@ -22,9 +24,13 @@ class Row:
     Args:
         rank: from 1 among the trials with an accuracy; none for the teacher.
         trial: the trial's number; none for the teacher.
+        student: the network that learns; the teacher's name in its row.
         objective: the methods with their searched settings; `none` is the control.
         heldout_accuracy: of the best epoch, a share of 1.
-        gain: over the control, a share of 1; none without a finished control.
+        gain: over the same student's control, a share of 1; the teacher's over the best control;
+            none without a finished control.
+        parameters: of the network; none where it was not measured.
+        latency_ms: median milliseconds for one image, where the trials run.
         epochs: how many were trained, like `6/12`.
         seconds: of training.
         status: finished, stopped, failed, interrupted, running; `teacher` for the teacher.
@@ -32,9 +38,12 @@ class Row:
 
     rank: int | None
     trial: int | None
+    student: str
     objective: str
     heldout_accuracy: float | None
     gain: float | None
+    parameters: int | None
+    latency_ms: float | None
     epochs: str
     seconds: float | None
     status: str
@@ -54,26 +63,38 @@ def rank(trials: tuple[TrialRecord, ...]) -> list[TrialRecord]:
 
 def leaderboard(record: SearchRecord) -> list[Row]:
     """The teacher, then every trial in order of rank."""
-    control = record.control.heldout_accuracy if record.control is not None else None
-
-    def gain(accuracy: float | None) -> float | None:
-        return None if accuracy is None or control is None else accuracy - control
-
     rows = []
     if record.teacher_metrics:
         accuracy = record.teacher_metrics["heldout_accuracy"]
-        name = record.experiment.teacher.backbone
+        controls = [record.control_of(student) for student in record.experiment.students]
+        best = max((c.heldout_accuracy or 0.0 for c in controls if c is not None), default=None)
         rows.append(
-            Row(None, None, f"teacher {name}", accuracy, gain(accuracy), "", None, "teacher")
+            Row(
+                rank=None,
+                trial=None,
+                student=record.experiment.teacher.backbone,
+                objective="teacher",
+                heldout_accuracy=accuracy,
+                gain=None if best is None else accuracy - best,
+                parameters=None,
+                latency_ms=None,
+                epochs="",
+                seconds=None,
+                status="teacher",
+            )
         )
     for position, trial in enumerate(rank(record.trials), start=1):
+        cost = record.student_costs.get(trial.student)
         rows.append(
             Row(
                 rank=position if trial.heldout_accuracy is not None else None,
                 trial=trial.number,
+                student=trial.student,
                 objective=trial.objective,
                 heldout_accuracy=trial.heldout_accuracy,
-                gain=None if trial.is_control else gain(trial.heldout_accuracy),
+                gain=record.gain(trial),
+                parameters=None if cost is None else cost.parameters,
+                latency_ms=None if cost is None else cost.latency_ms,
                 epochs=f"{trial.epochs_done}/{trial.epochs}",
                 seconds=round(trial.train_seconds, 3),
                 status=trial.state if not trial.reason else f"{trial.state}: {trial.reason}",
@@ -91,37 +112,70 @@ def points(gain: float | None) -> str:
 
 
 def as_table(record: SearchRecord) -> Table:
-    """The leaderboard for a terminal; accuracies in percent, gains in percentage points."""
+    """The leaderboard for a terminal; accuracies in percent, gains in percentage points.
+
+    Students have columns where there are several, else a line below.
+    """
+    several = len(record.experiment.students) > 1
     table = Table(
         title=f"{record.name} ({record.state})",
         title_justify="left",
         title_style="bold",
+        caption=None if several else _costs(record),
+        caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
     for column in ("rank", "trial"):
         table.add_column(column, justify="right")
+    if several:
+        table.add_column("student", overflow="fold")
     table.add_column("objective", overflow="fold")
-    for column in ("held-out %", "gain", "epochs", "seconds"):
+    numbers = ["held-out %", "gain", *(["parameters", "ms"] if several else [])]
+    for column in (*numbers, "epochs", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
     styles = {"teacher": "cyan", "finished": "", "running": "green"}
     for row in leaderboard(record):
         status = row.status.partition(":")[0]
-        control = row.objective == "none"
+        control = row.objective == CONTROL
+        objective = f"{row.objective} (control)" if control else row.objective
+        if row.trial is None and not several:
+            objective = f"teacher {row.student}"
         table.add_row(
             str(row.rank or ""),
             "" if row.trial is None else str(row.trial),
-            f"{row.objective} (control)" if control else row.objective,
+            *([row.student] if several else []),
+            objective,
             percent(row.heldout_accuracy),
             points(row.gain),
+            *([_count(row.parameters), _milliseconds(row.latency_ms)] if several else []),
             row.epochs,
             "" if row.seconds is None else f"{row.seconds:.1f}",
             row.status,
             style="bold" if control else styles.get(status, "dim"),
         )
     return table
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _milliseconds(latency: float | None) -> str:
+    return "" if latency is None else f"{latency:.3g}"
+
+
+def _costs(record: SearchRecord) -> str | None:
+    """What the one student costs, in words."""
+    lines = [
+        f"student {name}: {cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds, "
+        f"{_milliseconds(cost.latency_ms)} ms an image, {_milliseconds(cost.batch_latency_ms)} ms "
+        f"a batch of {BATCH}"
+        for name, cost in record.student_costs.items()
+    ]
+    return "\n".join(lines) or None
 
 
 def as_bytes(record: SearchRecord, form: str) -> bytes:
@@ -140,9 +194,12 @@ def as_bytes(record: SearchRecord, form: str) -> bytes:
         [
             ("rank", pa.int32()),
             ("trial", pa.int32()),
+            ("student", pa.string()),
             ("objective", pa.string()),
             ("heldout_accuracy", pa.float64()),
             ("gain", pa.float64()),
+            ("parameters", pa.int64()),
+            ("latency_ms", pa.float64()),
             ("epochs", pa.string()),
             ("seconds", pa.float64()),
             ("status", pa.string()),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kdcore.data import ImageData, open_data
 from kdcore.distillation import build_terms, setting_of
+from kdcore.taps import Setting
 from kdcore.teacher import is_ready, teacher_folder
 from search.experiment import Experiment, ExperimentError, Problem
 from search.space import Space, derive_space, trial_config
@@ -55,25 +56,49 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
     except ValueError as error:
         problems.append(Problem(key="teacher.weights", message=str(error)))
+    settings = _settings(experiment, data, problems)
+    if len(settings) < len(experiment.students):
+        raise ExperimentError(source, problems)
     try:
-        setting = setting_of(experiment.student, experiment.teacher.backbone, data)
-        space = derive_space(experiment, setting, source)
-    except ValueError as error:
-        problems.append(Problem(key="student", message=str(error)))
-        raise ExperimentError(source, problems) from None
+        space = derive_space(experiment, settings, source)
     except ExperimentError as error:
         raise ExperimentError(source, (*problems, *error.problems)) from None
-    for point in space.first_points()[1:]:  # every candidate, as published or as narrowed
+    for student, setting in settings.items():
+        problems += _refusals(experiment.model_copy(update={"student": student}), setting, source)
+    if problems:
+        raise ExperimentError(source, problems)
+    return Plan(experiment, data, space, teacher_path, is_ready(teacher_path))
+
+
+def _settings(
+    experiment: Experiment, data: ImageData, problems: list[Problem]
+) -> dict[str, Setting]:
+    """By student; one that cannot be built is missing, and its reason among the problems."""
+    settings = {}
+    for student in experiment.students:
+        try:
+            settings[student] = setting_of(student, experiment.teacher.backbone, data)
+        except ValueError as error:
+            problem = Problem(key="student", message=str(error))
+            if problem not in problems:  # the teacher's comes with every student
+                problems.append(problem)
+    return settings
+
+
+def _refusals(experiment: Experiment, setting: Setting, source: str) -> list[Problem]:
+    """The candidates, as published or as narrowed, that cannot work with the one student."""
+    problems: list[Problem] = []
+    space = derive_space(experiment, {setting.student.network: setting}, source)
+    for point in space.first_points()[1:]:
         for term in trial_config(experiment, point).objective:
             try:
                 build_terms((term,), setting, seed=0)
             except ValueError as error:
-                problem = Problem(key="objective", message=f"{term.method}: {error}")
+                message = f"{term.method} cannot teach {setting.student.network}: {error}"
+                problem = Problem(key="objective", message=message)
                 if problem not in problems:
                     problems.append(problem)
-    if problems:
-        raise ExperimentError(source, problems)
-    return Plan(experiment, data, space, teacher_path, is_ready(teacher_path))
+    return problems
 
 
 def _storage_problems(storage: Storage) -> list[Problem]:

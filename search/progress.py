@@ -88,7 +88,7 @@ class Progress:
             self.say(
                 f"trial {trial.number} {trial.state}{reason} after {trial.epochs_done} of "
                 f"{trial.epochs} epochs: held-out {percent(trial.heldout_accuracy) or '-'} %, "
-                f"{trial.objective} | {self._summary(record)}"
+                f"{record.words(trial)} | {self._summary(record)}"
             )
 
     def _share_done(self, record: SearchRecord) -> float:
@@ -122,19 +122,17 @@ class Progress:
         record = self._record
         if record is None:
             return Text("starting ...")
-        control = record.control.heldout_accuracy if record.control is not None else None
         table = Table.grid(padding=(0, 2))
         for trial in record.trials:
             if trial.state == "running":
                 accuracy = trial.heldout_accuracy
-                gain = None if accuracy is None or control is None else accuracy - control
                 table.add_row(
                     f"trial {trial.number}",
                     ProgressBar(total=trial.epochs, completed=trial.epochs_done, width=16),
                     f"{trial.epochs_done}/{trial.epochs}",
                     f"{percent(accuracy)} %" if accuracy is not None else "",
-                    points(gain),
-                    trial.objective,
+                    points(record.gain(trial)),
+                    record.words(trial),
                 )
         whole = Table.grid()  # a bar alone ends without a new line
         whole.add_row(ProgressBar(total=1.0, completed=self._share_done(record), width=60))

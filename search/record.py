@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kdcore.measure import NetworkCost
 from kdcore.suggestion import did_you_mean
 from search.experiment import CONTROL, Experiment, Option
 from search.storage import Storage
@@ -25,6 +26,7 @@ class TrialRecord(_Record):
 
     Args:
         number: from 0, in the order of their start; trial 0 is the control.
+        student: the network that learns.
         point: what the search chose.
         objective: the methods with their searched settings, in words.
         state: `finished` only after its last epoch; `stopped` early by ASHA; `failed`;
@@ -40,6 +42,7 @@ class TrialRecord(_Record):
     """
 
     number: int
+    student: str
     point: dict[str, Option]
     objective: str
     state: State
@@ -66,6 +69,7 @@ class SearchRecord(_Record):
         state: of the search as a whole.
         teacher: the teacher's folder, relative to the storage.
         teacher_metrics: `heldout_accuracy` and `heldout_loss`.
+        student_costs: by student, measured where the trials run.
         tracking_uri: where MLflow keeps the runs.
         mlflow_experiment_id: once it is known.
         mlflow_run_id: of the parent run, once it is known.
@@ -79,6 +83,7 @@ class SearchRecord(_Record):
     state: Literal["running", "finished", "interrupted", "failed"]
     teacher: str | None = None
     teacher_metrics: dict[str, float] = {}
+    student_costs: dict[str, NetworkCost] = {}
     tracking_uri: str
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None
@@ -86,13 +91,30 @@ class SearchRecord(_Record):
     updated: datetime
     trials: tuple[TrialRecord, ...] = ()
 
-    @property
-    def control(self) -> TrialRecord | None:
-        """The best trial without distillation that ran to its end."""
+    def control_of(self, student: str) -> TrialRecord | None:
+        """The best trial of this student without distillation that ran to its end."""
         controls = [
-            trial for trial in self.trials if trial.is_control and trial.state == "finished"
+            trial
+            for trial in self.trials
+            if trial.is_control and trial.state == "finished" and trial.student == student
         ]
         return max(controls, key=lambda trial: trial.heldout_accuracy or 0.0, default=None)
+
+    def gain(self, trial: TrialRecord) -> float | None:
+        """What distillation gave: the accuracy beyond that of the same student's control, a share
+        of 1; none for a control, and before there is anything to compare."""
+        control = self.control_of(trial.student)
+        if trial.is_control or control is None:
+            return None
+        if trial.heldout_accuracy is None or control.heldout_accuracy is None:
+            return None
+        return trial.heldout_accuracy - control.heldout_accuracy
+
+    def words(self, trial: TrialRecord) -> str:
+        """A trial in words: its objective, and its student where there are several."""
+        if len(self.experiment.students) == 1:
+            return trial.objective
+        return f"{trial.student}, {trial.objective}"
 
 
 def search_storage(storage: Storage, name: str) -> Storage:

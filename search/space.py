@@ -1,7 +1,7 @@
 """The search space, derived from the catalogue's declarations; it names no method."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -22,11 +22,14 @@ from search.experiment import (
     SearchedRange,
 )
 
+STUDENT = "student"
 LEARNING_RATE = "training.learning_rate"
 IS_CONTROL = "control"
 
 Point = dict[str, Any]
-"""A trial's choices: `objective.1` (a method), `kd.temperature`, `training.learning_rate`."""
+"""A trial's choices: `objective.1` (a method), `kd.temperature`, `training.learning_rate`,
+`student` where several may learn, and `fitnet.layers.2` for a choice that only the second of them
+has."""
 
 
 @dataclass(frozen=True)
@@ -84,26 +87,31 @@ class Space:
     """What a search chooses from. A call proposes a point; a method's fields exist only with it.
 
     Args:
+        students: the networks that may learn.
         slots: the candidate methods of each slot.
-        fields: by method, its searched fields.
-        shared: fields that every trial has, whatever its methods.
+        fields: by student and method, the searched fields.
+        shared: fields that every trial has, whatever its student and methods.
         combinations: methods that are also tried together at the start.
     """
 
+    students: tuple[str, ...]
     slots: tuple[tuple[str, ...], ...]
-    fields: Mapping[str, tuple[SearchedField, ...]]
+    fields: Mapping[tuple[str, str], tuple[SearchedField, ...]]
     shared: tuple[SearchedField, ...]
     combinations: tuple[tuple[str, ...], ...] = ()
 
     def __call__(self, trial: optuna.Trial) -> Point | None:
-        """Optuna's define-by-run function. The study's first trial is the control."""
+        """Optuna's define-by-run function. The study's first trials are the students' controls."""
+        student = self.students[0]
+        if len(self.students) > 1:
+            student = trial.suggest_categorical(STUDENT, self.students)
         for field in self.shared:
             field.suggest(trial)
-        if trial.number == 0:
+        if trial.number < len(self.students):
             return self._control()
         for number, candidates in enumerate(self.slots, start=1):
             method = trial.suggest_categorical(_slot(number), self._sampled(candidates))
-            for field in self.fields[method]:
+            for field in self.fields[student, method]:
                 field.suggest(trial)
         return None
 
@@ -113,18 +121,21 @@ class Space:
         }
 
     def _sampled(self, candidates: tuple[str, ...]) -> tuple[str, ...]:
-        """The control runs anyway; where it could only come again with equal settings, it is not
-        sampled."""
+        """The controls run anyway; where they could only come again with equal settings, they are
+        not sampled."""
         if len(self.slots) > 1 or self.shared:
             return candidates
         return tuple(name for name in candidates if name != CONTROL)
 
     def first_points(self) -> list[Point]:
-        """The trials that every search begins with: the control, each candidate as published,
-        beside the control's choice (else the first candidate) in the other slots, and the
-        combinations."""
-        shared = {field.name: field.published for field in self.shared}
+        """The trials that every search begins with: each student's control, then, with the first
+        student, each candidate as published, beside the control's choice (else the first candidate)
+        in the other slots, and the combinations."""
+        shared: Point = {field.name: field.published for field in self.shared}
         points = [shared]
+        if len(self.students) > 1:
+            points = [{STUDENT: student} | shared for student in self.students]
+            shared = points[0]
         alone = [(method,) for candidates in self.slots for method in candidates]
         for methods in (*alone, *self.combinations):
             chosen = [
@@ -136,7 +147,8 @@ class Space:
                 continue
             point: Point = {_slot(i): name for i, name in enumerate(chosen, start=1)}
             for name in chosen:
-                point |= {field.name: field.published for field in self.fields[name]}
+                fields = self.fields[self.students[0], name]
+                point |= {field.name: field.published for field in fields}
             if shared | point not in points:
                 points.append(shared | point)
         return points
@@ -147,12 +159,24 @@ class Space:
             (_slot(number), ", ".join(candidates))
             for number, candidates in enumerate(self.slots, start=1)
         ]
-        fields = [field for methods in self.fields.values() for field in methods]
-        return slots + [(field.name, str(field)) for field in (*self.shared, *fields)]
+        if len(self.students) > 1:
+            slots.insert(0, (STUDENT, ", ".join(self.students)))
+        fields = [field for of_method in self.fields.values() for field in of_method]
+        named = {field.name: str(field) for field in (*self.shared, *fields)}
+        return slots + list(named.items())
 
 
 def _slot(number: int) -> str:
     return f"objective.{number}"
+
+
+def plain_name(key: str) -> str:
+    """The name of a point's setting, without the number of the student that alone has the choice.
+
+    `fitnet.layers.2` is `fitnet.layers`.
+    """
+    head, _, last = key.rpartition(".")
+    return head if "." in head and last.isdigit() else key
 
 
 def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
@@ -163,7 +187,7 @@ def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
         if method != CONTROL:
             prefix = f"{method}."
             params = {
-                key.removeprefix(prefix): value
+                plain_name(key).removeprefix(prefix): value
                 for key, value in point.items()
                 if key.startswith(prefix)
             }
@@ -174,27 +198,55 @@ def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
     return TrialConfig(
         data=experiment.data,
         teacher=experiment.teacher,
-        student=experiment.student,
+        student=point.get(STUDENT, experiment.students[0]),
         objective=tuple(terms),
         training=Recipe.model_validate(recipe),
         seed=experiment.seed,
     )
 
 
-def derive_space(experiment: Experiment, setting: Setting, source: str) -> Space:
+def derive_space(experiment: Experiment, settings: Mapping[str, Setting], source: str) -> Space:
     """Derives the space from the candidates' declarations, narrowed as the experiment says.
 
     Args:
         experiment: names the candidates and narrows their fields.
-        setting: of student and teacher; the layer choices follow from it.
+        settings: by student, with the teacher; the layer choices follow from it.
         source: the experiment's file, for messages.
 
     Raises:
         ExperimentError: `narrow` names something that is not searched, or a value that is not
             legal.
     """
-    problems: list[Problem] = []
     methods = list(dict.fromkeys(name for slot in experiment.objective for name in slot))
+    problems = _wrong_names(experiment, methods)
+    fields: dict[tuple[str, str], tuple[SearchedField, ...]] = {}
+    for method in methods:
+        of_students = []
+        for student in experiment.students:
+            of_method, wrong = _narrowed_fields(method, settings[student], experiment.narrow)
+            of_students.append(of_method)
+            problems += [problem for problem in wrong if problem not in problems]
+        for number, student in enumerate(experiment.students, start=1):
+            fields[student, method] = tuple(
+                field
+                if all(other.get(name) == field for other in of_students)
+                else replace(field, name=f"{name}.{number}")
+                for name, field in of_students[number - 1].items()
+            )
+    if problems:
+        raise ExperimentError(source, problems)
+    shared: tuple[SearchedField, ...] = ()
+    rate = experiment.training.learning_rate
+    if isinstance(rate, SearchedRange):
+        shared = (NumberField(LEARNING_RATE, rate.low, rate.high, rate.log, False, rate.middle),)
+    return Space(
+        experiment.students, experiment.objective, fields, shared, experiment.search.combinations
+    )
+
+
+def _wrong_names(experiment: Experiment, methods: Sequence[str]) -> list[Problem]:
+    """Names in `narrow` and `combinations` that no candidate has."""
+    problems: list[Problem] = []
     known = [f"{name}.{field}" for name in methods for field in CATALOGUE[name].Params.model_fields]
     for key in experiment.narrow:
         if key not in known:
@@ -206,25 +258,27 @@ def derive_space(experiment: Experiment, setting: Setting, source: str) -> Space
         if len(set(slots)) < len(combination) or len(slots) != len(combination):
             message = f"{list(combination)} must be candidates of different slots"
             problems.append(Problem(key=f"search.combinations.{number}", message=message))
-    fields: dict[str, tuple[SearchedField, ...]] = {}
-    for method in methods:
-        of_method = _fields(method, setting)
-        for name in CATALOGUE[method].Params.model_fields:
-            key = f"{method}.{name}"
-            if key in experiment.narrow:
-                values = experiment.narrow[key]
-                try:
-                    of_method[key] = _narrow(method, name, of_method.get(key), values, setting)
-                except ValueError as error:
-                    problems.append(Problem(key=f"narrow.{key}", message=str(error)))
-        fields[method] = tuple(of_method.values())
-    if problems:
-        raise ExperimentError(source, problems)
-    shared: tuple[SearchedField, ...] = ()
-    rate = experiment.training.learning_rate
-    if isinstance(rate, SearchedRange):
-        shared = (NumberField(LEARNING_RATE, rate.low, rate.high, rate.log, False, rate.middle),)
-    return Space(experiment.objective, fields, shared, experiment.search.combinations)
+    return problems
+
+
+def _narrowed_fields(
+    method: str, setting: Setting, narrow: Mapping[str, Sequence[Option]]
+) -> tuple[dict[str, SearchedField], list[Problem]]:
+    """A method's searched fields by name, with the user's values; and what is wrong with these."""
+    try:
+        fields = _fields(method, setting)
+    except ValueError as error:
+        message = f"{method} cannot teach {setting.student.network}: {error}"
+        return {}, [Problem(key="objective", message=message)]
+    problems = []
+    for name in CATALOGUE[method].Params.model_fields:
+        key = f"{method}.{name}"
+        if key in narrow:
+            try:
+                fields[key] = _narrow(method, name, fields.get(key), narrow[key], setting)
+            except ValueError as error:
+                problems.append(Problem(key=f"narrow.{key}", message=str(error)))
+    return fields, problems
 
 
 def _fields(method: str, setting: Setting) -> dict[str, SearchedField]:

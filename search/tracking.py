@@ -22,9 +22,11 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
+from kdcore.measure import NetworkCost
 from kdcore.training import EpochReport
 from search.record import SearchRecord, State, TrialRecord
 from search.searcher import METRIC
+from search.space import plain_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class Tracker:
             run = self._create_run("search", record.name, {})
             self._search_run = run.info.run_id
             params = {
-                "student": record.experiment.student,
+                "student": ", ".join(record.experiment.students),
                 "teacher": record.experiment.teacher.backbone,
                 "data": record.experiment.data.name,
                 "trials": str(record.experiment.search.trials),
@@ -114,15 +116,21 @@ class Tracker:
 
         self._submit(log)
 
-    def start_trial(self, trial: TrialRecord, params: Mapping[str, str]) -> None:
-        """Opens a trial's run."""
+    def start_trial(
+        self, trial: TrialRecord, words: str, params: Mapping[str, str], cost: NetworkCost | None
+    ) -> None:
+        """Opens a trial's run, named by its number and these words."""
 
         def log() -> None:
             tags = {"kdsearch.trial": str(trial.number)}
-            run = self._create_run("trial", f"{trial.number:03d} {trial.objective}", tags)
+            run = self._create_run("trial", f"{trial.number:03d} {words}", tags)
             self._runs[trial.number] = run.info.run_id
-            settings = {key: str(value) for key, value in trial.point.items()}
-            self._log(run.info.run_id, params={"objective": trial.objective, **settings, **params})
+            settings = {plain_name(key): str(value) for key, value in trial.point.items()}
+            costs = {}
+            if cost is not None:
+                costs = {"parameters": float(cost.parameters), "latency_ms": cost.latency_ms}
+            params_ = {"objective": trial.objective, **settings, **params}
+            self._log(run.info.run_id, costs, params=params_)
 
         self._submit(log)
 
@@ -150,10 +158,13 @@ class Tracker:
 
         def log() -> None:
             done = [t for t in record.trials if t.state == "finished" and t.heldout_accuracy]
-            best = max((t.heldout_accuracy or 0.0 for t in done), default=None)
-            metrics = {} if best is None else {METRIC: best}
-            if record.control is not None and record.control.heldout_accuracy is not None:
-                metrics["control_heldout_accuracy"] = record.control.heldout_accuracy
+            best = max(done, key=lambda trial: trial.heldout_accuracy or 0.0, default=None)
+            metrics = {}
+            if best is not None:
+                metrics[METRIC] = best.heldout_accuracy or 0.0
+                control = record.control_of(best.student)
+                if control is not None and control.heldout_accuracy is not None:
+                    metrics["control_heldout_accuracy"] = control.heldout_accuracy
             self._log(self._search_run, metrics, tags={"kdsearch.state": record.state})
             self._end(self._search_run, "FINISHED" if record.state == "finished" else "KILLED")
 

@@ -11,8 +11,9 @@ from ray import tune
 
 from kdcore import distill
 from kdcore.data import open_data
+from kdcore.measure import NetworkCost, measure_network
 from kdcore.teacher import is_ready, prepare_teacher, teacher_folder
-from kdcore.training import EpochReport
+from kdcore.training import EpochReport, default_device
 from search.experiment import Experiment
 from search.space import Point, trial_config
 from search.storage import Storage, workspace_of
@@ -62,6 +63,24 @@ def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Itera
     if storage.local is None:
         folder = teacher_folder(experiment.teacher, data, workspace)
         storage.upload(folder, f"teachers/{folder.name}")
+
+
+def measure_students(
+    experiment_json: str, num_classes: int, in_channels: int, image_size: tuple[int, int]
+) -> dict[str, NetworkCost]:
+    """By student, what it costs on the device that a trial would have."""
+    experiment = Experiment.model_validate_json(experiment_json)
+    torch.set_num_threads(experiment.resources.cpus)
+    return {
+        student: measure_network(
+            student,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            image_size=image_size,
+            device=default_device(),
+        )
+        for student in experiment.students
+    }
 
 
 def _fetch_teacher(experiment: Experiment, storage: Storage, workspace: Path) -> None:

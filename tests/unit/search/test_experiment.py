@@ -128,3 +128,27 @@ def test_an_override_of_another_form_is_refused(tmp_path: Path, override: str) -
 
 def test_an_override_with_a_wrong_value_is_told_like_one_in_the_file(tmp_path: Path) -> None:
     assert "search.trials" in problems(tmp_path, {}, "search.trials=x")
+
+
+def test_one_student_or_several_may_be_given(tmp_path: Path) -> None:
+    assert read_experiment(write(tmp_path, VALID)).students == ("resnet8",)
+    several = VALID | {"student": ["resnet8", "resnet14"]}
+    assert read_experiment(write(tmp_path, several)).students == ("resnet8", "resnet14")
+
+
+@pytest.mark.parametrize(
+    ("student", "key", "message"),
+    [
+        ("resnet9", "student", "unknown backbone 'resnet9'; did you mean"),
+        (["resnet8", "resnet9"], "student.1", "unknown backbone 'resnet9'; did you mean"),
+        (["resnet8", "resnet8"], "student", "['resnet8', 'resnet8'], but each student may"),
+        ([], "student", "is [], but it should have at least 1 item"),
+        (8, "student", "is 8, but input should be a valid string"),
+    ],
+)
+def test_a_wrong_student_is_told_with_its_place(
+    tmp_path: Path, student: object, key: str, message: str
+) -> None:
+    found = problems(tmp_path, {"student": student})
+    assert list(found) == [key]
+    assert message in found[key]

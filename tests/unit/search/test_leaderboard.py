@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 from rich.console import Console
 
+from kdcore.measure import NetworkCost
 from search.experiment import parse_experiment
 from search.leaderboard import as_bytes, as_table, leaderboard
 from search.record import SearchRecord, TrialRecord, read_record, search_storage, write_record
@@ -20,6 +21,7 @@ from search.storage import Storage
 def trial(number: int, accuracy: float | None, **changes: Any) -> TrialRecord:
     values: dict[str, Any] = {
         "number": number,
+        "student": "resnet8",
         "point": {},
         "objective": f"kd(temperature={number})",
         "state": "finished",
@@ -31,13 +33,15 @@ def trial(number: int, accuracy: float | None, **changes: Any) -> TrialRecord:
     return TrialRecord(**values | changes)
 
 
-def record_of(*trials: TrialRecord, **changes: Any) -> SearchRecord:
+def record_of(
+    *trials: TrialRecord, student: str | list[str] = "resnet8", **changes: Any
+) -> SearchRecord:
     experiment = parse_experiment(
         {
             "name": "task",
             "data": {"name": "digits"},
             "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
-            "student": "resnet8",
+            "student": student,
             "objective": [["none", "kd"]],
             "training": {"epochs": 4},
             "search": {"trials": 4},
@@ -81,7 +85,7 @@ def test_trials_are_ranked_by_accuracy_then_loss_then_number() -> None:
 def test_gains_are_over_the_control_and_the_teacher_has_one() -> None:
     rows = leaderboard(record_of(CONTROL, trial(1, 0.95)))
     gains = {row.objective: row.gain for row in rows}
-    assert gains["teacher resnet20"] == pytest.approx(0.09)
+    assert gains["teacher"] == pytest.approx(0.09)
     assert gains["kd(temperature=1)"] == pytest.approx(0.05)
     assert gains["none"] is None
 
@@ -118,9 +122,45 @@ def test_the_table_fits_a_terminal_of_80_columns_and_marks_the_control() -> None
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
 
 
+COST = NetworkCost(77_754, 763_520, 0.32, 2.0, "CPU", 1)
+
+
+def test_each_students_gain_is_over_its_own_control() -> None:
+    record = record_of(
+        CONTROL,
+        trial(1, 0.7, objective="none", student="resnet14"),
+        trial(2, 0.75, student="resnet14"),
+        trial(3, 0.89),
+        student=["resnet8", "resnet14"],
+        student_costs={"resnet14": COST},
+    )
+    rows = {row.trial: row for row in leaderboard(record)}
+    assert rows[2].gain == pytest.approx(0.05)
+    assert rows[3].gain == pytest.approx(-0.01)
+    assert rows[None].gain == pytest.approx(0.09)  # the teacher's, over the best control
+    assert (rows[2].parameters, rows[2].latency_ms) == (77_754, 0.32)
+    assert (rows[3].parameters, rows[3].latency_ms) == (None, None)
+
+
+def test_what_students_cost_is_shown_in_columns_where_there_are_several_else_below() -> None:
+    def shown(**changes: Any) -> str:
+        console = Console(width=120, file=io.StringIO())
+        with console.capture() as captured:
+            console.print(as_table(record_of(CONTROL, student_costs={"resnet8": COST}, **changes)))
+        return captured.get()
+
+    head, *rows = (line for line in shown(student=["resnet8", "resnet14"]).splitlines()[2:])
+    assert "student objective" in head
+    assert "gain parameters ms epochs" in " ".join(head.split())
+    assert any("resnet8 " in row and "77,754" in row and "0.32" in row for row in rows)
+    alone = shown()
+    assert "parameters" not in alone.splitlines()[2]
+    assert "student resnet8: 77,754 parameters, 763,520 multiply-adds, 0.32 ms an image" in alone
+
+
 def test_a_record_survives_its_storage(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
-    written = write_record(storage, record_of(CONTROL, trial(1, 0.95)))
+    written = write_record(storage, record_of(CONTROL, student_costs={"resnet8": COST}))
     assert read_record(storage, "task-1") == written
 
 

@@ -44,7 +44,8 @@ def test_a_method_that_cannot_work_here_is_refused_once_with_its_reason(
     with pytest.raises(ExperimentError) as caught:
         planned(tmp_path, objective=[["none", "kd"], ["none", "fitnet"]], search=search)
     assert caught.value.lines() == [
-        "task.yaml: objective: fitnet: the student has 3 stages, but 4 are needed; choose another"
+        "task.yaml: objective: fitnet cannot teach resnet8: the student has 3 stages, but 4 are "
+        "needed; choose another"
     ]
 
 

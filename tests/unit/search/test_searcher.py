@@ -31,7 +31,7 @@ def searcher(tmp_path: Path) -> TrueStateOptunaSearch:
         "",
     )
     data = open_data(DataConfig(name="digits"), tmp_path)
-    space = derive_space(experiment, setting_of("resnet8", "resnet20", data), "")
+    space = derive_space(experiment, {"resnet8": setting_of("resnet8", "resnet20", data)}, "")
     return TrueStateOptunaSearch(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
 
 

@@ -13,7 +13,14 @@ from kdcore.methods import CATALOGUE
 from kdcore.span import LayerChoice
 from kdcore.taps import Setting
 from search.experiment import CONTROL, Experiment, ExperimentError, parse_experiment
-from search.space import IS_CONTROL, LEARNING_RATE, Space, derive_space, trial_config
+from search.space import (
+    IS_CONTROL,
+    LEARNING_RATE,
+    Space,
+    derive_space,
+    plain_name,
+    trial_config,
+)
 
 
 def experiment_of(**changes: Any) -> Experiment:
@@ -58,7 +65,7 @@ def test_the_first_trials_are_the_control_and_every_candidate_as_published(
     setting: Setting,
 ) -> None:
     experiment = experiment_of()
-    space = derive_space(experiment, setting, "")
+    space = derive_space(experiment, {"resnet8": setting}, "")
     first = points(space, len(space.first_points()))
     configs = [trial_config(experiment, point) for point in first]
     assert first[0][IS_CONTROL]
@@ -75,7 +82,7 @@ def test_the_first_trials_are_the_control_and_every_candidate_as_published(
 
 def test_a_methods_fields_exist_only_with_it_and_stay_in_their_spans(setting: Setting) -> None:
     experiment = experiment_of()
-    space = derive_space(experiment, setting, "")
+    space = derive_space(experiment, {"resnet8": setting}, "")
     sampled = points(space, 200)[len(space.first_points()) :]
     assert {point["objective.1"] for point in sampled} == set(CATALOGUE) - {CONTROL}
     for point in sampled:
@@ -86,7 +93,7 @@ def test_a_methods_fields_exist_only_with_it_and_stay_in_their_spans(setting: Se
 
 def test_two_slots_are_searched_together(setting: Setting) -> None:
     experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]])
-    space = derive_space(experiment, setting, "")
+    space = derive_space(experiment, {"resnet8": setting}, "")
     first = [trial_config(experiment, point) for point in points(space, 4)]
     assert [[term.method for term in config.objective] for config in first] == [
         [],
@@ -101,7 +108,7 @@ def test_two_slots_are_searched_together(setting: Setting) -> None:
 def test_combinations_run_together_after_each_has_run_alone(setting: Setting) -> None:
     search = {"trials": 9, "combinations": [["kd", "at"], ["rkd", "kd"]]}
     experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]], search=search)
-    space = derive_space(experiment, setting, "")
+    space = derive_space(experiment, {"resnet8": setting}, "")
     first = [trial_config(experiment, point) for point in points(space, 6)]
     assert [[term.method for term in config.objective] for config in first] == [
         [],
@@ -120,14 +127,14 @@ def test_a_combination_within_a_slot_or_of_no_candidates_is_refused(
     search = {"trials": 9, "combinations": [combination]}
     experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]], search=search)
     with pytest.raises(ExperimentError, match=r"search.combinations.0: .* different slots"):
-        derive_space(experiment, setting, "")
+        derive_space(experiment, {"resnet8": setting}, "")
 
 
 def test_a_slot_without_none_keeps_its_method_in_every_trial_but_the_control(
     setting: Setting,
 ) -> None:
     experiment = experiment_of(objective=[["kd"], ["none", "at"]])
-    found = points(derive_space(experiment, setting, ""), 20)
+    found = points(derive_space(experiment, {"resnet8": setting}, ""), 20)
     assert found[0]["objective.1"] == CONTROL
     assert {point["objective.1"] for point in found[1:]} == {"kd"}
 
@@ -135,11 +142,11 @@ def test_a_slot_without_none_keeps_its_method_in_every_trial_but_the_control(
 def test_the_control_is_not_sampled_again_unless_its_settings_can_differ(
     setting: Setting,
 ) -> None:
-    fixed = derive_space(experiment_of(objective=[["none", "kd"]]), setting, "")
+    fixed = derive_space(experiment_of(objective=[["none", "kd"]]), {"resnet8": setting}, "")
     assert all(point["objective.1"] == "kd" for point in points(fixed, 30)[1:])
     training = {"epochs": 3, "learning_rate": {"low": 0.01, "high": 0.16}}
     experiment = experiment_of(objective=[["none", "kd"]], training=training)
-    found = points(derive_space(experiment, setting, ""), 30)
+    found = points(derive_space(experiment, {"resnet8": setting}, ""), 30)
     assert {point["objective.1"] for point in found[2:]} == {"none", "kd"}
     assert found[0][LEARNING_RATE] == pytest.approx(0.04)
     assert trial_config(experiment, found[0]).training.learning_rate == pytest.approx(0.04)
@@ -152,7 +159,7 @@ def test_narrowing_holds_for_sampled_and_published_values(setting: Setting) -> N
         "at.power": [4],
     }
     experiment = experiment_of(objective=[["none", "kd", "at"]], narrow=narrow)
-    found = points(derive_space(experiment, setting, ""), 60)
+    found = points(derive_space(experiment, {"resnet8": setting}, ""), 60)
     kd = [point for point in found if point["objective.1"] == "kd"]
     at = [point for point in found if point["objective.1"] == "at"]
     assert all(5 <= point["kd.temperature"] <= 8 for point in kd)
@@ -164,7 +171,7 @@ def test_narrowing_holds_for_sampled_and_published_values(setting: Setting) -> N
 def test_one_value_fixes_a_setting_also_one_that_is_not_searched(setting: Setting) -> None:
     narrow = {"kd.temperature": [3], "rkd.distance_weight": [7]}
     experiment = experiment_of(objective=[["none", "kd", "rkd"]], narrow=narrow)
-    space = derive_space(experiment, setting, "")
+    space = derive_space(experiment, {"resnet8": setting}, "")
     for point in points(space, 30)[1:]:
         (term,) = trial_config(experiment, point).objective
         fixed = {"kd": ("temperature", 3), "rkd": ("distance_weight", 7)}[term.method]
@@ -191,7 +198,7 @@ def test_a_wrong_narrowing_is_told_with_its_key(
 ) -> None:
     experiment = experiment_of(objective=[["none", "kd", "at"]], narrow=narrow)
     with pytest.raises(ExperimentError) as caught:
-        derive_space(experiment, setting, "task.yaml")
+        derive_space(experiment, {"resnet8": setting}, "task.yaml")
     (problem,) = caught.value.problems
     assert problem.key == f"narrow.{next(iter(narrow))}"
     assert words in problem.message
@@ -199,6 +206,66 @@ def test_a_wrong_narrowing_is_told_with_its_key(
 
 def test_a_trials_config_survives_json(setting: Setting) -> None:
     experiment = experiment_of()
-    for point in points(derive_space(experiment, setting, ""), 40):
+    for point in points(derive_space(experiment, {"resnet8": setting}, ""), 40):
         config = trial_config(experiment, point)
         assert type(config).model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Setting]:
+    data = open_data(experiment_of().data, Path(tmp_path_factory.mktemp("space")))
+    return {name: setting_of(name, "resnet20", data) for name in ("resnet8", "resnet50")}
+
+
+def of_two_students(**changes: Any) -> Experiment:
+    objective = [["none", "kd", "at"]]
+    return experiment_of(**{"student": ["resnet8", "resnet50"], "objective": objective} | changes)
+
+
+def test_each_student_has_a_control_and_the_first_shows_the_published_settings(
+    settings: dict[str, Setting],
+) -> None:
+    experiment = of_two_students()
+    space = derive_space(experiment, settings, "")
+    first = points(space, len(space.first_points()))
+    configs = [trial_config(experiment, point) for point in first]
+    assert [(config.student, [term.method for term in config.objective]) for config in configs] == [
+        ("resnet8", []),
+        ("resnet50", []),
+        ("resnet8", ["kd"]),
+        ("resnet8", ["at"]),
+    ]
+    assert [IS_CONTROL in point for point in first] == [True, True, False, False]
+
+
+def test_the_student_is_searched_and_so_are_the_layers_that_it_has(
+    settings: dict[str, Setting],
+) -> None:
+    experiment = of_two_students()
+    found = points(derive_space(experiment, settings, ""), 80)
+    seen: dict[str, set[str]] = {"resnet8": set(), "resnet50": set()}
+    for point in found:
+        config = trial_config(experiment, point)
+        for term in config.objective:
+            if term.method == "at":
+                seen[config.student].add(term.params.model_dump()["layers"])
+    assert any("stage4:" in layers for layers in seen["resnet50"])
+    assert not any("stage4:" in layers for layers in seen["resnet8"])
+    assert "all" in seen["resnet8"] & seen["resnet50"]
+    names = {name for point in found for name in point}
+    assert {"at.layers.1", "at.layers.2", "at.power"} <= names  # power is one field for both
+    assert {plain_name(name) for name in names} >= {"at.layers", "at.power", "objective.1"}
+
+
+def test_a_narrowing_must_suit_every_student(settings: dict[str, Setting]) -> None:
+    fits = of_two_students(narrow={"at.layers": ["last", "stage1:stage1"]})
+    found = points(derive_space(fits, settings, ""), 40)
+    assert {point["at.layers"] for point in found if "at.layers" in point} == {
+        "last",
+        "stage1:stage1",
+    }
+    one_has_it = of_two_students(narrow={"at.layers": ["stage4:stage3"]})
+    with pytest.raises(ExperimentError) as caught:
+        derive_space(one_has_it, settings, "task.yaml")
+    (problem,) = caught.value.problems
+    assert "the student resnet8 has no tap 'stage4'" in problem.message

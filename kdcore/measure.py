@@ -1,0 +1,155 @@
+"""What a network costs: parameters, multiply-adds, latency."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdcore.backbones import Backbone, build_backbone, constructor_of
+
+BATCH = 64
+"""Images in the batch whose latency is measured beside that of a single image."""
+
+# Enough repetitions for a median, but not longer than that for a large network.
+_REPETITIONS, _SECONDS = 50, 1.0
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What a network costs where it is used, without what only training needs.
+
+    Args:
+        parameters: their number.
+        multiply_adds: of the convolutions and matrix products for one image.
+        latency_ms: median milliseconds for one image.
+        batch_latency_ms: median milliseconds for a batch of 64 images.
+        device: where the latencies were measured, in words.
+        threads: of the CPU; 0 on a GPU.
+    """
+
+    parameters: int
+    multiply_adds: int
+    latency_ms: float
+    batch_latency_ms: float
+    device: str
+    threads: int
+
+
+def count_parameters(network: nn.Module) -> int:
+    """The number of a network's parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def count_multiply_adds(backbone: Backbone, image_size: tuple[int, int]) -> int:
+    """Multiply-adds of the convolutions and matrix products for one image, in evaluation.
+
+    Args:
+        backbone: on any device; on the meta device nothing is computed.
+        image_size: height and width in pixels.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    device = next(backbone.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone(torch.empty(1, backbone.in_channels, *image_size, device=device))
+    backbone.train(was_training)
+    flops: int = counter.get_total_flops()
+    return flops // 2  # a multiply-add is two floating-point operations
+
+
+def count_costs(
+    name: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Parameters and multiply-adds of a network of the catalogue; nothing is computed.
+
+    Args:
+        name: of the network.
+        num_classes: K.
+        in_channels: channels of the images.
+        image_size: height and width in pixels; none: those that it was designed for.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    with torch.device("meta"):
+        backbone = constructor_of(name)(num_classes, in_channels)
+    backbone.drop_auxiliary()
+    size = image_size or backbone.native_size
+    return count_parameters(backbone), count_multiply_adds(backbone, size)
+
+
+def measure_latency(network: nn.Module, images: torch.Tensor) -> float:
+    """The median time of a forward pass in milliseconds, in evaluation, after a warm-up.
+
+    Args:
+        network: on the device of the images.
+        images: a batch, as the network takes it.
+    """
+    was_training = network.training
+    network.eval()
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        network(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        return time.perf_counter() - started
+
+    with torch.inference_mode():
+        for _ in range(3):
+            seconds()
+        times = [seconds()]
+        while len(times) < _REPETITIONS and sum(times) < _SECONDS:
+            times.append(seconds())
+    network.train(was_training)
+    return 1000 * statistics.median(times)
+
+
+def measure_network(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int],
+    device: torch.device,
+) -> NetworkCost:
+    """Measures a network of the catalogue on the device at hand, in float32.
+
+    Args:
+        name: of the network.
+        num_classes: K.
+        in_channels: channels of the images.
+        image_size: height and width in pixels.
+        device: where the latencies are measured.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    backbone = build_backbone(name, num_classes=num_classes, in_channels=in_channels, seed=0)
+    backbone.drop_auxiliary()
+    backbone.to(device)
+    images = torch.zeros(BATCH, in_channels, *image_size, device=device)
+    on_gpu = device.type == "cuda"
+    return NetworkCost(
+        parameters=count_parameters(backbone),
+        multiply_adds=count_multiply_adds(backbone, image_size),
+        latency_ms=measure_latency(backbone, images[:1]),
+        batch_latency_ms=measure_latency(backbone, images),
+        device=torch.cuda.get_device_name(device) if on_gpu else f"CPU, {_processor()}",
+        threads=0 if on_gpu else torch.get_num_threads(),
+    )
+
+
+def _processor() -> str:
+    """The processor's name, as far as this system tells it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return "unknown"
