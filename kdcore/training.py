@@ -153,10 +153,9 @@ def evaluate(classifier: Classifier, split: Split) -> tuple[float, float]:
     device = classifier.mean.device
     right = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    for positions in torch.split(torch.arange(len(split)), _EVALUATION_BATCH):
-        images = split.images[positions].to(device)
-        labels = split.labels[positions].to(device)
-        logits = classifier(images)
+    every_label = torch.split(split.labels.to(device), _EVALUATION_BATCH)
+    for images, labels in zip(split.batches(_EVALUATION_BATCH), every_label, strict=True):
+        logits = classifier(images.to(device))
         right += (logits.argmax(1) == labels).sum()
         loss += cross_entropy(logits, labels, reduction="sum")
     classifier.train(was_training)
@@ -272,24 +271,26 @@ class _Run:
             weights = torch.tensor([float(counts) for counts in counted], device=self.device)
         for method in self.methods:
             method.begin_epoch(epoch, self.recipe.epochs)
-        for step in range(self.steps):
+        order = order[: self.steps * self.batch_size]
+        views = self.split.views(order, self.data.view_of(epoch), self.batch_size)
+        for step, images in enumerate(views):
             positions = order[step * self.batch_size : (step + 1) * self.batch_size]
             rate = self.recipe.learning_rate_at(epoch - 1 + (step + 0.5) / self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self._step(step, epoch, positions, weights, counted, meters)
+            self._step(step, epoch, images, positions, weights, counted, meters)
         return meters
 
     def _step(
         self,
         step: int,
         epoch: int,
+        images: Tensor,
         positions: Tensor,
         weights: Tensor,
         counted: Sequence[bool],
         meters: _Meters,
     ) -> None:
-        images = self.data.view(self.split, positions, epoch)
         labels = self.split.labels[positions]
         batch = Batch(labels, positions, epoch, self.recipe.epochs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -369,7 +370,7 @@ def train(
         # resumption, changes nothing, and a checkpoint need not hold it.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_epoch_seed(seed, epoch))
-            meters = run.epoch(epoch, torch.randperm(len(data.train)).to(device))
+            meters = run.epoch(epoch, data.train.shuffled().to(device))
         _refuse_non_finite(meters, run.names, epoch)
         accuracy, heldout_loss = evaluate(student, heldout)
         if not math.isfinite(heldout_loss):

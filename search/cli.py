@@ -1,5 +1,6 @@
 """The command `kdsearch`."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -230,6 +231,28 @@ def backbones() -> None:
     from search.catalogue import backbones_table
 
     _console().print(backbones_table())
+
+
+@app.command()
+def describe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A network, as in an experiment.")],
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="CxHxW", help="Of the images, like 3x224x224; else its native size."),
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=2, help="How many the data have.")] = None,
+) -> None:
+    """Show a network's layers, costs and taps."""
+    from search.catalogue import describe as description
+
+    size = None
+    if image is not None:
+        found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", image)
+        if found is None:
+            raise ValueError(f"--image is {image!r}, but must have the form 3x224x224")
+        channels, height, width = map(int, found.groups())
+        size = channels, height, width
+    _console().print(description(name, size, classes), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from kdcore.data.image_table import open_image_table
 from kdcore.data.source import Source
+from kdcore.data.split import Split, TableSplit
 from kdcore.data.splits import stratified_halves
-from kdcore.data.views import crop_and_flip
 from kdcore.suggestion import did_you_mean
 
-__all__ = ["SOURCES", "AbsolutePath", "DataConfig", "ImageData", "Split", "open_data"]
+__all__ = ["SOURCES", "AbsolutePath", "DataConfig", "ImageData", "Split", "TableSplit", "open_data"]
 
 
 def _collect() -> dict[str, Source]:
@@ -76,27 +75,6 @@ class DataConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Split:
-    """A part of the data.
-
-    Args:
-        images: [N, C, H, W], uint8.
-        labels: [N], int64.
-        image_ids: [N], int64, positions in the image table.
-    """
-
-    images: Tensor
-    labels: Tensor
-    image_ids: Tensor
-
-    def to(self, device: torch.device) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device), self.image_ids.to(device))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
 class ImageData:
     """A data set, split and ready to be trained on.
 
@@ -106,9 +84,11 @@ class ImageData:
         heldout: the images that rank trials.
         test: the images that only the chosen students see.
         class_names: the K classes in the order of their labels.
+        in_channels: channels of the images.
+        image_size: height and width in pixels.
         mean: of the training pixels, for each channel, on the scale 0 to 1.
         std: of the training pixels, for each channel, on the scale 0 to 1.
-        digest: of the image table.
+        digest: of images, labels and splits.
     """
 
     config: DataConfig
@@ -116,6 +96,8 @@ class ImageData:
     heldout: Split
     test: Split
     class_names: tuple[str, ...]
+    in_channels: int
+    image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
@@ -124,36 +106,10 @@ class ImageData:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    @property
-    def in_channels(self) -> int:
-        return self.train.images.shape[1]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.train.images.shape[2], self.train.images.shape[3]
-
-    def view(self, train: Split, positions: Tensor, epoch: int) -> Tensor:
-        """Augmented training images.
-
-        Args:
-            train: the training split, on the device where the images are wanted.
-            positions: [B], int64, positions in that split.
-            epoch: from 1; it decides the view.
-
-        Returns:
-            [B, C, H, W], uint8.
-        """
-        source = SOURCES[self.config.name]
+    def view_of(self, epoch: int) -> int:
+        """The view of the training images that an epoch, from 1, shows."""
         turn = epoch - 1
-        return crop_and_flip(
-            train.images[positions],
-            train.image_ids[positions],
-            seed=self.config.view_seed,
-            view=turn if self.config.views is None else turn % self.config.views,
-            crop_padding=source.crop_padding,
-            flip=source.flip,
-        )
+        return turn if self.config.views is None else turn % self.config.views
 
 
 def open_data(config: DataConfig, workspace: Path) -> ImageData:
@@ -195,8 +151,15 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
         chosen, _ = stratified_halves(table.labels[rest], config.train_images, config.split_seed)
         rest = rest[chosen]
 
-    def split(positions: Tensor) -> Split:
-        return Split(table.images[positions], table.labels[positions], positions)
+    def split(positions: Tensor) -> TableSplit:
+        return TableSplit(
+            table.images[positions],
+            table.labels[positions],
+            positions,
+            config.view_seed,
+            source.crop_padding,
+            source.flip,
+        )
 
     train = split(rest)
     pixels = train.images.transpose(0, 1).flatten(1).double() / 255
@@ -206,6 +169,8 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
         heldout=split(heldout),
         test=split(table.is_test.nonzero().flatten()),
         class_names=source.class_names,
+        in_channels=table.images.shape[1],
+        image_size=(table.images.shape[2], table.images.shape[3]),
         mean=tuple(pixels.mean(1).tolist()),
         std=tuple(pixels.std(1).tolist()),
         digest=table.digest,

@@ -192,7 +192,8 @@ def test_every_seed_that_is_accepted_works(field: str, seed: int, workspace: Pat
     except ValidationError:
         return  # refused where it is read: that is in order
     data = open_data(config, workspace)
-    assert len(data.view(data.train, torch.arange(4), 1)) == 4
+    (images,) = data.train.views(torch.arange(4), data.view_of(1), 4)
+    assert images.shape == (4, 1, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -492,3 +493,15 @@ def test_a_failed_download_is_refused_with_the_way_out(
         config = fashion(tmp_path / "root").model_copy(update={"download": True})
         with pytest.raises(ValueError, match="root"):
             open_data(config, tmp_path)
+
+
+def test_views_are_the_same_in_batches_of_any_size_and_in_any_order(
+    all_digits: ImageData,
+) -> None:
+    train, order = all_digits.train, torch.randperm(len(all_digits.train))
+    whole = torch.cat(list(train.views(torch.arange(len(train)), 3, 4096)))
+    for size in (1, 64, 2047):
+        batches = list(train.views(order, 3, size))
+        assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+        assert torch.equal(torch.cat(batches), whole[order])
+    assert torch.equal(torch.cat(list(train.batches(100))), train.images)

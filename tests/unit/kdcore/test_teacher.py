@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from kdcore import DataConfig, Recipe, TeacherConfig
 from kdcore.backbones import build_backbone
 from kdcore.classifier import load_card
-from kdcore.data import ImageData, Split, open_data
+from kdcore.data import ImageData, TableSplit, open_data
 from kdcore.teacher import is_ready, load_teacher, prepare_teacher, teacher_folder
 from kdcore.training import evaluate
 
@@ -51,8 +51,13 @@ def test_the_best_epochs_weights_teach_and_the_card_tells_their_accuracy(
 ) -> None:
     # Who learns from all digits but noughts knows less of noughts after every epoch: the first is
     # the best.
-    def part(split: Split, chosen: torch.Tensor) -> Split:
-        return Split(split.images[chosen], split.labels[chosen], split.image_ids[chosen])
+    def part(split: TableSplit, chosen: torch.Tensor) -> TableSplit:
+        return replace(
+            split,
+            images=split.images[chosen],
+            labels=split.labels[chosen],
+            image_ids=split.image_ids[chosen],
+        )
 
     data = replace(
         digits,

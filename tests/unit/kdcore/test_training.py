@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdcore import Classifier, EpochReport, NonFiniteLossError, Recipe, TermConfig
 from kdcore.backbones import build_backbone, probe_shapes
 from kdcore.checkpoint import FILE_NAME, read_checkpoint
-from kdcore.data import ImageData, Split, open_data
+from kdcore.data import ImageData, TableSplit, open_data
 from kdcore.distillation import build_terms, setting_of
 from kdcore.method import Method
 from kdcore.methods import CATALOGUE
@@ -184,7 +184,9 @@ def test_evaluation_agrees_with_a_loop_over_single_images(
 
 def test_evaluation_of_one_image(student: Classifier, digits: ImageData) -> None:
     part = digits.heldout
-    one = Split(part.images[:1], part.labels[:1], part.image_ids[:1])
+    one = replace(
+        part, images=part.images[:1], labels=part.labels[:1], image_ids=part.image_ids[:1]
+    )
     accuracy, loss = evaluate(student, one)
     assert accuracy in (0.0, 1.0)
     logits = student.eval()(one.images)
@@ -283,7 +285,9 @@ def test_a_method_is_told_labels_positions_and_progress_and_sees_the_teachers_an
     first, second = recorder.seen[0][0].indices, recorder.seen[4][0].indices
     assert not torch.equal(first, second)
     for batch, _, taught in recorder.seen:
-        images = digits.view(digits.train, batch.indices, batch.epoch)
+        (images,) = digits.train.views(
+            batch.indices, digits.view_of(batch.epoch), len(batch.indices)
+        )
         with torch.no_grad():
             assert torch.equal(taught.logits, teacher(images))
 
@@ -444,8 +448,13 @@ def test_of_equally_accurate_epochs_the_one_of_lower_loss_is_best(
 ) -> None:
     # Held out are noughts only, and the student says nought to everything: every epoch is right,
     # and surer of itself or less so, depending on what it learns.
-    def part(split: Split, chosen: Tensor) -> Split:
-        return Split(split.images[chosen], split.labels[chosen], split.image_ids[chosen])
+    def part(split: TableSplit, chosen: Tensor) -> TableSplit:
+        return replace(
+            split,
+            images=split.images[chosen],
+            labels=split.labels[chosen],
+            image_ids=split.image_ids[chosen],
+        )
 
     noughts = digits.train.labels == 0
     data = replace(

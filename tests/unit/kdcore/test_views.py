@@ -205,15 +205,20 @@ def test_no_pixel_of_one_image_appears_in_another() -> None:
 # Views of a data set
 
 
+def view(data: ImageData, positions: Tensor, epoch: int) -> Tensor:
+    (images,) = data.train.views(positions, data.view_of(epoch), len(positions))
+    return images
+
+
 def test_a_data_sets_views_take_turns(digits: ImageData) -> None:
     three = replace(digits, config=digits.config.model_copy(update={"views": 3}))
     positions = torch.tensor([5, 0, 17, 300])
     fresh = replace(digits, config=digits.config.model_copy(update={"views": None}))
-    seen = [three.view(three.train, positions, epoch) for epoch in range(1, 8)]
+    seen = [view(three, positions, epoch) for epoch in range(1, 8)]
     for turn in range(4):
         assert torch.equal(seen[turn], seen[turn + 3])
     for turn in range(3):
-        assert torch.equal(seen[turn], fresh.view(fresh.train, positions, turn + 1))
+        assert torch.equal(seen[turn], view(fresh, positions, turn + 1))
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
 
@@ -222,16 +227,16 @@ def test_one_view_is_the_same_in_every_epoch_and_none_is_a_fresh_one(digits: Ima
     positions = torch.arange(64)
     one = replace(digits, config=digits.config.model_copy(update={"views": 1}))
     fresh = replace(digits, config=digits.config.model_copy(update={"views": None}))
-    first = one.view(one.train, positions, 1)
-    assert torch.equal(first, fresh.view(fresh.train, positions, 1))
+    first = view(one, positions, 1)
+    assert torch.equal(first, view(fresh, positions, 1))
     for epoch in range(2, 7):
-        assert torch.equal(one.view(one.train, positions, epoch), first)
-        assert not torch.equal(fresh.view(fresh.train, positions, epoch), first)
+        assert torch.equal(view(one, positions, epoch), first)
+        assert not torch.equal(view(fresh, positions, epoch), first)
 
 
 def test_a_view_belongs_to_the_image_not_to_its_place_in_the_split(digits: ImageData) -> None:
     positions = torch.arange(50)
-    straight = digits.view(digits.train, positions, 1)
+    straight = view(digits, positions, 1)
     train = digits.train
     moved = replace(
         train,
@@ -239,7 +244,7 @@ def test_a_view_belongs_to_the_image_not_to_its_place_in_the_split(digits: Image
         labels=train.labels.roll(7),
         image_ids=train.image_ids.roll(7),
     )
-    assert torch.equal(digits.view(moved, positions + 7, 1), straight)
+    assert torch.equal(view(replace(digits, train=moved), positions + 7, 1), straight)
 
 
 # Stratified selection
