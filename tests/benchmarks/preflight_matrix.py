@@ -1,0 +1,155 @@
+"""Every method between every two families: does a step on two images work, or why is it refused?
+
+    python -m tests.benchmarks.preflight_matrix [--networks NAME ...] [--methods NAME ...]
+
+One or two networks stand for a family. Each pair, as student and teacher, takes the smallest of the
+common image sizes that both accept; each method, as published, goes forward and backward in its
+preparation (where it has one) and after it. A refusal is a ValueError where the method is built;
+whatever else goes wrong is a crash. The matrix is printed, and `runs/bench/preflight_matrix.json`
+written; the exit status is 1 if anything crashed.
+"""
+
+import argparse
+import json
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from kdcore.backbones import affine_parameters, build_backbone, probe
+from kdcore.classifier import Classifier
+from kdcore.methods import CATALOGUE
+from kdcore.taps import Batch, Setting, Taps
+
+FAMILIES = (
+    "resnet8",
+    "resnet18",
+    "wrn_16_1",
+    "vgg8",
+    "vgg11",
+    "inception_v1",
+    "inception_v1_cifar",
+    "inception_v2_cifar",
+    "bn_inception",
+    "mobilenetv2",
+    "shufflenetv1",
+    "shufflenetv2",
+    "resnet8+fpn",
+    "torchvision/squeezenet1_1",
+    "timm/vit_tiny_patch16_224",
+)
+SIDES = (32, 64, 96, 224)
+CLASSES, TRAIN_IMAGES = 10, 40
+
+
+@cache
+def network(name: str) -> Classifier:
+    backbone = build_backbone(name, num_classes=CLASSES, in_channels=3, seed=0)
+    return Classifier(backbone, (0.5,) * 3, (0.25,) * 3)
+
+
+@cache
+def accepts(name: str, side: int) -> bool:
+    try:
+        probe(name, num_classes=CLASSES, in_channels=3, image_size=(side, side))
+    except ValueError:
+        return False
+    return True
+
+
+@cache
+def setting(student: str, teacher: str, side: int) -> Setting:
+    shapes = [
+        probe(name, num_classes=CLASSES, in_channels=3, image_size=(side, side)).shapes
+        for name in (student, teacher)
+    ]
+    norms = affine_parameters(network(teacher).backbone)
+    return Setting(*shapes, torch.arange(TRAIN_IMAGES) % CLASSES, norms)
+
+
+def images_of(side: int) -> Tensor:
+    shape = (2, 3, side, side)
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
+
+
+@cache
+def taught_by(teacher: str, side: int, needs: frozenset[str]) -> Taps:
+    classifier = network(teacher).eval()
+    return classifier.taps(images_of(side), needs, torch.arange(2)).detach()
+
+
+def attempt(student: str, teacher: str, method: str, side: int) -> str:
+    """Empty where it works, else the reason of the refusal."""
+    torch.manual_seed(0)
+    try:
+        term = CATALOGUE[method](CATALOGUE[method].Params(), setting(student, teacher, side))
+    except ValueError as error:
+        return str(error)
+    learner, labels = network(student).train(), torch.arange(2)
+    learner.zero_grad()
+    for epoch in (1, 10):  # the first may prepare
+        shown = learner.taps(images_of(side), term.needs, labels)
+        taught = taught_by(teacher, side, term.needs)
+        term.begin_epoch(epoch, 10)
+        loss = term(shown, taught, Batch(labels, labels, epoch, 10))
+        loss = loss + cross_entropy(shown.logits, labels)
+        loss.backward()
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss is {loss.item()}")
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", default=FAMILIES, metavar="NAME")
+    parser.add_argument("--methods", nargs="+", default=list(CATALOGUE), metavar="NAME")
+    chosen = parser.parse_args()
+    console = Console(width=40 + 8 * len(chosen.methods) if not sys.stdout.isatty() else None)
+    table = Table("student", "teacher", "image", *chosen.methods, padding=(0, 0))
+    reasons: dict[str, int] = {}
+    results: list[dict[str, object]] = []
+    crashes = 0
+    started = time.perf_counter()
+    pairs = [(student, teacher) for teacher in chosen.networks for student in chosen.networks]
+    for student, teacher in track(pairs, console=Console(stderr=True)):
+        sides = [side for side in SIDES if accepts(student, side) and accepts(teacher, side)]
+        cells = []
+        for method in chosen.methods:
+            if not sides:
+                reason = "no common image size"
+            else:
+                try:
+                    reason = attempt(student, teacher, method, sides[0])
+                except Exception as error:  # a crash is what this looks for
+                    reason = f"CRASH {type(error).__name__}: {error}"
+                    crashes += 1
+            number = reasons.setdefault(reason, len(reasons) + 1) if reason else 0
+            cells.append(str(number) if number else "·")
+            results.append(
+                {"student": student, "teacher": teacher, "method": method, "reason": reason}
+            )
+        table.add_row(student, teacher, str(sides[0] if sides else "-"), *cells)
+    console.print(table)
+    for reason, number in reasons.items():
+        console.print(f"{number}: {reason}", highlight=False, soft_wrap=True)
+    refused = sum(bool(result["reason"]) for result in results) - crashes
+    console.print(
+        f"{len(results)} combinations in {time.perf_counter() - started:.0f} s: "
+        f"{len(results) - refused - crashes} work, {refused} are refused, {crashes} crash",
+        highlight=False,
+    )
+    folder = Path("runs/bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "preflight_matrix.json").write_text(json.dumps(results, indent=1) + "\n")
+    sys.exit(bool(crashes))
+
+
+if __name__ == "__main__":
+    main()
