@@ -27,6 +27,19 @@ PARAMETERS = {
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "vgg11": 132_863_336,
+    "vgg11_bn": 132_868_840,
+    "vgg13": 133_047_848,
+    "vgg13_bn": 133_053_736,
+    "vgg16": 138_357_544,
+    "vgg16_bn": 138_365_992,
+    "vgg19": 143_667_240,
+    "vgg19_bn": 143_678_248,
+    "vgg8": 3_965_028,
+    "vgg11_cifar": 9_277_284,
+    "vgg13_cifar": 9_462_180,
+    "vgg16_cifar": 14_774_436,
+    "vgg19_cifar": 20_086_692,
     "wrn_16_1": 180_916,
     "wrn_16_2": 703_284,
     "wrn_40_1": 569_780,
@@ -34,6 +47,7 @@ PARAMETERS = {
 }
 CLASSES = {
     **{f"resnet{layers}": 1000 for layers in (18, 34, 50, 101, 152)},
+    **{f"vgg{layers}{norm}": 1000 for layers in (11, 13, 16, 19) for norm in ("", "_bn")},
 }
 
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
