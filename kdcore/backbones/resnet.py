@@ -1,8 +1,10 @@
 """Deep Residual Learning for Image Recognition. He, Zhang, Ren and Sun, 2015, arXiv:1512.03385.
 
-The CIFAR networks follow section 4.2 with projection shortcuts; `x4` has four times the width, as
-in the distillation literature. ResNet-50 is the ImageNet form (table 1) with the stride in the 3x3
-convolution. Modules are named as in torchvision, so that its state dicts load.
+With three stages: the CIFAR networks of section 4.2 with projection shortcuts, `resnet8` to
+`resnet110`; `x4` has four times the width, as in the distillation literature. With four stages:
+the ImageNet networks of table 1 with the stride in the 3x3 convolution of a bottleneck,
+`resnet18` to `resnet152`, and `resnet50_cifar`, which has the stem for small images. Modules
+are named as in torchvision, so that its state dicts load.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -152,29 +154,38 @@ class ResNet(Backbone):
 
 
 def _cifar(depth: int, multiplier: int = 1) -> Callable[[int, int], ResNet]:
-    blocks = (
-        depth - 2
-    ) // 6  # three stages of blocks with two convolutions, the stem and the classifier
-    stem_width = 16 if multiplier == 1 else 32
+    # Three stages of blocks with two convolutions, the stem and the classifier.
+    blocks = (depth - 2) // 6
     return partial(
         ResNet,
         block=BasicBlock,
         depths=(blocks,) * 3,
-        stem_width=stem_width,
+        stem_width=16 if multiplier == 1 else 32,
         widths=(16 * multiplier, 32 * multiplier, 64 * multiplier),
         small_images=True,
+    )
+
+
+def _imagenet(
+    block: type[BasicBlock] | type[Bottleneck], *depths: int, small_images: bool = False
+) -> Callable[[int, int], ResNet]:
+    return partial(
+        ResNet,
+        block=block,
+        depths=depths,
+        stem_width=64,
+        widths=(64, 128, 256, 512),
+        small_images=small_images,
     )
 
 
 NETWORKS: Mapping[str, Callable[[int, int], Backbone]] = {
     **{f"resnet{depth}": _cifar(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": _cifar(depth, 4) for depth in (8, 32)},
-    "resnet50": partial(
-        ResNet,
-        block=Bottleneck,
-        depths=(3, 4, 6, 3),
-        stem_width=64,
-        widths=(64, 128, 256, 512),
-        small_images=False,
-    ),
+    "resnet50_cifar": _imagenet(Bottleneck, 3, 4, 6, 3, small_images=True),
+    "resnet18": _imagenet(BasicBlock, 2, 2, 2, 2),
+    "resnet34": _imagenet(BasicBlock, 3, 4, 6, 3),
+    "resnet50": _imagenet(Bottleneck, 3, 4, 6, 3),
+    "resnet101": _imagenet(Bottleneck, 3, 4, 23, 3),
+    "resnet152": _imagenet(Bottleneck, 3, 8, 36, 3),
 }
