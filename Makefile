@@ -10,8 +10,8 @@ quickstart: $(VENV)/installed
 
 # Integration tests start servers and use all cores themselves, so they run one after the other.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -q -n auto --dist loadfile
-	$(BIN)/pytest tests/integration -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -q -n auto --dist loadfile -m "not slow"
+	$(BIN)/pytest tests -q -m "slow or integration"
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks.losses

@@ -1,12 +1,15 @@
 """Every network of the catalogue: its size, its declarations, its weights."""
 
-from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.functional import cross_entropy
 
 from kdcore.backbones import BACKBONES, Backbone, build_backbone, check_backbone, probe_shapes
+from kdcore.classifier import Classifier, ClassifierCard, load_student, save_classifier
 from kdcore.taps import Tap, TapInfo
 
 # At 100 classes and 3 channels, unless the name says otherwise; those of the distillation
@@ -51,51 +54,77 @@ CLASSES = {
 }
 
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
+COMPOSED: tuple[str, ...] = ()
 
-every_backbone = pytest.mark.parametrize("name", BACKBONES)
+
+# Above this a test spends its time on memory; those run apart.
+LARGE = 30_000_000
+every_network = [
+    pytest.param(name, marks=[pytest.mark.slow] if PARAMETERS.get(name, 0) > LARGE else [])
+    for name in (*BACKBONES, *COMPOSED)
+]
 
 
-@cache
-def backbone(name: str, in_channels: int) -> Backbone:
-    return build_backbone(name, num_classes=7, in_channels=in_channels, seed=0).eval()
+@pytest.fixture(scope="module", params=every_network)
+def name(request: pytest.FixtureRequest) -> str:
+    """Each network in turn; the tests of one run together, so that it is built once."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def network(name: str) -> Backbone:
+    return build_backbone(name, num_classes=7, in_channels=3, seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def size(network: Backbone, name: str) -> tuple[int, int]:
+    """Height and width of a small image that all reductions divide; it is not square."""
+    step = max(tap.reduction for tap in network.declared)
+    for side in range(-(-16 // step) * step, 225, step):
+        try:
+            probe_shapes(name, num_classes=7, in_channels=3, image_size=(side, side))
+        except ValueError:
+            continue
+        return side, side + step
+    raise AssertionError(f"{name} takes no image up to 224x224")
 
 
 def random_images(images: int, channels: int, height: int, width: int) -> Tensor:
     return torch.randn(images, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
-@every_backbone
-def test_parameter_counts_are_the_published_ones(name: str) -> None:
+def close(given: Tensor, expected: Tensor, share: float) -> bool:
+    return bool((given - expected).abs().max() <= share * expected.abs().max())
+
+
+@pytest.mark.parametrize("known", BACKBONES)
+def test_parameter_counts_are_the_published_ones(known: str) -> None:
     with torch.device("meta"):  # counts without computing 25 million initial weights
-        network = BACKBONES[name](CLASSES.get(name, 100), 3)
-    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name]
+        network = BACKBONES[known](CLASSES.get(known, 100), 3)
+    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[known]
 
 
-@every_backbone
-@pytest.mark.parametrize("in_channels", [1, 3])
-@pytest.mark.parametrize(
-    "size", [(32, 32), (28, 28), (20, 36)], ids=lambda size: "x".join(map(str, size))
-)
+@torch.no_grad()
 def test_declarations_are_what_a_forward_pass_shows(
-    name: str, in_channels: int, size: tuple[int, int]
+    network: Backbone, name: str, size: tuple[int, int]
 ) -> None:
-    network = backbone(name, in_channels)
-    with torch.no_grad():
-        taps = network.taps(random_images(2, in_channels, *size), MAPS)
+    taps = network.taps(random_images(2, 3, *size), MAPS)
 
     declared: list[TapInfo] = [network.stem, *network.stages]
     assert list(taps.maps) == list(taps.preactivations) == [tap.name for tap in declared]
     for tap in declared:
-        sides = [-(-side // tap.reduction) for side in size]  # rounded up
-        assert taps.maps[tap.name].shape == (2, tap.channels, *sides)
-        assert torch.equal(taps.preactivations[tap.name].relu(), taps.maps[tap.name])
-        assert (taps.preactivations[tap.name] < 0).any()
+        before, after = taps.preactivations[tap.name], taps.maps[tap.name]
+        assert after.shape == (2, tap.channels, *(side // tap.reduction for side in size))
+        if tap.activation == "none":
+            assert after is before
+        else:
+            assert torch.equal(getattr(functional, tap.activation)(before), after)
+            assert (before < 0).any()
     assert taps.embedding.shape == (2, network.embedding_width)
-    assert torch.equal(taps.embedding, taps.maps[declared[-1].name].mean((2, 3)))
     assert taps.logits.shape == (2, network.num_classes) == (2, 7)
-    assert network.in_channels == in_channels
+    assert torch.equal(network.classify(taps.embedding), taps.logits)
 
-    shapes = probe_shapes(name, num_classes=7, in_channels=in_channels, image_size=size)
+    shapes = probe_shapes(name, num_classes=7, in_channels=3, image_size=size)
     assert shapes.network == name
     assert (shapes.stem, *shapes.stages) == tuple(tap.name for tap in declared)
     assert shapes.maps == {tap: tuple(value.shape[1:]) for tap, value in taps.maps.items()}
@@ -103,33 +132,118 @@ def test_declarations_are_what_a_forward_pass_shows(
     assert shapes.num_classes == taps.logits.shape[1]
 
 
-@every_backbone
-def test_only_what_is_asked_for_is_kept_and_the_logits_are_the_same(name: str) -> None:
-    network, images = backbone(name, 1), random_images(2, 1, 16, 16)
-    with torch.no_grad():
-        alone = network.taps(images, frozenset())
-        assert (alone.maps, alone.preactivations) == ({}, {})
-        assert network.taps(images, frozenset({Tap.MAPS})).preactivations == {}
-        assert network.taps(images, frozenset({Tap.PREACTIVATIONS})).maps == {}
-        assert torch.equal(network(images), alone.logits)
-        assert torch.equal(network.fc(alone.embedding), alone.logits)
-
-
-@every_backbone
-def test_every_weight_gets_a_gradient(name: str) -> None:
-    network = build_backbone(name, num_classes=3, in_channels=1, seed=0)
-    network(random_images(4, 1, 32, 32)).square().sum().backward()
-    for parameter_name, parameter in network.named_parameters():
-        assert parameter.grad is not None, parameter_name
-        assert parameter.grad.isfinite().all(), parameter_name
-
-
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
-    first, again, other = (
-        build_backbone("resnet8", num_classes=10, in_channels=1, seed=seed).state_dict()
-        for seed in (3, 3, 4)
+def test_a_grey_image_gives_maps_of_the_same_shapes(name: str, size: tuple[int, int]) -> None:
+    grey, coloured = (
+        probe_shapes(name, num_classes=7, in_channels=channels, image_size=size)
+        for channels in (1, 3)
     )
-    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert grey == coloured
+
+
+@torch.no_grad()
+def test_only_what_is_asked_for_is_kept_and_the_logits_are_the_same(
+    network: Backbone, size: tuple[int, int]
+) -> None:
+    images = random_images(2, 3, *size)
+    alone = network.taps(images, frozenset())
+    assert (alone.maps, alone.preactivations) == ({}, {})
+    assert network.taps(images, frozenset({Tap.MAPS})).preactivations == {}
+    assert network.taps(images, frozenset({Tap.PREACTIVATIONS})).maps == {}
+    assert torch.equal(network(images), alone.logits)
+
+
+@torch.no_grad()
+def test_one_image_gives_the_logits_that_it_has_in_a_batch(
+    network: Backbone, size: tuple[int, int]
+) -> None:
+    images = random_images(3, 3, *size)
+    one_by_one = torch.cat([network(image[None]) for image in images])
+    assert close(one_by_one, network(images), 1e-4)
+
+
+@torch.no_grad()
+def test_channels_last_changes_nothing(network: Backbone, size: tuple[int, int]) -> None:
+    images = random_images(2, 3, *size)
+    expected = network(images)
+    try:
+        network.to(memory_format=torch.channels_last)
+        given = network(images.to(memory_format=torch.channels_last))
+    finally:
+        network.to(memory_format=torch.contiguous_format)
+    assert close(given, expected, 1e-3)
+
+
+@torch.no_grad()
+def test_batch_norms_named_are_those_that_the_activations_read(
+    network: Backbone, size: tuple[int, int]
+) -> None:
+    for tap in network.declared:
+        norms = network.norms().get(tap.name, ())
+        assert not norms or sum(norm.num_features for norm in norms) == tap.channels
+    assert set(network.norms()) <= {tap.name for tap in network.declared}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_weight_gets_a_gradient(
+    network: Backbone, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    state = {key: value.clone() for key, value in network.named_buffers()}
+    network.train()
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            taps = network.taps(random_images(4, 3, *size), frozenset())
+        logits = torch.stack([taps.logits, *taps.auxiliary_logits]).float()
+        cross_entropy(logits.flatten(0, 1), torch.arange(len(logits) * 4) % 7).backward()
+        for parameter_name, parameter in network.named_parameters():
+            assert parameter.grad is not None, parameter_name
+            assert parameter.grad.isfinite().all(), parameter_name
+    finally:
+        network.zero_grad()
+        network.eval()
+        for key, value in network.named_buffers():
+            value.copy_(state[key])
+
+
+@torch.no_grad()
+def test_an_exported_program_gives_the_same_logits(
+    network: Backbone, size: tuple[int, int]
+) -> None:
+    images = random_images(2, 3, *size)
+    program = torch.export.export(network, (images,))
+    assert torch.equal(program.module()(images), network(images))
+
+
+@torch.no_grad()
+def test_saved_and_loaded_it_gives_the_same_logits_without_what_only_training_needs(
+    network: Backbone, name: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    card = ClassifierCard(
+        backbone=name,
+        class_names=tuple("abcdefg"),
+        in_channels=3,
+        image_size=size,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+    classifier = Classifier(network, card.mean, card.std)
+    save_classifier(tmp_path, "student", classifier, card)
+    loaded = load_student(tmp_path)
+    images = torch.randint(256, (2, 3, *size), dtype=torch.uint8)
+    assert torch.equal(loaded(images), classifier(images))
+    assert not loaded.backbone.auxiliary
+
+
+def test_the_same_seed_gives_the_same_weights(network: Backbone, name: str) -> None:
+    again = build_backbone(name, num_classes=7, in_channels=3, seed=0)
+    for (key, first), second in zip(network.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(first, second), key
+
+
+def test_another_seed_gives_other_weights() -> None:
+    first, other = (
+        build_backbone("resnet8", num_classes=10, in_channels=1, seed=seed).state_dict()
+        for seed in (3, 4)
+    )
     for key, value in first.items():
         if value.ndim > 1:
             assert not torch.equal(value, other[key]), key
