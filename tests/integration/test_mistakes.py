@@ -11,6 +11,8 @@ import yaml
 from search.cli import main
 from tests.integration.test_search import EXPERIMENT
 
+pytestmark = pytest.mark.integration
+
 VALID: dict[str, Any] = EXPERIMENT | {"narrow": {}}
 
 
