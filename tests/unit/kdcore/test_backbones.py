@@ -22,8 +22,20 @@ PARAMETERS = {
     "resnet8x4": 1_233_540,
     "resnet32x4": 7_433_860,
     "resnet50": 25_557_032,
+    "inception_v1": 13_378_280,
+    "inception_v1_bn": 13_385_816,
+    "inception_v1_cifar": 5_964_164,
+    "bn_inception": 11_285_224,
+    "inception_v2": 25_954_248,
+    "inception_v2_cifar": 24_110_148,
 }
-CLASSES = {"resnet50": 1000}
+CLASSES = {
+    "resnet50": 1000,
+    "inception_v1": 1000,
+    "inception_v1_bn": 1000,
+    "bn_inception": 1000,
+    "inception_v2": 1000,
+}
 
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
 
