@@ -26,7 +26,8 @@ class TapInfo:
     Args:
         name: the tap's name, unique within its network.
         channels: the map's channels.
-        reduction: image side / map side, for image sides that the reduction divides.
+        reduction: image side / map side, for image sides that the reduction divides; the map is a
+            few pixels smaller where the network has unpadded convolutions.
         activation: what stands between the map before and the map after: the name of a function of
             `torch.nn.functional` like `relu`, or `none` where the two are one.
     """
