@@ -22,6 +22,9 @@ PARAMETERS = {
     "resnet8x4": 1_233_540,
     "resnet32x4": 7_433_860,
     "resnet50": 25_557_032,
+    "mobilenetv2": 812_836,
+    "shufflenetv1": 949_258,
+    "shufflenetv2": 1_355_528,
 }
 CLASSES = {"resnet50": 1000}
 
