@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.fpn import pyramid_constructor
 from kdcore.suggestion import did_you_mean
 from kdcore.taps import Shapes, Tap
 
@@ -49,6 +50,8 @@ def constructor_of(name: str) -> Constructor:
     Raises:
         ValueError: there is no such network.
     """
+    if "+" in name:
+        return pyramid_constructor(name, constructor_of)
     if name not in BACKBONES:
         raise ValueError(
             f"unknown backbone {name!r}{did_you_mean(name, BACKBONES)} "

@@ -47,6 +47,9 @@ PARAMETERS = {
     "wrn_16_2": 703_284,
     "wrn_40_1": 569_780,
     "wrn_40_2": 2_255_156,
+    "mobilenetv2": 812_836,
+    "shufflenetv1": 949_258,
+    "shufflenetv2": 1_355_528,
     "inception_v1": 13_378_280,  # with its auxiliary classifiers
     "inception_v1_bn": 13_385_816,
     "inception_v1_cifar": 5_964_164,
@@ -63,7 +66,7 @@ CLASSES = {
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
 # Unpadded convolutions take so many pixels of a map at most.
 TRIMMED = {"inception_v2": 3}
-COMPOSED: tuple[str, ...] = ()
+COMPOSED = ("resnet20+fpn", "resnet18+fpn64-extra")
 
 
 # Above this a test spends its time on memory; those run apart.

@@ -1,0 +1,195 @@
+"""Feature Pyramid Networks for Object Detection. Lin, Dollár, Girshick, He, Hariharan and
+Belongie, 2016, arXiv:1612.03144.
+
+A pyramid stands over any network with at least three stages and is named after it:
+`resnet50+fpn`, `resnet20+fpn128` with 128 channels, `resnet50+fpn-extra` with one more, coarser
+level. Modules are named as in torchvision, so that its state dicts load.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import interpolate, max_pool2d
+
+from kdcore.backbones.backbone import Backbone
+from kdcore.taps import TapInfo
+
+_SUFFIX = re.compile(r"fpn([1-9]\d*)?(-extra)?")
+
+
+class FeaturePyramid(nn.Module):
+    """Lateral 1x1 convolutions, a top-down sum and a 3x3 convolution of each level (figure 3).
+
+    Args:
+        channels: of the maps that it reads, from fine to coarse.
+        width: d, the channels of every level.
+        extra_level: one more level, which subsamples the coarsest (section 4.1).
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        width: int,
+        *,
+        extra_level: bool = False,
+    ) -> None:
+        super().__init__()
+        self.extra_level = extra_level
+        self.inner_blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(entering, width, 1)) for entering in channels
+        )
+        self.layer_blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1)) for _ in channels
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                # He's, for layers that no activation follows; the paper does not say.
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """For each map [B, C, H, W], from fine to coarse, its level [B, width, H, W]."""
+        laterals = [lateral(x) for lateral, x in zip(self.inner_blocks, maps, strict=True)]
+        merged = laterals[-1:]
+        for lateral in reversed(laterals[:-1]):
+            merged.insert(0, lateral + interpolate(merged[0], lateral.shape[-2:]))
+        levels = [smooth(x) for smooth, x in zip(self.layer_blocks, merged, strict=True)]
+        if self.extra_level:
+            levels.append(max_pool2d(levels[-1], 1, 2))
+        return levels
+
+
+class PyramidClassifier(Backbone):
+    """A classifier that reads the mean of every level of a pyramid over another network.
+
+    The levels are its stages: `p2` over the body's first stage, and so on. What the body has
+    beyond its stages, like its own classifier, is removed.
+
+    Args:
+        body: a network with at least three stages.
+        width: the channels of every level; none: 256 as in the paper, or as many as the body's
+            last stage has if these are fewer.
+        extra_level: one more level, which subsamples the coarsest.
+
+    Raises:
+        ValueError: the body has fewer than three stages.
+    """
+
+    stem: TapInfo
+
+    def __init__(
+        self, body: Backbone, *, width: int | None = None, extra_level: bool = False
+    ) -> None:
+        super().__init__()
+        stages = body.declared[1:]
+        if body.stem is None or len(stages) < 3:
+            raise ValueError(
+                f"the body of a pyramid has {len(stages)} stages with maps, but must have at "
+                f"least 3; use the body without '+fpn', or another body like resnet50"
+            )
+        self.num_classes, self.in_channels = body.num_classes, body.in_channels
+        self.native_size = body.native_size
+        if width is None:
+            # On 32x32 images, resnet20 takes 41 million multiplications. The pyramid's 3x3
+            # convolutions on its 32^2 + 16^2 + 8^2 = 1344 places take 1344 * 9 * 256^2 = 793
+            # million with 256 channels, and 1344 * 9 * 64^2 = 50 million with the 64 of its
+            # last stage.
+            width = min(256, stages[-1].channels)
+        reductions = [stage.reduction for stage in stages]
+        if extra_level:
+            reductions.append(2 * reductions[-1])
+        self.stem = body.stem
+        self.stages = tuple(
+            TapInfo(f"p{number}", width, reduction, "none")
+            for number, reduction in enumerate(reductions, start=2)
+        )
+        self.body = body
+        self.fpn = FeaturePyramid(
+            [stage.channels for stage in stages], width, extra_level=extra_level
+        )
+        self.embedding_width = width * len(self.stages)
+        self.fc = nn.Linear(self.embedding_width, self.num_classes)
+        body.drop_auxiliary()
+        self._drop_unread()
+
+    def _drop_unread(self) -> None:
+        """Puts identities in place of the body's modules that the logits do not depend on.
+
+        These are its classifier and what else only its embedding needs. Which, a backward pass
+        without any values tells, so that no network has to declare them.
+        """
+        weights = dict(self.named_parameters())
+        probes = {
+            name: torch.empty_like(weight, device="meta", requires_grad=True)
+            for name, weight in weights.items()
+        }
+        buffers = {
+            name: torch.empty_like(value, device="meta") for name, value in self.named_buffers()
+        }
+        images = torch.empty(1, self.in_channels, *self.native_size, device="meta")
+        self.eval()
+        with torch.enable_grad():
+            # With ties, a module of two names would keep its probe afterwards.
+            logits = functional_call(self, probes | buffers, (images,), tie_weights=False).sum()
+        self.train()
+        gradients = torch.autograd.grad(logits, list(probes.values()), allow_unused=True)
+        unread = {
+            weight
+            for weight, gradient in zip(weights.values(), gradients, strict=True)
+            if gradient is None
+        }
+        # From the inside out, and under all of their names.
+        for name, module in reversed(list(self.named_modules(remove_duplicate=False))):
+            own = set(module.parameters(recurse=False))
+            if own and own <= unread:
+                self.set_submodule(name, nn.Identity())
+
+    def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
+        body = self.body.norms().items()
+        return {name: norms for name, norms in body if name == self.stem.name}
+
+    def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
+        stem, *stages = self.body.walk(images)
+        yield stem
+        levels = self.fpn([after for _, _, after in stages])
+        for tap, level in zip(self.stages, levels, strict=True):
+            yield tap, level, level
+
+    def embed(self, maps: Sequence[Tensor]) -> Tensor:
+        return torch.cat([level.mean((2, 3)) for level in maps[1:]], 1)
+
+
+def pyramid_constructor(
+    name: str, constructor_of: Callable[[str], Callable[[int, int], Backbone]]
+) -> Callable[[int, int], PyramidClassifier]:
+    """The constructor, from (num_classes, in_channels), of a pyramid with this name.
+
+    Args:
+        name: `<body>+fpn`, with a width and `-extra` behind it as wanted.
+        constructor_of: gives the body's constructor.
+
+    Raises:
+        ValueError: the name has another form, or there is no such body.
+    """
+    body_name, _, suffix = name.partition("+")
+    parts = _SUFFIX.fullmatch(suffix)
+    if parts is None:
+        raise ValueError(
+            f"unknown backbone {name!r}: {suffix!r} follows its plus sign, but that must "
+            f"be 'fpn', 'fpn128' for 128 channels, or these with '-extra' for one more level"
+        )
+    body = constructor_of(body_name)
+    width, extra = parts.groups()
+
+    def construct(num_classes: int, in_channels: int) -> PyramidClassifier:
+        return PyramidClassifier(
+            body(num_classes, in_channels),
+            width=int(width) if width else None,
+            extra_level=extra is not None,
+        )
+
+    return construct
