@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from kdcore.layers import LayerPair
 from kdcore.span import Choice, LayerChoice, Span
 from kdcore.taps import Batch, Setting, Tap, Taps
 
@@ -58,6 +59,7 @@ class Method(nn.Module):
         teacher_batch_statistics: whether the teacher's batch norms use the batch's statistics;
             their running statistics never change.
         params: the settings that this object was built with.
+        pairs: the maps that it compares; a method that reads maps sets them in its constructor.
     """
 
     paper: ClassVar[str]
@@ -67,6 +69,7 @@ class Method(nn.Module):
     undecayed: ClassVar[frozenset[str]] = frozenset()
     Params: ClassVar[type[_Params]] = _Params
     params: _Params
+    pairs: tuple[LayerPair, ...] = ()
     preparation_share: float = 0.0
     teacher_batch_statistics: bool = False
 

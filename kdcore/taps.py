@@ -65,14 +65,15 @@ class Taps:
 
     def detach(self) -> "Taps":
         """The same values, cut from the graph that made them."""
-        return self._changed(Tensor.detach)
+        return self.changed(Tensor.detach)
 
     def widened(self) -> "Taps":
         """The same values, in float32 where they were in half precision."""
         half = (torch.float16, torch.bfloat16)
-        return self._changed(lambda tensor: tensor.float() if tensor.dtype in half else tensor)
+        return self.changed(lambda tensor: tensor.float() if tensor.dtype in half else tensor)
 
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> "Taps":
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Taps":
+        """The same outputs, each tensor changed."""
         return Taps(
             change(self.logits),
             change(self.embedding),

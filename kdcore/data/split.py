@@ -25,6 +25,11 @@ class Split(ABC):
     labels: Tensor
     image_ids: Tensor
 
+    @property
+    @abstractmethod
+    def view_recipe(self) -> str:
+        """All that decides how an image looks in a view, but the image itself."""
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -70,6 +75,10 @@ class TableSplit(Split):
     view_seed: int
     crop_padding: int
     flip: bool
+
+    @property
+    def view_recipe(self) -> str:
+        return f"seed {self.view_seed}, crop padding {self.crop_padding}, flip {self.flip}"
 
     def to(self, device: torch.device) -> "TableSplit":
         return replace(

@@ -89,10 +89,10 @@ class FSP(StagedMethod):
         super().__init__(params, setting)
         student, teacher = setting.student, setting.teacher
         stages = equal_depth_pairs(student, teacher)
-        self.chain = (LayerPair(student.stem, teacher.stem), *stages)
+        self.pairs = (LayerPair(student.stem, teacher.stem), *stages)
         # The paper asks for equal channels; where they differ, these lift that rule.
         self.adapters = nn.ModuleList()
-        for pair in self.chain:
+        for pair in self.pairs:
             student_channels = student.maps[pair.student][0]
             teacher_channels = teacher.maps[pair.teacher][0]
             self.adapters.append(
@@ -103,7 +103,7 @@ class FSP(StagedMethod):
 
     def term(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         steps = []
-        for pair, adapter in zip(self.chain, self.adapters, strict=True):
+        for pair, adapter in zip(self.pairs, self.adapters, strict=True):
             steps.append((adapter(student.maps[pair.student]), teacher.maps[pair.teacher]))
         losses = [
             fsp_loss(shown_below, shown_above, taught_below, taught_above)

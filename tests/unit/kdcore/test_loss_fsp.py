@@ -93,12 +93,12 @@ def test_it_adds_up_over_consecutive_stages_from_the_stem(pair: tuple[str, str])
     where = setting(*pair, image_size=SMALL)
     method = build("fsp", where, preparation_share=0.0).double()
     assert isinstance(method, FSP)
-    assert (method.chain[0].student, method.chain[0].teacher) == ("stem", "stem")
-    assert (method.chain[-1].student, method.chain[-1].teacher) == (
+    assert (method.pairs[0].student, method.pairs[0].teacher) == ("stem", "stem")
+    assert (method.pairs[-1].student, method.pairs[-1].teacher) == (
         where.student.stages[-1],
         where.teacher.stages[-1],
     )
-    assert len(method.chain) == 1 + min(len(where.student.stages), len(where.teacher.stages))
+    assert len(method.pairs) == 1 + min(len(where.student.stages), len(where.teacher.stages))
     student, teacher = taps_of(where, 3)
     expected = sum(
         naive_fsp(
@@ -107,7 +107,7 @@ def test_it_adds_up_over_consecutive_stages_from_the_stem(pair: tuple[str, str])
             teacher.maps[low.teacher],
             teacher.maps[high.teacher],
         ).item()
-        for (low, below), (high, above) in pairwise(zip(method.chain, method.adapters, strict=True))
+        for (low, below), (high, above) in pairwise(zip(method.pairs, method.adapters, strict=True))
     )
     assert method(student, teacher, batch_of(3)).item() == pytest.approx(expected, rel=1e-8)
 

@@ -1,0 +1,436 @@
+"""The teacher's outputs, computed once for each view of the training images.
+
+A file holds one group of outputs for one view: logits and embedding, or one map. Files are Arrow,
+mapped into memory and read without copies, and lie in a folder that is named by all that decides
+their content. Whoever first needs a view computes it in one pass; the others wait for it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from filelock import FileLock
+from pyarrow import fs, ipc
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from kdcore.classifier import Classifier
+from kdcore.data import ImageData
+from kdcore.taps import Tap, Taps
+
+FOLDER = "teacher_cache"
+
+# Large enough to fill a device, small enough for the widest maps of a ResNet-50 on the CPU.
+_FILL_BATCH = 256
+
+# Groups of columns. A file with logits and embedding is always there; each map has its own.
+_OUTPUTS = "outputs"
+_KINDS = {Tap.MAPS: "map", Tap.PREACTIVATIONS: "preactivation"}
+_CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, *_KINDS})
+
+# A claim on a view older than this was left behind by a machine that is gone.
+_CLAIM_SECONDS = 600.0
+_CLAIM_POLL_SECONDS = 0.5
+
+
+class CacheConfig(BaseModel):
+    """How a teacher's outputs are kept.
+
+    Args:
+        precision: of what is kept: `float32` changes nothing, `float16` halves the size. What the
+            cache has no room for is rounded likewise, so that room decides only the speed.
+        max_gb: of all cached outputs on a machine, in 10^9 bytes. Where it is full, what saves less
+            for its size makes room for what saves more.
+        shared: a folder or URI that several machines reach: looked up before a view is computed,
+            and filled after.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    precision: Literal["float16", "float32"] = "float16"
+    max_gb: float = Field(20.0, ge=0)
+    shared: str | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float16 if self.precision == "float16" else torch.float32
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a trial's methods read of the teacher.
+
+    Args:
+        kinds: of outputs.
+        maps: names of the taps whose maps are read.
+    """
+
+    kinds: frozenset[Tap]
+    maps: frozenset[str]
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether the outputs depend on the image alone, and are among those that are kept."""
+        return self.kinds <= _CACHED
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the groups of outputs, like `outputs` and `map-stage1`."""
+        kinds = [name for kind, name in _KINDS.items() if kind in self.kinds]
+        return (_OUTPUTS, *(f"{kind}-{tap}" for kind in kinds for tap in sorted(self.maps)))
+
+
+@dataclass(frozen=True)
+class CachedView:
+    """A teacher's outputs for one view of all training images.
+
+    Args:
+        columns: by name, [N, ...].
+        computed: whether this process computed any of them, which took what follows off others.
+        seconds_saved: what a live teacher would have taken; 0 where it was computed now.
+    """
+
+    columns: Mapping[str, Tensor]
+    computed: bool
+    seconds_saved: float
+
+    def at(self, positions: Tensor) -> Taps:
+        """The outputs for some images of the training split, by their positions [B]."""
+        rows = {name: column[positions].float() for name, column in self.columns.items()}
+        found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS.values()}
+        for name, values in rows.items():
+            kind, dash, tap = name.partition("-")
+            if dash:
+                found[kind][tap] = values
+        return Taps(rows["logits"], rows["embedding"], found["map"], found["preactivation"])
+
+
+def rounded(taps: Taps, config: CacheConfig) -> Taps:
+    """What the cache would give for these outputs."""
+    return taps.changed(lambda tensor: _kept(tensor, config.dtype).float())
+
+
+def _kept(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in the precision in which it is kept; values beyond its range become its ends."""
+    if dtype is torch.float16:
+        limit = torch.finfo(dtype).max
+        tensor = tensor.clamp(-limit, limit)
+    return tensor.to(dtype)
+
+
+class TeacherCache:
+    """The cached outputs of one teacher for one split and recipe of views.
+
+    Args:
+        config: how outputs are kept.
+        workspace: the files lie in `teacher_cache/` under it.
+        teacher: in evaluation mode; is moved to the device when it has to compute.
+        weights: the file with the teacher's weights.
+        data: the images.
+        device: where the teacher computes, and where outputs are wanted.
+        bfloat16: whether the teacher computes under autocast.
+    """
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        workspace: Path,
+        teacher: Classifier,
+        weights: Path,
+        data: ImageData,
+        *,
+        device: torch.device,
+        bfloat16: bool,
+    ) -> None:
+        self.config = config
+        self._teacher, self._data, self._device, self._bfloat16 = teacher, data, device, bfloat16
+        self._rows = len(data.train)
+        identity = [
+            "1",
+            hashlib.sha256(weights.read_bytes()).hexdigest(),
+            teacher.mean.flatten().tolist(),
+            teacher.std.flatten().tolist(),
+            data.digest,
+            hashlib.sha256(data.train.image_ids.numpy().tobytes()).hexdigest(),
+            data.train.view_recipe,
+            config.precision,
+            f"{device.type} bfloat16" if bfloat16 else f"{device.type} float32",
+        ]
+        self.key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        self._root = workspace / FOLDER
+        self._folder = self._root / f"{weights.parent.name}-{self.key}"
+        self._shared = None if config.shared is None else _Shared(config.shared, self._folder.name)
+
+    def view(self, view: int, wanted: Wanted) -> CachedView | None:
+        """The outputs for a view; computed now where they are nowhere yet.
+
+        Args:
+            view: which view, >= 0.
+            wanted: what is read; must be cacheable.
+
+        Returns:
+            None where there is no room for them.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._folder / f"view{view:04d}.lock"):
+            files = {group: self._open(group, view) for group in wanted.groups}
+            missing = [group for group, file in files.items() if file is None]
+            computed = False
+            if missing:
+                if not self._make_room(missing):
+                    return None
+                computed = self._compute(view, missing, wanted)
+                for group in missing:
+                    files[group] = _read(self._path(group, view), self.key, self._rows)
+        columns: dict[str, Tensor] = {}
+        seconds = 0.0
+        for file in files.values():
+            assert file is not None
+            columns |= file.columns
+            seconds = max(seconds, file.seconds)
+        on_device = {name: column.to(self._device) for name, column in columns.items()}
+        return CachedView(on_device, computed, 0.0 if computed else seconds)
+
+    def _path(self, group: str, view: int) -> Path:
+        return self._folder / f"view{view:04d}-{group}.arrow"
+
+    def _open(self, group: str, view: int) -> "_File | None":
+        """The file of a group, from this machine or the shared place; none where it is in neither
+        or damaged."""
+        path = self._path(group, view)
+        if not path.exists() and (self._shared is None or not self._shared.fetch(path)):
+            return None
+        try:
+            return _read(path, self.key, self._rows)
+        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+            warnings.warn(
+                f"cached outputs {path} are damaged ({error}); computing them again", stacklevel=4
+            )
+            path.unlink(missing_ok=True)
+            return None
+
+    def _make_room(self, groups: Sequence[str]) -> bool:
+        """Whether the groups of one view fit, after larger ones were removed where need be.
+
+        Any group saves one pass of the teacher, so that the smallest save the most for their size.
+        """
+        sizes = {group: self._row_bytes(group) * self._rows for group in groups}
+        room = self.config.max_gb * 1e9 - sum(sizes.values())
+        kept = [(path.stat().st_size, path) for path in cached_files(self._root)]
+        total = sum(size for size, _ in kept)
+        for size, path in sorted(kept, key=lambda entry: -entry[0]):
+            if total <= room or size <= max(sizes.values()):
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+        return total <= room
+
+    @cached_property
+    def _sample(self) -> Taps:
+        """The outputs for one image, for their shapes."""
+        device = self._teacher.mean.device
+        image = torch.zeros(1, self._data.in_channels, *self._data.image_size, device=device)
+        with torch.no_grad():
+            return self._teacher.taps(image, _CACHED, torch.zeros(1, dtype=torch.int64))
+
+    def _row_bytes(self, group: str) -> int:
+        values = sum(tensor.numel() for tensor in _columns_of(group, self._sample).values())
+        return values * self.config.dtype.itemsize
+
+    def _compute(self, view: int, groups: Sequence[str], wanted: Wanted) -> bool:
+        """Puts the missing groups of a view in place; whether this process had to compute them."""
+        paths = {group: self._path(group, view) for group in groups}
+        if self._shared is not None and self._shared.wait_or_claim(list(paths.values())):
+            return False
+        started = time.perf_counter()
+        scratch = self._folder / f".scratch-{uuid.uuid4().hex}"
+        scratch.mkdir()
+        try:
+            columns = {
+                group: {
+                    name: np.memmap(
+                        scratch / name,
+                        dtype=self.config.precision,
+                        mode="w+",
+                        shape=(self._rows, *tensor.shape[1:]),
+                    )
+                    for name, tensor in _columns_of(group, self._sample).items()
+                }
+                for group in groups
+            }
+            first = 0
+            for taps in self._pass(view, wanted):
+                for group in groups:
+                    for name, tensor in _columns_of(group, taps).items():
+                        kept = _kept(tensor, self.config.dtype).cpu().contiguous().numpy()
+                        columns[group][name][first : first + len(kept)] = kept
+                first += len(taps.logits)
+            seconds = time.perf_counter() - started
+            for group, path in paths.items():
+                _write(path, columns[group], self.key, seconds)
+                if self._shared is not None:
+                    self._shared.keep(path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return True
+
+    @torch.no_grad()
+    def _pass(self, view: int, wanted: Wanted) -> Iterator[Taps]:
+        teacher = self._teacher.to(self._device)
+        split = self._data.train.to(self._device)
+        order = torch.arange(self._rows, device=self._device)
+        for images in split.views(order, view, _FILL_BATCH):
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+                yield teacher.taps(images, wanted.kinds, split.labels[: len(images)])
+
+
+def _columns_of(group: str, taps: Taps) -> dict[str, Tensor]:
+    """The tensors of a group by their columns' names."""
+    kind, _, tap = group.partition("-")
+    if kind == _OUTPUTS:
+        return {"logits": taps.logits, "embedding": taps.embedding}
+    maps = taps.maps if kind == _KINDS[Tap.MAPS] else taps.preactivations
+    return {group: maps[tap]}
+
+
+@dataclass(frozen=True)
+class _File:
+    """A group's outputs for one view, mapped into memory.
+
+    Args:
+        columns: by name, [N, ...].
+        seconds: what computing them took, together with other groups of the same pass.
+    """
+
+    columns: Mapping[str, Tensor]
+    seconds: float
+
+
+def _write(path: Path, columns: Mapping[str, np.memmap], key: str, seconds: float) -> None:
+    """Writes a file whole or not at all, as one record batch, so that a column is one buffer."""
+    buffers = {name: pa.py_buffer(values) for name, values in columns.items()}
+    arrays = [
+        pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(values[0].nbytes), len(values), [None, buffers[name]]
+        )
+        for name, values in columns.items()
+    ]
+    facts = {
+        "key": key,
+        "seconds": seconds,
+        "columns": {
+            name: {
+                "dtype": str(values.dtype),
+                "shape": values.shape[1:],
+                "crc32": zlib.crc32(buffers[name]),
+            }
+            for name, values in columns.items()
+        },
+    }
+    batch = pa.record_batch(arrays, names=list(columns)).replace_schema_metadata(
+        {"facts": json.dumps(facts)}
+    )
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with pa.OSFile(str(partial), "wb") as sink, ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read(path: Path, key: str, rows: int) -> _File:
+    """Maps a file.
+
+    Raises:
+        ValueError: it is damaged, or was made for something else.
+    """
+    batch = ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    facts = json.loads((batch.schema.metadata or {})[b"facts"])
+    if facts["key"] != key or batch.num_rows != rows:
+        raise ValueError(f"key {facts['key']} and {batch.num_rows} rows, not {key} and {rows}")
+    columns = {}
+    for name, column in facts["columns"].items():
+        buffer = batch[name].buffers()[1]
+        if zlib.crc32(buffer) != column["crc32"]:
+            raise ValueError(f"the checksum of {name} is wrong")
+        with warnings.catch_warnings():
+            # The mapping is read-only and torch has no read-only tensors. Nothing here writes.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            values = torch.from_numpy(np.frombuffer(buffer, dtype=column["dtype"]))
+        columns[name] = values.reshape(rows, *column["shape"])
+    return _File(columns, facts["seconds"])
+
+
+def cached_files(root: Path) -> list[Path]:
+    """The files with cached outputs below a folder."""
+    return sorted(root.glob("**/view*.arrow"))
+
+
+class _Shared:
+    """A place that several machines reach, with the same files as the local folder.
+
+    Args:
+        uri: a folder or a URI that pyarrow knows.
+        folder: of the cache, below it.
+    """
+
+    def __init__(self, uri: str, folder: str) -> None:
+        located = uri if "://" in uri else Path(uri).absolute().as_uri()
+        self._files, root = fs.FileSystem.from_uri(located)
+        self._folder = f"{root.rstrip('/')}/{folder}"
+        self._name = uuid.uuid4().hex
+
+    def fetch(self, path: Path) -> bool:
+        """Copies a file here, if it is there."""
+        source = f"{self._folder}/{path.name}"
+        if self._files.get_file_info(source).type != fs.FileType.File:
+            return False
+        partial = path.with_name(f".{path.name}.{self._name}.partial")
+        fs.copy_files(source, str(partial), self._files, fs.LocalFileSystem())
+        os.replace(partial, path)
+        return True
+
+    def keep(self, path: Path) -> None:
+        """Copies a file there; whole or not at all, as far as the place can do that."""
+        self._files.create_dir(self._folder)
+        partial = f"{self._folder}/.{path.name}.{self._name}.partial"
+        fs.copy_files(str(path), partial, fs.LocalFileSystem(), self._files)
+        self._files.move(partial, f"{self._folder}/{path.name}")
+
+    def wait_or_claim(self, paths: Sequence[Path]) -> bool:
+        """Claims the computation of some files, or waits for the machine that claimed it first.
+
+        Returns:
+            Whether the files were fetched, so that nothing is left to compute.
+        """
+        claims = f"{self._folder}/claims-{paths[0].stem}"
+        self._files.create_dir(claims)
+        with self._files.open_output_stream(f"{claims}/{self._name}") as stream:
+            stream.write(b"claimed")
+        while True:
+            if all(self.fetch(path) for path in paths):
+                self._files.delete_file(f"{claims}/{self._name}")
+                return True
+            now = time.time()
+            living = [
+                (info.mtime.timestamp(), info.base_name)
+                for info in self._files.get_file_info(fs.FileSelector(claims))
+                if info.mtime is not None and now - info.mtime.timestamp() < _CLAIM_SECONDS
+            ]
+            if not living or min(living)[1] == self._name:
+                return False
+            time.sleep(_CLAIM_POLL_SECONDS)
