@@ -7,9 +7,11 @@ from kdcore.classifier import Classifier, load_student
 from kdcore.data import DataConfig
 from kdcore.distillation import TermConfig, TrialConfig, distill
 from kdcore.teacher import TeacherConfig
+from kdcore.teacher_cache import CacheConfig
 from kdcore.training import EpochReport, NonFiniteLossError, Recipe
 
 __all__ = [
+    "CacheConfig",
     "Classifier",
     "DataConfig",
     "EpochReport",

@@ -19,10 +19,18 @@ from pydantic import (
 from kdcore.backbones import Backbone, Probe, affine_parameters, check_backbone, probe
 from kdcore.classifier import build_classifier
 from kdcore.data import DataConfig, ImageData, open_data
+from kdcore.execution import Execution, fastest_execution
 from kdcore.method import Params
 from kdcore.methods import CATALOGUE, check_method
 from kdcore.taps import Setting
-from kdcore.teacher import TeacherConfig, load_teacher, prepare_teacher, teacher_folder
+from kdcore.teacher import (
+    WEIGHTS,
+    TeacherConfig,
+    load_teacher,
+    prepare_teacher,
+    teacher_folder,
+)
+from kdcore.teacher_cache import CacheConfig, TeacherCache
 from kdcore.training import EpochReport, Recipe, Term, default_device, identity_of, train
 
 
@@ -67,6 +75,7 @@ class TrialConfig(BaseModel):
         objective: the terms beside cross-entropy; none of them is the control.
         training: the recipe.
         seed: of the student's and the helpers' initial weights, and of the order of the images.
+        cache: of the teacher's outputs; none: the teacher computes in every step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +86,7 @@ class TrialConfig(BaseModel):
     objective: tuple[TermConfig, ...] = ()
     training: Recipe
     seed: int = Field(0, ge=0, lt=2**32)
+    cache: CacheConfig | None = None
 
     @model_validator(mode="after")
     def _each_method_once(self) -> Self:
@@ -154,18 +164,39 @@ def distill(
     workspace = Path(workspace)
     device = device or default_device()
     data = open_data(config.data, workspace)
-    teacher = None
+    student = build_classifier(config.student, data, seed=config.seed)
+    execution = Execution()
+    if config.training.acceleration == "auto":
+        execution = fastest_execution(
+            config.student,
+            student,
+            data.image_size,
+            config.training.batch_size,
+            device,
+            workspace,
+        )
+    teacher = cache = None
     if any(CATALOGUE[term.method].needs for term in config.objective):
         for _ in prepare_teacher(config.teacher, data, workspace, device):
             pass
-        teacher = load_teacher(teacher_folder(config.teacher, data, workspace))
+        folder = teacher_folder(config.teacher, data, workspace)
+        teacher = load_teacher(folder)
+        if config.cache is not None:
+            cache = TeacherCache(
+                config.cache,
+                workspace,
+                teacher,
+                folder / WEIGHTS,
+                data,
+                device=device,
+                execution=execution,
+            )
     setting = setting_of(
         config.student, config.teacher.backbone, data, teacher.backbone if teacher else None
     )
-    terms = build_terms(config.objective, setting, config.seed)
     yield from train(
-        build_classifier(config.student, data, seed=config.seed),
-        terms,
+        student,
+        build_terms(config.objective, setting, config.seed),
         teacher,
         data,
         config.training,
@@ -173,4 +204,6 @@ def distill(
         identity=identity_of(config),
         device=device,
         checkpoint_dir=Path(checkpoint_dir) if checkpoint_dir is not None else None,
+        execution=execution,
+        cache=cache,
     )

@@ -1,5 +1,6 @@
 """What a network costs: parameters, multiply-adds, latency."""
 
+import platform
 import statistics
 import time
 from dataclasses import dataclass
@@ -138,13 +139,15 @@ def measure_network(
         multiply_adds=count_multiply_adds(backbone, image_size),
         latency_ms=measure_latency(backbone, images[:1]),
         batch_latency_ms=measure_latency(backbone, images),
-        device=torch.cuda.get_device_name(device) if on_gpu else f"CPU, {_processor()}",
+        device=device_name(device),
         threads=0 if on_gpu else torch.get_num_threads(),
     )
 
 
-def _processor() -> str:
-    """The processor's name, as far as this system tells it."""
+def device_name(device: torch.device) -> str:
+    """The model of a GPU or of this machine's processor, as far as the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         with open("/proc/cpuinfo") as lines:
             for line in lines:
@@ -152,4 +155,4 @@ def _processor() -> str:
                     return line.partition(":")[2].strip()
     except OSError:
         pass
-    return "unknown"
+    return platform.machine()

@@ -25,7 +25,11 @@ from kdcore.classifier import (
     save_classifier,
 )
 from kdcore.data import AbsolutePath, ImageData
+from kdcore.execution import fastest_execution
 from kdcore.training import EpochReport, Recipe, best_student, default_device, evaluate, train
+
+WEIGHTS = "teacher.safetensors"
+"""The file of a ready teacher's weights in its folder."""
 
 
 class TeacherConfig(BaseModel):
@@ -112,6 +116,16 @@ def prepare_teacher(
         teacher = build_classifier(config.backbone, data, seed=config.seed)
         training_dir = folder.with_name(f"{folder.name}.training")
         if config.training is not None:
+            execution = None
+            if config.training.acceleration == "auto":
+                execution = fastest_execution(
+                    config.backbone,
+                    teacher,
+                    data.image_size,
+                    config.training.batch_size,
+                    device,
+                    workspace,
+                )
             yield from train(
                 teacher,
                 (),
@@ -122,6 +136,7 @@ def prepare_teacher(
                 identity=folder.name,
                 device=device,
                 checkpoint_dir=training_dir,
+                execution=execution,
             )
             teacher.backbone.load_state_dict(best_student(training_dir)["student"])
         else:

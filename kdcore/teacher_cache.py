@@ -29,6 +29,7 @@ from torch import Tensor
 
 from kdcore.classifier import Classifier
 from kdcore.data import ImageData
+from kdcore.execution import Execution
 from kdcore.taps import Tap, Taps
 
 FOLDER = "teacher_cache"
@@ -98,12 +99,15 @@ class CachedView:
     """A teacher's outputs for one view of all training images.
 
     Args:
-        columns: by name, [N, ...].
+        columns: by name, [N, ...]; maps as [N, H, W, C] where they are channels-last.
+        channels_last: the layout of maps in memory. It belongs to what a teacher gives, because
+            sums over a map have another rounding in another order.
         computed: whether this process computed any of them, which took what follows off others.
         seconds_saved: what a live teacher would have taken; 0 where it was computed now.
     """
 
     columns: Mapping[str, Tensor]
+    channels_last: bool
     computed: bool
     seconds_saved: float
 
@@ -114,7 +118,7 @@ class CachedView:
         for name, values in rows.items():
             kind, dash, tap = name.partition("-")
             if dash:
-                found[kind][tap] = values
+                found[kind][tap] = values.permute(0, 3, 1, 2) if self.channels_last else values
         return Taps(rows["logits"], rows["embedding"], found["map"], found["preactivation"])
 
 
@@ -141,7 +145,7 @@ class TeacherCache:
         weights: the file with the teacher's weights.
         data: the images.
         device: where the teacher computes, and where outputs are wanted.
-        bfloat16: whether the teacher computes under autocast.
+        execution: how the teacher computes.
     """
 
     def __init__(
@@ -153,10 +157,11 @@ class TeacherCache:
         data: ImageData,
         *,
         device: torch.device,
-        bfloat16: bool,
+        execution: Execution,
     ) -> None:
         self.config = config
-        self._teacher, self._data, self._device, self._bfloat16 = teacher, data, device, bfloat16
+        self._teacher, self._data = teacher, data
+        self._device, self._execution = device, execution
         self._rows = len(data.train)
         identity = [
             "1",
@@ -167,7 +172,7 @@ class TeacherCache:
             hashlib.sha256(data.train.image_ids.numpy().tobytes()).hexdigest(),
             data.train.view_recipe,
             config.precision,
-            f"{device.type} bfloat16" if bfloat16 else f"{device.type} float32",
+            f"{device.type} {execution}",
         ]
         self.key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         self._root = workspace / FOLDER
@@ -202,7 +207,9 @@ class TeacherCache:
             columns |= file.columns
             seconds = max(seconds, file.seconds)
         on_device = {name: column.to(self._device) for name, column in columns.items()}
-        return CachedView(on_device, computed, 0.0 if computed else seconds)
+        return CachedView(
+            on_device, self._execution.channels_last, computed, 0.0 if computed else seconds
+        )
 
     def _path(self, group: str, view: int) -> Path:
         return self._folder / f"view{view:04d}-{group}.arrow"
@@ -267,14 +274,14 @@ class TeacherCache:
                         mode="w+",
                         shape=(self._rows, *tensor.shape[1:]),
                     )
-                    for name, tensor in _columns_of(group, self._sample).items()
+                    for name, tensor in self._stored(group, self._sample).items()
                 }
                 for group in groups
             }
             first = 0
             for taps in self._pass(view, wanted):
                 for group in groups:
-                    for name, tensor in _columns_of(group, taps).items():
+                    for name, tensor in self._stored(group, taps).items():
                         kept = _kept(tensor, self.config.dtype).cpu().contiguous().numpy()
                         columns[group][name][first : first + len(kept)] = kept
                 first += len(taps.logits)
@@ -287,14 +294,25 @@ class TeacherCache:
             shutil.rmtree(scratch, ignore_errors=True)
         return True
 
+    def _stored(self, group: str, taps: Taps) -> dict[str, Tensor]:
+        """A group's tensors with their dimensions in the order of the memory."""
+        return {
+            name: tensor.permute(0, 2, 3, 1)
+            if tensor.ndim == 4 and self._execution.channels_last
+            else tensor
+            for name, tensor in _columns_of(group, taps).items()
+        }
+
     @torch.no_grad()
     def _pass(self, view: int, wanted: Wanted) -> Iterator[Taps]:
-        teacher = self._teacher.to(self._device)
+        self._execution.place(self._teacher, self._device)
         split = self._data.train.to(self._device)
         order = torch.arange(self._rows, device=self._device)
         for images in split.views(order, view, _FILL_BATCH):
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
-                yield teacher.taps(images, wanted.kinds, split.labels[: len(images)])
+            with torch.autocast(
+                self._device.type, torch.bfloat16, enabled=self._execution.bfloat16
+            ):
+                yield self._teacher.taps(images, wanted.kinds, split.labels[: len(images)])
 
 
 def _columns_of(group: str, taps: Taps) -> dict[str, Tensor]:

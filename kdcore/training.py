@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,8 +16,10 @@ from torch.nn.functional import cross_entropy
 from kdcore.checkpoint import read_checkpoint, write_checkpoint
 from kdcore.classifier import Classifier
 from kdcore.data import ImageData, Split
+from kdcore.execution import Execution, usual_execution
 from kdcore.method import Method
 from kdcore.taps import Batch, Tap, Taps
+from kdcore.teacher_cache import CachedView, TeacherCache, Wanted, rounded
 
 # Evaluation batches: large enough to fill a device, small enough for the widest maps of a
 # ResNet-50.
@@ -109,6 +111,9 @@ class EpochReport:
         best_epoch: the epoch that it belongs to.
         learning_rate: of the last step.
         epoch_seconds: training and evaluation.
+        teacher: where its outputs came from: `cached`; `computed` now for all; `live` in every
+            step; `none` were needed.
+        teacher_seconds_saved: what computing the cached outputs had taken.
     """
 
     epoch: int
@@ -122,6 +127,8 @@ class EpochReport:
     best_epoch: int
     learning_rate: float
     epoch_seconds: float
+    teacher: Literal["none", "live", "computed", "cached"] = "none"
+    teacher_seconds_saved: float = 0.0
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -131,13 +138,6 @@ class NonFiniteLossError(ArithmeticError):
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def gains_by_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 @torch.no_grad()
@@ -209,16 +209,26 @@ class _Run:
         data: ImageData,
         recipe: Recipe,
         device: torch.device,
+        execution: Execution,
+        cache: TeacherCache | None,
     ) -> None:
-        self.bfloat16 = recipe.acceleration == "auto" and gains_by_bfloat16(device)
-        layout = torch.channels_last if self.bfloat16 else torch.contiguous_format
-        self.student = student.to(device).to(memory_format=layout).train()
+        self.execution = execution
+        self.student = student.train()
         self.methods = [term.method for term in terms]
-        self.helpers = nn.ModuleList(self.methods).to(device).to(memory_format=layout).train()
-        self.teacher = teacher.to(device).to(memory_format=layout) if teacher else None
-        if teacher and any(method.teacher_batch_statistics for method in self.methods):
-            _use_batch_statistics(teacher)
+        self.helpers = nn.ModuleList(self.methods).train()
+        execution.place(self.student, device)
+        execution.place(self.helpers, device)
         self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
+        self.wanted = Wanted(
+            self.needs,
+            frozenset(pair.teacher for method in self.methods for pair in method.pairs),
+        )
+        self.teacher = teacher
+        batch_statistics = any(method.teacher_batch_statistics for method in self.methods)
+        if teacher and batch_statistics:
+            _use_batch_statistics(teacher)
+        cacheable = self.wanted.cacheable and not batch_statistics
+        self.cache = cache if teacher and cacheable else None
         # A network's auxiliary classifiers, where it has any, are one more term.
         backbone = student.backbone
         auxiliary = {"auxiliary": backbone.auxiliary_weight} if backbone.auxiliary else {}
@@ -258,7 +268,23 @@ class _Run:
         self.helpers.load_state_dict(state["helpers"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def epoch(self, epoch: int, order: Tensor) -> _Meters:
+    def lesson(self, view: int) -> CachedView | None:
+        """The teacher's outputs for a view, where they are cached; else the teacher is made ready
+        to give them."""
+        cached = self.cache.view(view, self.wanted) if self.cache is not None else None
+        if cached is None and self.teacher is not None:
+            self.execution.place(self.teacher, self.device)
+        return cached
+
+    def source(self, lesson: CachedView | None) -> Literal["none", "live", "computed", "cached"]:
+        """Where the teacher's outputs come from in an epoch with this lesson."""
+        if self.teacher is None:
+            return "none"
+        if lesson is None:
+            return "live"
+        return "computed" if lesson.computed else "cached"
+
+    def epoch(self, epoch: int, order: Tensor, view: int, lesson: CachedView | None) -> _Meters:
         """Trains on the images in the given order of positions."""
         meters = _Meters(len(self.names), self.device)
         preparing = [
@@ -272,30 +298,30 @@ class _Run:
         for method in self.methods:
             method.begin_epoch(epoch, self.recipe.epochs)
         order = order[: self.steps * self.batch_size]
-        views = self.split.views(order, self.data.view_of(epoch), self.batch_size)
+        views = self.split.views(order, view, self.batch_size)
         for step, images in enumerate(views):
             positions = order[step * self.batch_size : (step + 1) * self.batch_size]
             rate = self.recipe.learning_rate_at(epoch - 1 + (step + 0.5) / self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self._step(step, epoch, images, positions, weights, counted, meters)
+            batch = Batch(self.split.labels[positions], positions, epoch, self.recipe.epochs)
+            self._step(step, images, batch, lesson, weights, counted, meters)
         return meters
 
     def _step(
         self,
         step: int,
-        epoch: int,
         images: Tensor,
-        positions: Tensor,
+        batch: Batch,
+        lesson: CachedView | None,
         weights: Tensor,
         counted: Sequence[bool],
         meters: _Meters,
     ) -> None:
-        labels = self.split.labels[positions]
-        batch = Batch(labels, positions, epoch, self.recipe.epochs)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+        labels = batch.labels
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.execution.bfloat16):
             shown = self.student.taps(images, self.needs, labels)
-            taught = self._taught(images, labels, shown)
+            taught = self._taught(images, batch, lesson, shown)
             terms = [cross_entropy(shown.logits.float(), labels)]
             if shown.auxiliary_logits:
                 guesses = [cross_entropy(each.float(), labels) for each in shown.auxiliary_logits]
@@ -317,12 +343,16 @@ class _Run:
             method.after_step()
         meters.add(step, values.detach(), weighted.detach(), shown.logits.detach(), labels)
 
-    def _taught(self, images: Tensor, labels: Tensor, shown: Taps) -> Taps:
+    def _taught(self, images: Tensor, batch: Batch, lesson: CachedView | None, shown: Taps) -> Taps:
         """The teacher's outputs; where no term reads any, the student's stand in for them."""
         if self.teacher is None:
             return shown
+        if lesson is not None:
+            return lesson.at(batch.indices)
         with torch.no_grad():
-            return self.teacher.taps(images, self.needs, labels)
+            taps = self.teacher.taps(images, self.needs, batch.labels)
+        # In float32, as the cache gives them: then it changes nothing that is learned.
+        return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
 
 
 def train(
@@ -336,6 +366,8 @@ def train(
     identity: str,
     device: torch.device,
     checkpoint_dir: Path | None,
+    execution: Execution | None = None,
+    cache: TeacherCache | None = None,
 ) -> Iterator[EpochReport]:
     """Trains a student, and yields a report after each epoch.
 
@@ -349,28 +381,38 @@ def train(
         identity: names the run; a checkpoint of another run is refused.
         device: where to compute.
         checkpoint_dir: written before each report; a checkpoint found there is continued.
+        execution: how the student computes; none: the way that is usually fastest. A continued
+            checkpoint keeps its own.
+        cache: of the teacher's outputs; none: the teacher computes in every step.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
         ValueError: the checkpoint is damaged or belongs to another run.
     """
-    run = _Run(student, terms, teacher, data, recipe, device)
-    heldout = data.heldout.to(device)
-    finished, best = 0, None
     state = read_checkpoint(checkpoint_dir, device) if checkpoint_dir is not None else None
     if state is not None:
         if state["identity"] != identity:
             raise ValueError(f"checkpoint in {checkpoint_dir} belongs to another run; remove it")
+        execution = Execution(**state["execution"])
+    elif recipe.acceleration == "off":
+        execution = Execution()
+    execution = execution or usual_execution(device)
+    run = _Run(student, terms, teacher, data, recipe, device, execution, cache)
+    heldout = data.heldout.to(device)
+    finished, best = 0, None
+    if state is not None:
         run.restore(state)
         finished, best = state["epoch"], state["best"]
 
     for epoch in range(finished + 1, recipe.epochs + 1):
         started = time.perf_counter()
+        view = data.view_of(epoch)
+        lesson = run.lesson(view)
         # An epoch draws from a state of its own: what is drawn between epochs, or before a
         # resumption, changes nothing, and a checkpoint need not hold it.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_epoch_seed(seed, epoch))
-            meters = run.epoch(epoch, data.train.shuffled().to(device))
+            meters = run.epoch(epoch, data.train.shuffled().to(device), view, lesson)
         _refuse_non_finite(meters, run.names, epoch)
         accuracy, heldout_loss = evaluate(student, heldout)
         if not math.isfinite(heldout_loss):
@@ -385,7 +427,12 @@ def train(
                 "student": {k: v.clone() for k, v in student.backbone.state_dict().items()},
             }
         if checkpoint_dir is not None:
-            progress = {"identity": identity, "epoch": epoch, "best": best}
+            progress = {
+                "identity": identity,
+                "execution": asdict(execution),
+                "epoch": epoch,
+                "best": best,
+            }
             write_checkpoint(checkpoint_dir, run.state() | progress)
         means = (meters.sums / run.steps).tolist()
         yield EpochReport(
@@ -400,6 +447,8 @@ def train(
             best_epoch=best["epoch"],
             learning_rate=run.optimizer.param_groups[0]["lr"],
             epoch_seconds=time.perf_counter() - started,
+            teacher=run.source(lesson),
+            teacher_seconds_saved=lesson.seconds_saved if lesson is not None else 0.0,
         )
 
 

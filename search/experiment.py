@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from kdcore import DataConfig, Recipe, TeacherConfig
+from kdcore import CacheConfig, DataConfig, Recipe, TeacherConfig
 from kdcore.backbones import check_backbone
 from kdcore.methods import check_method
 from kdcore.suggestion import did_you_mean
@@ -169,6 +169,7 @@ class Experiment(_Closed):
         seed: of the students' initial weights and of the order of their images.
         search: how the space is searched.
         resources: what one trial occupies.
+        cache: see `kdcore.CacheConfig`; null lets the teacher compute in every step.
         narrow: settings like `kd.temperature`, each with a smaller range [low, high], fewer
             options, or one value that fixes it.
     """
@@ -189,6 +190,7 @@ class Experiment(_Closed):
     seed: int = Field(0, ge=0, lt=2**32)
     search: Search
     resources: Resources = Resources()
+    cache: CacheConfig | None = CacheConfig()
     narrow: dict[str, tuple[Option, ...]] = {}
 
     @property

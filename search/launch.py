@@ -424,6 +424,9 @@ class _RecordingCallback(tune.Callback):
             "heldout_accuracy": report.best_heldout_accuracy,
             "best_epoch": report.best_epoch,
             "train_seconds": known.train_seconds + report.epoch_seconds,
+            "views_computed": known.views_computed + (report.teacher == "computed"),
+            "views_cached": known.views_cached + (report.teacher == "cached"),
+            "teacher_seconds_saved": known.teacher_seconds_saved + report.teacher_seconds_saved,
         }
         if report.best_epoch == report.epoch:
             changes["heldout_loss"] = report.heldout_loss

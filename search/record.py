@@ -38,6 +38,9 @@ class TrialRecord(_Record):
         heldout_loss: of the best epoch, nats.
         best_epoch: the epoch whose weights are kept.
         train_seconds: training and evaluation.
+        views_computed: epochs for which it computed the teacher's outputs, for itself and others.
+        views_cached: epochs for which it found them.
+        teacher_seconds_saved: what computing those had taken.
         checkpoint: the last checkpoint's folder, relative to the storage.
     """
 
@@ -53,6 +56,9 @@ class TrialRecord(_Record):
     heldout_loss: float | None = None
     best_epoch: int | None = None
     train_seconds: float = 0.0
+    views_computed: int = 0
+    views_cached: int = 0
+    teacher_seconds_saved: float = 0.0
     checkpoint: str | None = None
 
     @property

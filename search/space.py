@@ -202,6 +202,7 @@ def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
         objective=tuple(terms),
         training=Recipe.model_validate(recipe),
         seed=experiment.seed,
+        cache=experiment.cache,
     )
 
 

@@ -233,7 +233,7 @@ class Tracker:
 def _metrics(report: EpochReport) -> dict[str, float]:
     values: dict[str, Any] = asdict(report)
     terms = values.pop("train_terms")
-    for name in ("epoch", "epochs"):
+    for name in ("epoch", "epochs", "teacher", "teacher_seconds_saved"):
         values.pop(name)
     return values | {f"train_{name}": value for name, value in terms.items()}
 

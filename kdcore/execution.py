@@ -1,0 +1,135 @@
+"""In which precision and memory layout a network computes fastest on the device at hand."""
+
+import copy
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from kdcore.classifier import Classifier
+from kdcore.measure import device_name
+
+FILE_NAME = "executions.json"
+
+# Another layout must gain as much to be worth another rounding.
+_WORTH = 0.95
+_REPETITIONS, _SECONDS = 3, 2.0
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a network computes.
+
+    Args:
+        bfloat16: under autocast; weights stay in float32.
+        channels_last: the layout of weights and maps in memory.
+    """
+
+    bfloat16: bool = False
+    channels_last: bool = False
+
+    def place(self, module: nn.Module, device: torch.device) -> None:
+        """Moves a module to a device, into this layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        module.to(device).to(memory_format=layout)
+
+
+def gains_by_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def usual_execution(device: torch.device) -> Execution:
+    """What mostly is fastest: both where the device has bfloat16 in hardware, else neither."""
+    gains = gains_by_bfloat16(device)
+    return Execution(gains, gains)
+
+
+def fastest_execution(
+    name: str,
+    classifier: Classifier,
+    image_size: tuple[int, int],
+    batch_size: int,
+    device: torch.device,
+    workspace: Path,
+) -> Execution:
+    """Measures a training step in each way, once for a machine's workspace.
+
+    Later calls find the answer there, so that all trials of a search compute alike.
+
+    Args:
+        name: of the network.
+        classifier: the network; is left as it is.
+        image_size: height and width in pixels.
+        batch_size: images in a step.
+        device: where it would compute.
+        workspace: the answers lie in `executions.json` in it.
+    """
+    channels, (height, width) = classifier.mean.shape[1], image_size
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    case = f"{name}, {batch_size}x{channels}x{height}x{width}, {device_name(device)}, {threads}"
+    path = workspace / FILE_NAME
+    workspace.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        known = _known(path)
+        if case not in known:
+            images = torch.zeros(batch_size, channels, height, width, device=device)
+            known[case] = _measured(classifier, images)
+            partial = path.with_suffix(".partial")
+            answers = {key: asdict(execution) for key, execution in known.items()}
+            partial.write_text(json.dumps(answers, indent=1) + "\n")
+            os.replace(partial, path)
+    return known[case]
+
+
+def _known(path: Path) -> dict[str, Execution]:
+    try:
+        answers = json.loads(path.read_text())
+        return {key: Execution(**execution) for key, execution in answers.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # none yet, or damaged: measured again
+
+
+def _measured(classifier: Classifier, images: torch.Tensor) -> Execution:
+    """The fastest way; the usual one unless another is clearly faster."""
+    usual = usual_execution(images.device)
+    best, best_seconds = usual, _step_seconds(classifier, images, usual)
+    for bfloat16 in {False, usual.bfloat16}:
+        for channels_last in (False, True):
+            candidate = Execution(bfloat16, channels_last)
+            if candidate != usual:
+                seconds = _step_seconds(classifier, images, candidate)
+                if seconds < best_seconds * _WORTH:
+                    best, best_seconds = candidate, seconds
+    return best
+
+
+def _step_seconds(classifier: Classifier, images: torch.Tensor, execution: Execution) -> float:
+    """The shortest of a few steps forward and backward, after one to warm up."""
+    network = copy.deepcopy(classifier).train()
+    execution.place(network, images.device)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=execution.bfloat16):
+            logits = network(images)
+        torch.autograd.backward(cross_entropy(logits.float(), labels))
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        return time.perf_counter() - started
+
+    # What a network draws, for dropout, is not what the trial would draw.
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        times = [seconds()]
+        if times[0] < _SECONDS:
+            times += [seconds() for _ in range(_REPETITIONS)]
+    return min(times)
