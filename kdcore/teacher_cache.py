@@ -14,6 +14,7 @@ import uuid
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -227,6 +228,8 @@ class TeacherCache:
                 f"cached outputs {path} are damaged ({error}); computing them again", stacklevel=4
             )
             path.unlink(missing_ok=True)
+            if self._shared is not None:
+                self._shared.drop(path)
             return None
 
     def _make_room(self, groups: Sequence[str]) -> bool:
@@ -263,7 +266,8 @@ class TeacherCache:
         if self._shared is not None and self._shared.wait_or_claim(list(paths.values())):
             return False
         started = time.perf_counter()
-        scratch = self._folder / f".scratch-{uuid.uuid4().hex}"
+        scratch = self._folder / f".scratch-{view:04d}"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
         scratch.mkdir()
         try:
             columns = {
@@ -292,6 +296,8 @@ class TeacherCache:
                     self._shared.keep(path)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            if self._shared is not None:
+                self._shared.release(list(paths.values()))
         return True
 
     def _stored(self, group: str, taps: Taps) -> dict[str, Tensor]:
@@ -422,6 +428,11 @@ class _Shared:
         os.replace(partial, path)
         return True
 
+    def drop(self, path: Path) -> None:
+        """Removes the file there, if there is one; it would come back as damaged as it was."""
+        with suppress(FileNotFoundError):
+            self._files.delete_file(f"{self._folder}/{path.name}")
+
     def keep(self, path: Path) -> None:
         """Copies a file there; whole or not at all, as far as the place can do that."""
         self._files.create_dir(self._folder)
@@ -435,13 +446,14 @@ class _Shared:
         Returns:
             Whether the files were fetched, so that nothing is left to compute.
         """
-        claims = f"{self._folder}/claims-{paths[0].stem}"
+        claim = self._claim_on(paths)
+        claims, _, _ = claim.rpartition("/")
         self._files.create_dir(claims)
-        with self._files.open_output_stream(f"{claims}/{self._name}") as stream:
+        with self._files.open_output_stream(claim) as stream:
             stream.write(b"claimed")
         while True:
             if all(self.fetch(path) for path in paths):
-                self._files.delete_file(f"{claims}/{self._name}")
+                self.release(paths)
                 return True
             now = time.time()
             living = [
@@ -452,3 +464,11 @@ class _Shared:
             if not living or min(living)[1] == self._name:
                 return False
             time.sleep(_CLAIM_POLL_SECONDS)
+
+    def release(self, paths: Sequence[Path]) -> None:
+        """Takes a claim back: the files are there, or this machine could not make them."""
+        with suppress(FileNotFoundError):
+            self._files.delete_file(self._claim_on(paths))
+
+    def _claim_on(self, paths: Sequence[Path]) -> str:
+        return f"{self._folder}/claims-{paths[0].stem}/{self._name}"

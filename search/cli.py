@@ -213,6 +213,25 @@ def _wait_until_up(base: str, server: "subprocess.Popen[bytes]", log: Path) -> N
 
 
 @app.command()
+def cache(
+    name: SearchName,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove its files.")] = False,
+    storage: StorageOption = "runs",
+) -> None:
+    """Show what a search's cached teacher outputs take and save."""
+    from search.cache import cache_report, clear_cache
+    from search.record import read_record
+    from search.storage import Storage
+
+    place = Storage(storage)
+    record = read_record(place, name)
+    if clear:
+        print(f"removed {clear_cache(record, place) / 1e6:,.1f} MB")
+        return
+    print(cache_report(record, place))
+
+
+@app.command()
 def methods(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the README has it.")] = False,
 ) -> None:

@@ -325,9 +325,9 @@ class _Search:
                 # Without it Tune keeps one trial pending, and a cluster grows one node at a time.
                 max_concurrent_trials=parallel,
                 trial_dirname_creator=_folder_of,
-                # A fresh process gives a GPU's memory back; without a GPU a warm one saves its
-                # start.
-                reuse_actors=resources.gpus == 0,
+                # A warm process saves its start and the import of torch; run_trial gives its GPU
+                # memory back. One that failed is not used again.
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="tune",

@@ -1,5 +1,6 @@
 """A trial as Ray runs it: a sampled point becomes a distillation, its reports go to Tune."""
 
+import gc
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,12 +43,22 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str) -> None:
         if restored is not None:
             restored.to_directory(folder)
         copied = time.monotonic()
-        for report in distill(config, workspace=workspace, checkpoint_dir=folder):
-            checkpoint = None
-            if report.epoch == report.epochs or time.monotonic() - copied > _CHECKPOINT_SECONDS:
-                checkpoint = tune.Checkpoint.from_directory(folder)
-                copied = time.monotonic()
-            tune.report(asdict(report), checkpoint=checkpoint)
+        try:
+            for report in distill(config, workspace=workspace, checkpoint_dir=folder):
+                checkpoint = None
+                if report.epoch == report.epochs or time.monotonic() - copied > _CHECKPOINT_SECONDS:
+                    checkpoint = tune.Checkpoint.from_directory(folder)
+                    copied = time.monotonic()
+                tune.report(asdict(report), checkpoint=checkpoint)
+        finally:
+            _release_gpu_memory()
+
+
+def _release_gpu_memory() -> None:
+    """Gives a trial's GPU memory back, for the trials that share the GPU with this process."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Iterator[EpochReport]:

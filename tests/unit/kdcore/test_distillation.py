@@ -125,6 +125,7 @@ def test_reports_are_consistent(
         assert list(report.train_terms) == ["cross_entropy", name]
         values = {**asdict(report), **report.train_terms}
         del values["train_terms"]
+        assert values.pop("teacher") == ("live" if term.method.needs else "none")
         assert all(torch.tensor(value).isfinite() for value in values.values())
         expected = sum(weights.get(key, 1.0) * value for key, value in report.train_terms.items())
         if number <= term.method.preparation_epochs(EPOCHS):

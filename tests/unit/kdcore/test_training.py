@@ -319,7 +319,7 @@ def test_bfloat16_is_used_where_the_hardware_gains_by_it_unless_switched_off(
     one_batch: ImageData,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kdcore.training.gains_by_bfloat16", lambda device: True)
+    monkeypatch.setattr("kdcore.execution.gains_by_bfloat16", lambda device: True)
     with _Types() as types:
         run(
             student,
@@ -336,7 +336,7 @@ def test_bfloat16_is_used_where_the_hardware_gains_by_it_unless_switched_off(
 def test_bfloat16_is_not_used_where_the_hardware_does_not_gain_by_it(
     student: Classifier, one_batch: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdcore.training.gains_by_bfloat16", lambda device: False)
+    monkeypatch.setattr("kdcore.execution.gains_by_bfloat16", lambda device: False)
     with _Types() as types:
         run(student, (), None, one_batch, recipe(acceleration="auto"))
     assert torch.bfloat16 not in types.seen
@@ -350,7 +350,7 @@ def test_every_method_learns_in_bfloat16(
     digits: ImageData,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kdcore.training.gains_by_bfloat16", lambda device: True)
+    monkeypatch.setattr("kdcore.execution.gains_by_bfloat16", lambda device: True)
     how = recipe(epochs=3, batch_size=32, acceleration="auto")
     first, *_, last = run(student, terms_of([name], digits), teacher, digits, how)
     # A strong term may hold cross-entropy back, and contrast with fresh banks rises at first.

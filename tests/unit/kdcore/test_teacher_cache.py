@@ -1,0 +1,313 @@
+"""The teacher's cached outputs: they change nothing, and are computed once."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdcore import CacheConfig, DataConfig, EpochReport, TeacherConfig, TrialConfig, distill
+from kdcore.data import ImageData
+from kdcore.execution import Execution
+from kdcore.methods import CATALOGUE
+from kdcore.taps import Tap
+from kdcore.teacher import WEIGHTS, load_teacher
+from kdcore.teacher_cache import FOLDER, CachedView, TeacherCache, Wanted, cached_files
+
+CPU = torch.device("cpu")
+MAPS = Wanted(frozenset({Tap.LOGITS, Tap.MAPS}), frozenset({"stage1", "stage3"}))
+LOGITS = Wanted(frozenset({Tap.LOGITS}), frozenset())
+EPOCHS = 2
+
+Run = Callable[..., list[EpochReport]]
+
+
+@pytest.fixture
+def run(
+    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, teacher_dir: Path
+) -> Run:
+    """Distils with a cache, or none."""
+
+    def reports(
+        method: str, cache: CacheConfig | None, folder: Path = workspace, **settings: Any
+    ) -> list[EpochReport]:
+        config = TrialConfig(
+            data=digits_config,
+            teacher=teacher_config,
+            student="resnet8",
+            objective=[{"method": method}],
+            training={"epochs": EPOCHS, "batch_size": 64} | settings,
+            cache=cache,
+        )
+        return list(distill(config, workspace=folder, device=CPU))
+
+    return reports
+
+
+def learned(reports: list[EpochReport]) -> list[dict[str, Any]]:
+    """What was learned, without where the teacher's outputs came from."""
+    about_time = {"epoch_seconds", "teacher", "teacher_seconds_saved"}
+    return [
+        {name: value for name, value in asdict(report).items() if name not in about_time}
+        for report in reports
+    ]
+
+
+@pytest.fixture
+def make(digits: ImageData, teacher_dir: Path, tmp_path: Path) -> Callable[..., TeacherCache]:
+    """Opens a cache of the small teacher's outputs, in a workspace of the test's own."""
+
+    def cache(
+        workspace: Path = tmp_path,
+        *,
+        data: ImageData = digits,
+        execution: Execution = Execution(),  # noqa: B008  (frozen)
+        **config: Any,
+    ) -> TeacherCache:
+        return TeacherCache(
+            CacheConfig(**config),
+            workspace,
+            load_teacher(teacher_dir),
+            teacher_dir / WEIGHTS,
+            data,
+            device=CPU,
+            execution=execution,
+        )
+
+    return cache
+
+
+Make = Callable[..., TeacherCache]
+
+
+def given(view: CachedView | None) -> CachedView:
+    assert view is not None
+    return view
+
+
+# The same learning
+
+
+@pytest.mark.parametrize("acceleration", ["off", "auto"])
+@pytest.mark.parametrize("name", [name for name in CATALOGUE if CATALOGUE[name].needs])
+def test_every_method_learns_the_same_to_the_bit_with_a_cache_of_float32(
+    name: str, acceleration: str, run: Run
+) -> None:
+    live = run(name, None, acceleration=acceleration)
+    assert {report.teacher for report in live} == {"live"}
+    for _ in range(2):
+        with_cache = run(name, CacheConfig(precision="float32"), acceleration=acceleration)
+        assert learned(with_cache) == learned(live)
+
+
+def test_outputs_that_depend_on_more_than_the_image_are_computed_live(run: Run) -> None:
+    published = {name: run(name, CacheConfig())[-1].teacher for name in ("kd", "at", "fsp")}
+    assert set(published.values()) <= {"computed", "cached"}
+    gradients = Wanted(frozenset({Tap.LOGITS, Tap.INPUT_GRADIENT}), frozenset())
+    assert not gradients.cacheable
+
+
+@torch.no_grad()
+def test_float16_keeps_every_value_within_a_part_in_two_thousand(
+    make: Make, digits: ImageData, teacher_dir: Path
+) -> None:
+    cached = given(make().view(0, MAPS))
+    positions = torch.tensor([5, 0, 300])
+    (images,) = digits.train.views(positions, 0, 3)
+    live = load_teacher(teacher_dir).taps(images, MAPS.kinds, positions)
+    kept = cached.at(positions)
+    assert set(kept.maps) == {"stage1", "stage3"}
+    pairs = [(kept.logits, live.logits), (kept.embedding, live.embedding)]
+    pairs += [(kept.maps[tap], live.maps[tap]) for tap in kept.maps]
+    for ours, exact in pairs:
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, exact, rtol=2**-11, atol=1e-6)
+
+
+def test_float16_moves_the_accuracy_by_less_than_the_seed_does(run: Run) -> None:
+    exact = run("kd", CacheConfig(precision="float32"), epochs=6)[-1].best_heldout_accuracy
+    halved = run("kd", CacheConfig(), epochs=6)[-1].best_heldout_accuracy
+    # 287 held-out images: three of them are 1 percent.
+    assert abs(exact - halved) <= 3 / 287
+
+
+def test_without_room_the_trial_learns_the_same_from_the_live_teacher(
+    run: Run, tmp_path: Path
+) -> None:
+    cached = run("at", CacheConfig())
+    live = run("at", CacheConfig(max_gb=0.0), tmp_path)
+    assert {report.teacher for report in live} == {"live"}
+    assert learned(live) == learned(cached)
+
+
+def test_a_value_beyond_the_range_of_float16_stays_finite(
+    make: Make, digits: ImageData, tmp_path: Path
+) -> None:
+    cache = make()
+    with torch.no_grad():
+        cache._teacher.backbone.fc.weight.mul_(1e8)
+    assert given(cache.view(0, LOGITS)).at(torch.arange(9)).logits.isfinite().all()
+
+
+# Computed once
+
+
+def test_a_view_is_computed_once_and_then_found(make: Make) -> None:
+    first, second = make().view(0, MAPS), make().view(0, MAPS)
+    assert (given(first).computed, given(second).computed) == (True, False)
+    assert given(second).seconds_saved > 0
+    assert given(make().view(1, MAPS)).computed  # another view looks otherwise
+    fewer = Wanted(MAPS.kinds, frozenset({"stage3"}))
+    assert not given(make().view(0, fewer)).computed
+    more = Wanted(MAPS.kinds, frozenset({"stage2", "stage3"}))
+    assert given(make().view(0, more)).computed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"precision": "float32"},
+        {"execution": Execution(channels_last=True)},
+        "views",
+        "split",
+    ],
+    ids=str,
+)
+def test_another_precision_layout_recipe_or_split_is_another_cache(
+    make: Make, digits: ImageData, change: Any
+) -> None:
+    settings = change if isinstance(change, dict) else {}
+    if change == "views":
+        settings = {"data": replace(digits, train=replace(digits.train, view_seed=9))}
+    if change == "split":
+        ids = digits.train.image_ids.flip(0)
+        settings = {"data": replace(digits, train=replace(digits.train, image_ids=ids))}
+    assert make(**settings).key != make().key
+
+
+def test_several_processes_compute_a_view_once(make: Make) -> None:
+    with ThreadPoolExecutor(4) as pool:  # a lock of its own for each opened file
+        views = list(pool.map(lambda _: given(make().view(0, MAPS)), range(4)))
+    assert sum(view.computed for view in views) == 1
+    for view in views[1:]:
+        assert torch.equal(view.columns["logits"], views[0].columns["logits"])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from kdcore import CacheConfig, DataConfig
+from kdcore.data import open_data
+from kdcore.execution import Execution
+from kdcore.taps import Tap
+from kdcore.teacher import WEIGHTS, load_teacher
+from kdcore.teacher_cache import TeacherCache, Wanted
+
+class Dying(TeacherCache):
+    def _pass(self, view, wanted):
+        for taps in super()._pass(view, wanted):
+            yield taps
+            os.kill(os.getpid(), signal.SIGKILL)
+
+config, tables, teacher, workspace = sys.argv[1:]
+data = open_data(DataConfig.model_validate_json(config), Path(tables))
+Dying(CacheConfig(), Path(workspace), load_teacher(Path(teacher)), Path(teacher) / WEIGHTS, data,
+      device=torch.device("cpu"), execution=Execution()).view(
+          0, Wanted(frozenset({Tap.LOGITS}), frozenset()))
+"""
+
+
+def test_a_process_killed_while_computing_leaves_nothing_that_is_believed(
+    make: Make, digits_config: DataConfig, workspace: Path, teacher_dir: Path, tmp_path: Path
+) -> None:
+    arguments = [digits_config.model_dump_json(), workspace, teacher_dir, tmp_path]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list((tmp_path / FOLDER).iterdir())
+    assert cached_files(tmp_path / FOLDER) == []
+    assert given(make().view(0, LOGITS)).computed
+    assert not list((tmp_path / FOLDER).glob("*/.*"))
+
+
+# Damage
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one byte", "foreign", "empty"])
+def test_a_damaged_or_foreign_file_is_computed_again_with_a_warning(
+    make: Make, tmp_path: Path, damage: str
+) -> None:
+    intact = given(make().view(0, LOGITS)).columns["logits"].clone()
+    (path,) = cached_files(tmp_path / FOLDER)
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    elif damage == "one byte":
+        content[len(content) // 3] ^= 1
+    elif damage == "empty":
+        content = bytearray()
+    else:
+        other = tmp_path / "other"
+        make(other, precision="float32").view(0, LOGITS)
+        content = bytearray(cached_files(other / FOLDER)[0].read_bytes())
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"cached outputs .* are damaged .* computing them again"):
+        again = given(make().view(0, LOGITS))
+    assert again.computed
+    assert torch.equal(again.columns["logits"], intact)
+    assert not given(make().view(0, LOGITS)).computed
+
+
+# Room
+
+
+def test_larger_outputs_make_room_for_smaller_ones_and_never_the_reverse(
+    make: Make, tmp_path: Path
+) -> None:
+    make().view(0, MAPS)
+    sizes = {path.name: path.stat().st_size for path in cached_files(tmp_path / FOLDER)}
+    largest = max(sizes, key=sizes.__getitem__)
+    room = (sum(sizes.values()) + 1000) / 1e9
+    assert given(make(max_gb=room).view(1, LOGITS)).computed
+    kept = {path.name for path in cached_files(tmp_path / FOLDER)}
+    assert largest not in kept
+    assert "view0000-outputs.arrow" in kept
+    assert make(max_gb=room / 2).view(2, MAPS) is None
+
+
+# Shared by machines
+
+
+def test_machines_share_what_one_has_computed(make: Make, tmp_path: Path) -> None:
+    shared = str(tmp_path / "shared")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert given(make(one, shared=shared).view(0, MAPS)).computed
+    found = given(make(two, shared=shared).view(0, MAPS))
+    assert not found.computed
+    assert found.seconds_saved > 0
+    # A damaged copy is computed again, and then whole for the others.
+    for path in cached_files(tmp_path / "shared"):
+        os.truncate(path, 100)
+    three = make(tmp_path / "three", shared=shared)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert given(three.view(0, LOGITS)).computed
+    assert not given(make(tmp_path / "four", shared=shared).view(0, LOGITS)).computed
+
+
+def test_machines_that_want_a_view_at_the_same_time_compute_it_once(
+    make: Make, tmp_path: Path
+) -> None:
+    def on_machine(number: int) -> CachedView:
+        cache = make(tmp_path / f"machine{number}", shared=str(tmp_path / "shared"))
+        return given(cache.view(0, MAPS))
+
+    with ThreadPoolExecutor(3) as pool:
+        views = list(pool.map(on_machine, range(3)))
+    assert sum(view.computed for view in views) == 1
