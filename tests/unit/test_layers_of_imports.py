@@ -1,6 +1,8 @@
 """Who may import whom: DESIGN.md, section 3, read from the sources."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,29 @@ def test_a_method_imports_neither_another_method_nor_a_backbone(file: Path) -> N
 @every_file
 def test_files_have_names_of_their_own(file: Path) -> None:
     assert file.name not in {"utils.py", "helpers.py", "common.py", "base.py"}
+
+
+TRIAL = """
+import sys
+import search.trial
+from kdcore import TrialConfig, distill
+
+config = TrialConfig.model_validate({
+    "data": {"name": "digits", "train_images": 64},
+    "teacher": {"backbone": "resnet8", "training": {"epochs": 1}},
+    "student": "resnet8",
+    "objective": [{"method": "kd"}],
+    "training": {"epochs": 1},
+    "cache": {},
+})
+for report in distill(config, workspace=sys.argv[1]):
+    pass
+print(*{"torchvision", "timm", "matplotlib", "mlflow", "PIL"} & sys.modules.keys())
+"""
+
+
+def test_a_trial_imports_nothing_slow_that_it_does_not_need(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", TRIAL, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == ""
