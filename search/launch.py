@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -186,6 +186,10 @@ class _Search:
         log: Path,
     ) -> None:
         self._plan, self._storage, self._progress, self._log = prepared, storage, progress, log
+        self._trainable: Callable[..., None] = run_trial
+        # A warm process saves its start and the import of torch; run_trial gives its GPU memory
+        # back. One that failed is not used again.
+        self._reuse_actors = True
         uri = tracking_uri or default_tracking_uri(storage)
         artifacts = local_home(storage) / "mlartifacts"
         self._tracker = Tracker(uri, artifacts)
@@ -304,7 +308,7 @@ class _Search:
         callback = _RecordingCallback(self._record, self._storage, self._tracker, self._progress)
         trainable = tune.with_resources(
             tune.with_parameters(
-                run_trial,
+                self._trainable,
                 experiment_json=experiment.model_dump_json(),
                 storage_uri=self._storage.uri,
             ),
@@ -325,9 +329,7 @@ class _Search:
                 # Without it Tune keeps one trial pending, and a cluster grows one node at a time.
                 max_concurrent_trials=parallel,
                 trial_dirname_creator=_folder_of,
-                # A warm process saves its start and the import of torch; run_trial gives its GPU
-                # memory back. One that failed is not used again.
-                reuse_actors=True,
+                reuse_actors=self._reuse_actors,
             ),
             run_config=tune.RunConfig(
                 name="tune",

@@ -10,11 +10,9 @@ written; the exit status is 1 if anything crashed.
 """
 
 import argparse
-import json
 import sys
 import time
 from functools import cache
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -27,6 +25,7 @@ from kdcore.distillation import TermConfig
 from kdcore.methods import CATALOGUE
 from kdcore.rehearsal import Rehearsal
 from kdcore.taps import Setting
+from tests.benchmarks import report
 
 FAMILIES = (
     "resnet8",
@@ -92,6 +91,7 @@ def main() -> None:
     reasons: dict[str, int] = {}
     results: list[dict[str, object]] = []
     crashes = 0
+    machine = report.machine(torch.device("cpu"), torch.get_num_threads())
     started = time.perf_counter()
     pairs = [(student, teacher) for teacher in chosen.networks for student in chosen.networks]
     for student, teacher in track(pairs, console=Console(stderr=True)):
@@ -123,9 +123,7 @@ def main() -> None:
         f"{len(results) - refused - crashes} work, {refused} are refused, {crashes} crash",
         highlight=False,
     )
-    folder = Path("runs/bench")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "preflight_matrix.json").write_text(json.dumps(results, indent=1) + "\n")
+    report.publish("preflight_matrix", machine, results)
     sys.exit(bool(crashes))
 
 
