@@ -57,7 +57,10 @@ def show_in_order(parts: Iterator[Part], processes: int, ahead: int) -> Iterator
         while under_way:
             yield under_way.popleft().result()
     except RuntimeError:
-        _pools.pop(processes, pool).close()
+        with _making:
+            if _pools.get(processes) is pool:
+                del _pools[processes]
+        pool.close()
         raise
     finally:
         for future in under_way:

@@ -18,6 +18,7 @@ A row cannot be read without its row group, so that images are shuffled in a mov
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,8 +56,8 @@ _PART_OF_A_NAME = re.compile(rf"({'|'.join((TRAIN, *TESTS))})(?![A-Za-z])")
 
 # 256 MB are some 2,500 photographs of ImageNet, or all of a data set of thumbnails.
 _WINDOW_BYTES = 256 * 2**20
-# What is in use at a time is at most one and a half windows.
-_HELD_BYTES = 2 * _WINDOW_BYTES
+# In use at a time are one and a half windows, and the rest of row groups that begin or end there.
+_HELD_BYTES = 3 * _WINDOW_BYTES
 # Images, some seconds' worth: a bucket takes tenths of a second to answer.
 _AHEAD = 1024
 _READERS = 4
@@ -121,7 +122,8 @@ class Rows(ImageStore):
                 .subset(row_group_ids=[number])
                 .to_table(columns={"image": self.image}, use_threads=False)
             )
-            return {row: table["image"][row].as_py() for row in wanted[group].tolist()}
+            images = table["image"]
+            return {row: images[row].as_py() for row in wanted[group].tolist()}
 
         sizes = {group: len(wanted[group]) * self.row_groups[group][2] for group in wanted}
         loaded = _loaded_ahead(groups.tolist(), sizes, load)
@@ -140,7 +142,9 @@ class Rows(ImageStore):
 def _loaded_ahead(
     keys: Sequence[int], sizes: Mapping[int, float], load: Callable[[int], T]
 ) -> Iterator[T]:
-    """What `load` gives for each key in turn, loaded before it is due and kept while there is room.
+    """What `load` gives for each key in turn, loaded before it is due and kept until its last time.
+
+    Where there is no room, what was due longest ago makes some, and is loaded again.
 
     Args:
         keys: in the order in which they are due; a key may come again.
@@ -149,6 +153,7 @@ def _loaded_ahead(
     """
     held: dict[int, Future[T]] = {}  # in the order in which they were last asked for
     asked: dict[int, int] = {}  # when that was: the place in `keys`
+    times = Counter(keys)
     ahead = 0
     room = float(_HELD_BYTES)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="reading") as pool:
@@ -169,7 +174,10 @@ def _loaded_ahead(
                         room -= sizes[coming]
                     asked[coming] = ahead
                     ahead += 1
-                yield held[key].result()
+                times[key] -= 1
+                result = held[key] if times[key] else held.pop(key)
+                room += 0 if times[key] else sizes[key]
+                yield result.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -17,7 +17,7 @@ from kdcore.data.source import Collection, PixelStatistics
 from kdcore.data.split import Split
 from kdcore.data.splits import stratified_mask
 
-# One part takes a process some 25 ms at 224x224, and 2.4 MB: enough to be worth a message, little
+# One part takes a process some 40 ms at 224x224, and 2.4 MB: enough to be worth a message, little
 # enough that the processes share a batch evenly.
 _PART = 16
 _MOST_PROCESSES = 16

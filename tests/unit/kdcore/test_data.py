@@ -177,6 +177,10 @@ def test_what_a_killed_conversion_left_is_no_table(
         ({"split_seed": -1}, "split_seed"),
         ({"view_seed": -1}, "view_seed"),
         ({"veiws": 3}, "veiws"),
+        ({"image_size": (32, 32)}, r"image_size is \(32, 32\), but digits has no such setting"),
+        ({"test_fraction": 0.2}, "test_fraction is 0.2, but digits has no such setting; leave it"),
+        ({"image_column": "x"}, "image_column is x, but digits has no such setting"),
+        ({"root": "s3://bucket/x"}, "root is 's3://bucket/x', but digits reads local folders"),
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object], message: str) -> None:

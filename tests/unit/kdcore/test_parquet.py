@@ -421,11 +421,13 @@ def test_no_more_is_held_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(parquet, "_HELD_BYTES", 100)
     monkeypatch.setattr(parquet, "_AHEAD", 1000)
     alive = most = 0
+    loads: list[int] = []
 
     class Loaded:
         def __init__(self, key: int) -> None:
             nonlocal alive, most
             self.key = key
+            loads.append(key)
             alive += sizes[key]
             most = max(most, alive)
 
@@ -438,10 +440,14 @@ def test_no_more_is_held_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch)
     sequential = [key for key in range(30) for _ in range(20)]
     for wanted in (keys, sequential):
         most = 0
+        loads.clear()
         for key, loaded in zip(wanted, parquet._loaded_ahead(wanted, sizes, Loaded), strict=True):
             assert loaded.key == key
         del loaded
-        assert most <= (350 if 30 in wanted else 139)
+        assert alive == 0
+        # What is handed out is no longer counted.
+        assert most <= (100 + 250 if 30 in wanted else 100 + 39)
+    assert loads == list(range(30))
 
 
 def test_what_fits_into_one_window_is_shuffled_as_a_whole(
