@@ -70,6 +70,11 @@ class StreamedSplit(Split):
     view_seed: int
     device: torch.device
 
+    @property
+    def view_recipe(self) -> str:
+        height, width = self.image_size
+        return f"seed {self.view_seed}, random resized crop to {height}x{width}, flip"
+
     def shuffled(self) -> Tensor:
         return self.store.shuffled(self.image_ids.cpu())
 
