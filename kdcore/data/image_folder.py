@@ -24,13 +24,7 @@ from torch import Tensor
 from kdcore.data.decoding import EncodedImage
 from kdcore.data.kept import key_of, metadata_of, open_kept, tensor_of
 from kdcore.data.source import Source
-from kdcore.data.streamed_split import (
-    TESTS,
-    TRAIN,
-    ImageStore,
-    StreamedCollection,
-    marked_test,
-)
+from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
 from kdcore.suggestion import did_you_mean
 
 if TYPE_CHECKING:
@@ -84,11 +78,9 @@ class ImageFolderSource(Source):
         kept = workspace / "data" / f"{config.name}-{key}"
 
         def collection(batch: pa.RecordBatch) -> StreamedCollection:
-            labels = tensor_of(batch["label"].to_numpy())
-            is_test = tensor_of(batch["is_test"].to_numpy(zero_copy_only=False))
             return StreamedCollection(
-                labels=labels,
-                is_test=marked_test(is_test, labels, config.test_fraction),
+                labels=tensor_of(batch["label"].to_numpy()),
+                is_test=tensor_of(batch["is_test"].to_numpy(zero_copy_only=False)),
                 class_names=classes,
                 in_channels=3,
                 image_size=image_size,
@@ -99,7 +91,8 @@ class ImageFolderSource(Source):
             )
 
         path = kept.with_name(f"{kept.name}.arrow")
-        return open_kept(path, "list of files", lambda: _list(root, folders, classes), collection)
+        images = open_kept(path, "list of files", lambda: _list(root, folders, classes), collection)
+        return images.with_test_split(config.test_fraction)
 
 
 def _class_folders(root: Path) -> tuple[tuple[str, ...], list[_ClassFolder]]:

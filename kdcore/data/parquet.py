@@ -34,13 +34,7 @@ from torch import Tensor
 from kdcore.data.decoding import EncodedImage
 from kdcore.data.kept import key_of, metadata_of, open_kept, tensor_of
 from kdcore.data.source import Source
-from kdcore.data.streamed_split import (
-    TESTS,
-    TRAIN,
-    ImageStore,
-    StreamedCollection,
-    marked_test,
-)
+from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
 from kdcore.suggestion import did_you_mean
 
 if TYPE_CHECKING:
@@ -214,11 +208,9 @@ class ParquetSource(Source):
 
         def collection(batch: pa.RecordBatch) -> StreamedCollection:
             metadata = metadata_of(batch)
-            labels = tensor_of(batch["label"].to_numpy())
-            is_test = tensor_of(batch["is_test"].to_numpy(zero_copy_only=False))
             return StreamedCollection(
-                labels=labels,
-                is_test=marked_test(is_test, labels, config.test_fraction),
+                labels=tensor_of(batch["label"].to_numpy()),
+                is_test=tensor_of(batch["is_test"].to_numpy(zero_copy_only=False)),
                 class_names=tuple(json.loads(metadata["class_names"])),
                 in_channels=3,
                 image_size=image_size,
@@ -236,7 +228,9 @@ class ParquetSource(Source):
                 kept=kept,
             )
 
-        return open_kept(kept.with_name(f"{kept.name}.arrow"), "list of rows", make, collection)
+        path = kept.with_name(f"{kept.name}.arrow")
+        images = open_kept(path, "list of rows", make, collection)
+        return images.with_test_split(config.test_fraction)
 
 
 def _unreadable(root: Path | str, error: Exception) -> ValueError:

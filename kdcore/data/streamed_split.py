@@ -146,7 +146,7 @@ def _processes(device: torch.device) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedCollection(Collection):
-    """A data set of encoded images.
+    """A data set of encoded images; without `is_test` anywhere, it has no test split yet.
 
     Args:
         store: where the images lie.
@@ -167,6 +167,31 @@ class StreamedCollection(Collection):
             self.view_seed,
             positions.device,
         )
+
+    def with_test_split(self, test_fraction: float | None) -> "StreamedCollection":
+        """The same with a test split, where it has none of its own.
+
+        Args:
+            test_fraction: of the configuration.
+
+        Raises:
+            ValueError: a share is given that is not needed, or that leaves a part empty.
+        """
+        if self.is_test.any():
+            if test_fraction is not None:
+                raise ValueError(
+                    f"test_fraction is {test_fraction}, but root has a test split of "
+                    f"{int(self.is_test.sum())} images; leave test_fraction out"
+                )
+            return self
+        fraction = _TEST_FRACTION if test_fraction is None else test_fraction
+        images = round(fraction * len(self.labels))
+        if not 0 < images < len(self.labels):
+            raise ValueError(
+                f"test_fraction is {fraction}, but leaves {images} of {len(self.labels)} images to "
+                f"the test"
+            )
+        return replace(self, is_test=stratified_mask(self.labels, images, _TEST_SEED))
 
     def statistics(self, positions: Tensor) -> PixelStatistics:
         """Estimated on a sample of 2,048 images, always the same for the same split."""
@@ -189,30 +214,3 @@ class StreamedCollection(Collection):
             estimate,
             lambda batch: (tuple(batch["mean"].to_pylist()), tuple(batch["std"].to_pylist())),
         )
-
-
-def marked_test(is_test: Tensor, labels: Tensor, test_fraction: float | None) -> Tensor:
-    """Where the test split lies: [N], bool.
-
-    Args:
-        is_test: [N], bool; nothing is true where the data have no test split of their own.
-        labels: [N], int64.
-        test_fraction: of the configuration.
-
-    Raises:
-        ValueError: a share is given that is not needed, or that leaves a part empty.
-    """
-    if is_test.any():
-        if test_fraction is not None:
-            raise ValueError(
-                f"test_fraction is {test_fraction}, but root has a test split of "
-                f"{int(is_test.sum())} images; leave test_fraction out"
-            )
-        return is_test
-    fraction = _TEST_FRACTION if test_fraction is None else test_fraction
-    images = round(fraction * len(labels))
-    if not 0 < images < len(labels):
-        raise ValueError(
-            f"test_fraction is {fraction}, but leaves {images} of {len(labels)} images to the test"
-        )
-    return stratified_mask(labels, images, _TEST_SEED)
