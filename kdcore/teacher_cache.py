@@ -36,9 +36,6 @@ from kdcore.taps import Tap, Taps
 
 FOLDER = "teacher_cache"
 
-# Large enough to fill a device, small enough for the widest maps of a ResNet-50 on the CPU.
-_FILL_BATCH = 256
-
 # Groups of columns. A file with logits and embedding is always there; each map has its own.
 _OUTPUTS = "outputs"
 _KINDS = {Tap.MAPS: "map", Tap.PREACTIVATIONS: "preactivation"}
@@ -320,7 +317,7 @@ class TeacherCache:
         self._execution.place(self._teacher, self._device)
         split = self._data.train.to(self._device)
         order = torch.arange(self._rows, device=self._device)
-        for images in split.views(order, view, _FILL_BATCH):
+        for images in split.views(order, view, split.batch_without_gradients()):
             with torch.autocast(
                 self._device.type, torch.bfloat16, enabled=self._execution.bfloat16
             ):

@@ -22,10 +22,6 @@ from kdcore.method import Method
 from kdcore.taps import Batch, Tap, Taps
 from kdcore.teacher_cache import CachedView, TeacherCache, Wanted, rounded
 
-# Evaluation batches: large enough to fill a device, small enough for the widest maps of a
-# ResNet-50.
-_EVALUATION_BATCH = 512
-
 # Where the step schedule divides the learning rate by 10: epochs 150, 180 and 210 of the field's
 # 240.
 _STEP_MILESTONES = (0.625, 0.75, 0.875)
@@ -160,8 +156,9 @@ def evaluate(classifier: Classifier, split: Split) -> tuple[float, float]:
     device = classifier.mean.device
     right = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    every_label = torch.split(split.labels.to(device), _EVALUATION_BATCH)
-    for images, labels in zip(split.batches(_EVALUATION_BATCH), every_label, strict=True):
+    size = split.batch_without_gradients()
+    every_label = torch.split(split.labels.to(device), size)
+    for images, labels in zip(split.batches(size), every_label, strict=True):
         logits = classifier(images.to(device))
         right += (logits.argmax(1) == labels).sum()
         loss += cross_entropy(logits, labels, reduction="sum")

@@ -70,6 +70,9 @@ class StreamedSplit(Split):
     view_seed: int
     device: torch.device
 
+    def sides(self) -> tuple[int, int]:
+        return self.image_size
+
     @property
     def view_recipe(self) -> str:
         height, width = self.image_size
