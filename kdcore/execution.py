@@ -133,13 +133,16 @@ def _step(
     execution.place(network, images.device)
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
 
+    # Processor time where there is no GPU: on a busy machine the clock tells of its neighbours.
+    clock = time.perf_counter if images.is_cuda else time.process_time
+
     def seconds() -> float:
-        started = time.perf_counter()
+        started = clock()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=execution.bfloat16):
             logits = network(images)
         torch.autograd.backward(cross_entropy(logits.float(), labels))
         if images.is_cuda:
             torch.cuda.synchronize(images.device)
-        return time.perf_counter() - started
+        return clock() - started
 
     return seconds
