@@ -8,7 +8,7 @@ import time
 import urllib.request
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from search.experiment import ExperimentError, SearchFailedError, read_experiment
+
+if TYPE_CHECKING:
+    from search.record import SearchRecord
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,7 +69,6 @@ def launch(
     """Run a search: teacher, trials, leaderboard, export of the best student."""
     experiment = read_experiment(file, overrides)
     from search.launch import launch as run_search
-    from search.leaderboard import as_table
     from search.storage import Storage
 
     place = Storage(storage)
@@ -78,10 +80,39 @@ def launch(
         address=address,
         tracking_uri=tracking_uri,
     )
+    _show_end(record, storage)
+
+
+@app.command()
+def resume(
+    name: SearchName,
+    more_trials: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Add so many trials to the search.")
+    ] = 0,
+    address: Annotated[
+        str | None, typer.Option(metavar="RAY", help="A Ray cluster; else Ray starts here.")
+    ] = None,
+    storage: StorageOption = "runs",
+) -> None:
+    """Go on with a search that was cut off, or extend one that has ended."""
+    from search.launch import resume as resume_search
+    from search.storage import Storage
+
+    record = resume_search(name, storage=Storage(storage), address=address, more_trials=more_trials)
+    _show_end(record, storage)
+
+
+def _show_end(record: "SearchRecord", storage: str) -> None:
+    """Prints what a search gave, and exports its best student."""
+    from search.leaderboard import as_table
+
     _console().print(as_table(record))
     option = "" if storage == "runs" else f" --storage {storage}"
     if record.state != "finished":
-        print(f"The search ended early; kdsearch best {record.name}{option} exports what finished.")
+        print(
+            f"The search ended early; kdsearch resume {record.name}{option} goes on with it, "
+            f"kdsearch best {record.name}{option} exports what finished."
+        )
         raise typer.Exit(130)
     folder = _export(record.name, storage, None)
     print(
