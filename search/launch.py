@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -148,17 +148,26 @@ def launch(
     if name is not None and name in (storage / "searches").names():
         message = f"{name!r} is taken; choose another, or leave --name out"
         raise ExperimentError("--name", [Problem(key="", message=message)])
+    record = fresh_record(
+        experiment, storage, name or free_name(storage, experiment.name), tracking_uri
+    )
+    with _only_process(storage, record):
+        return _run(prepared, storage, record, address)
+
+
+def fresh_record(
+    experiment: Experiment, storage: Storage, name: str, tracking_uri: str | None
+) -> SearchRecord:
+    """The record of a search that has not begun; without a URI, MLflow's is the embedded store."""
     now = datetime.now(UTC)
-    record = SearchRecord(
-        name=name or free_name(storage, experiment.name),
+    return SearchRecord(
+        name=name,
         experiment=experiment,
         state="running",
         tracking_uri=tracking_uri or default_tracking_uri(storage),
         started=now,
         updated=now,
     )
-    with _only_process(storage, record):
-        return _run(prepared, storage, record, address)
 
 
 def resume(
@@ -265,6 +274,10 @@ class _Search:
         log: Path,
     ) -> None:
         self._plan, self._storage, self._progress, self._log = prepared, storage, progress, log
+        self._trainable: Callable[..., None] = run_trial
+        # A warm process saves its start and the import of torch; run_trial gives its GPU memory
+        # back. One that failed is not used again.
+        self._reuse_actors = True
         self._record = record.model_copy(update={"host": socket.gethostname()})
         home = local_home(storage)
         self._folder = home / "searches" / record.name
@@ -391,7 +404,7 @@ class _Search:
         callback = _RecordingCallback(self._record, self._storage, self._tracker, self._progress)
         trainable = tune.with_resources(
             tune.with_parameters(
-                run_trial,
+                self._trainable,
                 experiment_json=experiment.model_dump_json(),
                 storage_uri=self._storage.uri,
                 search=self._record.name,
@@ -414,9 +427,7 @@ class _Search:
                 # Without it Tune keeps one trial pending, and a cluster grows one node at a time.
                 max_concurrent_trials=parallel,
                 trial_dirname_creator=_folder_of,
-                # A warm process saves its start and the import of torch; run_trial gives its GPU
-                # memory back. One that failed is not used again.
-                reuse_actors=True,
+                reuse_actors=self._reuse_actors,
             ),
             run_config=tune.RunConfig(
                 # What Tune writes is of no use to a later session, and must not end the search
