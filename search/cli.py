@@ -89,6 +89,10 @@ def resume(
     more_trials: Annotated[
         int, typer.Option(metavar="N", min=0, help="Add so many trials to the search.")
     ] = 0,
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a budget of the search."),
+    ] = [],  # noqa: B006  (typer copies it)
     address: Annotated[
         str | None, typer.Option(metavar="RAY", help="A Ray cluster; else Ray starts here.")
     ] = None,
@@ -98,7 +102,13 @@ def resume(
     from search.launch import resume as resume_search
     from search.storage import Storage
 
-    record = resume_search(name, storage=Storage(storage), address=address, more_trials=more_trials)
+    record = resume_search(
+        name,
+        storage=Storage(storage),
+        address=address,
+        more_trials=more_trials,
+        overrides=overrides,
+    )
     _show_end(record, storage)
 
 
@@ -313,7 +323,7 @@ def check(
 ) -> None:
     """Refuse what can be refused without training; else print what a search would do."""
     experiment = read_experiment(file, overrides)
-    from search.preflight import plan
+    from search.preflight import cautions, plan
     from search.storage import Storage
 
     prepared = plan(experiment, Storage(storage), str(file))
@@ -341,6 +351,8 @@ def check(
         f"{stops}"
     )
     _console().print(table)
+    for caution in cautions(experiment):
+        print(f"caution: {caution}")
     print(f"{file} can be launched")
 
 

@@ -114,6 +114,7 @@ class Progress:
         best = next((t for t in rank(record.trials) if t.heldout_accuracy is not None), None)
         if best is not None:
             parts.append(f"best {percent(best.heldout_accuracy)} % (trial {best.number})")
+        parts.append(record.cost)
         if ended:
             parts.append(f"{60 * ended / elapsed:.1f} trials/min")
         share = self._share_done(record)
