@@ -154,6 +154,40 @@ def leaderboard(
 
 
 @app.command()
+def replay(
+    name: SearchName,
+    grace: Annotated[
+        list[int], typer.Option("--grace", metavar="EPOCHS", min=1, help="May be repeated.")
+    ] = [],  # noqa: B006  (typer copies it)
+    reduction: Annotated[
+        list[float], typer.Option("--reduction", metavar="FACTOR", help="May be repeated.")
+    ] = [],  # noqa: B006
+    slots: Annotated[int, typer.Option(min=1, help="Trials that run at a time.")] = 2,
+    storage: StorageOption = "runs",
+) -> None:
+    """Show what a search would have cost, and lost, under other early stopping."""
+    from search.experiment import Asha
+    from search.record import read_record
+    from search.replay import as_table
+    from search.replay import replay as outcomes_of
+    from search.storage import Storage
+
+    record = read_record(Storage(storage), name)
+    epochs = record.experiment.training.epochs
+    # A rung after the first epoch, and after about a tenth, a fifth and a third of the budget.
+    grace = grace or sorted({max(1, round(epochs * share)) for share in (0, 0.1, 0.2, 0.33)})
+    wrong = [value for value in reduction if value <= 1]
+    if wrong:
+        raise ValueError(f"--reduction is {wrong[0]:g}, but must be > 1")
+    settings = [
+        Asha(grace_epochs=epoch, reduction=factor)
+        for epoch in grace
+        for factor in reduction or (2.0, 3.0, 4.0)
+    ]
+    _console().print(as_table(record.name, outcomes_of(record, settings, slots)))
+
+
+@app.command()
 def best(
     name: SearchName,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to export to.")] = None,
