@@ -1,36 +1,39 @@
-"""Early stopping: asynchronous successive halving that never stops the control."""
+"""Early stopping under Ray Tune: poor trials end at a rung, the control never."""
 
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search.experiment import Asha
-from search.searcher import METRIC, TIME
-from search.space import IS_CONTROL
+from search.record import METRIC, REASON, TIME
+from search.rungs import Rungs
+from search.space import IS_CONTROL, NUMBER
 
 
-class ControlSparingAsha(ASHAScheduler):
-    """ASHA whose control runs to its end: every gain on the leaderboard is measured against it.
+class ControlSparingAsha(FIFOScheduler):
+    """Stops what the rungs do not keep. Controls run to their end, because every gain on the
+    leaderboard is measured against them; their results count in the rungs.
 
     Args:
-        asha: the rungs.
+        rungs: with the results of earlier sessions of the search.
         epochs: the budget of a trial.
     """
 
-    def __init__(self, asha: Asha, *, epochs: int) -> None:
-        super().__init__(
-            time_attr=TIME,
-            metric=METRIC,
-            mode="max",
-            max_t=epochs,
-            grace_period=asha.grace_epochs,
-            reduction_factor=asha.reduction,
-        )
+    def __init__(self, rungs: Rungs, *, epochs: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._rungs, self._epochs = rungs, epochs
+        self._seen: dict[int, int] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Stops the trial or lets it go on; the control's results count in the rungs too."""
-        decision: str = super().on_trial_result(tune_controller, trial, result)
-        if IS_CONTROL in trial.config and result[TIME] < self._max_t:
+        """Stops the trial or lets it go on."""
+        number, epoch = trial.config[NUMBER], result[TIME]
+        if REASON in result:
+            return str(TrialScheduler.STOP)
+        # A trial that was started again tells of its earlier epochs once more.
+        again = epoch <= self._seen.get(number, 0)
+        self._seen[number] = max(epoch, self._seen.get(number, 0))
+        self._rungs.add(number, epoch, result[METRIC])
+        spared = again or IS_CONTROL in trial.config
+        if epoch < self._epochs and (spared or self._rungs.keeps(number, epoch)):
             return str(TrialScheduler.CONTINUE)
-        return decision
+        return str(TrialScheduler.STOP)

@@ -8,7 +8,7 @@ import time
 import urllib.request
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from search.experiment import ExperimentError, SearchFailedError, read_experiment
+
+if TYPE_CHECKING:
+    from search.record import SearchRecord
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,7 +69,6 @@ def launch(
     """Run a search: teacher, trials, leaderboard, export of the best student."""
     experiment = read_experiment(file, overrides)
     from search.launch import launch as run_search
-    from search.leaderboard import as_table
     from search.storage import Storage
 
     place = Storage(storage)
@@ -78,10 +80,49 @@ def launch(
         address=address,
         tracking_uri=tracking_uri,
     )
+    _show_end(record, storage)
+
+
+@app.command()
+def resume(
+    name: SearchName,
+    more_trials: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Add so many trials to the search.")
+    ] = 0,
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a budget of the search."),
+    ] = [],  # noqa: B006  (typer copies it)
+    address: Annotated[
+        str | None, typer.Option(metavar="RAY", help="A Ray cluster; else Ray starts here.")
+    ] = None,
+    storage: StorageOption = "runs",
+) -> None:
+    """Go on with a search that was cut off, or extend one that has ended."""
+    from search.launch import resume as resume_search
+    from search.storage import Storage
+
+    record = resume_search(
+        name,
+        storage=Storage(storage),
+        address=address,
+        more_trials=more_trials,
+        overrides=overrides,
+    )
+    _show_end(record, storage)
+
+
+def _show_end(record: "SearchRecord", storage: str) -> None:
+    """Prints what a search gave, and exports its best student."""
+    from search.leaderboard import as_table
+
     _console().print(as_table(record))
     option = "" if storage == "runs" else f" --storage {storage}"
     if record.state != "finished":
-        print(f"The search ended early; kdsearch best {record.name}{option} exports what finished.")
+        print(
+            f"The search ended early; kdsearch resume {record.name}{option} goes on with it, "
+            f"kdsearch best {record.name}{option} exports what finished."
+        )
         raise typer.Exit(130)
     folder = _export(record.name, storage, None)
     print(
@@ -110,6 +151,40 @@ def leaderboard(
         _console().print(as_table(record))
     else:
         sys.stdout.buffer.write(as_bytes(record, form.value))
+
+
+@app.command()
+def replay(
+    name: SearchName,
+    grace: Annotated[
+        list[int], typer.Option("--grace", metavar="EPOCHS", min=1, help="May be repeated.")
+    ] = [],  # noqa: B006  (typer copies it)
+    reduction: Annotated[
+        list[float], typer.Option("--reduction", metavar="FACTOR", help="May be repeated.")
+    ] = [],  # noqa: B006
+    slots: Annotated[int, typer.Option(min=1, help="Trials that run at a time.")] = 2,
+    storage: StorageOption = "runs",
+) -> None:
+    """Show what a search would have cost, and lost, under other early stopping."""
+    from search.experiment import Asha
+    from search.record import read_record
+    from search.replay import as_table
+    from search.replay import replay as outcomes_of
+    from search.storage import Storage
+
+    record = read_record(Storage(storage), name)
+    epochs = record.experiment.training.epochs
+    # A rung after the first epoch, and after about a tenth, a fifth and a third of the budget.
+    grace = grace or sorted({max(1, round(epochs * share)) for share in (0, 0.1, 0.2, 0.33)})
+    wrong = [value for value in reduction if value <= 1]
+    if wrong:
+        raise ValueError(f"--reduction is {wrong[0]:g}, but must be > 1")
+    settings = [
+        Asha(grace_epochs=epoch, reduction=factor)
+        for epoch in grace
+        for factor in reduction or (2.0, 3.0, 4.0)
+    ]
+    _console().print(as_table(record.name, outcomes_of(record, settings, slots)))
 
 
 @app.command()
@@ -282,7 +357,7 @@ def check(
 ) -> None:
     """Refuse what can be refused without training; else print what a search would do."""
     experiment = read_experiment(file, overrides)
-    from search.preflight import plan
+    from search.preflight import cautions, plan
     from search.storage import Storage
 
     prepared = plan(experiment, Storage(storage), str(file))
@@ -310,6 +385,8 @@ def check(
         f"{stops}"
     )
     _console().print(table)
+    for caution in cautions(experiment):
+        print(f"caution: {caution}")
     print(f"{file} can be launched")
 
 

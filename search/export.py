@@ -14,6 +14,7 @@ from kdcore.classifier import (
 )
 from kdcore.data import ImageData, open_data
 from kdcore.training import best_student, evaluate
+from search.checkpoints import Checkpoints
 from search.leaderboard import percent, points, rank
 from search.record import SearchRecord, TrialRecord
 from search.space import trial_config
@@ -118,7 +119,7 @@ def _student(
         raise ValueError(f"trial {trial.number} has no checkpoint")
     with tempfile.TemporaryDirectory() as copy:
         try:
-            storage.download(trial.checkpoint, Path(copy))
+            Checkpoints(storage, trial.checkpoint).restore(Path(copy))
             best = best_student(Path(copy))
         except OSError as error:
             raise ValueError(f"the checkpoint of trial {trial.number} is gone: {error}") from None

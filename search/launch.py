@@ -1,12 +1,13 @@
 """Running a search: Ray, the teacher, the tuner, and the record of what happens."""
 
+import fcntl
 import os
 import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -34,6 +35,7 @@ from kdcore.classifier import ClassifierCard
 from kdcore.measure import NetworkCost
 from kdcore.training import EpochReport
 from search.asha import ControlSparingAsha
+from search.checkpoints import trial_folder
 from search.experiment import (
     CONTROL,
     NAME_PATTERN,
@@ -41,26 +43,35 @@ from search.experiment import (
     ExperimentError,
     Problem,
     SearchFailedError,
+    with_budgets,
 )
 from search.leaderboard import percent
-from search.preflight import Plan, plan
-from search.progress import Progress
+from search.preflight import Plan, cautions, plan
+from search.progress import Progress, duration
 from search.record import (
     HEARTBEAT,
+    REASON,
+    SAVED,
+    SILENCE,
     SearchRecord,
     TrialRecord,
     interrupted,
+    read_record,
     search_storage,
     write_record,
 )
+from search.rungs import Rungs
 from search.searcher import TrueStateOptunaSearch
-from search.space import trial_config
+from search.space import NUMBER, trial_config
 from search.storage import Storage
 from search.tracking import Tracker
 from search.trial import measure_students, run_trial, train_teacher
 
 # The record is also written when a trial starts or ends; between, epochs need not be shown at once.
 _EPOCHS_WRITTEN_EVERY_SECONDS = 5.0
+
+# A trial whose process or machine died, or that raised an error, is started again so many times.
+_RETRIES = 3
 
 _PACKAGES = ("kdsearch", "torch", "ray", "optuna", "mlflow", "pyarrow")
 
@@ -138,14 +149,108 @@ def launch(
     if name is not None and name in (storage / "searches").names():
         message = f"{name!r} is taken; choose another, or leave --name out"
         raise ExperimentError("--name", [Problem(key="", message=message)])
-    name = name or free_name(storage, experiment.name)
-    home = local_home(storage)
-    log = home / "logs" / f"{name}.log"
+    record = fresh_record(
+        experiment, storage, name or free_name(storage, experiment.name), tracking_uri
+    )
+    with _only_process(storage, record):
+        return _run(prepared, storage, record, address)
+
+
+def fresh_record(
+    experiment: Experiment, storage: Storage, name: str, tracking_uri: str | None
+) -> SearchRecord:
+    """The record of a search that has not begun; without a URI, MLflow's is the embedded store."""
+    now = datetime.now(UTC)
+    return SearchRecord(
+        name=name,
+        experiment=experiment,
+        state="running",
+        tracking_uri=tracking_uri or default_tracking_uri(storage),
+        started=now,
+        updated=now,
+    )
+
+
+def resume(
+    name: str,
+    *,
+    storage: Storage,
+    address: str | None = None,
+    more_trials: int = 0,
+    overrides: Sequence[str] = (),
+) -> SearchRecord:
+    """Goes on with a search that was cut off, or extends one that has ended.
+
+    Trials that have ended stay as they are. Those that were cut off go on from their checkpoints.
+    What early stopping and the sampler know is built from the record.
+
+    Args:
+        name: of the search.
+        storage: where it is kept.
+        address: of a Ray cluster; none: Ray is started on this machine.
+        more_trials: how many to add to those that the experiment asks for.
+        overrides: of the budgets, like `search.hours=4`.
+
+    Raises:
+        ValueError: there is no such search, it still runs, or its budget is spent.
+        ExperimentError: the experiment cannot be run any more.
+        SearchFailedError: as `launch`.
+    """
+    record = read_record(storage, name)
+    with _only_process(storage, record):
+        record = read_record(storage, name)
+        experiment = with_budgets(record.experiment, overrides)
+        search = experiment.search
+        search = search.model_copy(update={"trials": search.trials + more_trials})
+        experiment = experiment.model_copy(update={"search": search})
+        changes = {"experiment": experiment, "state": "running", "ended": ""}
+        record = interrupted(record).model_copy(update=changes)
+        unfinished = sum(not trial.unfinished for trial in record.trials) < search.trials
+        if unfinished and record.spent_budget:
+            raise ValueError(
+                f"{record.spent_budget}, {record.cost} in all; "
+                f"give it more with --set search.hours=..., gpu_hours or cpu_hours"
+            )
+        return _run(plan(experiment, storage, name), storage, record, address)
+
+
+@contextmanager
+def _only_process(storage: Storage, record: SearchRecord) -> Iterator[None]:
+    """Holds a search for this process.
+
+    A lock, which ends with its process however that ends, tells on one machine. A search that runs
+    on another one is known by its record, which it writes again and again.
+
+    Raises:
+        ValueError: another process runs the search.
+    """
+    folder = local_home(storage) / "searches" / record.name
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = record.host not in ("", socket.gethostname()) and record.state == "running"
+    with (folder / "process.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            busy = True
+        if busy:
+            raise ValueError(
+                f"search {record.name!r} still runs on {record.host or socket.gethostname()}; "
+                f"stop it there, or wait until it has been silent for {duration(SILENCE.seconds)}"
+            )
+        yield
+
+
+def _run(
+    prepared: Plan, storage: Storage, record: SearchRecord, address: str | None
+) -> SearchRecord:
+    log = local_home(storage) / "logs" / f"{record.name}.log"
     with output_to(log) as console, Progress(console) as progress:
-        progress.say(f"search {name}; what Ray and MLflow say goes to {_short(log)}")
+        progress.say(f"search {record.name}; what Ray and MLflow say goes to {_short(log)}")
+        for caution in cautions(record.experiment):
+            progress.say(f"caution: {caution}")
         _connect(address, log)
         try:
-            return _Search(prepared, storage, name, tracking_uri, progress, log).run()
+            return _Search(prepared, storage, record, progress, log).run()
         finally:
             ray.shutdown()
 
@@ -180,8 +285,7 @@ class _Search:
         self,
         prepared: Plan,
         storage: Storage,
-        name: str,
-        tracking_uri: str | None,
+        record: SearchRecord,
         progress: Progress,
         log: Path,
     ) -> None:
@@ -190,17 +294,11 @@ class _Search:
         # A warm process saves its start and the import of torch; run_trial gives its GPU memory
         # back. One that failed is not used again.
         self._reuse_actors = True
-        uri = tracking_uri or default_tracking_uri(storage)
-        artifacts = local_home(storage) / "mlartifacts"
-        self._tracker = Tracker(uri, artifacts)
-        now = datetime.now(UTC)
-        self._record = SearchRecord(
-            name=name,
-            experiment=prepared.experiment,
-            state="running",
-            tracking_uri=uri,
-            started=now,
-            updated=now,
+        self._record = record.model_copy(update={"host": socket.gethostname()})
+        home = local_home(storage)
+        self._folder = home / "searches" / record.name
+        self._tracker = Tracker(
+            record.tracking_uri, home / "mlartifacts", self._folder / "mlflow.jsonl", record
         )
 
     def run(self) -> SearchRecord:
@@ -238,7 +336,8 @@ class _Search:
             if lost:
                 self._progress.say(
                     f"MLflow missed {lost} of this search's entries; the leaderboard has them all. "
-                    f"See {_short(self._log)}"
+                    f"kdsearch resume {self._record.name} brings them to it; "
+                    f"see {_short(self._log)}"
                 )
         return self._record
 
@@ -283,6 +382,8 @@ class _Search:
     def _measure_students(self) -> None:
         """Measures what the students cost with a trial's resources, while nothing else runs."""
         experiment, data = self._plan.experiment, self._plan.data
+        if self._record.student_costs.keys() >= set(experiment.students):
+            return
         task = ray.remote(measure_students).options(
             num_cpus=experiment.resources.cpus, num_gpus=experiment.resources.gpus
         )
@@ -305,53 +406,86 @@ class _Search:
         parallel = self._parallel()
         epochs = experiment.training.epochs
         self._record = write_record(self._storage, self._record)
+        recorded = self._record.trials
+        remaining = search.trials - sum(not trial.unfinished for trial in recorded)
+        if remaining <= 0:
+            self._record = self._record.model_copy(update={"state": "finished"})
+            return
+        scheduler = None
+        if search.asha is not None:
+            rungs = Rungs(search.asha, epochs=epochs)
+            for trial in recorded:
+                rungs.add_curve(trial.number, trial.accuracies)
+            scheduler = ControlSparingAsha(rungs, epochs=epochs)
+        searcher = TrueStateOptunaSearch(
+            self._plan.space,
+            trials=search.trials,
+            parallel=parallel,
+            epochs=epochs,
+            seed=search.seed,
+            recorded=recorded,
+            earlier=self._earlier_trials(),
+        )
         callback = _RecordingCallback(self._record, self._storage, self._tracker, self._progress)
         trainable = tune.with_resources(
             tune.with_parameters(
                 self._trainable,
                 experiment_json=experiment.model_dump_json(),
                 storage_uri=self._storage.uri,
+                search=self._record.name,
             ),
             {"cpu": resources.cpus, "gpu": resources.gpus},
         )
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                num_samples=search.trials,
-                search_alg=TrueStateOptunaSearch(
-                    self._plan.space,
-                    trials=search.trials,
-                    parallel=parallel,
-                    epochs=epochs,
-                    seed=search.seed,
-                ),
-                scheduler=ControlSparingAsha(search.asha, epochs=epochs) if search.asha else None,
+                num_samples=remaining,
+                search_alg=searcher,
+                scheduler=scheduler,
                 # Without it Tune keeps one trial pending, and a cluster grows one node at a time.
                 max_concurrent_trials=parallel,
                 trial_dirname_creator=_folder_of,
                 reuse_actors=self._reuse_actors,
             ),
             run_config=tune.RunConfig(
+                # What Tune writes is of no use to a later session, and must not end the search
+                # when the storage is away.
                 name="tune",
-                storage_path=search_storage(self._storage, self._record.name).uri,
+                storage_path=str(self._folder),
                 callbacks=[callback],
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
                 verbose=0,
             ),
         )
-        self._progress.search_started()
+        self._progress.search_started(self._record)
+        if search.warm_start:
+            self._progress.say(f"warm start: {searcher.adopted} trials of earlier searches fit")
         try:
             with _stopping_on_ctrl_c(self._progress):
                 tuner.fit()
         finally:
             self._record = callback.record
         # After Ctrl-C Tune returns as if all were done.
-        if any(trial.state == "running" for trial in self._record.trials) or (
-            len(self._record.trials) < search.trials
-        ):
+        ended = sum(not trial.unfinished for trial in self._record.trials)
+        if ended < search.trials:
             self._record = interrupted(self._record)
+        if self._record.ended:
+            self._progress.say(f"{self._record.ended}; the search ends with what it has")
+            self._record = self._record.model_copy(update={"state": "finished"})
         else:
             self._record = self._record.model_copy(update={"state": "finished"})
+
+    def _earlier_trials(self) -> list[TrialRecord]:
+        """The trials of the searches to start from: those on the same data."""
+        trials: list[TrialRecord] = []
+        for name in self._plan.experiment.search.warm_start:
+            try:
+                earlier = read_record(self._storage, name)
+            except ValueError as error:  # it was there when this search was planned
+                self._progress.say(f"warm start: {error}")
+                continue
+            trials += earlier.trials
+        return trials
 
     def _parallel(self) -> int:
         """How many trials run at a time: what was asked for, else what the cluster holds now.
@@ -396,7 +530,7 @@ def _stopping_on_ctrl_c(progress: Progress) -> Iterator[None]:
 
 def _folder_of(trial: Any) -> str:
     """A trial's folder; Tune's own name repeats all settings, too long for some file systems."""
-    return f"trial_{trial.trial_id}"
+    return f"trial_{trial.config[NUMBER]:03d}"
 
 
 class _RecordingCallback(tune.Callback):
@@ -407,21 +541,31 @@ class _RecordingCallback(tune.Callback):
     ) -> None:
         self.record = record
         self._storage, self._tracker, self._progress = storage, tracker, progress
-        self._written = time.monotonic()
+        self._written = self._counted = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks beside the search; threads and consoles stay behind.
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._known(trials, trial)
+        self._known(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        known = self._known(trial)
+        if result[SAVED]:
+            folder = trial_folder(self.record.name, known.number)
+            known = known.model_copy(update={"checkpoint": folder})
+        if REASON in result:
+            self._change(known.model_copy(update={"reason": result[REASON]}))
+            return
         report = EpochReport(**{name: result[name] for name in EpochReport.__annotations__})
-        known = self._known(trials, trial)
+        if report.epoch <= known.epochs_done:  # told once more, by a trial that was started again
+            self._change(known)
+            return
         changes: dict[str, Any] = {
+            "accuracies": (*known.accuracies, report.heldout_accuracy),
             "epochs_done": report.epoch,
             "heldout_accuracy": report.best_heldout_accuracy,
             "best_epoch": report.best_epoch,
@@ -438,15 +582,11 @@ class _RecordingCallback(tune.Callback):
         if time.monotonic() - self._written > _EPOCHS_WRITTEN_EVERY_SECONDS:
             self._write()
 
-    def on_checkpoint(
-        self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
-    ) -> None:
-        path = self._storage.relative(checkpoint.path)
-        self._change(self._known(trials, trial).model_copy(update={"checkpoint": path}))
-
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        known = self._known(trials, trial)
+        known = self._known(trial)
         state = "finished" if known.epochs_done == known.epochs else "stopped"
+        if known.reason:
+            state = "failed"
         self._end(known.model_copy(update={"state": state}))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -454,31 +594,52 @@ class _RecordingCallback(tune.Callback):
         text = Path(trial.error_file).read_text() if trial.error_file else "unknown"
         reason = text.strip().splitlines()[-1].rpartition("Error: ")[2]
         changes = {"state": "failed", "reason": reason}
-        self._end(self._known(trials, trial).model_copy(update=changes))
+        self._end(self._known(trial).model_copy(update=changes))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._count_costs()
         if time.monotonic() - self._written > HEARTBEAT.total_seconds():
             self._write()
 
-    def _known(self, trials: list[Any], trial: Any) -> TrialRecord:
-        """A trial's record; its first appearance opens one, and a run in MLflow.
+    def _count_costs(self) -> None:
+        """Adds the time since the last count, and ends the search when a budget is spent."""
+        now = time.monotonic()
+        seconds, self._counted = now - self._counted, now
+        resources = self.record.experiment.resources
+        running = sum(trial.state == "running" for trial in self.record.trials)
+        self.record = self.record.model_copy(
+            update={
+                "seconds": self.record.seconds + seconds,
+                "device_seconds": self.record.device_seconds
+                + seconds * running * (resources.gpus or resources.cpus),
+            }
+        )
+        spent = self.record.spent_budget
+        if spent and not self.record.ended:
+            self.record = self.record.model_copy(update={"ended": spent})
+            os.kill(os.getpid(), signal.SIGUSR1)  # Tune ends its loop at this signal
+
+    def _known(self, trial: Any) -> TrialRecord:
+        """A trial's record; its first appearance in this session opens one, and a run in MLflow.
 
         Trials do not always start in the order of their numbers.
         """
-        number = trials.index(trial)
-        for known in self.record.trials:
-            if known.number == number:
-                return known
+        point = dict(trial.config)
+        number = point.pop(NUMBER)
+        known = next((each for each in self.record.trials if each.number == number), None)
+        if known is not None and known.state != "interrupted":
+            return known
         experiment = self.record.experiment
-        config = trial_config(experiment, trial.config)
-        opened = TrialRecord(
+        config = trial_config(experiment, point)
+        opened = known or TrialRecord(
             number=number,
             student=config.student,
-            point=trial.config,
+            point=point,
             objective=" + ".join(map(str, config.objective)) or CONTROL,
             state="running",
             epochs=experiment.training.epochs,
         )
+        opened = opened.model_copy(update={"state": "running"})
         self._change(opened)
         self._tracker.start_trial(
             opened,
@@ -504,10 +665,16 @@ class _RecordingCallback(tune.Callback):
     def _end(self, ended: TrialRecord) -> None:
         self._change(ended)
         self._tracker.end_trial(ended)
+        self._tracker.log_cost(self.record)
         self._progress.trial_ended(ended, self.record)
         self._write()
 
     def _write(self) -> None:
+        """Writes the record; a storage that is away gets it at the next event or heartbeat."""
         self._written = time.monotonic()
-        self.record = write_record(self._storage, self.record.model_copy(update=self._tracker.ids))
+        self.record = self.record.model_copy(update=self._tracker.ids)
+        try:
+            self.record = write_record(self._storage, self.record)
+        except OSError as error:
+            print(f"the record could not be written: {error}", file=sys.stderr)
         self._progress.update(self.record)

@@ -12,6 +12,7 @@ from kdcore.rehearsal import Rehearsal
 from kdcore.taps import Setting
 from kdcore.teacher import is_ready, teacher_folder
 from search.experiment import Experiment, ExperimentError, Problem
+from search.record import read_record
 from search.space import Space, derive_space, trial_config
 from search.storage import Storage, workspace_of
 
@@ -54,7 +55,7 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
         raise ExperimentError(source, [Problem(key="data", message=str(error))]) from None
     except OSError as error:  # the table is made in the storage
         raise ExperimentError(source, [_unwritable(storage, error)]) from None
-    problems = _storage_problems(storage)
+    problems = _storage_problems(storage) + _warm_start_problems(experiment, storage)
     teacher_path = workspace
     try:
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
@@ -117,6 +118,37 @@ def _refusals(
             if reason and problem not in problems:
                 problems.append(problem)
     return problems
+
+
+def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Problem]:
+    """Earlier searches that are not there, or whose accuracies cannot be compared."""
+    problems = []
+    for number, name in enumerate(experiment.search.warm_start):
+        message = ""
+        try:
+            earlier = read_record(storage, name).experiment
+        except ValueError as error:
+            message = str(error)
+        else:
+            if earlier.data != experiment.data:
+                message = f"search {name!r} had other data, so its accuracies cannot be compared"
+        if message:
+            problems.append(Problem(key=f"search.warm_start.{number}", message=message))
+    return problems
+
+
+def cautions(experiment: Experiment) -> list[str]:
+    """What can be run, but may not give what its user expects."""
+    asha, recipe = experiment.search.asha, experiment.training
+    if asha is None or recipe.schedule == "constant" or asha.grace_epochs >= recipe.epochs:
+        return []
+    return [
+        f"training.schedule is {recipe.schedule} over all {recipe.epochs} epochs, but search.asha "
+        f"compares trials from epoch {asha.grace_epochs} on, when the learning rate is still near "
+        f"its peak: early rungs favour settings that learn quickly over those that end best. Use "
+        f"training.schedule: constant for the search, more grace_epochs, or asha: null; kdsearch "
+        f"replay shows what other settings would have cost"
+    ]
 
 
 def _storage_problems(storage: Storage) -> list[Problem]:

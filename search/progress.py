@@ -36,6 +36,7 @@ class Progress:
         self._live: Live | None = None
         self._started = time.monotonic()
         self._record: SearchRecord | None = None
+        self._ended_before, self._share_before = 0, 0.0
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -72,9 +73,11 @@ class Progress:
             f"held-out {percent(report.heldout_accuracy)} %"
         )
 
-    def search_started(self) -> None:
-        """Starts the clock of the trials."""
+    def search_started(self, record: SearchRecord) -> None:
+        """Starts the clock of the trials; what an earlier session did takes no part in the pace."""
         self._started = time.monotonic()
+        self._ended_before = sum(not trial.unfinished for trial in record.trials)
+        self._share_before = self._share_done(record)
 
     def update(self, record: SearchRecord) -> None:
         """Takes the search's present state."""
@@ -93,8 +96,8 @@ class Progress:
 
     def _share_done(self, record: SearchRecord) -> float:
         total = record.experiment.search.trials
-        running = sum(t.epochs_done / t.epochs for t in record.trials if t.state == "running")
-        ended = sum(trial.state != "running" for trial in record.trials)
+        running = sum(t.epochs_done / t.epochs for t in record.trials if t.unfinished)
+        ended = sum(not trial.unfinished for trial in record.trials)
         return min(1.0, (ended + running) / total)
 
     def _summary(self, record: SearchRecord) -> str:
@@ -102,7 +105,7 @@ class Progress:
             return sum(trial.state == state for trial in record.trials)
 
         elapsed = time.monotonic() - self._started
-        ended = len(record.trials) - count("running")
+        ended = sum(not trial.unfinished for trial in record.trials) - self._ended_before
         parts = [
             f"{count('running')} running, {count('stopped')} stopped, {count('finished')} finished"
             + (f", {count('failed')} failed" if count("failed") else "")
@@ -111,11 +114,13 @@ class Progress:
         best = next((t for t in rank(record.trials) if t.heldout_accuracy is not None), None)
         if best is not None:
             parts.append(f"best {percent(best.heldout_accuracy)} % (trial {best.number})")
+        parts.append(record.cost)
         if ended:
             parts.append(f"{60 * ended / elapsed:.1f} trials/min")
         share = self._share_done(record)
-        if 0 < share < 1:
-            parts.append(f"about {duration(elapsed * (1 - share) / share)} left")
+        gained = share - self._share_before
+        if gained > 0 and share < 1:
+            parts.append(f"about {duration(elapsed * (1 - share) / gained)} left")
         return " | ".join(parts)
 
     def _render(self) -> RenderableType:

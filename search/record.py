@@ -10,11 +10,17 @@ from kdcore.suggestion import did_you_mean
 from search.experiment import CONTROL, Experiment, Option
 from search.storage import Storage
 
+# What a trial reports after an epoch, beside the rest of kdcore's report.
+METRIC = "best_heldout_accuracy"
+TIME = "epoch"
+SAVED = "saved_epoch"  # of the newest checkpoint on the storage; 0 before the first
+REASON = "failed_because"  # in a last report: why another try would change nothing
+
 State = Literal["running", "finished", "stopped", "failed", "interrupted"]
 
 # A running search writes its record at least every half minute; one that is silent has died.
 HEARTBEAT = timedelta(seconds=30)
-_SILENCE = timedelta(minutes=3)
+SILENCE = timedelta(minutes=3)
 
 
 class _Record(BaseModel):
@@ -25,7 +31,7 @@ class TrialRecord(_Record):
     """A trial, as the leaderboard shows it.
 
     Args:
-        number: from 0, in the order of their start; trial 0 is the control.
+        number: from 0, in the order of their choice; the first are the students' controls.
         student: the network that learns.
         point: what the search chose.
         objective: the methods with their searched settings, in words.
@@ -33,6 +39,7 @@ class TrialRecord(_Record):
             `interrupted` by the end of the search.
         reason: why it failed.
         epochs_done: so far.
+        accuracies: held out, of each epoch so far, shares of 1.
         epochs: its budget.
         heldout_accuracy: of the best epoch, a share of 1; none before the first report.
         heldout_loss: of the best epoch, nats.
@@ -41,7 +48,7 @@ class TrialRecord(_Record):
         views_computed: epochs for which it computed the teacher's outputs, for itself and others.
         views_cached: epochs for which it found them.
         teacher_seconds_saved: what computing those had taken.
-        checkpoint: the last checkpoint's folder, relative to the storage.
+        checkpoint: the folder of its checkpoints, relative to the storage.
     """
 
     number: int
@@ -51,6 +58,7 @@ class TrialRecord(_Record):
     state: State
     reason: str = ""
     epochs_done: int = 0
+    accuracies: tuple[float, ...] = ()
     epochs: int
     heldout_accuracy: float | None = None
     heldout_loss: float | None = None
@@ -64,6 +72,11 @@ class TrialRecord(_Record):
     @property
     def is_control(self) -> bool:
         return self.objective == CONTROL
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it can be gone on with."""
+        return self.state in ("running", "interrupted")
 
 
 class SearchRecord(_Record):
@@ -81,7 +94,11 @@ class SearchRecord(_Record):
         mlflow_run_id: of the parent run, once it is known.
         started: when.
         updated: when this record was written.
-        trials: in the order of their start.
+        host: the machine whose process runs it.
+        ended: why it ended before all trials had run, in words.
+        seconds: that its trials were being run, in all its sessions.
+        device_seconds: of GPUs that its trials occupied; of CPU cores, where they use no GPU.
+        trials: in the order of their numbers.
     """
 
     name: str
@@ -95,7 +112,31 @@ class SearchRecord(_Record):
     mlflow_run_id: str | None = None
     started: datetime
     updated: datetime
+    host: str = ""
+    ended: str = ""
+    seconds: float = 0.0
+    device_seconds: float = 0.0
     trials: tuple[TrialRecord, ...] = ()
+
+    @property
+    def cost(self) -> str:
+        """What the trials took until now, in words."""
+        device = "GPU" if self.experiment.resources.gpus else "CPU"
+        return f"{self.seconds / 3600:.3g} h, {self.device_seconds / 3600:.3g} {device}-hours"
+
+    @property
+    def spent_budget(self) -> str:
+        """The first budget that is spent, in words; empty while there is some left."""
+        search, device_hours = self.experiment.search, self.device_seconds / 3600
+        budgets = (
+            ("hours", search.hours, self.seconds / 3600),
+            ("GPU-hours", search.gpu_hours, device_hours),
+            ("CPU-hours", search.cpu_hours, device_hours),
+        )
+        for unit, limit, used in budgets:
+            if limit is not None and used >= limit:
+                return f"the budget of {limit:g} {unit} is spent"
+        return ""
 
     def control_of(self, student: str) -> TrialRecord | None:
         """The best trial of this student without distillation that ran to its end."""
@@ -151,7 +192,7 @@ def read_record(storage: Storage, name: str) -> SearchRecord:
     except (ValidationError, OSError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"the record of search {name!r} is damaged: {first}") from None
-    if record.state == "running" and datetime.now(UTC) - record.updated > _SILENCE:
+    if record.state == "running" and datetime.now(UTC) - record.updated > SILENCE:
         record = interrupted(record)
     return record
 

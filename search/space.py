@@ -25,11 +25,12 @@ from search.experiment import (
 STUDENT = "student"
 LEARNING_RATE = "training.learning_rate"
 IS_CONTROL = "control"
+NUMBER = "trial"
 
 Point = dict[str, Any]
 """A trial's choices: `objective.1` (a method), `kd.temperature`, `training.learning_rate`,
 `student` where several may learn, and `fitnet.layers.2` for a choice that only the second of them
-has."""
+has. A trial that runs also has its number, `trial`."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class NumberField:
     integer: bool
     published: float
 
-    def suggest(self, trial: optuna.Trial) -> Option:
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Option:
         if self.integer:
             return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(self.name, self.low, self.high, log=self.log)
@@ -72,7 +73,7 @@ class ChoiceField:
     published: Option
     layers: bool = False
 
-    def suggest(self, trial: optuna.Trial) -> Option:
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Option:
         chosen = trial.suggest_categorical(self.name, self.options)
         assert chosen is not None
         return chosen
@@ -102,7 +103,7 @@ class Space:
     shared: tuple[SearchedField, ...]
     combinations: tuple[tuple[str, ...], ...] = ()
 
-    def __call__(self, trial: optuna.Trial) -> Point | None:
+    def __call__(self, trial: optuna.trial.BaseTrial) -> Point | None:
         """Optuna's define-by-run function. The study's first trials are the students' controls."""
         student = self.students[0]
         if len(self.students) > 1:

@@ -1,9 +1,16 @@
 """Where searches are kept: a folder, or a bucket that pyarrow can reach."""
 
+import io
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from pyarrow import fs
+
+# Large enough for an object store, small beside a checkpoint of hundreds of megabytes.
+_PIECE = 8 * 2**20
 
 
 class Storage:
@@ -61,14 +68,25 @@ class Storage:
         Raises:
             OSError: it cannot be written.
         """
-        target = self._path(path)
-        self._filesystem.create_dir(os.path.dirname(target), recursive=True)
-        # An object appears when its upload is complete; a local file is renamed into place.
-        written = target if self.local is None else f"{target}.partial"
-        with self._filesystem.open_output_stream(written) as stream:
-            stream.write(content)
-        if written != target:
-            os.replace(written, target)
+        self._write(path, io.BytesIO(content))
+
+    def copy_in(self, file: Path, path: str) -> None:
+        """Copies a local file to here, whole or not at all.
+
+        Raises:
+            OSError: it cannot be read, or not written.
+        """
+        with file.open("rb") as source:
+            self._write(path, source)
+
+    def copy_out(self, path: str, file: Path) -> None:
+        """Copies a file from here to a local one.
+
+        Raises:
+            OSError: it cannot be read, or not written.
+        """
+        with self._filesystem.open_input_stream(self._path(path)) as source, file.open("wb") as to:
+            shutil.copyfileobj(source, to, _PIECE)
 
     def remove(self, path: str) -> None:
         self._filesystem.delete_file(self._path(path))
@@ -86,6 +104,26 @@ class Storage:
         """
         folder.mkdir(parents=True, exist_ok=True)
         fs.copy_files(self._path(path), str(folder), self._filesystem, fs.LocalFileSystem())
+
+    def _write(self, path: str, content: BinaryIO) -> None:
+        target = self._path(path)
+        if self.local is None:  # an object appears when its upload is complete
+            self._filesystem.create_dir(os.path.dirname(target), recursive=True)
+            with self._filesystem.open_output_stream(target) as stream:
+                shutil.copyfileobj(content, stream, _PIECE)
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        partial = f"{target}.{os.getpid()}.partial"
+        try:
+            with open(partial, "wb") as file:
+                shutil.copyfileobj(content, file, _PIECE)
+                file.flush()
+                os.fsync(file.fileno())  # else a rename can outlive its content in a power cut
+            os.replace(partial, target)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(partial)  # a full disk gets its space back
+            raise
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}"

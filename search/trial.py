@@ -1,11 +1,14 @@
 """A trial as Ray runs it: a sampled point becomes a distillation, its reports go to Tune."""
 
 import gc
+import math
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from ray import tune
@@ -14,22 +17,33 @@ from kdcore import distill
 from kdcore.data import open_data
 from kdcore.measure import NetworkCost, measure_network
 from kdcore.teacher import is_ready, prepare_teacher, teacher_folder
-from kdcore.training import EpochReport, default_device
+from kdcore.training import EpochReport, NonFiniteLossError, default_device
+from search.checkpoints import Checkpoints, trial_folder
 from search.experiment import Experiment
-from search.space import Point, trial_config
+from search.record import METRIC, REASON, SAVED, TIME
+from search.space import NUMBER, Point, trial_config
 from search.storage import Storage, workspace_of
 
 # Less work than this is done again faster than it is copied to the storage and listed by Tune.
 _CHECKPOINT_SECONDS = 5.0
 
+_PATIENCE_SECONDS = 180.0
+_RETRY_SECONDS = 2.0
 
-def run_trial(point: Point, *, experiment_json: str, storage_uri: str) -> None:
+T = TypeVar("T")
+
+
+def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: str) -> None:
     """Trains one student and reports each epoch, with a checkpoint every few seconds.
 
+    A trial that was cut off, by whatever, goes on from its newest checkpoint that is whole. It
+    reports the epochs until then once more, since nobody knows which of them were heard.
+
     Args:
-        point: what the search chose.
+        point: what the search chose, with the trial's number.
         experiment_json: the experiment.
-        storage_uri: where the teacher lies.
+        storage_uri: where the teacher lies and the checkpoints go.
+        search: its name.
     """
     experiment = Experiment.model_validate_json(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
@@ -38,20 +52,44 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str) -> None:
     workspace = workspace_of(storage)
     if storage.local is None:
         _fetch_teacher(experiment, storage, workspace)
+    checkpoints = Checkpoints(storage, trial_folder(search, point[NUMBER]))
     with tempfile.TemporaryDirectory() as folder:
-        restored = tune.get_checkpoint()
-        if restored is not None:
-            restored.to_directory(folder)
-        copied = time.monotonic()
+        reports = _patiently(lambda: checkpoints.restore(Path(folder)))
+        saved, copied = len(reports), time.monotonic()
+        for report in reports:
+            tune.report(report | {SAVED: saved})
         try:
-            for report in distill(config, workspace=workspace, checkpoint_dir=folder):
-                checkpoint = None
-                if report.epoch == report.epochs or time.monotonic() - copied > _CHECKPOINT_SECONDS:
-                    checkpoint = tune.Checkpoint.from_directory(folder)
+            for epoch in distill(config, workspace=workspace, checkpoint_dir=folder):
+                reports.append(asdict(epoch))
+                if epoch.epoch == epoch.epochs:
+                    _patiently(lambda: checkpoints.save(Path(folder), reports))
+                    saved = epoch.epoch
+                elif time.monotonic() - copied > _CHECKPOINT_SECONDS:
                     copied = time.monotonic()
-                tune.report(asdict(report), checkpoint=checkpoint)
+                    try:
+                        checkpoints.save(Path(folder), reports)
+                        saved = epoch.epoch
+                    except OSError as error:  # the next epoch's may succeed; nothing is lost yet
+                        print(f"no checkpoint of epoch {epoch.epoch}: {error}", file=sys.stderr)
+                tune.report(reports[-1] | {SAVED: saved})
+        except NonFiniteLossError as error:
+            # It would be the same again, so it is no failure to Tune, which would try.
+            failure = {REASON: str(error), METRIC: math.nan, TIME: len(reports), SAVED: saved}
+            tune.report(failure)
         finally:
             _release_gpu_memory()
+
+
+def _patiently(act: Callable[[], T]) -> T:
+    """Tries again while a storage is away or a disk is full, for some minutes."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return act()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_SECONDS)
 
 
 def _release_gpu_memory() -> None:

@@ -33,12 +33,13 @@ from search import launch
 from search.experiment import Experiment, parse_experiment
 from search.preflight import plan
 from search.progress import Progress
+from search.record import SAVED
 from search.space import Point
 from search.storage import Storage
 from tests.benchmarks import report
 
 
-def reporting_trial(point: Point, *, experiment_json: str, storage_uri: str) -> None:
+def reporting_trial(point: Point, *, experiment_json: str, storage_uri: str, search: str) -> None:
     """Reports as many epochs as were asked for; accuracies follow from the point."""
     epochs = Experiment.model_validate_json(experiment_json).training.epochs
     chance = zlib.crc32(repr(sorted(point.items())).encode()) / 2**32
@@ -57,7 +58,7 @@ def reporting_trial(point: Point, *, experiment_json: str, storage_uri: str) -> 
             learning_rate=0.1,
             epoch_seconds=0.0,
         )
-        tune.report(asdict(epoch_report))
+        tune.report(asdict(epoch_report) | {SAVED: 0})
 
 
 class _EmptySearch(launch._Search):
@@ -103,11 +104,13 @@ def measure(trials: int, epochs: int) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory() as folder:
         storage, log = Storage(folder), Path(folder) / "log"
-        prepared = plan(parse_experiment(content, "benchmark"), storage, "benchmark")
+        experiment = parse_experiment(content, "benchmark")
+        prepared = plan(experiment, storage, "benchmark")
+        fresh = launch.fresh_record(experiment, storage, "benchmark", None)
         with launch.output_to(log) as console, Progress(console) as progress:
             launch._connect(None, log)
             try:
-                search = _EmptySearch(prepared, storage, "benchmark", None, progress, log)
+                search = _EmptySearch(prepared, storage, fresh, progress, log)
                 started = time.perf_counter()
                 record = search.run()
                 seconds = time.perf_counter() - started

@@ -36,7 +36,7 @@ from search import launch
 from search.experiment import Experiment, parse_experiment
 from search.preflight import plan
 from search.progress import Progress
-from search.record import SearchRecord
+from search.record import SAVED, SearchRecord
 from search.space import Point, trial_config
 from search.storage import Storage, workspace_of
 from search.trial import run_trial
@@ -81,7 +81,7 @@ def experiment_of(options: argparse.Namespace, *, asha: bool) -> Experiment:
     return parse_experiment(content, "benchmark")
 
 
-def reference_trial(point: Point, *, experiment_json: str, storage_uri: str) -> None:
+def reference_trial(point: Point, *, experiment_json: str, storage_uri: str, search: str) -> None:
     """A trial by the field's loop. It reports what ours does, and keeps no checkpoints."""
     experiment = Experiment.model_validate_json(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
@@ -123,7 +123,7 @@ def reference_trial(point: Point, *, experiment_json: str, storage_uri: str) -> 
             epoch_seconds=time.perf_counter() - started,
             teacher="none" if teacher is None else "live",
         )
-        tune.report(asdict(epoch_report))
+        tune.report(asdict(epoch_report) | {SAVED: 0})
 
 
 class _TimedSearch(launch._Search):
@@ -156,8 +156,7 @@ def measure(way: Way, experiment: Experiment, prepared: Path) -> dict[str, Any]:
                     way,
                     plan(experiment, storage, "benchmark"),
                     storage,
-                    "benchmark",
-                    None,
+                    launch.fresh_record(experiment, storage, "benchmark", None),
                     progress,
                     log,
                 )

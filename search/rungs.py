@@ -1,0 +1,62 @@
+"""The rungs of asynchronous successive halving, and who goes on past them.
+
+After Li et al., MLSys 2020, arXiv:1810.05934. The paper pauses a trial at a rung and promotes it
+when it is among the best 1/reduction there. The variant that schedulers ship never pauses: who
+comes to a rung is compared with those before it, so the first to come goes on for ever, however
+poor it is.
+
+Here nothing pauses either, because a paused trial would hand its place to a new one, and on a
+machine or two the lowest rung would fill before any trial ended. Instead a trial is judged at
+every epoch, by what it had at the last rung that it passed, among all results that this rung has
+by now: a first arrival goes on only until better ones have come. Results are compared at equal
+epochs, so nobody gains by time. Only the last rung counts, so that a trial that began slowly and
+is among the best later on is safe from newcomers that begin quickly.
+"""
+
+import math
+from collections.abc import Iterable
+from itertools import accumulate
+
+from search.experiment import Asha
+
+
+class Rungs:
+    """What trials had at each rung.
+
+    Args:
+        asha: where the rungs are, and how many go on.
+        epochs: the budget of a trial.
+
+    Attributes:
+        results: by rung's epoch, the best accuracy so far of each trial that came there.
+    """
+
+    def __init__(self, asha: Asha, *, epochs: int) -> None:
+        self._reduction = asha.reduction
+        self.results: dict[int, dict[int, float]] = {}
+        rung: float = asha.grace_epochs
+        while math.ceil(rung) < epochs:
+            self.results[math.ceil(rung)] = {}
+            rung *= asha.reduction
+
+    def add(self, trial: int, epoch: int, best_accuracy: float) -> None:
+        """Notes what a trial has after an epoch; where that is no rung, or is known, nothing."""
+        if epoch in self.results:
+            self.results[epoch].setdefault(trial, best_accuracy)
+
+    def add_curve(self, trial: int, accuracies: Iterable[float]) -> None:
+        """Notes all epochs of a trial, the first of them first."""
+        for epoch, best in enumerate(accumulate(accuracies, max), start=1):
+            self.add(trial, epoch, best)
+
+    def keeps(self, trial: int, epoch: int) -> bool:
+        """Whether a trial goes on after an epoch: before the first rung always, then while it is
+        among the best 1/reduction, rounded up, of the last rung that it passed."""
+        passed = [
+            rung for rung, results in self.results.items() if rung <= epoch and trial in results
+        ]
+        if not passed:
+            return True
+        results = self.results[max(passed)]
+        better = sum(accuracy > results[trial] for accuracy in results.values())
+        return better < math.ceil(len(results) / self._reduction)
