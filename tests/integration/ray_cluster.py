@@ -10,33 +10,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
 class RayCluster:
-    """A head without CPUs that listens on free ports, and the machines that join it.
+    """A head on free ports, and the machines that join it.
 
     Args:
-        folder: for the homes and the logs.
+        folder: where its user works; also for the home and the logs.
+        head_cpus: what the head has for trials.
 
     Attributes:
         address: of the cluster, for drivers.
         job_server: its URL.
-        home: of its user, with the token.
         environment: of its user, and of the machines.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.home = folder, folder / "home"
-        token = self.home / ".ray" / "auth_token"
+    def __init__(self, folder: Path, *, head_cpus: int = 0) -> None:
+        self.folder = folder
+        token = folder / "home" / ".ray" / "auth_token"
         token.parent.mkdir(parents=True)
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
         inherited = {key: value for key, value in os.environ.items() if "RAY_" not in key}
         self.environment = inherited | {
-            "HOME": str(self.home),
+            "HOME": str(folder / "home"),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -51,7 +52,7 @@ class RayCluster:
         self._start(
             *("--head", f"--port={port}", f"--dashboard-port={dashboard}"),
             *("--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}"),
-            *(f"--temp-dir={self._ray_folder}", "--num-cpus=0"),
+            *(f"--temp-dir={self._ray_folder}", f"--num-cpus={head_cpus}"),
         )
 
     def add_machine(self, cpus: int = 1) -> "subprocess.Popen[bytes]":
@@ -62,10 +63,8 @@ class RayCluster:
         """Kills all that runs on a machine at once, as if its plug were pulled."""
         self._machines.remove(machine)
         for pid in _family(machine.pid):
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         machine.wait()
 
     def close(self) -> None:
@@ -74,15 +73,23 @@ class RayCluster:
         shutil.rmtree(self._ray_folder, ignore_errors=True)
 
     def kdsearch(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        """Runs a command of the user, who is on another machine: only the token is the same."""
-        return subprocess.run(
+        """Runs a command of the user, and waits for it."""
+        process = self.start(*arguments, **variables)
+        try:
+            stdout, stderr = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def start(self, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+        """Starts a command of the user."""
+        return subprocess.Popen(
             [sys.executable, "-m", "search", *arguments],
             cwd=self.folder,
             env=self.environment | {"RAY_API_SERVER_ADDRESS": self.job_server} | variables,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=300,
-            check=False,
         )
 
     def _start(self, *options: str) -> "subprocess.Popen[bytes]":
@@ -122,8 +129,6 @@ def _family(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
+            with suppress(OSError):  # it has just ended
                 found += map(int, children.read_text().split())
-            except OSError:  # it has just ended
-                pass
     return found
