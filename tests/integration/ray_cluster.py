@@ -27,6 +27,7 @@ class RayCluster:
         address: of the cluster, for drivers.
         job_server: its URL.
         environment: of its user, and of the machines.
+        machines: the head and those that joined, each the first of its processes.
     """
 
     def __init__(self, folder: Path, *, head_cpus: int = 0) -> None:
@@ -48,7 +49,7 @@ class RayCluster:
         self.job_server = f"http://127.0.0.1:{dashboard}"
         # Sockets lie in it, and their paths must stay below 108 characters.
         self._ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        self._machines: list[subprocess.Popen[bytes]] = []
+        self.machines: list[subprocess.Popen[bytes]] = []
         self._start(
             *("--head", f"--port={port}", f"--dashboard-port={dashboard}"),
             *("--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}"),
@@ -61,14 +62,14 @@ class RayCluster:
 
     def lose(self, machine: "subprocess.Popen[bytes]") -> None:
         """Kills all that runs on a machine at once, as if its plug were pulled."""
-        self._machines.remove(machine)
+        self.machines.remove(machine)
         for pid in _family(machine.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         machine.wait()
 
     def close(self) -> None:
-        for machine in reversed(self._machines.copy()):
+        for machine in reversed(self.machines.copy()):
             self.lose(machine)
         shutil.rmtree(self._ray_folder, ignore_errors=True)
 
@@ -105,7 +106,7 @@ class RayCluster:
                 stdout=output,
                 stderr=output,
             )
-        self._machines.append(machine)
+        self.machines.append(machine)
         wait_until(lambda: b"Ray runtime started." in log.read_bytes(), 60)
         return machine
 
