@@ -4,7 +4,14 @@ Read `experiment.py` first (what a user writes), then `space.py`, `launch.py` an
 """
 
 import os
+from pathlib import Path
 
 # Read when torch is loaded. Threads that wait by spinning are fast on an idle machine, and up to
 # thirty times slower where trials share cores with anything else; sleeping ones are never slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A cluster asks for its token, and Ray sends it only when told so before it is imported.
+if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or (
+    Path("~/.ray/auth_token").expanduser().exists()
+):
+    os.environ.setdefault("RAY_AUTH_MODE", "token")

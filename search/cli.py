@@ -18,6 +18,7 @@ from rich.table import Table
 from search.experiment import ExperimentError, SearchFailedError, read_experiment
 
 if TYPE_CHECKING:
+    from search.jobs import Job, JobServer
     from search.record import SearchRecord
 
 app = typer.Typer(
@@ -43,7 +44,33 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key; may be repeated."),
 ]
 StorageOption = Annotated[
-    str, typer.Option("--storage", metavar="DIR_OR_URI", help="Where searches are kept.")
+    str,
+    typer.Option(
+        "--storage",
+        metavar="DIR_OR_URI",
+        envvar="KDSEARCH_STORAGE",
+        help="Where searches are kept.",
+    ),
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        metavar="URI",
+        envvar="MLFLOW_TRACKING_URI",
+        help="Of MLflow; else SQLite in the storage.",
+    ),
+]
+# Where `ray dashboard cluster.yaml` brings a cluster's job server.
+_JOB_SERVER = "http://127.0.0.1:8265"
+JobServerOption = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="The job server of a Ray cluster.",
+    ),
 ]
 SearchName = Annotated[str, typer.Argument(metavar="NAME", help="A search's name.")]
 
@@ -62,9 +89,7 @@ def launch(
         str | None, typer.Option(metavar="RAY", help="A Ray cluster; else Ray starts here.")
     ] = None,
     storage: StorageOption = "runs",
-    tracking_uri: Annotated[
-        str | None, typer.Option(metavar="URI", help="Of MLflow; else SQLite in the storage.")
-    ] = None,
+    tracking_uri: TrackingOption = None,
 ) -> None:
     """Run a search: teacher, trials, leaderboard, export of the best student."""
     experiment = read_experiment(file, overrides)
@@ -94,11 +119,20 @@ def resume(
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a budget of the search."),
     ] = [],  # noqa: B006  (typer copies it)
     address: Annotated[
-        str | None, typer.Option(metavar="RAY", help="A Ray cluster; else Ray starts here.")
+        str | None,
+        typer.Option(metavar="RAY", help="A Ray cluster, or its job server; else Ray starts here."),
     ] = None,
     storage: StorageOption = "runs",
 ) -> None:
     """Go on with a search that was cut off, or extend one that has ended."""
+    if address is not None and address.startswith(("http://", "https://")):
+        from search.jobs import JobServer
+
+        job = JobServer(address).resume(
+            name, storage=None if storage == "runs" else storage, more_trials=more_trials
+        )
+        _show_way(job, address)
+        return
     from search.launch import resume as resume_search
     from search.storage import Storage
 
@@ -388,6 +422,132 @@ def check(
     for caution in cautions(experiment):
         print(f"caution: {caution}")
     print(f"{file} can be launched")
+
+
+@app.command()
+def submit(
+    file: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006  (typer copies it)
+    name: Annotated[str | None, typer.Option(help="Of the search; else task and number.")] = None,
+    address: JobServerOption = _JOB_SERVER,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR_OR_URI",
+            envvar="KDSEARCH_STORAGE",
+            help="Where the cluster keeps searches; all its machines reach it.",
+        ),
+    ] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Of MLflow, from the head; else what its shell says."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Print what it prints.")] = False,
+) -> None:
+    """Run a search on a cluster that goes on without this machine."""
+    experiment = read_experiment(file, overrides)
+    if storage is None:
+        raise ValueError(
+            "--storage is missing; name a URI like s3://bucket/folder, or a folder that all "
+            "machines of the cluster reach under the same path"
+        )
+    from search.jobs import JobServer
+
+    server = JobServer(address)
+    job = server.submit(experiment, storage=storage, name=name, tracking_uri=tracking_uri)
+    _show_way(job, address)
+    if follow:
+        _follow(server, job)
+
+
+def _show_way(job: "Job", address: str) -> None:
+    """Prints that a search was sent, and how to see more of it."""
+    option = "" if address == _JOB_SERVER else f" --address {address}"
+    print(
+        f"search {job.search} is on its way; it needs this machine no longer\n"
+        f"  kdsearch logs {job.search} --follow{option}   # what it prints\n"
+        f"  kdsearch status {job.search}{option}          # how far it is\n"
+        f"  kdsearch stop {job.search}{option}            # ends it as Ctrl-C would",
+        flush=True,
+    )
+
+
+@app.command()
+def logs(
+    name: SearchName,
+    address: JobServerOption = _JOB_SERVER,
+    follow: Annotated[bool, typer.Option("--follow", help="To its end.")] = False,
+) -> None:
+    """Print what a submitted search has printed."""
+    from search.jobs import JobServer
+
+    server = JobServer(address)
+    job = server.find(name)
+    if follow:
+        _follow(server, job)
+    else:
+        print(server.logs(job), end="")
+
+
+def _follow(server: "JobServer", job: "Job") -> None:
+    """Prints what a job prints; the exit status is that of the search."""
+    job = server.follow(job, lambda text: print(text, end="", flush=True))
+    if job.state != "succeeded":
+        raise typer.Exit(130 if job.state == "stopped" else 1)
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Else all of them.")] = None,
+    address: JobServerOption = _JOB_SERVER,
+) -> None:
+    """Show how far submitted searches are."""
+    from search.jobs import JobServer
+    from search.leaderboard import as_table
+    from search.progress import how_far
+
+    server = JobServer(address)
+    if name is None:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for column in ("search", "job", "submitted", "progress"):
+            table.add_column(column, overflow="fold")
+        for job in server.jobs():
+            record = job.record()
+            table.add_row(
+                job.search,
+                job.state,
+                f"{job.submitted.astimezone():%Y-%m-%d %H:%M}",
+                how_far(record) if record else "",
+            )
+        _console().print(table)
+        return
+    job = server.find(name)
+    ended = f", ended {job.ended.astimezone():%Y-%m-%d %H:%M}" if job.ended else ""
+    print(
+        f"search   {job.search}: {job.state}\n"
+        f"job      {job.id}, submitted {job.submitted.astimezone():%Y-%m-%d %H:%M}{ended}\n"
+        f"storage  {job.storage}"
+    )
+    record = job.record()
+    if record is None:
+        print(f"trials   none seen from here; kdsearch logs {name} shows what it printed")
+        return
+    print(f"trials   {how_far(record)}")
+    _console().print(as_table(record))
+
+
+@app.command()
+def stop(name: SearchName, address: JobServerOption = _JOB_SERVER) -> None:
+    """End a submitted search cleanly."""
+    from search.jobs import JobServer
+
+    server = JobServer(address)
+    job = server.find(name)
+    if job.is_over:
+        raise ValueError(f"search {name!r} is not running: it has {job.state}")
+    print(f"stopping {name}; its trials end first", flush=True)
+    job = server.stop(job)
+    print(f"search {name} is {job.state}")
 
 
 def main() -> None:

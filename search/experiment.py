@@ -1,6 +1,7 @@
 """The experiment file: its schema, overrides from the command line, and errors that help."""
 
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,6 +62,17 @@ class ExperimentError(Exception):
             ": ".join(part for part in (self.source, problem.key, problem.message) if part)
             for problem in self.problems
         ]
+
+
+def check_name(name: str) -> None:
+    """Refuses a search's name that could leave its folder.
+
+    Raises:
+        ExperimentError: it is none.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        message = f"{name!r} is no name: letters, digits, '.', '_' and '-', at most 100, please"
+        raise ExperimentError("--name", [Problem(key="", message=message)])
 
 
 class SearchFailedError(Exception):

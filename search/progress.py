@@ -24,6 +24,21 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def how_far(record: SearchRecord) -> str:
+    """How many trials run and how many ended in which way, and the best accuracy so far."""
+
+    def count(state: str) -> int:
+        return sum(trial.state == state for trial in record.trials)
+
+    states = [f"{count(state)} {state}" for state in ("running", "stopped", "finished")]
+    states += [f"{count(state)} {state}" for state in ("failed", "interrupted") if count(state)]
+    words = f"{', '.join(states)} of {record.experiment.search.trials}"
+    best = next((t for t in rank(record.trials) if t.heldout_accuracy is not None), None)
+    if best is None:
+        return words
+    return f"{words} | best {percent(best.heldout_accuracy)} % (trial {best.number})"
+
+
 class Progress:
     """Shows a search's progress; every change is also a plain line where there is no terminal.
 
@@ -101,20 +116,9 @@ class Progress:
         return min(1.0, (ended + running) / total)
 
     def _summary(self, record: SearchRecord) -> str:
-        def count(state: str) -> int:
-            return sum(trial.state == state for trial in record.trials)
-
         elapsed = time.monotonic() - self._started
         ended = sum(not trial.unfinished for trial in record.trials) - self._ended_before
-        parts = [
-            f"{count('running')} running, {count('stopped')} stopped, {count('finished')} finished"
-            + (f", {count('failed')} failed" if count("failed") else "")
-            + f" of {record.experiment.search.trials}"
-        ]
-        best = next((t for t in rank(record.trials) if t.heldout_accuracy is not None), None)
-        if best is not None:
-            parts.append(f"best {percent(best.heldout_accuracy)} % (trial {best.number})")
-        parts.append(record.cost)
+        parts = [how_far(record), record.cost]
         if ended:
             parts.append(f"{60 * ended / elapsed:.1f} trials/min")
         share = self._share_done(record)

@@ -1,0 +1,135 @@
+"""A Ray cluster of real processes on this machine, with token authentication, and its user."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+class RayCluster:
+    """A head on free ports, and the machines that join it.
+
+    Args:
+        folder: where its user works; also for the home and the logs.
+        head_cpus: what the head has for trials.
+
+    Attributes:
+        address: of the cluster, for drivers.
+        job_server: its URL.
+        environment: of its user, and of the machines.
+        machines: the head and those that joined, each the first of its processes.
+    """
+
+    def __init__(self, folder: Path, *, head_cpus: int = 0) -> None:
+        self.folder = folder
+        token = folder / "home" / ".ray" / "auth_token"
+        token.parent.mkdir(parents=True)
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        inherited = {key: value for key, value in os.environ.items() if "RAY_" not in key}
+        self.environment = inherited | {
+            "HOME": str(folder / "home"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        port, dashboard = free_port(), free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.job_server = f"http://127.0.0.1:{dashboard}"
+        # Sockets lie in it, and their paths must stay below 108 characters.
+        self._ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        self.machines: list[subprocess.Popen[bytes]] = []
+        self._start(
+            *("--head", f"--port={port}", f"--dashboard-port={dashboard}"),
+            *("--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}"),
+            *(f"--temp-dir={self._ray_folder}", f"--num-cpus={head_cpus}"),
+        )
+
+    def add_machine(self, cpus: int = 1) -> "subprocess.Popen[bytes]":
+        """Joins a machine, and returns when it is there."""
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+
+    def lose(self, machine: "subprocess.Popen[bytes]") -> None:
+        """Kills all that runs on a machine at once, as if its plug were pulled."""
+        self.machines.remove(machine)
+        for pid in _family(machine.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        machine.wait()
+
+    def close(self) -> None:
+        for machine in reversed(self.machines.copy()):
+            self.lose(machine)
+        shutil.rmtree(self._ray_folder, ignore_errors=True)
+
+    def kdsearch(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        """Runs a command of the user, and waits for it."""
+        process = self.start(*arguments, **variables)
+        try:
+            stdout, stderr = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def start(self, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+        """Starts a command of the user."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "search", *arguments],
+            cwd=self.folder,
+            env=self.environment | {"RAY_API_SERVER_ADDRESS": self.job_server} | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def _start(self, *options: str) -> "subprocess.Popen[bytes]":
+        log = self.folder / f"machine-{len(list(self.folder.glob('machine-*')))}.log"
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
+        command += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]
+        command += ["--object-store-memory=80000000"]
+        with log.open("wb") as output:
+            machine = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment | {"RAY_AUTH_MODE": "token"},
+                stdout=output,
+                stderr=output,
+            )
+        self.machines.append(machine)
+        wait_until(lambda: b"Ray runtime started." in log.read_bytes(), 60)
+        return machine
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        time.sleep(0.3)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            with suppress(OSError):  # it has just ended
+                found += map(int, children.read_text().split())
+    return found

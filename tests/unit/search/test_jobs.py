@@ -1,0 +1,71 @@
+"""What `kdsearch submit` refuses before anything is sent."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from search.cli import main
+
+TASK: dict[str, Any] = {
+    "data": {"name": "digits"},
+    "teacher": {"backbone": "resnet14", "training": {"epochs": 1}},
+    "student": "resnet8",
+    "objective": [["none", "kd"]],
+    "training": {"epochs": 1},
+    "search": {"trials": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(TASK))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.delenv("KDSEARCH_STORAGE", raising=False)
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> list[str]:
+    monkeypatch.setattr(sys, "argv", ["kdsearch", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    return output.err.splitlines()
+
+
+def test_all_mistakes_of_the_experiment_come_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistakes = ("--set", "search.trials=0", "--set", "student=x")
+    lines = refused(capsys, monkeypatch, "submit", "task.yaml", *mistakes)
+    assert [line.split(": ")[1] for line in lines] == ["student", "search.trials"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--storage is missing; name a URI like s3://bucket/folder"),
+        (
+            ["--storage", "/shared"],
+            "no answer from a job server at http://127.0.0.1:1: [Errno 111]",
+        ),
+        (
+            ["--storage", "/shared", "--address", "127.0.0.1:6379"],
+            "--address is '127.0.0.1:6379', but must be that of a job server, like http://",
+        ),
+    ],
+)
+def test_a_place_that_is_none_is_named(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    (line,) = refused(capsys, monkeypatch, "submit", "task.yaml", *arguments)
+    assert line.startswith(f"kdsearch: {message}")
