@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from kdcore.backbones import Backbone, build_backbone
 from kdcore.data import ImageData
+from kdcore.normalization import Normalization
 from kdcore.taps import Tap, Taps
 
 
@@ -67,12 +68,13 @@ class Classifier(nn.Module):
     def __init__(self, backbone: Backbone, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.backbone = backbone
+        self.normalization = Normalization(mean, std)
         # Not in the state dict: the weights file holds the network, the card its normalisation.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Float images, with mean 0 and deviation 1 over the training set."""
+        """Float images, with about mean 0 and deviation 1."""
         scaled = images.float()
         if images.dtype == torch.uint8:
             scaled = scaled / 255
@@ -112,25 +114,31 @@ class Classifier(nn.Module):
         return logits
 
 
-def build_classifier(name: str, data: ImageData, *, seed: int) -> Classifier:
-    """A fresh network of the catalogue for these images, behind their normalisation."""
+def build_classifier(
+    name: str, data: ImageData, *, seed: int, normalization: Normalization | None = None
+) -> Classifier:
+    """A fresh network for these images, behind a normalisation: the data's, unless one is given."""
     backbone = build_backbone(
         name, num_classes=data.num_classes, in_channels=data.in_channels, seed=seed
     )
-    return Classifier(backbone, data.mean, data.std)
+    return Classifier(backbone, *(normalization or (data.mean, data.std)))
 
 
 def describe_classifier(
-    name: str, data: ImageData, metrics: dict[str, float], made_by: dict[str, JsonValue]
+    classifier: Classifier,
+    name: str,
+    data: ImageData,
+    metrics: dict[str, float],
+    made_by: dict[str, JsonValue],
 ) -> ClassifierCard:
-    """The card of a network of the catalogue that learned from these images."""
+    """The card of a network that classifies these images; `name` is the network's."""
     return ClassifierCard(
         backbone=name,
         class_names=data.class_names,
         in_channels=data.in_channels,
         image_size=data.image_size,
-        mean=data.mean,
-        std=data.std,
+        mean=classifier.normalization.mean,
+        std=classifier.normalization.std,
         metrics=metrics,
         made_by=made_by,
     )

@@ -72,6 +72,18 @@ class Taps:
         half = (torch.float16, torch.bfloat16)
         return self.changed(lambda tensor: tensor.float() if tensor.dtype in half else tensor)
 
+    def tensors(self) -> list[Tensor]:
+        """All outputs that there are."""
+        gradients = (self.input_gradient, self.flipped_input_gradient)
+        return [
+            self.logits,
+            self.embedding,
+            *self.maps.values(),
+            *self.preactivations.values(),
+            *(gradient for gradient in gradients if gradient is not None),
+            *self.auxiliary_logits,
+        ]
+
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Taps":
         """The same outputs, each tensor changed."""
         return Taps(

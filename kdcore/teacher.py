@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,12 +10,20 @@ from typing import Annotated, Self
 
 import torch
 from filelock import FileLock
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor
 
 from kdcore.backbones import check_backbone
+from kdcore.backbones.libraries import published_names, published_weights, usual_normalization
 from kdcore.classifier import (
     Classifier,
     build_classifier,
@@ -24,9 +31,12 @@ from kdcore.classifier import (
     load_classifier,
     save_classifier,
 )
-from kdcore.data import AbsolutePath, ImageData
+from kdcore.data import ImageData
 from kdcore.execution import fastest_execution
+from kdcore.normalization import Normalization
+from kdcore.suggestion import did_you_mean
 from kdcore.training import EpochReport, Recipe, best_student, default_device, evaluate, train
+from kdcore.weights import load_weights, read_weights
 
 WEIGHTS = "teacher.safetensors"
 """The file of a ready teacher's weights in its folder."""
@@ -37,17 +47,47 @@ class TeacherConfig(BaseModel):
 
     Args:
         backbone: its name in the catalogue.
-        weights: a state dict, as safetensors or saved by PyTorch.
+        weights: a file with a state dict, as safetensors or saved by PyTorch; or, for a network of
+            torchvision or timm, the name of published weights, like `IMAGENET1K_V2`, or a tag of
+            timm's, like `a1_in1k`. `DEFAULT` are those that the library recommends.
         training: the recipe to train it with labels alone.
         seed: of that training.
+        mean: subtracted from every pixel on the scale 0 to 1, for each channel of the images. None:
+            what the library of its network does, where the weights come from elsewhere (for gray
+            images the average of its three channels); otherwise the mean of the training images.
+        std: every pixel is then divided by it; given together with the mean.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: Annotated[str, AfterValidator(check_backbone)]
-    weights: AbsolutePath | None = None
+    weights: Path | str | None = None
     training: Recipe | None = None
     seed: int = Field(0, ge=0, lt=2**32)
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+
+    @field_validator("weights", mode="plain")
+    @classmethod
+    def _file_or_published(cls, value: object, info: ValidationInfo) -> Path | str | None:
+        """A name as a text, a file as a path that means the same in every process."""
+        if value is None:
+            return None
+        if not isinstance(value, str | os.PathLike):
+            # pydantic reports ValueErrors alone
+            raise ValueError(f"weights is {value!r}, but must be a file or a name")  # noqa: TRY004
+        path = Path(value).expanduser().absolute()
+        published = published_names(info.data["backbone"]) if "backbone" in info.data else ()
+        if isinstance(value, str) and value in published:
+            return value
+        is_word = isinstance(value, str) and path.name == value and not path.suffix
+        if published and is_word and not path.exists():
+            raise ValueError(
+                f"weights is {value!r}, but {info.data['backbone']} has no such weights"
+                f"{did_you_mean(str(value), published)} There are {', '.join(published)}; a file "
+                "is named with its folder or its suffix"
+            )
+        return path
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -56,20 +96,49 @@ class TeacherConfig(BaseModel):
             raise ValueError(f"of weights and training {given} is given, but a teacher needs one")
         return self
 
+    @model_validator(mode="after")
+    def _mean_with_std(self) -> Self:
+        mean, std = len(self.mean or ()), len(self.std or ())
+        if mean != std:
+            raise ValueError(f"mean has {mean} numbers and std {std}, but both need as many")
+        return self
+
 
 def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> Path:
     """Where this teacher lies once it is there; another recipe, seed or split gives another folder.
 
     Raises:
-        ValueError: the weights file does not exist.
+        ValueError: the weights file does not exist, the published weights know other classes, or
+            the mean is of images with other channels.
     """
+    origin: dict[str, JsonValue]
     if config.weights is None:
-        origin = config.model_dump(mode="json", exclude={"weights"})
-    else:
+        origin = config.model_dump(mode="json", exclude={"weights", "mean", "std"})
+    elif isinstance(config.weights, Path):
         if not config.weights.is_file():
             raise ValueError(f"weights is {str(config.weights)!r}, but there is no such file")
         digest = hashlib.sha256(config.weights.read_bytes()).hexdigest()
         origin = {"backbone": config.backbone, "weights": digest}
+    else:
+        published = published_weights(config.backbone, config.weights)
+        if published.num_classes != data.num_classes:
+            raise ValueError(
+                f"weights is {config.weights!r}, which tells {published.num_classes} classes "
+                f"apart, but the data has {data.num_classes}: give a file that was trained on "
+                "these classes, or a training instead of weights"
+            )
+        origin = {
+            "backbone": config.backbone,
+            "weights": published.name,
+            "source": published.source,
+        }
+    if config.mean and config.std:
+        if len(config.mean) != data.in_channels:
+            raise ValueError(
+                f"mean and std have {len(config.mean)} numbers, but the images have "
+                f"{data.in_channels} channels"
+            )
+        origin |= {"mean": list(config.mean), "std": list(config.std)}
     # The root is where the images happen to lie; their digest says what they are.
     identity = [
         origin,
@@ -77,7 +146,8 @@ def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> P
         data.config.model_dump(mode="json", exclude={"root", "download"}),
     ]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return workspace / "teachers" / f"{data.config.name}-{config.backbone}-{key}"
+    network = config.backbone.replace("/", "-")
+    return workspace / "teachers" / f"{data.config.name}-{network}-{key}"
 
 
 def is_ready(folder: Path) -> bool:
@@ -105,7 +175,7 @@ def prepare_teacher(
         device: where to train; none: the GPU where there is one.
 
     Raises:
-        ValueError: the weights file is missing, damaged, or of another network.
+        ValueError: the weights are missing, damaged, out of reach, or of another network.
     """
     folder = teacher_folder(config, data, workspace)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +183,9 @@ def prepare_teacher(
     with FileLock(f"{folder}.lock"):
         if is_ready(folder):
             return
-        teacher = build_classifier(config.backbone, data, seed=config.seed)
+        teacher = build_classifier(
+            config.backbone, data, seed=config.seed, normalization=_normalization(config, data)
+        )
         training_dir = folder.with_name(f"{folder.name}.training")
         if config.training is not None:
             execution = None
@@ -140,29 +212,40 @@ def prepare_teacher(
             )
             teacher.backbone.load_state_dict(best_student(training_dir)["student"])
         else:
-            assert config.weights is not None
-            _load_weights(teacher.backbone, config.weights)
+            _load_weights(teacher.backbone, config)
         teacher.to(device)
         accuracy, loss = evaluate(teacher, data.heldout)
         metrics = {"heldout_accuracy": accuracy, "heldout_loss": loss}
         made_by = config.model_dump(mode="json")
-        card = describe_classifier(config.backbone, data, metrics, made_by)
+        card = describe_classifier(teacher, config.backbone, data, metrics, made_by)
         partial = folder.with_name(f"{folder.name}.partial")
         save_classifier(partial, "teacher", teacher, card)
         os.replace(partial, folder)
         shutil.rmtree(training_dir, ignore_errors=True)
 
 
-def _load_weights(backbone: torch.nn.Module, path: Path) -> None:
-    try:
-        state: Mapping[str, Tensor] = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"weights file {path} cannot be read: {error}") from None
-    try:
-        backbone.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"weights file {path} does not fit the teacher: {error}") from None
+def _normalization(config: TeacherConfig, data: ImageData) -> Normalization | None:
+    """The teacher's own; none: the data's."""
+    if config.mean and config.std:
+        return Normalization(config.mean, config.std)
+    if config.weights is None:
+        return None
+    if isinstance(config.weights, str):
+        normalization = published_weights(config.backbone, config.weights).normalization
+    elif (usual := usual_normalization(config.backbone)) is not None:
+        normalization = usual
+    else:
+        return None
+    return normalization.for_channels(data.in_channels)
+
+
+def _load_weights(backbone: torch.nn.Module, config: TeacherConfig) -> None:
+    weights: Mapping[str, Tensor]
+    if isinstance(config.weights, Path):
+        source = f"weights file {config.weights}"
+        weights = read_weights(config.weights)
+    else:
+        assert config.weights is not None
+        source = f"weights {config.weights}"
+        weights = published_weights(config.backbone, config.weights).fetch()
+    load_weights(backbone, weights, source=source)

@@ -7,6 +7,7 @@ their content. Whoever first needs a view computes it in one pass; the others wa
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -34,9 +35,6 @@ from kdcore.execution import Execution
 from kdcore.taps import Tap, Taps
 
 FOLDER = "teacher_cache"
-
-# Large enough to fill a device, small enough for the widest maps of a ResNet-50 on the CPU.
-_FILL_BATCH = 256
 
 # Groups of columns. A file with logits and embedding is always there; each map has its own.
 _OUTPUTS = "outputs"
@@ -198,9 +196,17 @@ class TeacherCache:
             if missing:
                 if not self._make_room(missing):
                     return None
-                computed = self._compute(view, missing, wanted)
-                for group in missing:
-                    files[group] = _read(self._path(group, view), self.key, self._rows)
+                try:
+                    computed = self._compute(view, missing, wanted)
+                    for group in missing:
+                        files[group] = _read(self._path(group, view), self.key, self._rows)
+                except OSError as error:
+                    warnings.warn(
+                        f"the teacher's outputs cannot be kept in {self._folder} ({error}); it "
+                        f"computes in every step instead",
+                        stacklevel=3,
+                    )
+                    return None
         columns: dict[str, Tensor] = {}
         seconds = 0.0
         for file in files.values():
@@ -272,11 +278,8 @@ class TeacherCache:
         try:
             columns = {
                 group: {
-                    name: np.memmap(
-                        scratch / name,
-                        dtype=self.config.precision,
-                        mode="w+",
-                        shape=(self._rows, *tensor.shape[1:]),
+                    name: _reserved(
+                        scratch / name, self.config.precision, (self._rows, *tensor.shape[1:])
                     )
                     for name, tensor in self._stored(group, self._sample).items()
                 }
@@ -314,7 +317,7 @@ class TeacherCache:
         self._execution.place(self._teacher, self._device)
         split = self._data.train.to(self._device)
         order = torch.arange(self._rows, device=self._device)
-        for images in split.views(order, view, _FILL_BATCH):
+        for images in split.views(order, view, split.batch_without_gradients()):
             with torch.autocast(
                 self._device.type, torch.bfloat16, enabled=self._execution.bfloat16
             ):
@@ -341,6 +344,17 @@ class _File:
 
     columns: Mapping[str, Tensor]
     seconds: float
+
+
+def _reserved(path: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
+    """A new file as an array. A full disk is an OSError here, not a crash where it is filled."""
+    with path.open("wb") as file:
+        size = np.dtype(dtype).itemsize * math.prod(shape)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    return np.memmap(path, dtype, "r+", shape=shape)
 
 
 def _write(path: Path, columns: Mapping[str, np.memmap], key: str, seconds: float) -> None:

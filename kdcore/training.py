@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,15 +15,12 @@ from torch.nn.functional import cross_entropy
 
 from kdcore.checkpoint import read_checkpoint, write_checkpoint
 from kdcore.classifier import Classifier
+from kdcore.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.data import ImageData, Split
 from kdcore.execution import Execution, usual_execution
 from kdcore.method import Method
 from kdcore.taps import Batch, Tap, Taps
 from kdcore.teacher_cache import CachedView, TeacherCache, Wanted, rounded
-
-# Evaluation batches: large enough to fill a device, small enough for the widest maps of a
-# ResNet-50.
-_EVALUATION_BATCH = 512
 
 # Where the step schedule divides the learning rate by 10: epochs 150, 180 and 210 of the field's
 # 240.
@@ -47,6 +44,10 @@ class Recipe(BaseModel):
             no limit.
         acceleration: `auto` takes bfloat16 and channels-last where the hardware gains by them;
             `off` never.
+        compile: `torch.compile` the student; worth its minute at the start of each process where
+            trials are long. It needs a C++ compiler.
+        cuda_graph: on a GPU, replay each epoch's steps as one CUDA graph; worth it where the
+            kernels are shorter than their launches. A method that waits for the device cannot.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -61,6 +62,8 @@ class Recipe(BaseModel):
     warmup_epochs: float = Field(0.0, ge=0)
     gradient_clip_norm: float | None = Field(None, gt=0)
     acceleration: Literal["auto", "off"] = "auto"
+    compile: bool = False
+    cuda_graph: bool = False
 
     @model_validator(mode="after")
     def _warmup_within_budget(self) -> Self:
@@ -153,8 +156,9 @@ def evaluate(classifier: Classifier, split: Split) -> tuple[float, float]:
     device = classifier.mean.device
     right = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    every_label = torch.split(split.labels.to(device), _EVALUATION_BATCH)
-    for images, labels in zip(split.batches(_EVALUATION_BATCH), every_label, strict=True):
+    size = split.batch_without_gradients()
+    every_label = torch.split(split.labels.to(device), size)
+    for images, labels in zip(split.batches(size), every_label, strict=True):
         logits = classifier(images.to(device))
         right += (logits.argmax(1) == labels).sum()
         loss += cross_entropy(logits, labels, reduction="sum")
@@ -163,7 +167,11 @@ def evaluate(classifier: Classifier, split: Split) -> tuple[float, float]:
 
 
 def _optimizer(
-    recipe: Recipe, decayed: Sequence[nn.Parameter], undecayed: Sequence[nn.Parameter]
+    recipe: Recipe,
+    decayed: Sequence[nn.Parameter],
+    undecayed: Sequence[nn.Parameter],
+    *,
+    captured: bool,
 ) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}]
     if undecayed:
@@ -177,7 +185,7 @@ def _optimizer(
             for parameter in (*decayed, *undecayed):
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
-    return torch.optim.AdamW(groups, recipe.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, recipe.learning_rate, fused=True, capturable=captured)
 
 
 class _Meters:
@@ -186,16 +194,16 @@ class _Meters:
     def __init__(self, terms: int, device: torch.device) -> None:
         self.sums = torch.zeros(terms + 1, dtype=torch.float64, device=device)
         self.right = torch.zeros((), dtype=torch.int64, device=device)
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.first_bad_step = torch.full((terms,), torch.iinfo(torch.int64).max, device=device)
 
-    def add(
-        self, step: int, terms: Tensor, weighted: Tensor, logits: Tensor, labels: Tensor
-    ) -> None:
+    def add(self, terms: Tensor, weighted: Tensor, logits: Tensor, labels: Tensor) -> None:
+        # All in place: a captured step finds the sums where it left them.
         self.sums += torch.cat([weighted.sum()[None], terms])
         self.right += (logits.argmax(1) == labels).sum()
-        self.first_bad_step = torch.where(
-            weighted.isfinite(), self.first_bad_step, self.first_bad_step.clamp(max=step)
-        )
+        this_step = torch.minimum(self.first_bad_step, self.step)
+        self.first_bad_step.copy_(torch.where(weighted.isfinite(), self.first_bad_step, this_step))
+        self.step += 1
 
 
 class _Run:
@@ -216,6 +224,10 @@ class _Run:
         self.student = student.train()
         self.methods = [term.method for term in terms]
         self.helpers = nn.ModuleList(self.methods).train()
+        self.captures = recipe.cuda_graph and device.type == "cuda"
+        self.look: Callable[..., Taps] = student.taps
+        if recipe.compile:
+            self.look = torch.compile(student.taps, dynamic=False)
         execution.place(self.student, device)
         execution.place(self.helpers, device)
         self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
@@ -252,6 +264,7 @@ class _Run:
             recipe,
             [parameter for parameter in self.parameters if id(parameter) not in spared],
             [parameter for parameter in self.parameters if id(parameter) in spared],
+            captured=self.captures,
         )
 
     def state(self) -> dict[str, Any]:
@@ -299,18 +312,31 @@ class _Run:
             method.begin_epoch(epoch, self.recipe.epochs)
         order = order[: self.steps * self.batch_size]
         views = self.split.views(order, view, self.batch_size)
-        for step, images in enumerate(views):
-            positions = order[step * self.batch_size : (step + 1) * self.batch_size]
-            rate = self.recipe.learning_rate_at(epoch - 1 + (step + 0.5) / self.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+
+        def step(images: Tensor, positions: Tensor) -> None:
             batch = Batch(self.split.labels[positions], positions, epoch, self.recipe.epochs)
-            self._step(step, images, batch, lesson, weights, counted, meters)
+            self._step(images, batch, lesson, weights, counted, meters)
+
+        captured: CapturedStep | None = None
+        for number, images in enumerate(views):
+            positions = order[number * self.batch_size : (number + 1) * self.batch_size]
+            self._set_rate(self.recipe.learning_rate_at(epoch - 1 + (number + 0.5) / self.steps))
+            if self.captures and number == WARMUP_STEPS:
+                captured = CapturedStep(step, images, positions)
+            (captured or step)(images, positions)
         return meters
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            if self.captures:  # a captured step reads it where it lies
+                if not isinstance(group["lr"], Tensor):
+                    group["lr"] = torch.tensor(rate, device=self.device)
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def _step(
         self,
-        step: int,
         images: Tensor,
         batch: Batch,
         lesson: CachedView | None,
@@ -320,7 +346,7 @@ class _Run:
     ) -> None:
         labels = batch.labels
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.execution.bfloat16):
-            shown = self.student.taps(images, self.needs, labels)
+            shown = self.look(images, self.needs, labels)
             taught = self._taught(images, batch, lesson, shown)
             terms = [cross_entropy(shown.logits.float(), labels)]
             if shown.auxiliary_logits:
@@ -341,7 +367,7 @@ class _Run:
         self.optimizer.step()
         for method in self.methods:
             method.after_step()
-        meters.add(step, values.detach(), weighted.detach(), shown.logits.detach(), labels)
+        meters.add(values.detach(), weighted.detach(), shown.logits.detach(), labels)
 
     def _taught(self, images: Tensor, batch: Batch, lesson: CachedView | None, shown: Taps) -> Taps:
         """The teacher's outputs; where no term reads any, the student's stand in for them."""
@@ -445,7 +471,7 @@ def train(
             heldout_loss=heldout_loss,
             best_heldout_accuracy=best["accuracy"],
             best_epoch=best["epoch"],
-            learning_rate=run.optimizer.param_groups[0]["lr"],
+            learning_rate=float(run.optimizer.param_groups[0]["lr"]),
             epoch_seconds=time.perf_counter() - started,
             teacher=run.source(lesson),
             teacher_seconds_saved=lesson.seconds_saved if lesson is not None else 0.0,

@@ -114,6 +114,10 @@ def resume(
     more_trials: Annotated[
         int, typer.Option(metavar="N", min=0, help="Add so many trials to the search.")
     ] = 0,
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a budget of the search."),
+    ] = [],  # noqa: B006  (typer copies it)
     address: Annotated[
         str | None,
         typer.Option(metavar="RAY", help="A Ray cluster, or its job server; else Ray starts here."),
@@ -132,7 +136,13 @@ def resume(
     from search.launch import resume as resume_search
     from search.storage import Storage
 
-    record = resume_search(name, storage=Storage(storage), address=address, more_trials=more_trials)
+    record = resume_search(
+        name,
+        storage=Storage(storage),
+        address=address,
+        more_trials=more_trials,
+        overrides=overrides,
+    )
     _show_end(record, storage)
 
 
@@ -175,6 +185,40 @@ def leaderboard(
         _console().print(as_table(record))
     else:
         sys.stdout.buffer.write(as_bytes(record, form.value))
+
+
+@app.command()
+def replay(
+    name: SearchName,
+    grace: Annotated[
+        list[int], typer.Option("--grace", metavar="EPOCHS", min=1, help="May be repeated.")
+    ] = [],  # noqa: B006  (typer copies it)
+    reduction: Annotated[
+        list[float], typer.Option("--reduction", metavar="FACTOR", help="May be repeated.")
+    ] = [],  # noqa: B006
+    slots: Annotated[int, typer.Option(min=1, help="Trials that run at a time.")] = 2,
+    storage: StorageOption = "runs",
+) -> None:
+    """Show what a search would have cost, and lost, under other early stopping."""
+    from search.experiment import Asha
+    from search.record import read_record
+    from search.replay import as_table
+    from search.replay import replay as outcomes_of
+    from search.storage import Storage
+
+    record = read_record(Storage(storage), name)
+    epochs = record.experiment.training.epochs
+    # A rung after the first epoch, and after about a tenth, a fifth and a third of the budget.
+    grace = grace or sorted({max(1, round(epochs * share)) for share in (0, 0.1, 0.2, 0.33)})
+    wrong = [value for value in reduction if value <= 1]
+    if wrong:
+        raise ValueError(f"--reduction is {wrong[0]:g}, but must be > 1")
+    settings = [
+        Asha(grace_epochs=epoch, reduction=factor)
+        for epoch in grace
+        for factor in reduction or (2.0, 3.0, 4.0)
+    ]
+    _console().print(as_table(record.name, outcomes_of(record, settings, slots)))
 
 
 @app.command()
@@ -347,7 +391,7 @@ def check(
 ) -> None:
     """Refuse what can be refused without training; else print what a search would do."""
     experiment = read_experiment(file, overrides)
-    from search.preflight import plan
+    from search.preflight import cautions, plan
     from search.storage import Storage
 
     prepared = plan(experiment, Storage(storage), str(file))
@@ -375,6 +419,8 @@ def check(
         f"{stops}"
     )
     _console().print(table)
+    for caution in cautions(experiment):
+        print(f"caution: {caution}")
     print(f"{file} can be launched")
 
 

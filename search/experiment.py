@@ -142,6 +142,11 @@ class Search(_Closed):
         seed: of the sampler.
         asha: early stopping; none runs every trial to its end.
         concurrent_trials: at most so many at a time; none: as many as the cluster holds.
+        hours: of wall-clock for the trials, in all sessions together; none: no limit.
+        gpu_hours: of GPUs that trials occupy; none: no limit.
+        cpu_hours: of CPU cores that trials occupy, where they use no GPU; none: no limit.
+        warm_start: names of earlier searches on the same data. The sampler learns from their
+            trials, where these fit into the space.
         combinations: candidates of different slots that also run together at the start, at their
             published settings, after each has run alone.
     """
@@ -150,6 +155,10 @@ class Search(_Closed):
     seed: int = Field(0, ge=0, lt=2**32)
     asha: Asha | None = Asha()
     concurrent_trials: int | None = Field(None, ge=1)
+    hours: float | None = Field(None, gt=0)
+    gpu_hours: float | None = Field(None, gt=0)
+    cpu_hours: float | None = Field(None, gt=0)
+    warm_start: tuple[str, ...] = ()
     combinations: tuple[tuple[str, ...], ...] = ()
 
 
@@ -240,6 +249,14 @@ class Experiment(_Closed):
             )
         return self
 
+    @model_validator(mode="after")
+    def _budget_of_what_trials_use(self) -> Self:
+        if self.search.gpu_hours is not None and not self.resources.gpus:
+            raise ValueError("search.gpu_hours is given, but resources.gpus is 0; use cpu_hours")
+        if self.search.cpu_hours is not None and self.resources.gpus:
+            raise ValueError("search.cpu_hours is given, but the trials use GPUs; use gpu_hours")
+        return self
+
 
 def read_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     """Reads an experiment file.
@@ -267,6 +284,27 @@ def read_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     for override in overrides:
         _apply(content, override)
     return parse_experiment(content, str(path))
+
+
+# What may change in a search that has begun: its trials stay comparable.
+_BUDGETS = tuple(
+    f"search.{key}" for key in ("trials", "hours", "gpu_hours", "cpu_hours", "concurrent_trials")
+)
+
+
+def with_budgets(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
+    """An experiment with other budgets.
+
+    Raises:
+        ExperimentError: an override is of something else, or not legal.
+    """
+    content = experiment.model_dump(mode="json")
+    for override in overrides:
+        if override.partition("=")[0].strip() not in _BUDGETS:
+            message = f"a search that has begun keeps all but {', '.join(_BUDGETS)}"
+            raise ExperimentError(f"--set {override}", [Problem(key="", message=message)])
+        _apply(content, override)
+    return parse_experiment(content, "--set")
 
 
 def parse_experiment(content: Mapping[str, Any], source: str) -> Experiment:

@@ -89,6 +89,7 @@ def export_best(record: SearchRecord, storage: Storage, folder: Path) -> Exporte
         network = classifier if control is best else _student(record, control, data, storage)
         others.append(_score("none (control)", network, data))
     card = describe_classifier(
+        classifier,
         best.student,
         data,
         metrics={

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -43,9 +43,10 @@ from search.experiment import (
     ExperimentError,
     Problem,
     SearchFailedError,
+    with_budgets,
 )
 from search.leaderboard import percent
-from search.preflight import Plan, plan
+from search.preflight import Plan, cautions, plan
 from search.progress import Progress, duration
 from search.record import (
     HEARTBEAT,
@@ -148,21 +149,35 @@ def launch(
     if name is not None and name in (storage / "searches").names():
         message = f"{name!r} is taken; choose another, or leave --name out"
         raise ExperimentError("--name", [Problem(key="", message=message)])
+    record = fresh_record(
+        experiment, storage, name or free_name(storage, experiment.name), tracking_uri
+    )
+    with _only_process(storage, record):
+        return _run(prepared, storage, record, address)
+
+
+def fresh_record(
+    experiment: Experiment, storage: Storage, name: str, tracking_uri: str | None
+) -> SearchRecord:
+    """The record of a search that has not begun; without a URI, MLflow's is the embedded store."""
     now = datetime.now(UTC)
-    record = SearchRecord(
-        name=name or free_name(storage, experiment.name),
+    return SearchRecord(
+        name=name,
         experiment=experiment,
         state="running",
         tracking_uri=tracking_uri or default_tracking_uri(storage),
         started=now,
         updated=now,
     )
-    with _only_process(storage, record):
-        return _run(prepared, storage, record, address)
 
 
 def resume(
-    name: str, *, storage: Storage, address: str | None = None, more_trials: int = 0
+    name: str,
+    *,
+    storage: Storage,
+    address: str | None = None,
+    more_trials: int = 0,
+    overrides: Sequence[str] = (),
 ) -> SearchRecord:
     """Goes on with a search that was cut off, or extends one that has ended.
 
@@ -174,20 +189,28 @@ def resume(
         storage: where it is kept.
         address: of a Ray cluster; none: Ray is started on this machine.
         more_trials: how many to add to those that the experiment asks for.
+        overrides: of the budgets, like `search.hours=4`.
 
     Raises:
-        ValueError: there is no such search, or it still runs.
+        ValueError: there is no such search, it still runs, or its budget is spent.
         ExperimentError: the experiment cannot be run any more.
         SearchFailedError: as `launch`.
     """
     record = read_record(storage, name)
     with _only_process(storage, record):
         record = read_record(storage, name)
-        search = record.experiment.search
+        experiment = with_budgets(record.experiment, overrides)
+        search = experiment.search
         search = search.model_copy(update={"trials": search.trials + more_trials})
-        experiment = record.experiment.model_copy(update={"search": search})
+        experiment = experiment.model_copy(update={"search": search})
         changes = {"experiment": experiment, "state": "running", "ended": ""}
         record = interrupted(record).model_copy(update=changes)
+        unfinished = sum(not trial.unfinished for trial in record.trials) < search.trials
+        if unfinished and record.spent_budget:
+            raise ValueError(
+                f"{record.spent_budget}, {record.cost} in all; "
+                f"give it more with --set search.hours=..., gpu_hours or cpu_hours"
+            )
         return _run(plan(experiment, storage, name), storage, record, address)
 
 
@@ -223,6 +246,8 @@ def _run(
     log = local_home(storage) / "logs" / f"{record.name}.log"
     with output_to(log) as console, Progress(console) as progress:
         progress.say(f"search {record.name}; what Ray and MLflow say goes to {_short(log)}")
+        for caution in cautions(record.experiment):
+            progress.say(f"caution: {caution}")
         _connect(address, log)
         try:
             return _Search(prepared, storage, record, progress, log).run()
@@ -265,6 +290,10 @@ class _Search:
         log: Path,
     ) -> None:
         self._plan, self._storage, self._progress, self._log = prepared, storage, progress, log
+        self._trainable: Callable[..., None] = run_trial
+        # A warm process saves its start and the import of torch; run_trial gives its GPU memory
+        # back. One that failed is not used again.
+        self._reuse_actors = True
         self._record = record.model_copy(update={"host": socket.gethostname()})
         home = local_home(storage)
         self._folder = home / "searches" / record.name
@@ -388,10 +417,19 @@ class _Search:
             for trial in recorded:
                 rungs.add_curve(trial.number, trial.accuracies)
             scheduler = ControlSparingAsha(rungs, epochs=epochs)
+        searcher = TrueStateOptunaSearch(
+            self._plan.space,
+            trials=search.trials,
+            parallel=parallel,
+            epochs=epochs,
+            seed=search.seed,
+            recorded=recorded,
+            earlier=self._earlier_trials(),
+        )
         callback = _RecordingCallback(self._record, self._storage, self._tracker, self._progress)
         trainable = tune.with_resources(
             tune.with_parameters(
-                run_trial,
+                self._trainable,
                 experiment_json=experiment.model_dump_json(),
                 storage_uri=self._storage.uri,
                 search=self._record.name,
@@ -402,21 +440,12 @@ class _Search:
             trainable,
             tune_config=tune.TuneConfig(
                 num_samples=remaining,
-                search_alg=TrueStateOptunaSearch(
-                    self._plan.space,
-                    trials=search.trials,
-                    parallel=parallel,
-                    epochs=epochs,
-                    seed=search.seed,
-                    recorded=recorded,
-                ),
+                search_alg=searcher,
                 scheduler=scheduler,
                 # Without it Tune keeps one trial pending, and a cluster grows one node at a time.
                 max_concurrent_trials=parallel,
                 trial_dirname_creator=_folder_of,
-                # A warm process saves its start and the import of torch; run_trial gives its GPU
-                # memory back. One that failed is not used again.
-                reuse_actors=True,
+                reuse_actors=self._reuse_actors,
             ),
             run_config=tune.RunConfig(
                 # What Tune writes is of no use to a later session, and must not end the search
@@ -429,6 +458,8 @@ class _Search:
             ),
         )
         self._progress.search_started(self._record)
+        if search.warm_start:
+            self._progress.say(f"warm start: {searcher.adopted} trials of earlier searches fit")
         try:
             with _stopping_on_ctrl_c(self._progress):
                 tuner.fit()
@@ -438,8 +469,23 @@ class _Search:
         ended = sum(not trial.unfinished for trial in self._record.trials)
         if ended < search.trials:
             self._record = interrupted(self._record)
+        if self._record.ended:
+            self._progress.say(f"{self._record.ended}; the search ends with what it has")
+            self._record = self._record.model_copy(update={"state": "finished"})
         else:
             self._record = self._record.model_copy(update={"state": "finished"})
+
+    def _earlier_trials(self) -> list[TrialRecord]:
+        """The trials of the searches to start from: those on the same data."""
+        trials: list[TrialRecord] = []
+        for name in self._plan.experiment.search.warm_start:
+            try:
+                earlier = read_record(self._storage, name)
+            except ValueError as error:  # it was there when this search was planned
+                self._progress.say(f"warm start: {error}")
+                continue
+            trials += earlier.trials
+        return trials
 
     def _parallel(self) -> int:
         """How many trials run at a time: what was asked for, else what the cluster holds now.
@@ -495,7 +541,7 @@ class _RecordingCallback(tune.Callback):
     ) -> None:
         self.record = record
         self._storage, self._tracker, self._progress = storage, tracker, progress
-        self._written = time.monotonic()
+        self._written = self._counted = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks beside the search; threads and consoles stay behind.
@@ -551,8 +597,27 @@ class _RecordingCallback(tune.Callback):
         self._end(self._known(trial).model_copy(update=changes))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._count_costs()
         if time.monotonic() - self._written > HEARTBEAT.total_seconds():
             self._write()
+
+    def _count_costs(self) -> None:
+        """Adds the time since the last count, and ends the search when a budget is spent."""
+        now = time.monotonic()
+        seconds, self._counted = now - self._counted, now
+        resources = self.record.experiment.resources
+        running = sum(trial.state == "running" for trial in self.record.trials)
+        self.record = self.record.model_copy(
+            update={
+                "seconds": self.record.seconds + seconds,
+                "device_seconds": self.record.device_seconds
+                + seconds * running * (resources.gpus or resources.cpus),
+            }
+        )
+        spent = self.record.spent_budget
+        if spent and not self.record.ended:
+            self.record = self.record.model_copy(update={"ended": spent})
+            os.kill(os.getpid(), signal.SIGUSR1)  # Tune ends its loop at this signal
 
     def _known(self, trial: Any) -> TrialRecord:
         """A trial's record; its first appearance in this session opens one, and a run in MLflow.
@@ -600,6 +665,7 @@ class _RecordingCallback(tune.Callback):
     def _end(self, ended: TrialRecord) -> None:
         self._change(ended)
         self._tracker.end_trial(ended)
+        self._tracker.log_cost(self.record)
         self._progress.trial_ended(ended, self.record)
         self._write()
 

@@ -3,11 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from kdcore.classifier import build_classifier
 from kdcore.data import ImageData, open_data
-from kdcore.distillation import build_terms, setting_of
+from kdcore.distillation import setting_of
+from kdcore.rehearsal import Rehearsal
 from kdcore.taps import Setting
 from kdcore.teacher import is_ready, teacher_folder
 from search.experiment import Experiment, ExperimentError, Problem
+from search.record import read_record
 from search.space import Space, derive_space, trial_config
 from search.storage import Storage, workspace_of
 
@@ -50,7 +55,7 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
         raise ExperimentError(source, [Problem(key="data", message=str(error))]) from None
     except OSError as error:  # the table is made in the storage
         raise ExperimentError(source, [_unwritable(storage, error)]) from None
-    problems = _storage_problems(storage)
+    problems = _storage_problems(storage) + _warm_start_problems(experiment, storage)
     teacher_path = workspace
     try:
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
@@ -64,7 +69,9 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
     except ExperimentError as error:
         raise ExperimentError(source, (*problems, *error.problems)) from None
     for student, setting in settings.items():
-        problems += _refusals(experiment.model_copy(update={"student": student}), setting, source)
+        one = experiment.model_copy(update={"student": student})
+        alone = derive_space(one, {student: setting}, source)
+        problems += _refusals(one, alone, setting, data)
     if problems:
         raise ExperimentError(source, problems)
     return Plan(experiment, data, space, teacher_path, is_ready(teacher_path))
@@ -85,20 +92,63 @@ def _settings(
     return settings
 
 
-def _refusals(experiment: Experiment, setting: Setting, source: str) -> list[Problem]:
-    """The candidates, as published or as narrowed, that cannot work with the one student."""
+def _refusals(
+    experiment: Experiment, space: Space, setting: Setting, data: ImageData
+) -> list[Problem]:
+    """What of the space cannot work with the one student: every candidate, as published or as
+    narrowed, with every choice of layers, goes forward and backward on a few images."""
+    student = setting.student.network
+    chosen = torch.stack([(data.train.labels == label).nonzero()[0, 0] for label in (0, 1)])
+    (images,) = data.train.views(chosen, 0, len(chosen))
+    labels = data.train.labels[chosen]
+    rehearsal = Rehearsal(
+        build_classifier(student, data, seed=0),
+        build_classifier(experiment.teacher.backbone, data, seed=0),
+        setting,
+        images,
+        labels,
+    )
     problems: list[Problem] = []
-    space = derive_space(experiment, {setting.student.network: setting}, source)
-    for point in space.first_points()[1:]:
+    for point in space.rehearsed_points():
         for term in trial_config(experiment, point).objective:
-            try:
-                build_terms((term,), setting, seed=0)
-            except ValueError as error:
-                message = f"{term.method} cannot teach {setting.student.network}: {error}"
-                problem = Problem(key="objective", message=message)
-                if problem not in problems:
-                    problems.append(problem)
+            reason = rehearsal.attempt(term)
+            problem = Problem(
+                key="objective", message=f"{term.method} cannot teach {student}: {reason}"
+            )
+            if reason and problem not in problems:
+                problems.append(problem)
     return problems
+
+
+def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Problem]:
+    """Earlier searches that are not there, or whose accuracies cannot be compared."""
+    problems = []
+    for number, name in enumerate(experiment.search.warm_start):
+        message = ""
+        try:
+            earlier = read_record(storage, name).experiment
+        except ValueError as error:
+            message = str(error)
+        else:
+            if earlier.data != experiment.data:
+                message = f"search {name!r} had other data, so its accuracies cannot be compared"
+        if message:
+            problems.append(Problem(key=f"search.warm_start.{number}", message=message))
+    return problems
+
+
+def cautions(experiment: Experiment) -> list[str]:
+    """What can be run, but may not give what its user expects."""
+    asha, recipe = experiment.search.asha, experiment.training
+    if asha is None or recipe.schedule == "constant" or asha.grace_epochs >= recipe.epochs:
+        return []
+    return [
+        f"training.schedule is {recipe.schedule} over all {recipe.epochs} epochs, but search.asha "
+        f"compares trials from epoch {asha.grace_epochs} on, when the learning rate is still near "
+        f"its peak: early rungs favour settings that learn quickly over those that end best. Use "
+        f"training.schedule: constant for the search, more grace_epochs, or asha: null; kdsearch "
+        f"replay shows what other settings would have cost"
+    ]
 
 
 def _storage_problems(storage: Storage) -> list[Problem]:

@@ -118,7 +118,7 @@ class Progress:
     def _summary(self, record: SearchRecord) -> str:
         elapsed = time.monotonic() - self._started
         ended = sum(not trial.unfinished for trial in record.trials) - self._ended_before
-        parts = [how_far(record)]
+        parts = [how_far(record), record.cost]
         if ended:
             parts.append(f"{60 * ended / elapsed:.1f} trials/min")
         share = self._share_done(record)

@@ -118,6 +118,26 @@ class SearchRecord(_Record):
     device_seconds: float = 0.0
     trials: tuple[TrialRecord, ...] = ()
 
+    @property
+    def cost(self) -> str:
+        """What the trials took until now, in words."""
+        device = "GPU" if self.experiment.resources.gpus else "CPU"
+        return f"{self.seconds / 3600:.3g} h, {self.device_seconds / 3600:.3g} {device}-hours"
+
+    @property
+    def spent_budget(self) -> str:
+        """The first budget that is spent, in words; empty while there is some left."""
+        search, device_hours = self.experiment.search, self.device_seconds / 3600
+        budgets = (
+            ("hours", search.hours, self.seconds / 3600),
+            ("GPU-hours", search.gpu_hours, device_hours),
+            ("CPU-hours", search.cpu_hours, device_hours),
+        )
+        for unit, limit, used in budgets:
+            if limit is not None and used >= limit:
+                return f"the budget of {limit:g} {unit} is spent"
+        return ""
+
     def control_of(self, student: str) -> TrialRecord | None:
         """The best trial of this student without distillation that ran to its end."""
         controls = [

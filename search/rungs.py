@@ -35,7 +35,7 @@ class Rungs:
         self._reduction = asha.reduction
         self.results: dict[int, dict[int, float]] = {}
         rung: float = asha.grace_epochs
-        while rung < epochs:
+        while math.ceil(rung) < epochs:
             self.results[math.ceil(rung)] = {}
             rung *= asha.reduction
 

@@ -65,11 +65,13 @@ class NumberField:
 
 @dataclass(frozen=True)
 class ChoiceField:
-    """A searched choice; `published` is the option of the first trial."""
+    """A searched choice; `published` is the option of the first trial, and `layers` tells whether
+    it is a choice of layers."""
 
     name: str
     options: tuple[Option, ...]
     published: Option
+    layers: bool = False
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Option:
         chosen = trial.suggest_categorical(self.name, self.options)
@@ -154,6 +156,17 @@ class Space:
                 points.append(shared | point)
         return points
 
+    def rehearsed_points(self) -> list[Point]:
+        """For the first student, each candidate as published with each of its choices of layers."""
+        points: list[Point] = []
+        for point in self.first_points()[len(self.students) :]:
+            points.append(point)
+            for method in {value for key, value in point.items() if key.startswith(_SLOT)}:
+                for field in self.fields[self.students[0], method]:
+                    if isinstance(field, ChoiceField) and field.layers:
+                        points += [point | {field.name: option} for option in field.options]
+        return points
+
     def describe(self) -> list[tuple[str, str]]:
         """Name and range of everything that is searched."""
         slots = [
@@ -167,8 +180,11 @@ class Space:
         return slots + list(named.items())
 
 
+_SLOT = "objective."
+
+
 def _slot(number: int) -> str:
-    return f"objective.{number}"
+    return f"{_SLOT}{number}"
 
 
 def plain_name(key: str) -> str:
@@ -302,7 +318,7 @@ def _fields(method: str, setting: Setting) -> dict[str, SearchedField]:
                 if value not in options:  # a word like `middle`: the pair that it stands for here
                     (pair,) = resolve_layers(value, setting.student, setting.teacher)
                     value = str(pair)
-                fields[key] = ChoiceField(key, options, value)
+                fields[key] = ChoiceField(key, options, value, layers=True)
     return fields
 
 
@@ -339,4 +355,5 @@ def _narrow(
     if not legal or len(set(legal)) < len(legal):
         raise ValueError(f"is {list(values)}, but must be one or more different values")
     published = field.published if field else getattr(params(), name)
-    return ChoiceField(key, tuple(legal), published if published in legal else legal[0])
+    layers = isinstance(params.searched().get(name), LayerChoice)
+    return ChoiceField(key, tuple(legal), published if published in legal else legal[0], layers)

@@ -108,6 +108,7 @@ class Storage:
     def _write(self, path: str, content: BinaryIO) -> None:
         target = self._path(path)
         if self.local is None:  # an object appears when its upload is complete
+            self._filesystem.create_dir(os.path.dirname(target), recursive=True)
             with self._filesystem.open_output_stream(target) as stream:
                 shutil.copyfileobj(content, stream, _PIECE)
             return

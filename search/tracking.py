@@ -19,7 +19,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunData, RunTag
 from mlflow.exceptions import MlflowException
 
 from kdcore.measure import NetworkCost
@@ -62,6 +62,7 @@ class Tracker:
         self._now = 0
         self._runs: dict[tuple[str, int], str] = {}
         self._steps: dict[str, set[int]] = {}
+        self._made: set[str] = set()
         self._calls: Mapping[str, Callable[..., None]] = {
             "start_search": self._start_search,
             "teacher": self._teacher,
@@ -156,12 +157,12 @@ class Tracker:
             self._calls[entry["call"]](**entry["arguments"])
         except Exception:
             # The server may have done it, and only the answer was lost: look again before writing.
-            self._runs, self._steps = {}, {}
+            self._runs, self._steps, self._made = {}, {}, set()
             raise
 
     def _start_search(self, params: Mapping[str, str], experiment_yaml: str) -> None:
         run = self._run("search", name=self._search)
-        known = self._ready.get_run(run).data.params
+        known = self._known(run).params
         # A search that was extended has more trials than its first session's parameter says.
         self._log(run, params={key: params[key] for key in params.keys() - known.keys()})
         self._ready.set_tag(run, "kdsearch.trials", params["trials"])
@@ -179,14 +180,14 @@ class Tracker:
             self._end(run, "FINISHED")
         scores = {f"teacher_{name}": value for name, value in metrics.items()}
         run = self._run("search")
-        if not scores.keys() <= self._ready.get_run(run).data.metrics.keys():
+        if not scores.keys() <= self._known(run).metrics.keys():
             self._log(run, scores)
 
     def _start_trial(
         self, number: int, name: str, params: Mapping[str, str], costs: Mapping[str, float]
     ) -> None:
         run = self._run("trial", number, name)
-        known = self._ready.get_run(run).data
+        known = self._known(run)
         if not costs.keys() <= known.metrics.keys():
             self._log(run, costs)
         self._log(run, params={key: params[key] for key in params.keys() - known.params.keys()})
@@ -225,6 +226,10 @@ class Tracker:
         assert self._client is not None
         return self._client
 
+    def _known(self, run_id: str) -> RunData:
+        """What a run has; one that was made by this process has nothing that could come twice."""
+        return RunData() if run_id in self._made else self._ready.get_run(run_id).data
+
     def _experiment(self) -> str:
         if not self._experiment_id:
             found = self._ready.get_experiment_by_name(self._task)
@@ -254,6 +259,8 @@ class Tracker:
                 run = self._ready.create_run(
                     self._experiment(), start_time=self._now, run_name=name or None, tags=tags
                 )
+                self._made.add(run.info.run_id)
+                self._steps[run.info.run_id] = set()
             self._runs[role, number] = run.info.run_id
             if role == "search":
                 self.ids = {
@@ -278,7 +285,7 @@ class Tracker:
         )
 
     def _reopen(self, run_id: str) -> None:
-        if self._ready.get_run(run_id).info.status != "RUNNING":
+        if run_id not in self._made:
             self._ready.update_run(run_id, status="RUNNING")
 
     def _end(self, run_id: str, status: str) -> None:

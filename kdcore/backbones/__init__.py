@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdcore.backbones import libraries
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.fpn import pyramid_constructor
 from kdcore.suggestion import did_you_mean
@@ -52,6 +53,8 @@ def constructor_of(name: str) -> Constructor:
     """
     if "+" in name:
         return pyramid_constructor(name, constructor_of)
+    if (constructor := libraries.constructor_of(name)) is not None:
+        return constructor
     if name not in BACKBONES:
         raise ValueError(
             f"unknown backbone {name!r}{did_you_mean(name, BACKBONES)} "
@@ -129,7 +132,7 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
         backbone = constructor_of(name)(num_classes, in_channels).eval()
         try:
             taps = backbone.taps(torch.empty(2, in_channels, *image_size), frozenset({Tap.MAPS}))
-        except (RuntimeError, ValueError) as error:
+        except _REFUSALS as error:
             raise ValueError(_size_refusal(name, backbone, image_size, error)) from None
     shapes = Shapes(
         network=name,
@@ -158,20 +161,33 @@ def probe_shapes(
     ).shapes
 
 
+# What networks raise for images that they cannot take; an assertion from some of the libraries'.
+_REFUSALS = (RuntimeError, ValueError, AssertionError)
+
+
 def _size_refusal(
     name: str, backbone: Backbone, image_size: tuple[int, int], error: Exception
 ) -> str:
     """Why images of this size cannot be used; the network lies on the meta device."""
     height, width = image_size
+
+    def takes(height: int, width: int) -> bool:
+        try:
+            backbone.taps(torch.empty(2, backbone.in_channels, height, width), frozenset())
+        except _REFUSALS:
+            return False
+        return True
+
+    native_height, native_width = backbone.native_size
     low, high = 0, max(backbone.native_size)  # the native size works
     while high - low > 1:
         side = (low + high) // 2
-        try:
-            backbone.taps(torch.empty(2, backbone.in_channels, side, side), frozenset())
+        if takes(side, side):
             high = side
-        except (RuntimeError, ValueError):
+        else:
             low = side
-    if min(image_size) >= high:  # not too small, then: some networks take one size only
-        height_, width_ = backbone.native_size
-        return f"images are {height}x{width}, but {name} takes {height_}x{width_}: {error}"
+    if not takes(2 * native_height, 2 * native_width):
+        return f"images are {height}x{width}, but {name} takes {native_height}x{native_width} alone"
+    if min(image_size) >= high:  # not too small, then: perhaps no multiple of something
+        return f"images are {height}x{width}, which {name} does not take: {error}"
     return f"images are {height}x{width}, too small for {name}: the smallest are {high}x{high}"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from kdcore.data.source import RawImages, Source
-from kdcore.data.splits import stratified_halves
+from kdcore.data.image_table import RawImages, TableSource
+from kdcore.data.splits import stratified_mask
 
 # The bundled file has no split of its own. This one is fixed for ever, so that scores can be
 # compared.
@@ -30,13 +30,11 @@ def _read(files: tuple[Path, ...]) -> RawImages:
     levels = torch.from_numpy(bunch.images)  # 0 to 16
     images = (levels * 255 / 16).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).long()
-    test, _ = stratified_halves(labels, round(_TEST_SHARE * len(labels)), _TEST_SEED)
-    is_test = torch.zeros(len(labels), dtype=torch.bool)
-    is_test[test] = True
+    is_test = stratified_mask(labels, round(_TEST_SHARE * len(labels)), _TEST_SEED)
     return RawImages(images, labels, is_test)
 
 
-SOURCE = Source(
+SOURCE = TableSource(
     summary="1,797 scans of handwritten digits, 8x8, bundled with scikit-learn",
     class_names=tuple("0123456789"),
     crop_padding=1,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.data.source import RawImages, Source
+from kdcore.data.image_table import RawImages, TableSource
 
 _PARTS = (
     "train-images-idx3-ubyte",
@@ -115,7 +115,7 @@ def _download(root: Path) -> None:
         ) from None
 
 
-SOURCE = Source(
+SOURCE = TableSource(
     summary="70,000 photographs of clothes, 28x28, grey; read from IDX files",
     class_names=(
         "T-shirt/top",

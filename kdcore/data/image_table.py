@@ -1,75 +1,123 @@
-"""The image table: a data set as one memory-mapped Arrow file, shared by a machine's processes."""
+"""The image table: a data set that fits into memory, as one memory-mapped Arrow file."""
 
 import hashlib
 import json
-import os
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import torch
-from filelock import FileLock
-from pyarrow import ipc
 from torch import Tensor
 
-from kdcore.data.source import RawImages, Source
+from kdcore.data.kept import key_of, metadata_of, open_kept, tensor_of
+from kdcore.data.source import Collection, PixelStatistics, Source
+from kdcore.data.split import TableSplit
+
+if TYPE_CHECKING:
+    from kdcore.data import DataConfig
 
 _SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class ImageTable:
-    """A data set on disk; the tensors are views into the mapped file.
+class RawImages:
+    """A data set in memory, on its way into the image table.
 
     Args:
-        images: [N, C, H, W], uint8; read-only.
-        labels: [N], int64; read-only.
-        is_test: [N], bool.
-        digest: of images, labels and splits; the same data has the same digest everywhere.
+        images: [N, C, H, W], uint8.
+        labels: [N], int64, 0 to K-1.
+        is_test: [N], bool; the test split. The rest is the training part.
     """
 
     images: Tensor
     labels: Tensor
     is_test: Tensor
-    digest: str
 
 
-def open_image_table(name: str, source: Source, root: Path | None, workspace: Path) -> ImageTable:
-    """Opens a data set's table, and makes it where it is missing, damaged or older than its files.
+@dataclass(frozen=True, kw_only=True)
+class ImageTable(Collection):
+    """A data set on disk; its tensors are views into the mapped file.
 
     Args:
-        name: the data set's name.
-        source: how it is read.
-        root: its folder, or none where the data are bundled.
-        workspace: the table lies in `data/` under this folder.
-
-    Raises:
-        ValueError: the data set's files are missing or damaged.
+        images: [N, C, H, W], uint8; read-only.
+        view_seed: of the augmentation.
+        crop_padding: pixels of black border that a random crop may reach into.
+        flip: whether every second image is mirrored.
     """
-    files = source.files(root)
-    identity = [
-        _SCHEMA_VERSION,
-        [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files],
-    ]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-    path = workspace / "data" / f"{name}-{key}.arrow"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if path.exists():
-            try:
-                return _read(path)
-            except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-                warnings.warn(
-                    f"image table {path} is damaged ({error}); making it again", stacklevel=2
-                )
-        _write(path, source.read(files))
-        return _read(path)
+
+    images: Tensor
+    view_seed: int
+    crop_padding: int
+    flip: bool
+
+    def split(self, positions: Tensor) -> TableSplit:
+        return TableSplit(
+            self.images[positions],
+            self.labels[positions],
+            positions,
+            self.view_seed,
+            self.crop_padding,
+            self.flip,
+        )
+
+    def statistics(self, positions: Tensor) -> PixelStatistics:
+        pixels = self.images[positions].transpose(0, 1).flatten(1).double() / 255
+        return tuple(pixels.mean(1).tolist()), tuple(pixels.std(1).tolist())
 
 
-def _write(path: Path, raw: RawImages) -> None:
-    """Writes the table whole or not at all, as one record batch, so that a column is one buffer."""
+@dataclass(frozen=True, kw_only=True)
+class TableSource(Source):
+    """A data set that becomes an image table.
+
+    Args:
+        class_names: the K classes in the order of their labels.
+        crop_padding: pixels of black border that a random crop may reach into; 0 switches crops
+            off.
+        flip: whether a mirrored image keeps its class.
+        files: the files that will be read, for a root folder (or none); they identify the data.
+        read: reads those files.
+    """
+
+    class_names: tuple[str, ...]
+    crop_padding: int
+    flip: bool
+    files: Callable[[Path | None], tuple[Path, ...]]
+    read: Callable[[tuple[Path, ...]], RawImages]
+
+    def open(self, config: "DataConfig", workspace: Path) -> ImageTable:
+        """Opens the table, and makes it where it is missing, damaged or older than its files."""
+        assert not isinstance(config.root, str)  # a URI is refused with the configuration
+        files = self.files(config.root)
+        stats = [(str(file.resolve()), file.stat()) for file in files]
+        key = key_of(
+            [_SCHEMA_VERSION, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
+        )
+
+        def table(batch: pa.RecordBatch) -> ImageTable:
+            metadata = metadata_of(batch)
+            shape = json.loads(metadata["shape"])
+            pixels = np.frombuffer(batch["image"].buffers()[1], dtype=np.uint8)
+            is_test = np.asarray(batch["split"].dictionary_decode()) == "test"
+            return ImageTable(
+                images=tensor_of(pixels).reshape(batch.num_rows, *shape),
+                labels=tensor_of(batch["label"].to_numpy()),
+                is_test=tensor_of(is_test),
+                class_names=self.class_names,
+                in_channels=shape[0],
+                image_size=(shape[1], shape[2]),
+                digest=metadata["digest"],
+                view_seed=config.view_seed,
+                crop_padding=self.crop_padding,
+                flip=self.flip,
+            )
+
+        path = workspace / "data" / f"{config.name}-{key}.arrow"
+        return open_kept(path, "image table", lambda: _batch_of(self.read(files)), table)
+
+
+def _batch_of(raw: RawImages) -> pa.RecordBatch:
     images = raw.images.contiguous().numpy()
     labels = raw.labels.numpy()
     is_test = raw.is_test.numpy()
@@ -84,27 +132,6 @@ def _write(path: Path, raw: RawImages) -> None:
         "label": pa.array(labels),
         "split": pa.array(np.where(is_test, "test", "train")).dictionary_encode(),
     }
-    batch = pa.record_batch(columns).replace_schema_metadata(
+    return pa.record_batch(columns).replace_schema_metadata(
         {"shape": json.dumps(images.shape[1:]), "digest": digest.hexdigest()[:16]}
     )
-    partial = path.with_suffix(".partial")
-    with pa.OSFile(str(partial), "wb") as sink, ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    os.replace(partial, path)
-
-
-def _read(path: Path) -> ImageTable:
-    batch = ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    metadata = batch.schema.metadata or {}
-    shape = json.loads(metadata[b"shape"])
-    pixels = np.frombuffer(batch["image"].buffers()[1], dtype=np.uint8)
-    splits = batch["split"]
-    with warnings.catch_warnings():
-        # The mapping is read-only and torch has no read-only tensors. Nothing here writes to them.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return ImageTable(
-            torch.from_numpy(pixels).reshape(batch.num_rows, *shape),
-            torch.from_numpy(batch["label"].to_numpy()),
-            torch.from_numpy(np.asarray(splits.dictionary_decode()) == "test"),
-            metadata[b"digest"].decode(),
-        )

@@ -1,46 +1,72 @@
-"""The contract of a data set: what it says about itself, and how its images are read once."""
+"""The contract of a data set: what it says about itself, and how it is opened."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from kdcore.data.split import Split
 
-@dataclass(frozen=True)
-class RawImages:
-    """A data set in memory, on its way into the image table.
+if TYPE_CHECKING:
+    from kdcore.data import DataConfig
+
+PixelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of pixels, for each channel, on the scale 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection(ABC):
+    """All images of a data set, before they are split. An image's id is its position in here.
 
     Args:
-        images: [N, C, H, W], uint8.
         labels: [N], int64, 0 to K-1.
         is_test: [N], bool; the test split. The rest is the training part.
+        class_names: the K classes in the order of their labels.
+        in_channels: channels of the images.
+        image_size: height and width in pixels.
+        digest: of images, labels and splits; the same data has the same digest everywhere.
     """
 
-    images: Tensor
     labels: Tensor
     is_test: Tensor
+    class_names: tuple[str, ...]
+    in_channels: int
+    image_size: tuple[int, int]
+    digest: str
+
+    @abstractmethod
+    def split(self, positions: Tensor) -> Split:
+        """The images at these positions [n], int64, as a part of their own."""
+
+    @abstractmethod
+    def statistics(self, positions: Tensor) -> PixelStatistics:
+        """Of the images at these positions [n], int64, unaugmented."""
 
 
-@dataclass(frozen=True)
-class Source:
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
     """A data set that can be searched on; each file of this folder that reads one defines `SOURCE`.
 
     Args:
         summary: one line for people.
-        class_names: the K classes in the order of their labels.
-        crop_padding: pixels of black border that a random crop may reach into; 0 switches crops
-            off.
-        flip: whether a mirrored image keeps its class.
-        files: the files that will be read, for a root folder (or none); they identify the data.
-        read: reads those files.
-        download: fetches them into a root folder; absent where there is nothing to fetch.
+        settings: those fields of `DataConfig` that only some data sets take, with the defaults
+            that they have for this one.
+        takes_uri: whether its root may be a URI.
+        download: fetches its files into a root folder; absent where there is nothing to fetch.
     """
 
     summary: str
-    class_names: tuple[str, ...]
-    crop_padding: int
-    flip: bool
-    files: Callable[[Path | None], tuple[Path, ...]]
-    read: Callable[[tuple[Path, ...]], RawImages]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    takes_uri: bool = False
     download: Callable[[Path], None] | None = None
+
+    @abstractmethod
+    def open(self, config: "DataConfig", workspace: Path) -> Collection:
+        """Opens the data set; what takes long is done once and kept in `data/` of the workspace.
+
+        Raises:
+            ValueError: files are missing or damaged.
+        """

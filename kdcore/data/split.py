@@ -33,6 +33,16 @@ class Split(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @abstractmethod
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+
+    def batch_without_gradients(self) -> int:
+        """How many images to show a network at once where no gradient is wanted: many enough to
+        fill a device, few enough for the widest maps of a ResNet-50 in a few GB."""
+        height, width = self.sides()
+        return min(512, max(1, 512 * 64 * 64 // (height * width)))
+
     def shuffled(self) -> Tensor:
         """All positions [N], int64, in an order that PyTorch's global random state decides."""
         return torch.randperm(len(self))
@@ -75,6 +85,9 @@ class TableSplit(Split):
     view_seed: int
     crop_padding: int
     flip: bool
+
+    def sides(self) -> tuple[int, int]:
+        return self.images.shape[2], self.images.shape[3]
 
     @property
     def view_recipe(self) -> str:

@@ -32,3 +32,10 @@ def stratified_halves(labels: Tensor, first: int, seed: int) -> tuple[Tensor, Te
     """Splits positions 0 to N-1 into a stratified part of `first` images and the rest."""
     order = stratified_order(labels, seed)
     return order[:first].sort().values, order[first:].sort().values
+
+
+def stratified_mask(labels: Tensor, first: int, seed: int) -> Tensor:
+    """Where the stratified part of `first` images lies: [N], bool."""
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[stratified_order(labels, seed)[:first]] = True
+    return chosen

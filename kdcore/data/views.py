@@ -5,6 +5,9 @@ neither batch size, order, device nor a restart changes what is learned. Consist
 et al., CVPR 2022, arXiv:2106.05237.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -91,3 +94,62 @@ def crop_and_flip(
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
+
+
+# Szegedy et al., "Going deeper with convolutions", 2014, arXiv:1409.4842, section 6: patches whose
+# size is distributed evenly between 8% and 100% of the image area, with an aspect ratio between
+# 3/4 and 4/3. An image that ten patches in a row do not fit into shows its middle.
+_AREAS = (0.08, 1.0)
+_RATIOS = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+_RESOLUTION = 1 << 31
+
+
+def patch_draws(seed: int, view: int, image_ids: Tensor) -> Tensor:
+    """What decides how images of any size look in a view.
+
+    Args:
+        seed: of the data set's views.
+        view: which view, >= 0.
+        image_ids: [B], int64.
+
+    Returns:
+        [B, 3 + 2 * 10], float64, 0 <= u < 1: whether to mirror, where the patch lies vertically and
+        horizontally, and the area and aspect ratio of each attempt at it.
+    """
+    numbers = range(3 + 2 * _ATTEMPTS)
+    drawn = [draw(seed, view, image_ids, number, _RESOLUTION) for number in numbers]
+    return torch.stack(drawn, 1).double() / _RESOLUTION
+
+
+def is_mirrored(draws: Sequence[float]) -> bool:
+    """Whether the image of these draws is mirrored: every second one is."""
+    return draws[0] < 0.5
+
+
+def patch_of(draws: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
+    """The patch of an image that a view shows.
+
+    Args:
+        draws: the image's row of `patch_draws`.
+        height: of the image, in pixels.
+        width: likewise.
+
+    Returns:
+        Top and left edge, height and width of the patch.
+    """
+    vertical, horizontal = draws[1:3]
+    low, high = map(math.log, _RATIOS)
+    for area, ratio in zip(draws[3::2], draws[4::2], strict=True):
+        pixels = height * width * (_AREAS[0] + area * (_AREAS[1] - _AREAS[0]))
+        aspect = math.exp(low + ratio * (high - low))
+        patch_height, patch_width = round((pixels / aspect) ** 0.5), round((pixels * aspect) ** 0.5)
+        if 0 < patch_height <= height and 0 < patch_width <= width:
+            break
+    else:
+        patch_height = min(height, round(width / _RATIOS[0]))
+        patch_width = min(width, round(height * _RATIOS[1]))
+        vertical = horizontal = 0.5
+    top = int(vertical * (height - patch_height + 1))
+    left = int(horizontal * (width - patch_width + 1))
+    return top, left, patch_height, patch_width

@@ -14,11 +14,9 @@ import inspect
 import json
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 # Threads that spin while they wait measure the neighbours on a shared machine, not the loss.
@@ -33,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore.methods import CATALOGUE
 from kdcore.training import default_device
+from tests.benchmarks import report
 
 MAPS = ((32, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8))
 BATCH, EMBEDDING, CLASSES, NEGATIVES, IMAGES, BANK_WIDTH = 64, 256, 100, 16_384, 50_000, 128
@@ -199,6 +198,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = default_device()
+    machine = report.machine(device, options.threads)
     names = options.only or [name for name, method in CATALOGUE.items() if method.needs]
     columns = ("method", "batch", "shape", "ours ms", "twin ms", "faster", "ours MiB", "twin MiB")
     table = Table(*columns, "smaller", title=f"torch {torch.__version__} on {device}")
@@ -223,15 +223,7 @@ def main() -> None:
                 f"{row['times_smaller']:.1f}",
             )
     Console(width=110).print(table)
-    target = Path("runs/bench/losses.json")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    machine = {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
-        "threads": options.threads,
-    }
-    target.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    print(f"written to {target}")
+    report.publish("losses", machine, rows)
 
 
 if __name__ == "__main__":

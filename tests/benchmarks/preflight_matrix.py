@@ -4,29 +4,28 @@
 
 One or two networks stand for a family. Each pair, as student and teacher, takes the smallest of the
 common image sizes that both accept; each method, as published, goes forward and backward in its
-preparation (where it has one) and after it. A refusal is a ValueError where the method is built;
+preparation (where it has one) and after it, as `kdsearch check` tries it. A refusal has a reason;
 whatever else goes wrong is a crash. The matrix is printed, and `runs/bench/preflight_matrix.json`
 written; the exit status is 1 if anything crashed.
 """
 
 import argparse
-import json
 import sys
 import time
 from functools import cache
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from kdcore.backbones import affine_parameters, build_backbone, probe
 from kdcore.classifier import Classifier
+from kdcore.distillation import TermConfig
 from kdcore.methods import CATALOGUE
-from kdcore.taps import Batch, Setting, Taps
+from kdcore.rehearsal import Rehearsal
+from kdcore.taps import Setting
+from tests.benchmarks import report
 
 FAMILIES = (
     "resnet8",
@@ -74,36 +73,12 @@ def setting(student: str, teacher: str, side: int) -> Setting:
     return Setting(*shapes, torch.arange(TRAIN_IMAGES) % CLASSES, norms)
 
 
-def images_of(side: int) -> Tensor:
+def rehearsal_of(student: str, teacher: str, side: int) -> Rehearsal:
     shape = (2, 3, side, side)
-    return torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
-
-
-@cache
-def taught_by(teacher: str, side: int, needs: frozenset[str]) -> Taps:
-    classifier = network(teacher).eval()
-    return classifier.taps(images_of(side), needs, torch.arange(2)).detach()
-
-
-def attempt(student: str, teacher: str, method: str, side: int) -> str:
-    """Empty where it works, else the reason of the refusal."""
-    torch.manual_seed(0)
-    try:
-        term = CATALOGUE[method](CATALOGUE[method].Params(), setting(student, teacher, side))
-    except ValueError as error:
-        return str(error)
-    learner, labels = network(student).train(), torch.arange(2)
-    learner.zero_grad()
-    for epoch in (1, 10):  # the first may prepare
-        shown = learner.taps(images_of(side), term.needs, labels)
-        taught = taught_by(teacher, side, term.needs)
-        term.begin_epoch(epoch, 10)
-        loss = term(shown, taught, Batch(labels, labels, epoch, 10))
-        loss = loss + cross_entropy(shown.logits, labels)
-        loss.backward()
-        if not loss.isfinite():
-            raise FloatingPointError(f"the loss is {loss.item()}")
-    return ""
+    images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
+    labels = torch.arange(2)
+    where = setting(student, teacher, side)
+    return Rehearsal(network(student), network(teacher), where, images, labels)
 
 
 def main() -> None:
@@ -116,17 +91,20 @@ def main() -> None:
     reasons: dict[str, int] = {}
     results: list[dict[str, object]] = []
     crashes = 0
+    machine = report.machine(torch.device("cpu"), torch.get_num_threads())
     started = time.perf_counter()
     pairs = [(student, teacher) for teacher in chosen.networks for student in chosen.networks]
     for student, teacher in track(pairs, console=Console(stderr=True)):
         sides = [side for side in SIDES if accepts(student, side) and accepts(teacher, side)]
         cells = []
+        rehearsal = rehearsal_of(student, teacher, sides[0]) if sides else None
         for method in chosen.methods:
-            if not sides:
+            if rehearsal is None:
                 reason = "no common image size"
             else:
                 try:
-                    reason = attempt(student, teacher, method, sides[0])
+                    term = TermConfig.model_validate({"method": method})
+                    reason = rehearsal.attempt(term)
                 except Exception as error:  # a crash is what this looks for
                     reason = f"CRASH {type(error).__name__}: {error}"
                     crashes += 1
@@ -145,9 +123,7 @@ def main() -> None:
         f"{len(results) - refused - crashes} work, {refused} are refused, {crashes} crash",
         highlight=False,
     )
-    folder = Path("runs/bench")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "preflight_matrix.json").write_text(json.dumps(results, indent=1) + "\n")
+    report.publish("preflight_matrix", machine, results)
     sys.exit(bool(crashes))
 
 

@@ -1,4 +1,4 @@
-"""A search whose storage is a bucket: an S3 server on this machine."""
+"""A search whose storage is a bucket, and images that lie in one: an S3 server on this machine."""
 
 import os
 import subprocess
@@ -8,11 +8,15 @@ from pathlib import Path
 
 import boto3
 import pytest
+import torch
 import yaml
 from moto.server import ThreadedMotoServer
+from pyarrow import fs
 
 import kdcore
+from kdcore.data import ImageData, open_data
 from tests.integration.test_search import EXPERIMENT
+from tests.unit.kdcore.photographs import rows_of, write_folders, write_parquet
 
 pytestmark = pytest.mark.integration
 
@@ -58,3 +62,48 @@ def test_a_search_keeps_everything_in_its_bucket(bucket: str, tmp_path: Path) ->
     assert "search task-2" in second
     assert "teacher: epoch" not in second
     assert "none (control)" in kdsearch("leaderboard", "task-1")
+
+
+def test_images_are_read_out_of_a_bucket(bucket: str, tmp_path: Path) -> None:
+    files = write_folders(tmp_path / "files", {"train": 16, "test": 4})
+    for part in ("train", "test"):
+        write_parquet(tmp_path / f"rows/{part}-{{}}.parquet", rows_of(files / part), files=2)
+    filesystem, path = fs.FileSystem.from_uri(bucket)
+    fs.copy_files(str(tmp_path / "rows"), path, fs.LocalFileSystem(), filesystem)
+
+    def opened(name: str, root: Path | str) -> ImageData:
+        config = kdcore.DataConfig(name=name, root=root, image_size=(32, 32), heldout_fraction=0.25)
+        return open_data(config, tmp_path)
+
+    remote, local = opened("parquet", bucket), opened("image_folder", files)
+    assert (remote.mean, remote.std) == (local.mean, local.std)
+    order = remote.train.shuffled()
+    for ours, theirs in zip(
+        remote.train.views(order, 5, 16), local.train.views(order, 5, 16), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match="cannot be read"):
+        opened("parquet", bucket.replace("/kdsearch/", "/absent/"))
+
+
+def test_a_search_takes_its_images_from_a_bucket(bucket: str, tmp_path: Path) -> None:
+    files = write_folders(tmp_path / "files", {"train": 16, "test": 4})
+    for part in ("train", "test"):
+        write_parquet(tmp_path / f"rows/{part}.parquet", rows_of(files / part))
+    filesystem, path = fs.FileSystem.from_uri(bucket)
+    fs.copy_files(str(tmp_path / "rows"), path, fs.LocalFileSystem(), filesystem)
+    data = {"name": "parquet", "root": bucket, "image_size": [32, 32], "heldout_fraction": 0.25}
+    search = EXPERIMENT["search"] | {"trials": 2}
+    (tmp_path / "task.yaml").write_text(
+        yaml.safe_dump(EXPERIMENT | {"narrow": {}, "data": data, "search": search})
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "search", "launch", "task.yaml", "--set", "resources.cpus=2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    kdcore.load_student(tmp_path / "runs/searches/task-1/best")

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from kdcore import DataConfig
 from kdcore.data import SOURCES, ImageData, open_data
 from kdcore.data.fashion_mnist import read_idx
-from kdcore.data.image_table import open_image_table
+from kdcore.data.image_table import TableSource
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -177,6 +177,10 @@ def test_what_a_killed_conversion_left_is_no_table(
         ({"split_seed": -1}, "split_seed"),
         ({"view_seed": -1}, "view_seed"),
         ({"veiws": 3}, "veiws"),
+        ({"image_size": (32, 32)}, r"image_size is \(32, 32\), but digits has no such setting"),
+        ({"test_fraction": 0.2}, "test_fraction is 0.2, but digits has no such setting; leave it"),
+        ({"image_column": "x"}, "image_column is x, but digits has no such setting"),
+        ({"root": "s3://bucket/x"}, "root is 's3://bucket/x', but digits reads local folders"),
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object], message: str) -> None:
@@ -221,8 +225,10 @@ def test_splits_and_sources_that_cannot_be_are_refused_with_the_reason(
 def test_every_source_describes_itself() -> None:
     for source in SOURCES.values():
         assert source.summary
-        assert len(set(source.class_names)) == len(source.class_names) >= 2
-        assert source.crop_padding >= 0
+        assert source.settings.keys() <= DataConfig.model_fields.keys()
+        if isinstance(source, TableSource):
+            assert len(set(source.class_names)) == len(source.class_names) >= 2
+            assert source.crop_padding >= 0
 
 
 # Fashion-MNIST from IDX files
@@ -429,7 +435,7 @@ def test_debians_files_are_the_whole_data_set(tmp_path: Path) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(missing)
         pytest.skip(missing)
-    table = open_image_table("fashion_mnist", SOURCES["fashion_mnist"], DEBIAN, tmp_path)
+    table = SOURCES["fashion_mnist"].open(fashion(DEBIAN), tmp_path)
     assert table.images.shape == (70_000, 1, 28, 28)
     assert table.is_test.sum() == 10_000
     assert table.labels[~table.is_test].bincount().tolist() == [6000] * 10

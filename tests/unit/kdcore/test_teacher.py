@@ -5,7 +5,11 @@ import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from kdcore import DataConfig, Recipe, TeacherConfig
 from kdcore.backbones import build_backbone
+from kdcore.backbones.libraries import published_weights, usual_normalization
 from kdcore.classifier import load_card
 from kdcore.data import ImageData, TableSplit, open_data
 from kdcore.teacher import is_ready, load_teacher, prepare_teacher, teacher_folder
@@ -278,6 +283,195 @@ def test_code_in_a_weights_file_is_refused_and_not_run(
     assert not (tmp_path / "ran").exists()
 
 
+# Published weights
+
+LIBRARY_NETWORK = "torchvision/shufflenet_v2_x0_5"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where torchvision keeps fetched files; a network has two sets of weights for ten classes."""
+    from torchvision import models
+    from torchvision.transforms._presets import ImageClassification
+
+    def made(name: str, **statistics: Any) -> models.Weights:
+        preset = partial(ImageClassification, crop_size=224, **statistics)
+        return models.Weights(
+            f"https://host/{name}.pth", preset, {"categories": list("0123456789")}
+        )
+
+    class Digits(models.WeightsEnum):
+        DIGITS_V1 = made("first-00000000", mean=(0.5,) * 3, std=(0.5,) * 3)
+        DIGITS_V2 = made("second-00000000")
+        DEFAULT = DIGITS_V2
+
+    monkeypatch.setattr(models, "get_model_weights", lambda name: Digits)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    folder = tmp_path / "home" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def published_state() -> dict[str, torch.Tensor]:
+    """A state dict as the library would publish it."""
+    network = build_backbone(LIBRARY_NETWORK, num_classes=10, in_channels=3, seed=4)
+    return network.get_submodule("network").state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "mean"),
+    [
+        ("DIGITS_V1", "first-00000000.pth", 0.5),
+        ("DIGITS_V2", "second-00000000.pth", fmean(IMAGENET_MEAN)),
+        ("DEFAULT", "second-00000000.pth", fmean(IMAGENET_MEAN)),
+    ],
+)
+def test_published_weights_are_taken_from_where_the_library_keeps_them(
+    name: str, file: str, mean: float, hub: Path, digits: ImageData, tmp_path: Path
+) -> None:
+    state = published_state()
+    torch.save(state, hub / file)
+    config = TeacherConfig(backbone=LIBRARY_NETWORK, weights=name)
+    assert list(prepare_teacher(config, digits, tmp_path, CPU)) == []
+    folder = teacher_folder(config, digits, tmp_path)
+    assert folder.parent == tmp_path / "teachers"
+    taught = weights_of(folder)
+    assert taught.keys() == {f"network.{key}" for key in state}
+    assert all(torch.equal(taught[f"network.{key}"], value) for key, value in state.items())
+    card = load_card(folder, "teacher")
+    assert card.mean == pytest.approx((mean,))  # gray: the average of three
+    assert TeacherConfig.model_validate(card.made_by) == config
+    assert load_teacher(folder)(digits.heldout.images[:2]).shape == (2, 10)
+
+
+def test_an_alias_has_the_folder_of_the_weights_that_it_names(
+    hub: Path, digits: ImageData, tmp_path: Path
+) -> None:
+    first, second, alias = (
+        teacher_folder(TeacherConfig(backbone=LIBRARY_NETWORK, weights=name), digits, tmp_path)
+        for name in ("DIGITS_V1", "DIGITS_V2", "DEFAULT")
+    )
+    assert first != second == alias
+
+
+def test_weights_out_of_reach_are_refused_with_their_address_and_their_place(
+    hub: Path, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    config = TeacherConfig(backbone=LIBRARY_NETWORK, weights="DIGITS_V1")
+    with pytest.raises(ValueError, match=r"no route to host") as caught:
+        list(prepare_teacher(config, digits, tmp_path, CPU))
+    assert "could not be fetched from https://host/first-00000000.pth" in str(caught.value)
+    assert f"put the file at {hub / 'first-00000000.pth'}" in str(caught.value)
+    assert not is_ready(teacher_folder(config, digits, tmp_path))
+
+
+def test_code_in_published_weights_is_refused_and_not_run(
+    hub: Path, digits: ImageData, tmp_path: Path
+) -> None:
+    torch.save({"fc.bias": _Code(tmp_path / "ran")}, hub / "first-00000000.pth")
+    config = TeacherConfig(backbone=LIBRARY_NETWORK, weights="DIGITS_V1")
+    with pytest.raises(ValueError, match="cannot be read"):
+        list(prepare_teacher(config, digits, tmp_path, CPU))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_timms_weights_out_of_reach_are_refused_with_the_way_out(
+    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    build, asked = timm.create_model, []
+
+    def offline(name: str, pretrained: bool = False, **options: Any) -> Any:
+        if not pretrained:
+            return build(name, **options)
+        asked.append((name, os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]))
+        raise OSError("no route to host.")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    data = replace(digits, class_names=tuple(map(str, range(1000))))
+    config = TeacherConfig(backbone="timm/test_resnet", weights="r160_in1k")
+    with pytest.raises(ValueError, match="no route to host") as caught:
+        list(prepare_teacher(config, data, tmp_path, CPU))
+    assert "from https://huggingface.co/timm/test_resnet.r160_in1k" in str(caught.value)
+    assert "weights: /path/to/model.safetensors" in str(caught.value)
+    assert asked == [("test_resnet.r160_in1k", "1")]
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights"),
+    [("torchvision/resnet18", "IMAGENET1K_V1"), ("timm/test_resnet", "pretrained")],
+)
+def test_published_weights_of_other_classes_are_refused_before_they_are_fetched(
+    backbone: str, weights: str, digits: ImageData, tmp_path: Path
+) -> None:
+    config = TeacherConfig(backbone=backbone, weights=weights)
+    with pytest.raises(ValueError, match=r"tells 1000 classes apart, but the data has 10: give"):
+        teacher_folder(config, digits, tmp_path)
+
+
+# Normalisation
+
+
+def test_a_librarys_network_with_a_file_has_the_librarys_normalisation(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    save_file(published_state(), tmp_path / "weights.safetensors")
+    config = TeacherConfig(backbone=LIBRARY_NETWORK, weights=tmp_path / "weights.safetensors")
+    list(prepare_teacher(config, digits, tmp_path, CPU))
+    card = load_card(teacher_folder(config, digits, tmp_path), "teacher")
+    assert card.mean == pytest.approx((fmean(IMAGENET_MEAN),))
+    assert card.std == pytest.approx((fmean(IMAGENET_STD),))
+
+
+def test_a_networks_own_change_of_its_input_is_part_of_the_normalisation() -> None:
+    # torchvision's Inception takes ImageNet's normalisation and turns it into that of 0.5.
+    mean, std = (torch.tensor(given).view(1, 3, 1, 1) for given in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.device("meta"):
+        from torchvision.models import googlenet
+
+        network = googlenet(transform_input=True, init_weights=True, aux_logits=False)
+    images = torch.rand(2, 3, 4, 4)
+    expected = network._transform_input((images - mean) / std)
+    found = published_weights("torchvision/googlenet", "DEFAULT").normalization
+    assert found == usual_normalization("torchvision/googlenet") == ((0.5,) * 3, (0.5,) * 3)
+    assert torch.allclose((images - 0.5) / 0.5, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("origin", ["weights", "training"])
+def test_a_given_mean_goes_before_all_others_and_gives_another_folder(
+    origin: str, teacher_dir: Path, digits: ImageData, tmp_path: Path
+) -> None:
+    short = RECIPE.model_copy(update={"epochs": 1})
+    given: dict[str, Any] = {
+        "weights": {"weights": saved(teacher_dir, tmp_path / "weights.pt")},
+        "training": {"training": short},
+    }[origin]
+    usual = TeacherConfig(backbone="resnet14", **given)
+    config = TeacherConfig(backbone="resnet14", mean=(0.25,), std=(0.5,), **given)
+    folder = teacher_folder(config, digits, tmp_path)
+    assert folder != teacher_folder(usual, digits, tmp_path)
+    list(prepare_teacher(config, digits, tmp_path, CPU))
+    card = load_card(folder, "teacher")
+    assert (card.mean, card.std) == ((0.25,), (0.5,))
+    teacher = load_teacher(folder)
+    evaluated = evaluate(teacher, digits.heldout)
+    assert (card.metrics["heldout_accuracy"], card.metrics["heldout_loss"]) == evaluated
+
+
+def test_a_mean_for_other_channels_is_refused(digits: ImageData, tmp_path: Path) -> None:
+    config = TeacherConfig(backbone="resnet8", training=RECIPE, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(ValueError, match="have 3 numbers, but the images have 1 channels"):
+        teacher_folder(config, digits, tmp_path)
+
+
 # Configuration
 
 
@@ -289,8 +483,22 @@ def test_code_in_a_weights_file_is_refused_and_not_run(
         ({"training": {"epochs": 0}}, "training.epochs"),
         ({"training": {"epochs": 1}, "seed": -1}, "seed"),
         ({"training": {"epochs": 1}, "sead": 1}, "sead"),
+        ({"weights": 5}, "weights is 5, but must be a file or a name"),
+        ({"weights": "w.pt", "mean": [0.5]}, "mean has 1 numbers and std 0, but both need as many"),
+        ({"weights": "w.pt", "mean": [123.7], "std": [58.4]}, "mean.0"),
+        ({"weights": "w.pt", "mean": [0.5], "std": [0]}, "std.0"),
     ],
-    ids=["neither", "both", "epochs", "seed", "unknown"],
+    ids=[
+        "neither",
+        "both",
+        "epochs",
+        "seed",
+        "unknown",
+        "number",
+        "mean alone",
+        "scale",
+        "deviation",
+    ],
 )
 def test_a_teacher_without_exactly_one_origin_is_refused(
     origin: dict[str, object], message: str
@@ -302,3 +510,41 @@ def test_a_teacher_without_exactly_one_origin_is_refused(
 def test_an_unknown_teacher_is_refused_with_the_one_that_was_meant() -> None:
     with pytest.raises(ValidationError, match="unknown backbone 'resnet9'; did you mean 'resnet"):
         TeacherConfig.model_validate({"backbone": "resnet9", "training": {"epochs": 1}})
+
+
+@pytest.mark.parametrize(
+    ("backbone", "names"),
+    [
+        ("torchvision/resnet50", ["IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT"]),
+        ("timm/resnet18", ["a1_in1k", "pretrained", "DEFAULT"]),
+    ],
+)
+def test_a_name_of_published_weights_stays_a_name(backbone: str, names: list[str]) -> None:
+    for name in names:
+        config = TeacherConfig.model_validate({"backbone": backbone, "weights": name})
+        assert config.weights == name
+        assert isinstance(config.weights, str)
+        assert TeacherConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("given", ["w.pt", "runs/w", "~/w.safetensors", "/w", "IMAGENET1K_V2.pth"])
+def test_a_file_is_the_same_in_every_process(given: str) -> None:
+    config = TeacherConfig(backbone="torchvision/resnet50", weights=given)
+    assert config.weights == Path(given).expanduser().absolute()
+    assert TeacherConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_word_that_is_a_file_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").touch()
+    config = TeacherConfig(backbone="torchvision/resnet50", weights="mine")
+    assert config.weights == tmp_path / "mine"
+
+
+def test_unknown_weights_are_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TeacherConfig(backbone="torchvision/resnet50", weights="IMAGENET1K_V3")
+    assert (
+        "weights is 'IMAGENET1K_V3', but torchvision/resnet50 has no such weights; did you mean "
+        "'IMAGENET1K_V2'? There are IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"
+    ) in str(caught.value)

@@ -1,5 +1,6 @@
 """The teacher's cached outputs: they change nothing, and are computed once."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -280,6 +281,20 @@ def test_larger_outputs_make_room_for_smaller_ones_and_never_the_reverse(
     assert largest not in kept
     assert "view0000-outputs.arrow" in kept
     assert make(max_gb=room / 2).view(2, MAPS) is None
+
+
+def test_on_a_full_disk_the_teacher_computes_in_every_step(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    expected = run("kd", CacheConfig())
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.warns(UserWarning, match="cannot be kept .* No space left"):
+        live = run("kd", CacheConfig(), tmp_path)
+    assert {report.teacher for report in live} == {"live"}
+    assert learned(live) == learned(expected)
 
 
 # Shared by machines

@@ -1,6 +1,8 @@
 """The training loop: recipes, evaluation, clipping, precision, and losses that explode."""
 
+import copy
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +72,7 @@ def run(
     data: ImageData,
     how: Recipe,
     checkpoint_dir: Path | None = None,
+    device: torch.device = CPU,
 ) -> list[EpochReport]:
     return list(
         train(
@@ -80,7 +83,7 @@ def run(
             how,
             seed=0,
             identity="test",
-            device=CPU,
+            device=device,
             checkpoint_dir=checkpoint_dir,
         )
     )
@@ -474,3 +477,36 @@ def test_of_equally_accurate_epochs_the_one_of_lower_loss_is_best(
     assert (best["epoch"], best["accuracy"], best["loss"]) == (best_epoch, 1.0, min(losses))
     student.backbone.load_state_dict(best["student"])
     assert evaluate(student, data.heldout) == (1.0, min(losses))
+
+
+# Options
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_student_learns_what_it_learns_otherwise(
+    student: Classifier, teacher: Classifier, digits: ImageData
+) -> None:
+    twin = copy.deepcopy(student)
+    terms = terms_of(["kd"], digits)
+    usual = run(student, terms, teacher, digits, recipe(epochs=2))
+    compiled = run(twin, terms, teacher, digits, recipe(epochs=2, compile=True))
+    for one, other in zip(usual, compiled, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@every_method
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_steps_captured_in_a_graph_learn_what_they_learn_otherwise(
+    name: str, optimizer: str, student: Classifier, teacher: Classifier, digits: ImageData
+) -> None:
+    gpu = torch.device("cuda")
+    reports = []
+    for cuda_graph in (False, True):
+        how = recipe(epochs=3, optimizer=optimizer, learning_rate=0.01, cuda_graph=cuda_graph)
+        learner = copy.deepcopy(student)
+        terms = terms_of([name], digits)
+        reports.append(run(learner, terms, teacher, digits, how, device=gpu))
+    for one, other in zip(*reports, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-3)

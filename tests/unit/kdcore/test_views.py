@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from kdcore.data import ImageData
 from kdcore.data.splits import stratified_halves, stratified_order
-from kdcore.data.views import crop_and_flip, draw
+from kdcore.data.views import crop_and_flip, draw, is_mirrored, patch_draws, patch_of
 
 _WORD = (1 << 64) - 1
 
@@ -288,3 +288,80 @@ def test_selection_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     stratified_halves(LABELS, 40, 3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# Patches
+
+
+PATCH_IDS = torch.arange(20_000)
+
+
+@pytest.fixture(scope="module")
+def patches() -> Tensor:
+    """[20,000, 4]: top, left, height and width of patches of images of 375x500."""
+    draws = patch_draws(0, 0, PATCH_IDS).tolist()
+    return torch.tensor([patch_of(row, 375, 500) for row in draws]).double()
+
+
+def test_patches_lie_in_the_image_and_within_their_bounds(patches: Tensor) -> None:
+    top, left, height, width = patches.T
+    assert (patches[:, :2] >= 0).all()
+    assert (top + height <= 375).all()
+    assert (left + width <= 500).all()
+    share = height * width / (375 * 500)
+    # Sides are rounded to pixels, the smallest of them some 90.
+    assert share.min() > 0.08 * 0.98
+    assert share.max() <= 1
+    assert (width / height).min() > 3 / 4 * 0.98
+    assert (width / height).max() < 4 / 3 * 1.02
+
+
+def test_patches_are_distributed_as_torchvisions(patches: Tensor) -> None:
+    from torchvision.transforms import RandomResizedCrop
+
+    image = torch.empty(3, 375, 500)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = torch.tensor(
+            [
+                RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
+                for _ in range(len(patches))
+            ]
+        ).double()
+    for ours, other in zip(patches.T, theirs.T, strict=True):
+        spread = other.std() * (2 / len(patches)) ** 0.5
+        assert (ours.mean() - other.mean()).abs() < 5 * spread
+        assert ours.std() / other.std() == pytest.approx(1, rel=0.03)
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 10), (1, 1), (3, 2), (64, 64)])
+def test_images_of_any_shape_have_patches(height: int, width: int) -> None:
+    for row in patch_draws(0, 0, torch.arange(300)).tolist():
+        top, left, patch_height, patch_width = patch_of(row, height, width)
+        assert 0 <= top <= height - patch_height < height
+        assert 0 <= left <= width - patch_width < width
+
+
+def test_what_no_patch_fits_into_shows_its_middle() -> None:
+    rows = patch_draws(0, 0, torch.arange(50)).tolist()
+    assert {patch_of(row, 10, 1000) for row in rows} == {(0, 494, 10, 13)}
+    assert {patch_of(row, 1000, 10) for row in rows} == {(494, 0, 13, 10)}
+
+
+def test_half_of_the_patches_are_mirrored_whatever_their_place() -> None:
+    draws = patch_draws(5, 2, PATCH_IDS)
+    mirrored = torch.tensor([is_mirrored(row) for row in draws.tolist()])
+    counts = (mirrored * 5 + (draws[:, 1] * 5).long()).bincount(minlength=10).double()
+    assert _chi_square(counts) < _normal_bound(10)
+
+
+def test_draws_of_patches_belong_to_seed_view_and_image() -> None:
+    first = patch_draws(0, 0, PATCH_IDS[:100])
+    assert torch.equal(patch_draws(0, 0, PATCH_IDS[:100].flip(0)).flip(0), first)
+    assert 0 <= first.min() <= first.max() < 1
+    for other in (
+        patch_draws(1, 0, PATCH_IDS[:100]),
+        patch_draws(0, 1, PATCH_IDS[:100]),
+        patch_draws(0, 0, PATCH_IDS[1:101]),
+    ):
+        assert not (other == first).any()

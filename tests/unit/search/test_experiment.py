@@ -1,12 +1,13 @@
 """The experiment file: what is refused, and how it is said."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from search.experiment import ExperimentError, read_experiment
+from search.experiment import ExperimentError, parse_experiment, read_experiment
 
 VALID: dict[str, Any] = {
     "data": {"name": "digits"},
@@ -37,6 +38,19 @@ def test_a_valid_file_gets_its_name_and_the_defaults(tmp_path: Path) -> None:
     assert experiment.resources.cpus == 1
 
 
+@pytest.mark.parametrize(
+    ("weights", "kept"),
+    [("IMAGENET1K_V2", "IMAGENET1K_V2"), ("runs/w.pt", Path("runs/w.pt").absolute())],
+)
+def test_a_teachers_weights_are_a_file_or_published(
+    tmp_path: Path, weights: str, kept: object
+) -> None:
+    teacher = {"backbone": "torchvision/resnet50", "weights": weights}
+    experiment = read_experiment(write(tmp_path, VALID | {"teacher": teacher}))
+    assert experiment.teacher.weights == kept
+    assert parse_experiment(json.loads(experiment.model_dump_json()), "") == experiment
+
+
 @pytest.mark.parametrize("path", sorted(Path("experiments").glob("*.yaml")), ids=str)
 def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
     assert read_experiment(path).name == path.stem
@@ -57,6 +71,12 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
         ({"data": {"name": "digit"}}, "data.name", "did you mean 'digits'?"),
         ({"data": {}}, "data.name", "is missing"),
         ({"teacher": {"backbone": "resnet20"}}, "teacher", "neither is given"),
+        (
+            {"teacher": {"backbone": "torchvision/resnet50", "weights": "IMAGENET"}},
+            "teacher.weights",
+            "There are IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT",
+        ),
+        ({"student": "torchvision/resnet5O"}, "student", "did you mean 'torchvision/resnet50'?"),
         ({"training": {"epochs": 3, "learning_rate": -1}}, "training.learning_rate", "is -1, but"),
         (
             {"training": {"epochs": 3, "learning_rate": {"low": 2, "high": 1}}},

@@ -150,8 +150,9 @@ def test_what_students_cost_is_shown_in_columns_where_there_are_several_else_bel
         return captured.get()
 
     head, *rows = (line for line in shown(student=["resnet8", "resnet14"]).splitlines()[2:])
-    assert "student objective" in head
-    assert "gain parameters ms epochs" in " ".join(head.split())
+    columns = " ".join(head.split())
+    assert "student objective" in columns
+    assert "gain parameters ms epochs" in columns
     assert any("resnet8 " in row and "77,754" in row and "0.32" in row for row in rows)
     alone = shown()
     assert "parameters" not in alone.splitlines()[2]

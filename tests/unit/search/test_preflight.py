@@ -33,6 +33,12 @@ def test_every_method_can_be_planned_for_teachers_of_other_widths_and_depths(
     assert len(prepared.space.first_points()) == len(CATALOGUE)
 
 
+def test_published_weights_of_other_classes_are_refused(tmp_path: Path) -> None:
+    teacher = {"backbone": "torchvision/resnet18", "weights": "IMAGENET1K_V1"}
+    with pytest.raises(ExperimentError, match=r"teacher\.weights: .* 1000 classes apart"):
+        planned(tmp_path, teacher=teacher)
+
+
 def test_a_method_that_cannot_work_here_is_refused_once_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -10,14 +11,15 @@ from kdcore import DataConfig
 from kdcore.data import open_data
 from kdcore.distillation import setting_of
 from search.experiment import parse_experiment
-from search.searcher import METRIC, TIME, TrueStateOptunaSearch
-from search.space import derive_space
+from search.record import METRIC, TIME, TrialRecord
+from search.searcher import TrueStateOptunaSearch
+from search.space import NUMBER, Space, derive_space
 
 EPOCHS = 4
 
 
 @pytest.fixture
-def searcher(tmp_path: Path) -> TrueStateOptunaSearch:
+def space(tmp_path: Path) -> Space:
     experiment = parse_experiment(
         {
             "name": "task",
@@ -31,8 +33,28 @@ def searcher(tmp_path: Path) -> TrueStateOptunaSearch:
         "",
     )
     data = open_data(DataConfig(name="digits"), tmp_path)
-    space = derive_space(experiment, {"resnet8": setting_of("resnet8", "resnet20", data)}, "")
+    return derive_space(experiment, {"resnet8": setting_of("resnet8", "resnet20", data)}, "")
+
+
+@pytest.fixture
+def searcher(space: Space) -> TrueStateOptunaSearch:
     return TrueStateOptunaSearch(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
+
+
+def recorded(
+    number: int, point: dict[str, Any], state: Any, accuracies: list[float]
+) -> TrialRecord:
+    return TrialRecord(
+        number=number,
+        student="resnet8",
+        point={key: value for key, value in point.items() if key != NUMBER},
+        objective="",
+        state=state,
+        epochs_done=len(accuracies),
+        epochs=EPOCHS,
+        accuracies=tuple(accuracies),
+        heldout_accuracy=max(accuracies, default=None),
+    )
 
 
 def report(accuracy: float, epoch: int) -> dict[str, float]:
@@ -82,3 +104,70 @@ def test_the_sampler_goes_on_after_a_control_without_settings(
         assert ("control" in point) == (number == 0)
         searcher.on_trial_complete(str(number), report(0.5 + number / 100, EPOCHS))
     assert all(trial.state is TrialState.COMPLETE for trial in searcher.study.trials)
+
+
+def test_a_study_is_built_from_the_record_and_what_was_cut_off_comes_first(space: Space) -> None:
+    first = TrueStateOptunaSearch(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
+    points = [first.suggest(str(number)) for number in range(6)]
+    trials = [
+        recorded(0, points[0], "finished", [0.1, 0.4, 0.3, 0.5]),
+        recorded(1, points[1], "interrupted", [0.2, 0.3]),
+        recorded(2, points[2], "failed", []),
+        recorded(3, points[3], "stopped", [0.1]),
+        # Number 4 was proposed, but its process died before it began.
+        recorded(5, points[5], "running", []),
+    ]
+    second = TrueStateOptunaSearch(
+        space, trials=8, parallel=2, epochs=EPOCHS, seed=0, recorded=trials
+    )
+    assert [trial.state for trial in second.study.trials] == [
+        TrialState.COMPLETE,
+        TrialState.WAITING,
+        TrialState.FAIL,
+        TrialState.PRUNED,
+        TrialState.WAITING,
+        TrialState.WAITING,
+    ]
+    assert second.study.trials[0].value == 0.5
+    assert second.study.trials[0].intermediate_values == {1: 0.1, 2: 0.4, 3: 0.4, 4: 0.5}
+    assert second.suggest("a") == points[1]
+    assert second.suggest("b")[NUMBER] == 4
+    assert second.suggest("c") == points[5]
+    assert second.suggest("d")[NUMBER] == 6
+    second.on_trial_result("a", report(0.3, 2))
+    second.on_trial_complete("a", report(0.6, EPOCHS))
+    assert second.study.trials[1].intermediate_values == {1: 0.2, 2: 0.3, 4: 0.6}
+
+
+def test_a_later_session_does_not_draw_the_first_ones_points_again(space: Space) -> None:
+    first = TrueStateOptunaSearch(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
+    points = [first.suggest(str(number)) for number in range(6)]
+    trials = [recorded(number, point, "stopped", [0.1]) for number, point in enumerate(points)]
+    second = TrueStateOptunaSearch(
+        space, trials=8, parallel=2, epochs=EPOCHS, seed=0, recorded=trials
+    )
+    assert {**second.suggest("a"), NUMBER: 0} not in [{**point, NUMBER: 0} for point in points]
+
+
+def test_earlier_searches_trials_are_adopted_where_they_fit(space: Space) -> None:
+    first = TrueStateOptunaSearch(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
+    points = [first.suggest(str(number)) for number in range(4)]
+    strange = {"objective.1": "kd", "kd.weight": 1.0, "kd.unheard_of": 2.0}
+    out_of_range = {**points[1], "kd.temperature": 1e6}
+    earlier = [
+        recorded(0, points[0], "finished", [0.1] * EPOCHS),
+        recorded(1, points[1], "finished", [0.2] * (EPOCHS + 3)),
+        recorded(2, points[2], "stopped", [0.3]),
+        recorded(3, strange, "finished", [0.4] * EPOCHS),
+        recorded(4, out_of_range, "finished", [0.4] * EPOCHS),
+        recorded(5, points[3], "failed", []),
+    ]
+    second = TrueStateOptunaSearch(
+        space, trials=8, parallel=2, epochs=EPOCHS, seed=0, earlier=earlier
+    )
+    assert second.adopted == 3
+    states = [trial.state for trial in second.study.trials[1:4]]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED]
+    numbers = [second.suggest(str(number))[NUMBER] for number in range(8)]
+    assert numbers == list(range(8))
+    assert [second.suggest(f"again {number}")[NUMBER] for number in range(2)] == [8, 9]

@@ -1,0 +1,394 @@
+"""The classification networks of torchvision and timm, as `torchvision/NAME` and `timm/NAME`.
+
+The library builds the network and initialises it; its taps are found (see `anatomy`). The state
+dict has the library's names behind `network.`. Networks that show tokens instead of maps (vision
+transformers) have no taps; logits and embedding they have.
+
+The images may have one channel: a gray image is shown to all three channels of the network.
+Auxiliary classifiers of the libraries' networks are left out.
+"""
+
+import inspect
+import os
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, fx, nn
+
+from kdcore.backbones.anatomy import Anatomy, Outputs, dissect, forbid_writes
+from kdcore.backbones.backbone import Backbone
+from kdcore.normalization import Normalization
+from kdcore.suggestion import did_you_mean
+from kdcore.taps import Tap, TapInfo, Taps
+from kdcore.weights import read_weights
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that a library publishes.
+
+    Args:
+        name: theirs, for the network; never an alias.
+        source: the address, or the name of the repository, that they come from.
+        num_classes: K.
+        normalization: of the images that they were trained on, three channels.
+        fetch: gets them, from the library's cache where they are there.
+    """
+
+    name: str
+    source: str
+    num_classes: int
+    normalization: Normalization
+    fetch: Callable[[], Mapping[str, Tensor]]
+
+
+class Library(Protocol):
+    """A package of networks."""
+
+    def names(self) -> Sequence[str]:
+        """All its classification networks.
+
+        Raises:
+            ValueError: it is not installed.
+        """
+
+    def build(self, name: str, num_classes: int) -> nn.Module:
+        """A network with fresh weights for images of three channels."""
+
+    def native_size(self, name: str, network: nn.Module) -> tuple[int, int]:
+        """Height and width of the images that the network was designed for."""
+
+    def dissect(self, network: nn.Module, num_classes: int, image_size: tuple[int, int]) -> Anatomy:
+        """Finds the taps; see `anatomy.dissect`."""
+
+    def weights(self, name: str) -> Sequence[str]:
+        """The names, aliases too, of the weights that are published for a network."""
+
+    def published(self, name: str, weights: str) -> Published:
+        """What is known of weights that are published; nothing is fetched yet."""
+
+    def normalization(self, name: str) -> Normalization:
+        """That of the network's usual weights."""
+
+
+class _Torchvision:
+    def names(self) -> Sequence[str]:
+        from torchvision import models
+
+        names: list[str] = models.list_models(module=models)
+        return names
+
+    def build(self, name: str, num_classes: int) -> nn.Module:
+        from torchvision.models import get_model_builder
+
+        # Without the second, networks that have it warn that its default is going to change.
+        options = {"aux_logits": False, "init_weights": True}
+        network: nn.Module = get_model_builder(name)(
+            num_classes=num_classes,
+            **{option: options[option] for option in options if option in self._options(name)},
+        )
+        return network
+
+    def _options(self, name: str) -> Mapping[str, inspect.Parameter]:
+        from torchvision.models import get_model_builder
+
+        network = typing.get_type_hints(get_model_builder(name))["return"]
+        return inspect.signature(network).parameters
+
+    def native_size(self, name: str, network: nn.Module) -> tuple[int, int]:
+        from torchvision.models import get_model_weights
+
+        side = getattr(network, "image_size", None)  # networks of one size have it
+        if side is None:
+            (side,) = get_model_weights(name).DEFAULT.transforms().crop_size
+        return side, side
+
+    def dissect(self, network: nn.Module, num_classes: int, image_size: tuple[int, int]) -> Anatomy:
+        return dissect(network, num_classes, image_size)
+
+    def weights(self, name: str) -> Sequence[str]:
+        from torchvision.models import get_model_weights
+
+        # Some have a body alone, for other tasks than classification.
+        members = get_model_weights(name).__members__
+        return [weights for weights in members if members[weights].meta["categories"]]
+
+    def published(self, name: str, weights: str) -> Published:
+        from torchvision.models import get_model_weights
+
+        chosen = get_model_weights(name)[weights]
+        preset = chosen.transforms()
+        normalization = Normalization(tuple(preset.mean), tuple(preset.std))
+        if "transform_input" in self._options(name):
+            # With its published weights, such a network takes what is normalised with ImageNet's
+            # statistics and changes it to what 0.5 gives. Ours has not this option set.
+            normalization = Normalization((0.5,) * 3, (0.5,) * 3)
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(chosen.url).path).name)
+
+        def fetch() -> Mapping[str, Tensor]:
+            if not file.is_file():
+                try:
+                    chosen.get_state_dict(
+                        progress=False, check_hash=True, map_location="cpu", weights_only=True
+                    )
+                except (OSError, RuntimeError) as error:
+                    raise ValueError(
+                        f"weights {weights} of torchvision/{name} could not be fetched from "
+                        f"{chosen.url}: {error}. Where there is no network, put the file at {file}"
+                    ) from None
+            return read_weights(file)
+
+        return Published(
+            chosen.name, chosen.url, len(chosen.meta["categories"]), normalization, fetch
+        )
+
+    def normalization(self, name: str) -> Normalization:
+        return self.published(name, "DEFAULT").normalization
+
+
+class _Timm:
+    def names(self) -> Sequence[str]:
+        try:
+            import timm
+        except ImportError:
+            raise ValueError("timm/... needs timm: pip install 'kdsearch[timm]'") from None
+        names: list[str] = timm.list_models()
+        return names
+
+    def build(self, name: str, num_classes: int) -> nn.Module:
+        import timm
+
+        network: nn.Module = timm.create_model(name, num_classes=num_classes)
+        return network
+
+    def native_size(self, name: str, network: nn.Module) -> tuple[int, int]:
+        settings: Any = network.pretrained_cfg
+        _, height, width = settings["input_size"]
+        return height, width
+
+    def dissect(self, network: nn.Module, num_classes: int, image_size: tuple[int, int]) -> Anatomy:
+        from timm.models import get_notrace_functions, get_notrace_modules
+
+        # Batch norms with an activation inside are looked into: a tap may lie between the two.
+        modules = [m for m in get_notrace_modules() if not issubclass(m, nn.BatchNorm2d)]
+        try:
+            return dissect(
+                network,
+                num_classes,
+                image_size,
+                leaf_modules=tuple(modules),
+                leaf_functions=tuple(get_notrace_functions()),
+            )
+        except fx.proxy.TraceError:
+            return self._without_maps(network, image_size)
+
+    def _without_maps(self, network: nn.Module, image_size: tuple[int, int]) -> Anatomy:
+        """Of what cannot be traced: transformers whose positions follow from the image's size."""
+
+        def outputs(network: Any, images: Tensor) -> Outputs:
+            features = network.forward_features(images)
+            embedding = network.forward_head(features, pre_logits=True)
+            return network.get_classifier()(embedding), embedding, ()
+
+        _, embedding, _ = outputs(network.eval(), torch.empty(1, 3, *image_size))
+        return Anatomy((), {}, embedding.shape[1], (outputs,) * 2, (lambda *_: (),) * 2)
+
+    def weights(self, name: str) -> Sequence[str]:
+        import timm
+
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+        return ["pretrained", "DEFAULT", *tags] if tags else []
+
+    def published(self, name: str, weights: str) -> Published:
+        import timm
+
+        full = name if weights in ("pretrained", "DEFAULT") else f"{name}.{weights}"
+        settings = timm.get_pretrained_cfg(full)
+        hub = settings.hf_hub_id
+        source = f"https://huggingface.co/{hub}" if hub else settings.url
+
+        def fetch() -> Mapping[str, Tensor]:
+            # Whatever the version of timm asks for.
+            forced = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+            former = os.environ.get(forced)
+            os.environ[forced] = "1"
+            try:
+                network: nn.Module = timm.create_model(full, pretrained=True)
+                return network.state_dict()
+            except Exception as error:  # of the hub, of its client, of the file
+                raise ValueError(
+                    f"weights {weights} of timm/{name} could not be fetched from {source}: {error} "
+                    "Where there is no network, download the file elsewhere and name it: "
+                    "weights: /path/to/model.safetensors"
+                ) from None
+            finally:
+                if former is None:
+                    del os.environ[forced]
+                else:
+                    os.environ[forced] = former
+
+        return Published(
+            settings.tag,
+            source,
+            settings.num_classes,
+            Normalization(tuple(settings.mean), tuple(settings.std)),
+            fetch,
+        )
+
+    def normalization(self, name: str) -> Normalization:
+        import timm
+
+        settings = timm.get_pretrained_cfg(name)
+        return Normalization(tuple(settings.mean), tuple(settings.std))
+
+
+LIBRARIES: Mapping[str, Library] = {"torchvision": _Torchvision(), "timm": _Timm()}
+
+
+def library_of(name: str) -> tuple[Library, str] | None:
+    """The library that a name like `timm/resnet50` speaks of, and the name that it has there."""
+    package, slash, network = name.partition("/")
+    return (LIBRARIES[package], network) if slash and package in LIBRARIES else None
+
+
+def constructor_of(name: str) -> Callable[[int, int], Backbone] | None:
+    """The constructor, from (num_classes, in_channels), of a library's network; none for others.
+
+    Raises:
+        ValueError: the library has no such network, or is not installed.
+    """
+    found = library_of(name)
+    if found is None:
+        return None
+    library, network = found
+    names = library.names()
+    if network not in names:
+        package = name.partition("/")[0]
+        known = [f"{package}/{other}" for other in names]
+        raise ValueError(
+            f"unknown backbone {name!r}{did_you_mean(name, known)} "
+            f"{package} has {len(known)} networks, {known[0]} to {known[-1]}"
+        )
+    return partial(LibraryNetwork, name)
+
+
+def published_names(name: str) -> Sequence[str]:
+    """The names of the weights that a library publishes for its network; empty for others."""
+    found = _known(name)
+    return found[0].weights(found[1]) if found else ()
+
+
+def published_weights(name: str, weights: str) -> Published:
+    """Published weights of a library's network, by one of `published_names`."""
+    found = _known(name)
+    assert found is not None
+    library, network = found
+    return library.published(network, weights)
+
+
+def usual_normalization(name: str) -> Normalization | None:
+    """How a library normalises the images of its network; none for other networks."""
+    found = _known(name)
+    return found[0].normalization(found[1]) if found else None
+
+
+def _known(name: str) -> tuple[Library, str] | None:
+    found = library_of(name)
+    return found if found and found[1] in found[0].names() else None
+
+
+class LibraryNetwork(Backbone):
+    """A network of a library.
+
+    Args:
+        name: like `timm/resnet50`.
+        num_classes: K.
+        in_channels: channels of the images, 1 or 3.
+
+    Raises:
+        ValueError: the images have another number of channels.
+    """
+
+    def __init__(self, name: str, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        if in_channels not in (1, 3):
+            raise ValueError(
+                f"in_channels is {in_channels}, but {name} takes images of 1 or 3 channels"
+            )
+        self._name = name
+        self._anatomy, self.native_size = _anatomy_of(name)
+        self.network = _built(name, num_classes)
+        forbid_writes(self.network)
+        self.num_classes, self.in_channels = num_classes, in_channels
+        self.stem = self._anatomy.taps[0] if self._anatomy.taps else None
+        self.stages = self._anatomy.taps[1:]
+        self.embedding_width = self._anatomy.embedding_width
+
+    def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
+        modules: dict[str, Any] = dict(self.network.named_modules())
+        return {
+            name: tuple(modules[path] for path in paths)
+            for name, paths in self._anatomy.norms.items()
+        }
+
+    def _shown(self, images: Tensor) -> Tensor:
+        return images.expand(-1, 3, -1, -1)
+
+    def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
+        maps = self._anatomy.maps[self.training](self.network, self._shown(images))
+        for tap, (before, after) in zip(self._anatomy.taps, maps, strict=True):
+            yield tap, before, after
+
+    def taps(self, images: Tensor, needs: frozenset[Tap]) -> Taps:
+        outputs = self._anatomy.outputs[self.training]
+        logits, embedding, maps = outputs(self.network, self._shown(images))
+        places = list(zip(self._anatomy.taps, maps, strict=True))
+        return Taps(
+            logits,
+            embedding,
+            {tap.name: after for tap, (_, after) in places} if Tap.MAPS in needs else {},
+            {tap.name: before for tap, (before, _) in places}
+            if Tap.PREACTIVATIONS in needs
+            else {},
+        )
+
+    def embed(self, maps: Sequence[Tensor]) -> NoReturn:
+        """Not there: what a library's network computes from its maps is not known; see `taps`."""
+        raise NotImplementedError(f"{self._name} shows its embedding in `taps` alone")
+
+    def classify(self, embedding: Tensor) -> NoReturn:
+        """Not there, like `embed`."""
+        raise NotImplementedError(f"{self._name} shows its logits in `taps` alone")
+
+
+def _built(name: str, num_classes: int) -> nn.Module:
+    found = library_of(name)
+    assert found is not None
+    library, network = found
+    try:
+        return library.build(network, num_classes)
+    except NotImplementedError:  # some compute their widths with tensors: not on the meta device
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            return library.build(network, num_classes).to("meta")
+
+
+@cache
+def _anatomy_of(name: str) -> tuple[Anatomy, tuple[int, int]]:
+    """The same for all weights, so that a process looks for it once; and the native size."""
+    found = library_of(name)
+    assert found is not None
+    library, network = found
+    num_classes = 7  # taps do not depend on it
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+        twin = _built(name, num_classes)
+        size = library.native_size(network, twin)
+        try:
+            return library.dissect(twin, num_classes, size), size
+        except (fx.proxy.TraceError, ValueError, NotImplementedError) as error:
+            raise ValueError(f"{name} cannot be used: {error}") from None

@@ -1,0 +1,135 @@
+"""Encoded images become batches of pixels: decoded, cut out, resized and mirrored.
+
+Pillow decodes them. torchvision's decoders are deprecated since its version 0.29, and its PNG
+decoder ends the whole process at some damaged files. Resizing is PyTorch's, with antialiasing.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from kdcore.data.views import is_mirrored, patch_draws, patch_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+
+# Evaluation cuts 224 pixels out of 256, as the field does since Krizhevsky et al., NeurIPS 2012.
+_MARGIN = (256, 224)
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as it is stored.
+
+    Args:
+        place: where it lies, for people.
+        content: its bytes, or the file that holds them.
+    """
+
+    place: str
+    content: bytes | Path
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images, and how to show them; a process can decode it with nothing else at hand.
+
+    Args:
+        images: n of them.
+        image_ids: the n positions in the data set.
+        size: height and width that they get.
+        view_seed: of the augmentation.
+        view: which view; none for unaugmented images.
+    """
+
+    images: tuple[EncodedImage, ...]
+    image_ids: tuple[int, ...]
+    size: tuple[int, int]
+    view_seed: int
+    view: int | None
+
+
+def show(part: Part) -> Tensor:
+    """The pixels of a part: [n, 3, height, width], uint8.
+
+    Raises:
+        ValueError: an image is damaged; the message says where it lies.
+    """
+    shown = torch.empty(len(part.images), 3, *part.size, dtype=torch.uint8)
+    if part.view is None:
+        for image, place in zip(part.images, shown, strict=True):
+            place.copy_(centre_crop(_opened(image), part.size))
+        return shown
+    draws = patch_draws(part.view_seed, part.view, torch.tensor(part.image_ids)).tolist()
+    for image, place, row in zip(part.images, shown, draws, strict=True):
+        opened = _opened(image)
+        top, left, height, width = patch_of(row, opened.height, opened.width)
+        patch = _resized(opened.crop((left, top, left + width, top + height)), *part.size)
+        place.copy_(patch.flip(2) if is_mirrored(row) else patch)
+    return shown
+
+
+def centre_crop(image: "Image", size: tuple[int, int]) -> Tensor:
+    """The middle of an image that was resized to 256/224 of its size along the tighter side.
+
+    Args:
+        image: RGB.
+        size: height and width of what comes out.
+
+    Returns:
+        [3, height, width], uint8.
+    """
+    least_height, least_width = (round(side * _MARGIN[0] / _MARGIN[1]) for side in size)
+    if image.height * least_width <= image.width * least_height:
+        resized = _resized(image, least_height, image.width * least_height // image.height)
+    else:
+        resized = _resized(image, image.height * least_width // image.width, least_width)
+    top, left = round((resized.shape[1] - size[0]) / 2), round((resized.shape[2] - size[1]) / 2)
+    return resized[:, top : top + size[0], left : left + size[1]]
+
+
+def _resized(image: "Image", height: int, width: int) -> Tensor:
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    return interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0]
+
+
+def _opened(image: EncodedImage) -> "Image":
+    try:
+        content = image.content.read_bytes() if isinstance(image.content, Path) else image.content
+        return decode(content)
+    # What Pillow raises has no common base: OSError, ValueError, SyntaxError and others.
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise ValueError(
+            f"damaged image {image.place}: {reason}; replace it, or take it out of the data set"
+        ) from None
+
+
+def decode(content: bytes) -> "Image":
+    """An upright RGB image. Transparency is dropped, grey becomes RGB.
+
+    Args:
+        content: JPEG, PNG, WebP or BMP.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError  # trials on image tables do without
+
+    if not content:
+        raise ValueError("it is empty")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(_FORMATS)}") from None
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # 16 bits of grey, which a conversion would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P":  # colours of a palette may be transparent, each in its degree
+        image = image.convert("RGBA")
+    return image.convert("RGB")

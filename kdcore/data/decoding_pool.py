@@ -1,0 +1,153 @@
+"""Processes that decode beside the one that trains.
+
+They are forked from a server of their own, which is a fresh interpreter: it has neither CUDA's
+state nor a lock that some thread holds, loads PyTorch once for all of them (400 MB, which they
+share), and never runs the user's main program again, so that a script, a notebook and an actor of a
+cluster work alike. They end when the training process does, however that ends.
+"""
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from kdcore.data.decoding import Part, show
+
+_PROGRAM = (
+    "import sys; sys.path[:] = {!r}; from kdcore.data.decoding_pool import serve; serve({!r})"
+)
+
+
+def show_in_order(parts: Iterator[Part], processes: int, ahead: int) -> Iterator[Tensor]:
+    """The pixels of each part, in order.
+
+    Args:
+        parts: are asked for as far ahead as they are decoded.
+        processes: that decode; 0: this one does.
+        ahead: how many parts are under way or ready before they are wanted, >= 1.
+
+    Raises:
+        ValueError: an image is damaged.
+        RuntimeError: a process was killed.
+    """
+    if processes == 0:
+        yield from map(show, parts)
+        return
+    with _making:
+        if processes not in _pools:
+            _pools[processes] = _Pool(processes)
+        pool = _pools[processes]
+    under_way: deque[Future[Tensor]] = deque()
+    try:
+        for part in parts:
+            under_way.append(pool.threads.submit(pool.show, part))
+            if len(under_way) > ahead:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except RuntimeError:
+        with _making:
+            if _pools.get(processes) is pool:
+                del _pools[processes]
+        pool.close()
+        raise
+    finally:
+        for future in under_way:
+            future.cancel()
+
+
+class _Pool:
+    """Processes, and for each a thread of this one that does nothing but wait for it."""
+
+    def __init__(self, processes: int) -> None:
+        pairs = [socket.socketpair() for _ in range(processes)]
+        ends = [theirs.fileno() for _, theirs in pairs]
+        self.threads = ThreadPoolExecutor(processes, thread_name_prefix="decoding")
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM.format(sys.path, ends)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=ends,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        self.connections = [Connection(ours.detach()) for ours, _ in pairs]
+        self.idle: SimpleQueue[Connection] = SimpleQueue()
+        for (_, theirs), connection in zip(pairs, self.connections, strict=True):
+            theirs.close()
+            self.idle.put(connection)
+
+    def show(self, part: Part) -> Tensor:
+        """Has some process show a part, and waits for it."""
+        connection = self.idle.get()
+        try:
+            connection.send(part)
+            reply = connection.recv()
+        except (EOFError, OSError):
+            raise RuntimeError(
+                f"a process that decodes images was killed, while it had {part.images[0].place} to "
+                f"{part.images[-1].place}; if memory ran out, give a trial fewer CPUs: it has as "
+                f"many such processes"
+            ) from None
+        finally:
+            self.idle.put(connection)
+        if isinstance(reply, Exception):
+            raise reply
+        return torch.from_numpy(reply)
+
+    def close(self) -> None:
+        """Ends the processes, after what they are at."""
+        self.threads.shutdown(cancel_futures=True)
+        for connection in self.connections:
+            connection.close()
+        self.server.wait()
+
+
+_making = Lock()
+_pools: dict[int, _Pool] = {}
+"""By number of processes; all splits share them."""
+
+
+@atexit.register
+def _close_all() -> None:
+    for pool in _pools.values():
+        pool.close()
+
+
+def serve(ends: Sequence[int]) -> None:
+    """The server: forks a process for each of these sockets, and waits for them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
+    torch.set_num_threads(1)
+    for end in ends:
+        if os.fork() == 0:
+            for other in ends:
+                if other != end:
+                    os.close(other)
+            _show_what_comes(Connection(end))
+            os._exit(0)
+    for end in ends:
+        os.close(end)
+    for _ in ends:
+        os.wait()
+
+
+def _show_what_comes(connection: Connection) -> None:
+    try:
+        while True:
+            part = connection.recv()
+            try:
+                reply: object = show(part).numpy()
+            except Exception as error:
+                reply = error
+            connection.send(reply)
+    except (EOFError, OSError):
+        return  # the parent has ended, or needs no more

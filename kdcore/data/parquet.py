@@ -1,0 +1,425 @@
+"""Encoded images in Parquet files, in a folder or a bucket, as Hugging Face stores data sets.
+
+The root is a file, a folder, or a URI that pyarrow can read, like `s3://bucket/folder`. One column
+holds encoded images (bytes, or a struct with a field `bytes`), one the labels (integers or
+strings). Parts are told apart by a column `split`, or by the names of folders or files
+(`train/0.parquet`, `data/train-00000-of-00004.parquet`): `train` trains, and `test` is the test
+split; where there is no `test`, `validation` or `val` is it, and where there is, they are left out.
+Where all of it trains, a share of the images is set aside for the test.
+
+Classes are the labels of the training part, sorted; where a schema of Hugging Face names them,
+theirs. Opening reads the label columns alone, and keeps them as long as path, size and time of the
+files stay the same. The digest is of names and sizes of the files, of labels and splits.
+
+A row cannot be read without its row group, so that images are shuffled in a moving window: see
+`Rows`. Files whose rows are sorted by class should have row groups of a few megabytes.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from kdcore.data.decoding import EncodedImage
+from kdcore.data.kept import key_of, metadata_of, open_kept, tensor_of
+from kdcore.data.source import Source
+from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
+from kdcore.suggestion import did_you_mean
+
+if TYPE_CHECKING:
+    from pyarrow import dataset, fs
+
+    from kdcore.data import DataConfig
+
+T = TypeVar("T")
+
+_SCHEMA_VERSION = 1
+_SPLIT_COLUMN = "split"
+_PART_OF_A_NAME = re.compile(rf"({'|'.join((TRAIN, *TESTS))})(?![A-Za-z])")
+
+# 256 MB are some 2,500 photographs of ImageNet, or all of a data set of thumbnails.
+_WINDOW_BYTES = 256 * 2**20
+# In use at a time are one and a half windows, and the rest of row groups that begin or end there.
+_HELD_BYTES = 3 * _WINDOW_BYTES
+# Images, some seconds' worth: a bucket takes tenths of a second to answer.
+_AHEAD = 1024
+_READERS = 4
+
+
+@dataclass(frozen=True)
+class Rows(ImageStore):
+    """Rows of Parquet files.
+
+    Row groups are shuffled, and each of their rows then comes at a random place in a window that
+    begins where its row group does. So an epoch reads row groups one after the other, each once,
+    and never holds much more than a window. What fits into one window is shuffled as a whole.
+
+    Args:
+        filesystem: where the files lie.
+        base: their common folder.
+        files: their paths relative to it.
+        image: the column of encoded images, as an expression.
+        row_groups: by row group: the file's number, its own number in the file, and how many bytes
+            a row of it takes, about.
+        group: [N], int32, which row group an image lies in.
+        row: [N], int32, its row in there.
+    """
+
+    filesystem: "fs.FileSystem"
+    base: str
+    files: Sequence[str]
+    image: pc.Expression
+    row_groups: Sequence[tuple[int, int, float]]
+    group: Tensor
+    row: Tensor
+
+    def shuffled(self, image_ids: Tensor) -> Tensor:
+        of_all = torch.tensor([size for _, _, size in self.row_groups], dtype=torch.float64)
+        groups, group = torch.unique(self.group[image_ids], return_inverse=True)
+        size = group.bincount(minlength=len(groups)) * of_all[groups]
+        total = float(size.sum())
+        if total <= _WINDOW_BYTES:
+            return super().shuffled(image_ids)
+        order = torch.randperm(len(groups))
+        begin = torch.empty_like(size)
+        begin[order] = size[order].cumsum(0) - size[order]
+        # The first and the last half window begin together, so that no batch is of few row groups.
+        begin = (begin - _WINDOW_BYTES / 2).clamp(0, total - _WINDOW_BYTES)
+        place = torch.rand(len(group), dtype=torch.float64) * _WINDOW_BYTES
+        return (begin[group] + place).argsort(stable=True)
+
+    def read(self, image_ids: Tensor) -> Iterator[EncodedImage]:
+        groups, rows = self.group[image_ids], self.row[image_ids]
+        by_group = groups.argsort(stable=True)
+        present, counts = torch.unique_consecutive(groups[by_group], return_counts=True)
+        parts = torch.split(rows[by_group], counts.tolist())
+        wanted = dict(zip(present.tolist(), map(torch.unique, parts), strict=True))
+        fragments: dict[int, dataset.Fragment] = {}
+
+        def load(group: int) -> dict[int, bytes | None]:
+            file, number, _ = self.row_groups[group]
+            if file not in fragments:
+                fragments[file] = self._fragment(file)
+            table = (
+                fragments[file]
+                .subset(row_group_ids=[number])
+                .to_table(columns={"image": self.image}, use_threads=False)
+            )
+            images = table["image"]
+            return {row: images[row].as_py() for row in wanted[group].tolist()}
+
+        sizes = {group: len(wanted[group]) * self.row_groups[group][2] for group in wanted}
+        loaded = _loaded_ahead(groups.tolist(), sizes, load)
+        for group, row, content in zip(groups.tolist(), rows.tolist(), loaded, strict=True):
+            file, number, _ = self.row_groups[group]
+            place = f"row {row} of row group {number} of {self.base}/{self.files[file]}"
+            yield EncodedImage(place, content[row] or b"")
+
+    def _fragment(self, file: int) -> "dataset.Fragment":
+        from pyarrow import dataset
+
+        path = f"{self.base}/{self.files[file]}"
+        return dataset.ParquetFileFormat().make_fragment(path, self.filesystem)
+
+
+def _loaded_ahead(
+    keys: Sequence[int], sizes: Mapping[int, float], load: Callable[[int], T]
+) -> Iterator[T]:
+    """What `load` gives for each key in turn, loaded before it is due and kept until its last time.
+
+    Where there is no room, what was due longest ago makes some, and is loaded again.
+
+    Args:
+        keys: in the order in which they are due; a key may come again.
+        sizes: in bytes, by key.
+        load: runs in threads.
+    """
+    held: dict[int, Future[T]] = {}  # in the order in which they were last asked for
+    asked: dict[int, int] = {}  # when that was: the place in `keys`
+    times = Counter(keys)
+    ahead = 0
+    room = float(_HELD_BYTES)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="reading") as pool:
+        try:
+            for place, key in enumerate(keys):
+                while ahead < min(place + _AHEAD, len(keys)):
+                    coming = keys[ahead]
+                    if coming in held:
+                        held[coming] = held.pop(coming)
+                    else:
+                        while sizes[coming] > room and held and asked[next(iter(held))] < place:
+                            oldest = next(iter(held))
+                            del held[oldest]
+                            room += sizes[oldest]
+                        if sizes[coming] > room and ahead > place:
+                            break
+                        held[coming] = pool.submit(load, coming)
+                        room -= sizes[coming]
+                    asked[coming] = ahead
+                    ahead += 1
+                times[key] -= 1
+                result = held[key] if times[key] else held.pop(key)
+                room += 0 if times[key] else sizes[key]
+                yield result.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetSource(Source):
+    """Reads encoded images."""
+
+    def open(self, config: "DataConfig", workspace: Path) -> StreamedCollection:
+        root, image_size = config.root, config.image_size
+        image_column, label_column = config.image_column, config.label_column
+        assert image_size is not None
+        assert image_column is not None
+        assert label_column is not None
+        if root is None:
+            raise ValueError(
+                "root is missing; set it to a folder of Parquet files, or a URI like "
+                "s3://bucket/folder"
+            )
+        try:
+            filesystem, base, files = _find(root)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(root, error) from None
+        identity = [(name, info.size, info.mtime_ns) for name, info in files.items()]
+        key = key_of([_SCHEMA_VERSION, str(root), image_column, label_column, identity])
+        kept = workspace / "data" / f"{config.name}-{key}"
+
+        def make() -> pa.RecordBatch:
+            sizes = {name: info.size for name, info in files.items()}
+            try:
+                return _list(filesystem, base, sizes, image_column, label_column)
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(root, error) from None
+
+        def collection(batch: pa.RecordBatch) -> StreamedCollection:
+            metadata = metadata_of(batch)
+            return StreamedCollection(
+                labels=tensor_of(batch["label"].to_numpy()),
+                is_test=tensor_of(batch["is_test"].to_numpy(zero_copy_only=False)),
+                class_names=tuple(json.loads(metadata["class_names"])),
+                in_channels=3,
+                image_size=image_size,
+                digest=metadata["digest"],
+                store=Rows(
+                    filesystem,
+                    base,
+                    list(files),
+                    pc.field(*json.loads(metadata["image"])),
+                    json.loads(metadata["row_groups"]),
+                    tensor_of(batch["group"].to_numpy()),
+                    tensor_of(batch["row"].to_numpy()),
+                ),
+                view_seed=config.view_seed,
+                kept=kept,
+            )
+
+        path = kept.with_name(f"{kept.name}.arrow")
+        images = open_kept(path, "list of rows", make, collection)
+        return images.with_test_split(config.test_fraction)
+
+
+def _unreadable(root: Path | str, error: Exception) -> ValueError:
+    reason = (str(error) or repr(error)).splitlines()[0]
+    return ValueError(f"root is {str(root)!r}, but cannot be read: {reason}")
+
+
+def _find(root: Path | str) -> tuple["fs.FileSystem", str, dict[str, "fs.FileInfo"]]:
+    """The Parquet files of a root: their file system, their folder, and each by its name in it."""
+    from pyarrow import fs
+
+    if isinstance(root, Path):
+        filesystem, base = fs.LocalFileSystem(), str(root)
+    else:
+        filesystem, base = fs.FileSystem.from_uri(root)
+    base = base.rstrip("/")
+    info = filesystem.get_file_info(base)
+    if info.type == fs.FileType.File:
+        return filesystem, base.rpartition("/")[0], {info.base_name: info}
+    files = {
+        found.path[len(base) + 1 :]: found
+        for found in filesystem.get_file_info(fs.FileSelector(base, recursive=True))
+        if found.type == fs.FileType.File and found.path.endswith(".parquet")
+    }
+    # What writers leave behind begins with a dot or an underscore, and so do their folders.
+    names = sorted(name for name in files if not re.search(r"(^|/)[._]", name))
+    if not names:
+        raise ValueError(f"root is {str(root)!r}, but that has no file that ends in .parquet")
+    return filesystem, base, {name: files[name] for name in names}
+
+
+def _list(
+    filesystem: "fs.FileSystem",
+    base: str,
+    sizes: Mapping[str, int],
+    image_column: str,
+    label_column: str,
+) -> pa.RecordBatch:
+    """The rows that train, then the test's, each in the order of files and rows."""
+    from pyarrow import dataset
+
+    paths = [f"{base}/{name}" for name in sizes]
+    rows = dataset.dataset(paths, filesystem=filesystem, format="parquet")
+    image = _image_field(rows.schema, image_column)
+    _check_column(rows.schema, "label_column", label_column)
+    fragments = list(rows.get_fragments())
+    with ThreadPoolExecutor(_READERS) as pool:  # each reads the end of a file
+        list(pool.map(lambda fragment: fragment.ensure_complete_metadata(), fragments))
+    row_groups = [
+        (file, group.id, group.num_rows, group.total_byte_size)
+        for file, fragment in enumerate(fragments)
+        for group in fragment.row_groups
+    ]
+    lengths = np.array([length for _, _, length, _ in row_groups], dtype=np.int64)
+    group = np.repeat(np.arange(len(lengths)), lengths)
+    row = np.arange(len(group)) - np.repeat(lengths.cumsum() - lengths, lengths)
+
+    if _SPLIT_COLUMN in rows.schema.names:
+        table = rows.to_table(columns=[label_column, _SPLIT_COLUMN])
+        part = np.asarray(table[_SPLIT_COLUMN].cast(pa.string())).astype(str)
+        what = f"column {_SPLIT_COLUMN!r}"
+    else:
+        table = rows.to_table(columns=[label_column])
+        parts = _parts_of(list(sizes))
+        part = np.array(parts)[[file for file, *_ in row_groups]].repeat(lengths)
+        what = "names of files"
+    train, test = _train_and_test(part, what)
+    chosen = np.concatenate([train, test])
+    names = _names_of_classes(rows.schema, label_column)
+    labels, class_names = _labels(table[label_column].take(pa.array(chosen)), len(train), names)
+    is_test = np.arange(len(chosen)) >= len(train)
+    digest = hashlib.sha256(json.dumps([class_names, list(sizes.items()), image]).encode())
+    for array in (chosen, labels, is_test):
+        digest.update(array.tobytes())
+    columns = {
+        "label": labels,
+        "is_test": is_test,
+        "group": group[chosen].astype(np.int32),
+        "row": row[chosen].astype(np.int32),
+    }
+    return pa.record_batch(columns).replace_schema_metadata(
+        {
+            "digest": digest.hexdigest()[:16],
+            "class_names": json.dumps(class_names),
+            "image": json.dumps(image),
+            "row_groups": json.dumps(
+                [(file, number, size / max(1, n)) for file, number, n, size in row_groups]
+            ),
+        }
+    )
+
+
+def _check_column(schema: pa.Schema, setting: str, name: str) -> None:
+    if name not in schema.names:
+        raise ValueError(
+            f"{setting} is {name!r}, but there is no such column"
+            f"{did_you_mean(name, schema.names)} There are {', '.join(schema.names)}"
+        )
+
+
+def _image_field(schema: pa.Schema, column: str) -> tuple[str, ...]:
+    """Where the encoded images are: a column, or a field of one."""
+    _check_column(schema, "image_column", column)
+    kind = schema.field(column).type
+    if _is_bytes(kind):
+        return (column,)
+    fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+    if "bytes" in fields and _is_bytes(fields["bytes"]):
+        return column, "bytes"
+    raise ValueError(
+        f"image_column is {column!r}, which holds {kind}, but must hold encoded images: bytes, or "
+        f"a struct with a field 'bytes'"
+    )
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def _parts_of(names: Sequence[str]) -> list[str]:
+    """Which part each file's name, or that of a folder it lies in, says that it belongs to."""
+    parts = []
+    for name in names:
+        found = (_PART_OF_A_NAME.match(piece) for piece in reversed(name.split("/")))
+        parts.append(next((match[1] for match in found if match), None))
+    known = [part for part in parts if part is not None]
+    if known and len(known) < len(names):
+        raise ValueError(
+            f"{names[parts.index(None)]!r} does not say which part it is, but others of the root "
+            f"do; its name, or its folder's, should begin with {TRAIN}, {' or '.join(TESTS)}"
+        )
+    return known or [TRAIN] * len(names)
+
+
+def _train_and_test(part: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of both parts; none of the test where all of it trains."""
+    present = set(np.unique(part).tolist())
+    if not present <= {TRAIN, *TESTS} or TRAIN not in present:
+        raise ValueError(
+            f"{what} say {', '.join(map(repr, sorted(present)))}, but must say {TRAIN!r}, and of "
+            f"test images {' or '.join(map(repr, TESTS))}"
+        )
+    test = next((name for name in TESTS if name in present), None)
+    return np.flatnonzero(part == TRAIN), np.flatnonzero(part == test)
+
+
+def _names_of_classes(schema: pa.Schema, label_column: str) -> list[str] | None:
+    """What Hugging Face's schema calls the classes, where it is one."""
+    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = described.get("info", {}).get("features", {}).get(label_column, {})
+    names: list[str] | None = feature.get("names")
+    return names
+
+
+def _labels(
+    values: pa.ChunkedArray, train: int, names: list[str] | None
+) -> tuple[np.ndarray, list[str]]:
+    """The labels as 0 to K-1, [N], int64, and the K classes that the first `train` rows have."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+        values = values.cast(kind)
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not texts and not pa.types.is_integer(kind):
+        raise ValueError(f"label_column holds {kind}, but must hold integers or strings")
+    known = sorted(pc.unique(values[:train].drop_null()).to_pylist())
+    if names is not None and not texts:
+        known = list(range(len(names)))
+    labels = pc.index_in(values, value_set=pa.array(known, kind))
+    if labels.null_count:
+        first = pc.index(pc.is_null(labels), True).as_py()
+        value = values[first].as_py()
+        raise ValueError(
+            f"{labels.null_count} rows have a label that is no class of the training part, the "
+            f"first {value!r}; where a test split has no labels, remove its files"
+        )
+    if len(known) < 2:
+        raise ValueError(f"the training part has only the label {known}, but needs two or more")
+    return labels.to_numpy().astype(np.int64), list(names or map(str, known))
+
+
+SOURCE = ParquetSource(
+    summary="images of any size in Parquet files, in a folder or a bucket",
+    settings={
+        "image_size": (224, 224),
+        "test_fraction": None,
+        "image_column": "image",
+        "label_column": "label",
+    },
+    takes_uri=True,
+)

@@ -1,0 +1,303 @@
+"""Images that a distillation learns from in a second: ours against the field's training loop.
+
+    python -m tests.benchmarks.throughput [--pairs TEACHER:STUDENT ...] [--images N] [--threads N]
+
+Synthetic images, 3x32x32 of 100 classes, batch 64, all cores for either side; on a machine with a
+GPU everything runs there. The reference is `reference.py`; its clock runs from after a warm-up to
+its last step, so that the start of its workers does not count. Ours are whole epochs of
+`kdcore.training.train`, with all that belongs to one: reading the cached outputs, augmentation,
+meters, the evaluation of a single held-out image; the first epoch, which fills the cache, is the
+warm-up. The sides take turns, and figures are medians. A table is printed, and
+`runs/bench/throughput.json` written; the exit status is 1 if ours is slower than is required.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+# Threads that spin while they wait measure the neighbours on a shared machine, not the loop.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from kdcore import CacheConfig, DataConfig, EpochReport, Recipe, TermConfig
+from kdcore.classifier import build_classifier, describe_classifier, save_classifier
+from kdcore.data import ImageData, TableSplit
+from kdcore.distillation import build_terms, setting_of
+from kdcore.execution import fastest_execution
+from kdcore.measure import count_multiply_adds
+from kdcore.methods.at import AT
+from kdcore.methods.kd import KD
+from kdcore.teacher import WEIGHTS, load_teacher
+from kdcore.teacher_cache import TeacherCache
+from kdcore.training import default_device, train
+from tests.benchmarks import reference, report
+
+# How many times the reference's images a second: with kd from a warm cache, on two cores.
+REQUIRED = {
+    "resnet32x4:resnet8x4": 5.0,
+    "resnet56:resnet20": 3.0,
+    "vgg13_cifar:vgg8": 3.0,
+    "wrn_40_2:wrn_16_2": 6.0,
+}
+REQUIRED_ON_GPU = 8.0
+REQUIRED_WITH_LIVE_TEACHER = 1.5
+
+CLASSES, IMAGE_SIZE = 100, (32, 32)
+LEARNING_RATE = 0.01  # random labels teach nothing, and must not lead to a loss that is not finite
+
+# The loader's workers prefetch two batches each; what they made before the clock runs is used up.
+WARMUP_STEPS = 5
+
+# A square of this side is 0.14 TFLOP: enough to fill a GPU, and below a second on one core.
+MATRIX_SIDE = 4096
+
+
+def synthetic(images: int) -> ImageData:
+    """Random pixels of random classes; one image is held out."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(count: int) -> TableSplit:
+        pixels = torch.randint(256, (count, 3, *IMAGE_SIZE), generator=generator).byte()
+        labels = torch.randint(CLASSES, (count,), generator=generator)
+        return TableSplit(pixels, labels, torch.arange(count), 0, crop_padding=4, flip=True)
+
+    return ImageData(
+        config=DataConfig.model_construct(name="synthetic", views=1),
+        train=split(images),
+        heldout=split(1),
+        test=split(1),
+        class_names=tuple(map(str, range(CLASSES))),
+        in_channels=3,
+        image_size=IMAGE_SIZE,
+        mean=(0.5,) * 3,
+        std=(0.29,) * 3,
+        digest=f"{images} random images",
+    )
+
+
+class Pair:
+    """A teacher and a student on these images, ready to be trained in either loop.
+
+    Args:
+        name: `teacher:student`.
+        data: the images.
+        device: where to compute.
+        workspace: for the teacher's weights and its cache.
+    """
+
+    def __init__(self, name: str, data: ImageData, device: torch.device, workspace: Path) -> None:
+        self.teacher_name, self.student_name = name.split(":")
+        self.data, self.device, self.workspace = data, device, workspace
+        self.setting = setting_of(self.student_name, self.teacher_name, data)
+        self.folder = workspace / "teachers" / self.teacher_name
+        card = describe_classifier(self.teacher_name, data, {}, {})
+        save_classifier(
+            self.folder, "teacher", build_classifier(self.teacher_name, data, seed=1), card
+        )
+        student = build_classifier(self.student_name, data, seed=0)
+        self.multiply_adds = count_multiply_adds(student.backbone, data.image_size)
+        self.execution = fastest_execution(
+            self.student_name, student, data.image_size, reference.BATCH, device, workspace
+        )
+
+    def reference_rates(self, method: str, steps: int, workers: int) -> Iterator[float]:
+        """Images a second of the reference loop, measured anew whenever one is asked for."""
+        if method == "kd":
+            published = KD.Params()
+            distance = reference.kd(published.weight, published.temperature)
+        else:
+            term = AT(AT.Params(), self.setting)
+            distance = reference.at(term.params.weight, term.pairs)
+        run = reference.ReferenceRun(
+            build_classifier(self.student_name, self.data, seed=0).backbone,
+            load_teacher(self.folder).backbone,
+            distance,
+            LEARNING_RATE,
+            self.device,
+        )
+        loader = reference.training_loader(self.data, workers)
+        while True:
+            batches = iter(loader)
+            # As the field does on a GPU; it must not reach ours.
+            with torch.backends.cudnn.flags(benchmark=True):
+                for _ in range(WARMUP_STEPS):
+                    run.step(*next(batches))
+                started = time.perf_counter()
+                done = 0
+                for images, labels in batches:
+                    run.step(images, labels)
+                    done += 1
+                    if done == steps:
+                        break
+                seconds = time.perf_counter() - started
+            del batches  # ends its workers
+            yield done * reference.BATCH / seconds
+
+    def our_rates(self, method: str, *, cached: bool) -> Iterator[float]:
+        """Images a second of ours, likewise."""
+        teacher = load_teacher(self.folder)
+        cache = TeacherCache(
+            CacheConfig(max_gb=1e3),
+            self.workspace,
+            teacher,
+            self.folder / WEIGHTS,
+            self.data,
+            device=self.device,
+            execution=self.execution,
+        )
+        terms = build_terms((TermConfig.model_validate({"method": method}),), self.setting, seed=0)
+        epochs: Iterator[EpochReport] = train(
+            build_classifier(self.student_name, self.data, seed=0),
+            terms,
+            teacher,
+            self.data,
+            Recipe(epochs=10**6, batch_size=reference.BATCH, learning_rate=LEARNING_RATE),
+            seed=0,
+            identity="benchmark",
+            device=self.device,
+            checkpoint_dir=None,
+            execution=self.execution,
+            cache=cache if cached else None,
+        )
+        next(epochs)
+        images = len(self.data.train) // reference.BATCH * reference.BATCH
+        while True:
+            started = time.perf_counter()
+            epoch = next(epochs)
+            seconds = time.perf_counter() - started
+            assert epoch.teacher == ("cached" if cached else "live")
+            yield images / seconds
+
+
+def matrix_rates(device: torch.device) -> Iterator[float]:
+    """Operations a second of a product of square bfloat16 matrices, likewise."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(MATRIX_SIDE, MATRIX_SIDE, generator=generator).bfloat16().to(device)
+    right = left.t().contiguous()
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    seconds()
+    while True:
+        times = [seconds()]
+        while sum(times) < 1.0:
+            times.append(seconds())
+        yield 2 * MATRIX_SIDE**3 / statistics.median(times)
+
+
+def measure(
+    name: str, data: ImageData, device: torch.device, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row for each way to teach: all sides take turns."""
+    with tempfile.TemporaryDirectory() as workspace:
+        pair = Pair(name, data, device, Path(workspace))
+        sides: dict[str, Iterator[float]] = {
+            "reference kd": pair.reference_rates("kd", options.steps, options.workers),
+            "kd, cached": pair.our_rates("kd", cached=True),
+            "reference at": pair.reference_rates("at", options.steps, options.workers),
+            "at, live": pair.our_rates("at", cached=False),
+            "at, cached": pair.our_rates("at", cached=True),
+            "matrix": matrix_rates(device),
+        }
+        rates: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(options.repetitions):
+            for side, values in sides.items():
+                rates[side].append(next(values))
+        execution = asdict(pair.execution)
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    on_gpu = device.type == "cuda"
+    required = {
+        "kd, cached": REQUIRED_ON_GPU if on_gpu else REQUIRED.get(name),
+        "at, live": None if on_gpu else REQUIRED_WITH_LIVE_TEACHER,
+        "at, cached": None,
+    }
+    rows = []
+    for side, least in required.items():
+        method = side.partition(",")[0]
+        ours, theirs = medians[side], medians[f"reference {method}"]
+        # Forward, and backward by weights and by maps: three times a forward pass, and a
+        # multiply-add is two operations.
+        arithmetic = 3 * 2 * pair.multiply_adds * ours
+        row: dict[str, Any] = {
+            "pair": name,
+            "method": side,
+            "reference_images_per_second": theirs,
+            "our_images_per_second": ours,
+            "ratio": ours / theirs,
+            "required_ratio": least,
+            "holds": None if least is None else ours >= least * theirs,
+            "bf16_tflops": medians["matrix"] / 1e12,
+            "share_of_bf16": arithmetic / medians["matrix"],
+            "spread": {
+                "reference": rates[f"reference {method}"],
+                "ours": rates[side],
+            },
+            **execution,
+        }
+        if on_gpu:
+            row["reference_epoch_seconds"] = 50_000 / theirs
+            row["our_epoch_seconds"] = 50_000 / ours
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", nargs="*", default=list(REQUIRED), metavar="TEACHER:STUDENT")
+    parser.add_argument("--images", type=int, default=2048, help="in an epoch of ours")
+    parser.add_argument("--steps", type=int, default=8, help="of the reference, each time")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=report.cores())
+    parser.add_argument("--workers", type=int, default=2, help="of the reference's DataLoader")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = default_device()
+    machine = report.machine(device, options.threads)
+    data = synthetic(options.images)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "teacher:student": lambda row: row["pair"],
+        "method": lambda row: row["method"],
+        "reference images/s": lambda row: f"{row['reference_images_per_second']:.0f}",
+        "ours images/s": lambda row: f"{row['our_images_per_second']:.0f}",
+        "ratio": lambda row: f"{row['ratio']:.1f}",
+        "required": lambda row: (
+            ""
+            if row["holds"] is None
+            else f"{row['required_ratio']:g}: {'holds' if row['holds'] else 'MISSED'}"
+        ),
+        "of bf16 rate": lambda row: f"{row['share_of_bf16']:.1%}",
+    }
+    if device.type == "cuda":
+        columns["epoch of 50,000: reference s"] = lambda row: (
+            f"{row['reference_epoch_seconds']:.1f}"
+        )
+        columns["ours s"] = lambda row: f"{row['our_epoch_seconds']:.2f}"
+    table = Table(*columns, title="Throughput of distillation")
+    rows = []
+    for name in options.pairs:
+        for row in measure(name, data, device, options):
+            rows.append(row)
+            print({key: value for key, value in row.items() if key != "spread"}, flush=True)
+            table.add_row(*(text(row) for text in columns.values()))
+    Console(width=130).print(table)
+    report.publish("throughput", machine, rows, **vars(options))
+    sys.exit(any(row["holds"] is False for row in rows))
+
+
+if __name__ == "__main__":
+    main()

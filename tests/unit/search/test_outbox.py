@@ -1,0 +1,86 @@
+"""The outbox: in order, through outages, and over the death of a process."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.outbox import Outbox
+
+
+class Server:
+    """Takes entries while it is up."""
+
+    def __init__(self) -> None:
+        self.up = True
+        self.got: list[int] = []
+
+    def deliver(self, entry: Mapping[str, Any]) -> None:
+        if not self.up:
+            raise ConnectionError("away")
+        if entry["value"] < 0:
+            raise ValueError("negative")
+        self.got.append(entry["value"])
+
+
+def open_outbox(path: Path, server: Server) -> Outbox:
+    return Outbox(path, server.deliver, lambda error: isinstance(error, ValueError))
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.outbox._PAUSES", (0.01,))
+    monkeypatch.setattr("search.outbox._AWAY_SECONDS", 0.2)
+
+
+def test_entries_arrive_in_order_also_when_the_server_was_away(tmp_path: Path) -> None:
+    server = Server()
+    outbox = open_outbox(tmp_path / "entries.jsonl", server)
+    for value in range(100):
+        server.up = value % 10 != 5
+        outbox.put({"value": value})
+        time.sleep(0.001)
+    server.up = True
+    assert outbox.close(10) == 0
+    assert server.got == list(range(100))
+
+
+def test_what_waits_is_delivered_once_by_the_next_process(tmp_path: Path) -> None:
+    server = Server()
+    outbox = open_outbox(tmp_path / "entries.jsonl", server)
+    outbox.put({"value": 0})
+    while server.got != [0]:
+        time.sleep(0.01)
+    server.up = False
+    for value in range(1, 5):
+        outbox.put({"value": value})
+    while not outbox._away:
+        time.sleep(0.01)
+    assert outbox.close(10) == 4
+    server.up = True
+    outbox = open_outbox(tmp_path / "entries.jsonl", server)
+    outbox.put({"value": 5})
+    assert outbox.close(10) == 0
+    assert server.got == list(range(6))
+
+
+def test_what_is_refused_is_counted_and_stops_nothing(tmp_path: Path) -> None:
+    server = Server()
+    outbox = open_outbox(tmp_path / "entries.jsonl", server)
+    for value in (1, -1, 2):
+        outbox.put({"value": value})
+    assert outbox.close(10) == 0
+    assert outbox.failures == 1
+    assert server.got == [1, 2]
+
+
+def test_a_line_torn_by_a_power_cut_is_left_out(tmp_path: Path) -> None:
+    server = Server()
+    path = tmp_path / "entries.jsonl"
+    path.write_text('{"entry": 1, "value": 1}\n{"entry": 2, "val')
+    outbox = open_outbox(path, server)
+    outbox.put({"value": 2})
+    assert outbox.close(10) == 0
+    assert server.got == [1, 2]
