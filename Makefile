@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+BENCHMARKS := losses throughput search scale preflight_matrix replay
 
 .PHONY: quickstart test lint bench clean
 
@@ -13,8 +14,11 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -q -n auto --dist loadfile -m "not slow"
 	$(BIN)/pytest tests -q -m "slow or integration"
 
+# One after the other, also after one that misses what it requires: they need the machine alone.
 bench: $(VENV)/installed
-	$(BIN)/python -m tests.benchmarks.losses
+	@failed=; for name in $(BENCHMARKS); do \
+		$(BIN)/python -m tests.benchmarks.$$name || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "not as required:$$failed"; exit 1; }
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -7,18 +7,22 @@ GPU everything runs there. The reference is `reference.py`; its clock runs from 
 its last step, so that the start of its workers does not count. Ours are whole epochs of
 `kdcore.training.train`, with all that belongs to one: reading the cached outputs, augmentation,
 meters, the evaluation of a single held-out image; the first epoch, which fills the cache, is the
-warm-up. The sides take turns, and figures are medians. A table is printed, and
-`runs/bench/throughput.json` written; the exit status is 1 if ours is slower than is required.
+warm-up. The sides take turns, each in a process of its own, and figures are medians. A table is
+printed, and `runs/bench/throughput.json` written; the exit status is 1 if ours is slower than is
+required.
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,7 @@ from kdcore import CacheConfig, DataConfig, EpochReport, Recipe, TermConfig
 from kdcore.classifier import build_classifier, describe_classifier, save_classifier
 from kdcore.data import ImageData, TableSplit
 from kdcore.distillation import build_terms, setting_of
-from kdcore.execution import fastest_execution
+from kdcore.execution import Execution, fastest_execution
 from kdcore.measure import count_multiply_adds
 from kdcore.methods.at import AT
 from kdcore.methods.kd import KD
@@ -61,6 +65,9 @@ WARMUP_STEPS = 5
 # A square of this side is 0.14 TFLOP: enough to fill a GPU, and below a second on one core.
 MATRIX_SIDE = 4096
 
+MATRIX = "matrix"
+SIDES = ("kd, reference", "kd, cached", "at, reference", "at, live", "at, cached", MATRIX)
+
 
 def synthetic(images: int) -> ImageData:
     """Random pixels of random classes; one image is held out."""
@@ -85,102 +92,121 @@ def synthetic(images: int) -> ImageData:
     )
 
 
+@dataclass(frozen=True)
 class Pair:
-    """A teacher and a student on these images, ready to be trained in either loop.
+    """A teacher with weights and a student, to be trained in either loop.
 
     Args:
-        name: `teacher:student`.
-        data: the images.
-        device: where to compute.
-        workspace: for the teacher's weights and its cache.
+        teacher: its name.
+        student: its name.
+        workspace: holds the teacher's weights, and gets its cache.
+        execution: how both compute in our loop.
     """
 
-    def __init__(self, name: str, data: ImageData, device: torch.device, workspace: Path) -> None:
-        self.teacher_name, self.student_name = name.split(":")
-        self.data, self.device, self.workspace = data, device, workspace
-        self.setting = setting_of(self.student_name, self.teacher_name, data)
-        self.folder = workspace / "teachers" / self.teacher_name
-        card = describe_classifier(self.teacher_name, data, {}, {})
-        save_classifier(
-            self.folder, "teacher", build_classifier(self.teacher_name, data, seed=1), card
-        )
-        student = build_classifier(self.student_name, data, seed=0)
-        self.multiply_adds = count_multiply_adds(student.backbone, data.image_size)
-        self.execution = fastest_execution(
-            self.student_name, student, data.image_size, reference.BATCH, device, workspace
-        )
+    teacher: str
+    student: str
+    workspace: Path
+    execution: Execution
 
-    def reference_rates(self, method: str, steps: int, workers: int) -> Iterator[float]:
-        """Images a second of the reference loop, measured anew whenever one is asked for."""
-        if method == "kd":
-            published = KD.Params()
-            distance = reference.kd(published.weight, published.temperature)
-        else:
-            term = AT(AT.Params(), self.setting)
-            distance = reference.at(term.params.weight, term.pairs)
-        run = reference.ReferenceRun(
-            build_classifier(self.student_name, self.data, seed=0).backbone,
-            load_teacher(self.folder).backbone,
-            distance,
-            LEARNING_RATE,
-            self.device,
-        )
-        loader = reference.training_loader(self.data, workers)
-        while True:
-            batches = iter(loader)
-            # As the field does on a GPU; it must not reach ours.
-            with torch.backends.cudnn.flags(benchmark=True):
-                for _ in range(WARMUP_STEPS):
-                    run.step(*next(batches))
-                started = time.perf_counter()
-                done = 0
-                for images, labels in batches:
-                    run.step(images, labels)
-                    done += 1
-                    if done == steps:
-                        break
-                seconds = time.perf_counter() - started
-            del batches  # ends its workers
-            yield done * reference.BATCH / seconds
-
-    def our_rates(self, method: str, *, cached: bool) -> Iterator[float]:
-        """Images a second of ours, likewise."""
-        teacher = load_teacher(self.folder)
-        cache = TeacherCache(
-            CacheConfig(max_gb=1e3),
-            self.workspace,
-            teacher,
-            self.folder / WEIGHTS,
-            self.data,
-            device=self.device,
-            execution=self.execution,
-        )
-        terms = build_terms((TermConfig.model_validate({"method": method}),), self.setting, seed=0)
-        epochs: Iterator[EpochReport] = train(
-            build_classifier(self.student_name, self.data, seed=0),
-            terms,
-            teacher,
-            self.data,
-            Recipe(epochs=10**6, batch_size=reference.BATCH, learning_rate=LEARNING_RATE),
-            seed=0,
-            identity="benchmark",
-            device=self.device,
-            checkpoint_dir=None,
-            execution=self.execution,
-            cache=cache if cached else None,
-        )
-        next(epochs)
-        images = len(self.data.train) // reference.BATCH * reference.BATCH
-        while True:
-            started = time.perf_counter()
-            epoch = next(epochs)
-            seconds = time.perf_counter() - started
-            assert epoch.teacher == ("cached" if cached else "live")
-            yield images / seconds
+    @property
+    def folder(self) -> Path:
+        """Where the teacher lies."""
+        return self.workspace / "teachers" / self.teacher
 
 
-def matrix_rates(device: torch.device) -> Iterator[float]:
+def prepared(name: str, data: ImageData, workspace: Path, device: torch.device) -> Pair:
+    """Makes a teacher, and finds out how the student computes fastest."""
+    teacher, student = name.split(":")
+    execution = fastest_execution(
+        student,
+        build_classifier(student, data, seed=0),
+        data.image_size,
+        reference.BATCH,
+        device,
+        workspace,
+    )
+    pair = Pair(teacher, student, workspace, execution)
+    teaching = build_classifier(teacher, data, seed=1)
+    card = describe_classifier(teaching, teacher, data, {}, {})
+    save_classifier(pair.folder, "teacher", teaching, card)
+    return pair
+
+
+def reference_rates(
+    pair: Pair, method: str, data: ImageData, steps: int, workers: int
+) -> Iterator[float]:
+    """Images a second of the reference loop, measured anew whenever one is asked for."""
+    if method == "kd":
+        published = KD.Params()
+        distance = reference.kd(published.weight, published.temperature)
+    else:
+        term = AT(AT.Params(), setting_of(pair.student, pair.teacher, data))
+        distance = reference.at(term.params.weight, term.pairs)
+    run = reference.ReferenceRun(
+        build_classifier(pair.student, data, seed=0).backbone,
+        load_teacher(pair.folder).backbone,
+        distance,
+        LEARNING_RATE,
+        default_device(),
+    )
+    loader = reference.training_loader(data, workers)
+    torch.backends.cudnn.benchmark = True
+    while True:
+        batches = iter(loader)
+        for _ in range(WARMUP_STEPS):
+            run.step(*next(batches))
+        started = time.perf_counter()
+        done = 0
+        for images, labels in batches:
+            run.step(images, labels)
+            done += 1
+            if done == steps:
+                break
+        seconds = time.perf_counter() - started
+        del batches  # ends its workers
+        yield done * reference.BATCH / seconds
+
+
+def our_rates(pair: Pair, method: str, data: ImageData, *, cached: bool) -> Iterator[float]:
+    """Images a second of ours, likewise."""
+    device = default_device()
+    teacher = load_teacher(pair.folder)
+    cache = TeacherCache(
+        CacheConfig(max_gb=1e3),
+        pair.workspace,
+        teacher,
+        pair.folder / WEIGHTS,
+        data,
+        device=device,
+        execution=pair.execution,
+    )
+    setting = setting_of(pair.student, pair.teacher, data)
+    epochs: Iterator[EpochReport] = train(
+        build_classifier(pair.student, data, seed=0),
+        build_terms((TermConfig.model_validate({"method": method}),), setting, seed=0),
+        teacher,
+        data,
+        Recipe(epochs=10**6, batch_size=reference.BATCH, learning_rate=LEARNING_RATE),
+        seed=0,
+        identity="benchmark",
+        device=device,
+        checkpoint_dir=None,
+        execution=pair.execution,
+        cache=cache if cached else None,
+    )
+    next(epochs)
+    images = len(data.train) // reference.BATCH * reference.BATCH
+    while True:
+        started = time.perf_counter()
+        epoch = next(epochs)
+        seconds = time.perf_counter() - started
+        assert epoch.teacher == ("cached" if cached else "live")
+        yield images / seconds
+
+
+def matrix_rates() -> Iterator[float]:
     """Operations a second of a product of square bfloat16 matrices, likewise."""
+    device = default_device()
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(MATRIX_SIDE, MATRIX_SIDE, generator=generator).bfloat16().to(device)
     right = left.t().contiguous()
@@ -200,26 +226,60 @@ def matrix_rates(device: torch.device) -> Iterator[float]:
         yield 2 * MATRIX_SIDE**3 / statistics.median(times)
 
 
-def measure(
+def serve(side: str, pair: Pair, options: argparse.Namespace, pipe: Connection) -> None:
+    """A side's process: sends a figure whenever it is asked for one, until the pipe is closed."""
+    torch.set_num_threads(options.threads)
+    data = synthetic(options.images)
+    method, _, how = side.partition(", ")
+    if side == MATRIX:
+        rates = matrix_rates()
+    elif how == "reference":
+        rates = reference_rates(pair, method, data, options.steps, options.workers)
+    else:
+        rates = our_rates(pair, method, data, cached=how == "cached")
+    next(rates)
+    pipe.send("ready")
+    with suppress(EOFError):
+        while True:
+            pipe.recv()
+            pipe.send(next(rates))
+
+
+def measured(pair: Pair, options: argparse.Namespace) -> dict[str, list[float]]:
+    """The figures of every side, which take turns; each in a process of its own, as in a trial."""
+    spawn = multiprocessing.get_context("spawn")
+    figures: dict[str, list[float]] = {side: [] for side in SIDES}
+    pipes: dict[str, Connection] = {}
+    try:
+        for side in SIDES:
+            pipes[side], theirs = spawn.Pipe()
+            spawn.Process(target=serve, args=(side, pair, options, theirs)).start()
+            theirs.close()
+            assert pipes[side].recv() == "ready"
+        for _ in range(options.repetitions):
+            for side, pipe in pipes.items():
+                pipe.send("next")
+                figures[side].append(pipe.recv())
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+        for process in multiprocessing.active_children():
+            process.join()
+    return figures
+
+
+def rows_of(
     name: str, data: ImageData, device: torch.device, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """A row for each way to teach: all sides take turns."""
+    """A row for each way to teach."""
     with tempfile.TemporaryDirectory() as workspace:
-        pair = Pair(name, data, device, Path(workspace))
-        sides: dict[str, Iterator[float]] = {
-            "reference kd": pair.reference_rates("kd", options.steps, options.workers),
-            "kd, cached": pair.our_rates("kd", cached=True),
-            "reference at": pair.reference_rates("at", options.steps, options.workers),
-            "at, live": pair.our_rates("at", cached=False),
-            "at, cached": pair.our_rates("at", cached=True),
-            "matrix": matrix_rates(device),
-        }
-        rates: dict[str, list[float]] = {side: [] for side in sides}
-        for _ in range(options.repetitions):
-            for side, values in sides.items():
-                rates[side].append(next(values))
-        execution = asdict(pair.execution)
-    medians = {side: statistics.median(values) for side, values in rates.items()}
+        pair = prepared(name, data, Path(workspace), device)
+        figures = measured(pair, options)
+    medians = {side: statistics.median(values) for side, values in figures.items()}
+    student = build_classifier(pair.student, data, seed=0).backbone
+    # Forward, and backward by weights and by maps, are three passes; a multiply-add is two
+    # operations.
+    operations = 3 * 2 * count_multiply_adds(student, data.image_size)
     on_gpu = device.type == "cuda"
     required = {
         "kd, cached": REQUIRED_ON_GPU if on_gpu else REQUIRED.get(name),
@@ -228,11 +288,8 @@ def measure(
     }
     rows = []
     for side, least in required.items():
-        method = side.partition(",")[0]
-        ours, theirs = medians[side], medians[f"reference {method}"]
-        # Forward, and backward by weights and by maps: three times a forward pass, and a
-        # multiply-add is two operations.
-        arithmetic = 3 * 2 * pair.multiply_adds * ours
+        other = f"{side.partition(',')[0]}, reference"
+        ours, theirs = medians[side], medians[other]
         row: dict[str, Any] = {
             "pair": name,
             "method": side,
@@ -241,13 +298,10 @@ def measure(
             "ratio": ours / theirs,
             "required_ratio": least,
             "holds": None if least is None else ours >= least * theirs,
-            "bf16_tflops": medians["matrix"] / 1e12,
-            "share_of_bf16": arithmetic / medians["matrix"],
-            "spread": {
-                "reference": rates[f"reference {method}"],
-                "ours": rates[side],
-            },
-            **execution,
+            "bf16_tflops": medians[MATRIX] / 1e12,
+            "share_of_bf16": operations * ours / medians[MATRIX],
+            "every_figure": {"reference": figures[other], "ours": figures[side]},
+            **asdict(pair.execution),
         }
         if on_gpu:
             row["reference_epoch_seconds"] = 50_000 / theirs
@@ -290,9 +344,9 @@ def main() -> None:
     table = Table(*columns, title="Throughput of distillation")
     rows = []
     for name in options.pairs:
-        for row in measure(name, data, device, options):
+        for row in rows_of(name, data, device, options):
             rows.append(row)
-            print({key: value for key, value in row.items() if key != "spread"}, flush=True)
+            print({key: value for key, value in row.items() if key != "every_figure"}, flush=True)
             table.add_row(*(text(row) for text in columns.values()))
     Console(width=130).print(table)
     report.publish("throughput", machine, rows, **vars(options))
