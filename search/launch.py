@@ -503,24 +503,34 @@ class _Search:
         return experiment.search.concurrent_trials or slots
 
 
+def reason_of(traceback: str) -> str:
+    """The error that a traceback ends with, without the name of its class."""
+    lines = traceback.strip().splitlines()
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): .", line)]
+    return named[-1].partition(": ")[2] if named else lines[-1]
+
+
 @contextmanager
 def _stopping_on_ctrl_c(progress: Progress) -> Iterator[None]:
-    """The first Ctrl-C ends the search cleanly and says so at once, the second as usual.
+    """The first Ctrl-C ends the search cleanly and says so at once, the second as usual. So does
+    SIGTERM, by which a cluster stops a job.
 
     Tune's own handler only writes to its log; it is switched off, and told through SIGUSR1.
     """
-    usual = signal.getsignal(signal.SIGINT)
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(number, usual[signal.Signals(number)])
         progress.say("stopping; Ctrl-C again ends at once")
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    signal.signal(signal.SIGINT, stop)
+    for number in usual:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 def _folder_of(trial: Any) -> str:
@@ -585,9 +595,8 @@ class _RecordingCallback(tune.Callback):
         self._end(known.model_copy(update={"state": state}))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # The last line of a traceback is the error itself, after the name of its class.
         text = Path(trial.error_file).read_text() if trial.error_file else "unknown"
-        reason = text.strip().splitlines()[-1].rpartition("Error: ")[2]
+        reason = f"{reason_of(text)} ({_RETRIES + 1} tries)"
         changes = {"state": "failed", "reason": reason}
         self._end(self._known(trial).model_copy(update=changes))
 

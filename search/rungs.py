@@ -6,11 +6,16 @@ comes to a rung is compared with those before it, so the first to come goes on f
 poor it is.
 
 Here nothing pauses either, because a paused trial would hand its place to a new one, and on a
-machine or two the lowest rung would fill before any trial ended. Instead a trial is judged at
-every epoch, by what it had at the last rung that it passed, among all results that this rung has
-by now: a first arrival goes on only until better ones have come. Results are compared at equal
-epochs, so nobody gains by time. Only the last rung counts, so that a trial that began slowly and
-is among the best later on is safe from newcomers that begin quickly.
+machine or two the lowest rung would fill before any trial ended. Instead a trial is judged again
+at every epoch, by what it had at the last rung that it passed, among all results that this rung
+has by now: a poor first arrival goes on only until better ones have come. Results are compared at
+equal epochs, so nobody gains by time. Only the last rung counts, so that a trial that began slowly
+and is among the best later on is safe from newcomers that begin quickly.
+
+Who comes to a rung must be among its best 1/reduction; who has passed it, among the best
+1/sqrt(reduction). Early ranks are noisy, and to hold those who have trained on to the strict share
+too loses more than it saves: `python -m tests.benchmarks.replay` compares the rules on recorded
+curves.
 """
 
 import math
@@ -50,13 +55,17 @@ class Rungs:
             self.add(trial, epoch, best)
 
     def keeps(self, trial: int, epoch: int) -> bool:
-        """Whether a trial goes on after an epoch: before the first rung always, then while it is
-        among the best 1/reduction, rounded up, of the last rung that it passed."""
+        """Whether a trial goes on after an epoch: before the first rung always; at a rung while it
+        is among the best 1/reduction, rounded up; later while it is, at the last rung that it
+        passed, among the best 1/sqrt(reduction), rounded."""
         passed = [
             rung for rung, results in self.results.items() if rung <= epoch and trial in results
         ]
         if not passed:
             return True
-        results = self.results[max(passed)]
+        rung = max(passed)
+        results = self.results[rung]
         better = sum(accuracy > results[trial] for accuracy in results.values())
-        return better < math.ceil(len(results) / self._reduction)
+        if epoch == rung:
+            return better < math.ceil(len(results) / self._reduction)
+        return better < max(1, round(len(results) / math.sqrt(self._reduction)))

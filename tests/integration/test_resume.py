@@ -19,7 +19,6 @@ from optuna.trial import TrialState
 
 import kdcore
 from search.record import SearchRecord, read_record
-from search.rungs import Rungs
 from search.space import trial_config
 from search.storage import Storage
 
@@ -116,17 +115,6 @@ def test_the_reports_are_those_of_undisturbed_trials(folder: Path, record: Searc
         reports = kdcore.distill(config, workspace=folder / "runs")
         pairs = zip(trial.accuracies, reports, strict=False)
         assert all(accuracy == report.heldout_accuracy for accuracy, report in pairs)
-
-
-def test_early_stopping_agrees_with_all_that_is_known(record: SearchRecord) -> None:
-    asha = record.experiment.search.asha
-    assert asha is not None
-    rungs = Rungs(asha, epochs=12)
-    for trial in record.trials:
-        rungs.add_curve(trial.number, trial.accuracies)
-    for trial in record.trials:
-        if trial.state == "stopped":
-            assert not rungs.keeps(trial.number, trial.epochs_done)
 
 
 def test_optuna_has_each_trial_once_in_its_true_state(folder: Path, record: SearchRecord) -> None:
