@@ -381,7 +381,7 @@ class _Search:
 
     def _measure_students(self) -> None:
         """Measures what the students cost with a trial's resources, while nothing else runs."""
-        experiment, data = self._plan.experiment, self._plan.data
+        experiment = self._plan.experiment
         if self._record.student_costs.keys() >= set(experiment.students):
             return
         task = ray.remote(measure_students).options(
@@ -389,12 +389,7 @@ class _Search:
         )
         try:
             costs: dict[str, NetworkCost] = ray.get(
-                task.remote(
-                    experiment.model_dump_json(),
-                    data.num_classes,
-                    data.in_channels,
-                    data.image_size,
-                )
+                task.remote(experiment.model_dump_json(), self._storage.uri)
             )
         except RayTaskError as error:
             raise SearchFailedError(f"a student could not be measured: {error.cause}") from None

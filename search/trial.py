@@ -14,7 +14,9 @@ import torch
 from ray import tune
 
 from kdcore import distill
+from kdcore.classifier import build_classifier
 from kdcore.data import open_data
+from kdcore.execution import fastest_execution
 from kdcore.measure import NetworkCost, measure_network
 from kdcore.teacher import is_ready, prepare_teacher, teacher_folder
 from kdcore.training import EpochReport, NonFiniteLossError, default_device
@@ -114,19 +116,31 @@ def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Itera
         storage.upload(folder, f"teachers/{folder.name}")
 
 
-def measure_students(
-    experiment_json: str, num_classes: int, in_channels: int, image_size: tuple[int, int]
-) -> dict[str, NetworkCost]:
-    """By student, what it costs on the device that a trial would have."""
+def measure_students(experiment_json: str, storage_uri: str) -> dict[str, NetworkCost]:
+    """By student, what it costs on the device that a trial would have; and in which precision and
+    layout it is fastest there, for the trials to find."""
     experiment = Experiment.model_validate_json(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
+    workspace, device = workspace_of(Storage(storage_uri)), default_device()
+    data = open_data(experiment.data, workspace)
+    recipe = experiment.training
+    if recipe.acceleration == "auto":
+        for student in experiment.students:
+            fastest_execution(
+                student,
+                build_classifier(student, data, seed=0),
+                data.image_size,
+                recipe.batch_size,
+                device,
+                workspace,
+            )
     return {
         student: measure_network(
             student,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            image_size=image_size,
-            device=default_device(),
+            num_classes=data.num_classes,
+            in_channels=data.in_channels,
+            image_size=data.image_size,
+            device=device,
         )
         for student in experiment.students
     }

@@ -3,13 +3,14 @@
     python -m tests.benchmarks.replay
 
 The curves are of two searches on the digits, `experiments/results/learning_curves.json`: whole
-trials with a cosine schedule, and with a constant learning rate. Each way runs them in many orders,
-on one, two and eight places. `arrival` is what schedulers ship: a trial is judged once, when it comes
-to a rung, among those before it. `again` is kdsearch's: judged at each epoch, by the last rung that it
-passed. `every rung` asks that of all rungs that it passed. `promote` is the paper's: trials pause at
-a rung, and go on when they are among the best of it. A table is printed: epochs trained, how often
-the best trial of all came to its end, and what was lost on average where it did not. The exit
-status is 1 if `again` trains more than `arrival`, or keeps the winner less often.
+trials with a cosine schedule, and with a constant learning rate. Each way runs them in many
+orders, on one, two and eight places. `arrival` is what schedulers ship: a trial is judged once,
+when it comes to a rung, among those before it. `again` is kdsearch's: judged at each epoch, by the
+last rung that it passed. `every rung` asks that of all rungs that it passed. `promote` is the
+paper's: trials pause at a rung, and go on when they are among the best of it. A table is printed:
+epochs trained, how often the best trial of all came to its end, and what was lost on average where
+it did not. The exit status is 1 if `again` trains more than `arrival`, or keeps the winner less
+often.
 """
 
 import argparse

@@ -58,7 +58,12 @@ def start(home: Path, port: int) -> None:
         "MLFLOW_PORT": str(port),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    command = [*user, "bash", str(ROOT / "tracking_server.sh"), str(home / "artifacts")]
+    command = [
+        *user,
+        "bash",
+        str(ROOT / "experiments/clusters/tracking_server.sh"),
+        str(home / "artifacts"),
+    ]
     subprocess.run(command, env=environment, check=True, timeout=180)
 
 

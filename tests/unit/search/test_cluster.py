@@ -10,7 +10,7 @@ from botocore.session import get_session
 from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-FILES = [Path("cluster.yaml"), Path("cluster_on_premises.yaml")]
+FILES = [Path("cluster.yaml"), Path("experiments/clusters/on_premises.yaml")]
 
 
 def prepared(file: Path) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_mlflow_listens_on_the_head_alone_and_asks_for_a_password(file: Path) ->
     config = prepared(file)
     assert any("tracking_server.sh" in line for line in config["head_start_ray_commands"])
     assert not any("mlflow server" in line for line in commands(config))
-    script = re.sub(r"\\\n\s*", "", Path("tracking_server.sh").read_text())
+    script = re.sub(r"\\\n\s*", "", Path("experiments/clusters/tracking_server.sh").read_text())
     (server,) = re.findall(r"^ *setsid mlflow server .*$", script, re.MULTILINE)
     assert "--app-name basic-auth" in server
     assert "--host 127.0.0.1" in server
