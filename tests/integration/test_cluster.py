@@ -21,18 +21,16 @@ EXPERIMENT: dict[str, Any] = {
     "student": "resnet8",
     "objective": [["none", "kd", "dkd", "at", "rkd", "sp"]],
     "training": {"epochs": 30, "learning_rate": 0.1},
-    "search": {"trials": 6, "asha": None},
+    "search": {"trials": 6, "asha": None, "concurrent_trials": 3},
 }
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    """A head that runs no trials, and three machines that run one each."""
+    """A head that runs no trials."""
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     cluster = RayCluster(folder)
-    for _ in range(3):
-        cluster.add_machine()
     yield cluster
     cluster.close()
 
@@ -51,14 +49,15 @@ def launch(cluster: RayCluster, storage: Storage, name: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def disturbed(cluster: RayCluster, storage: Storage) -> SearchRecord:
-    """A search in which one machine died while all were busy, and another joined."""
+    """A search that waited for its machines, lost one while all were busy, and got another."""
     process = cluster.start(*launch(cluster, storage, "disturbed"))
     record = Path(storage.uri) / "searches/disturbed/search.json"
+    wait_until(record.exists, 60)
+    for _ in range(3):
+        cluster.add_machine()
 
     def all_are_busy() -> bool:
         assert process.poll() is None, process.communicate()
-        if not record.exists():
-            return False
         busy = [t for t in read_record(storage, "disturbed").trials if t.state == "running"]
         return len(busy) == 3 and all(trial.epochs_done >= 2 for trial in busy)
 
