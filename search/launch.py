@@ -2,13 +2,13 @@
 
 import fcntl
 import os
-import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +20,6 @@ from typing import Any
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # see _stopping_on_ctrl_c
-
-# Clusters ask for the token, and Ray's client sends it only when told so before it is imported.
-if (Path.home() / ".ray" / "auth_token").exists():
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 import yaml
@@ -38,11 +34,11 @@ from search.asha import ControlSparingAsha
 from search.checkpoints import trial_folder
 from search.experiment import (
     CONTROL,
-    NAME_PATTERN,
     Experiment,
     ExperimentError,
     Problem,
     SearchFailedError,
+    check_name,
     with_budgets,
 )
 from search.leaderboard import percent
@@ -142,9 +138,8 @@ def launch(
         ExperimentError: the experiment cannot be run; nothing was made.
         SearchFailedError: Ray could not be reached, or the teacher could not be trained.
     """
-    if name is not None and not re.fullmatch(NAME_PATTERN, name):
-        message = f"{name!r} is no name: letters, digits, '.', '_' and '-', at most 100, please"
-        raise ExperimentError("--name", [Problem(key="", message=message)])
+    if name is not None:
+        check_name(name)
     prepared = plan(experiment, storage, source)
     if name is not None and name in (storage / "searches").names():
         message = f"{name!r} is taken; choose another, or leave --name out"
@@ -316,8 +311,9 @@ class _Search:
             },
         )
         try:
-            self._prepare_teacher()
-            self._measure_students()
+            with self._heartbeat():
+                self._prepare_teacher()
+                self._measure_students()
             self._run_trials()
         except KeyboardInterrupt:
             self._record = interrupted(self._record)
@@ -340,6 +336,25 @@ class _Search:
                     f"see {_short(self._log)}"
                 )
         return self._record
+
+    @contextmanager
+    def _heartbeat(self) -> Iterator[None]:
+        """Writes the record now and then: the teacher may take long, and so may a machine that a
+        growing cluster has to start for it."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(HEARTBEAT.total_seconds()):
+                with suppress(OSError):
+                    write_record(self._storage, self._record)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def _prepare_teacher(self) -> None:
         config = self._plan.experiment.teacher
@@ -364,7 +379,9 @@ class _Search:
         """Trains the teacher where the cluster has room, with all cores of a machine."""
         experiment = self._plan.experiment
         nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
-        cores = max(int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])
+        there = (int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])
+        # A cluster that grows may have no machine for trials yet.
+        cores = max(experiment.resources.cpus, *there)
         task = ray.remote(train_teacher).options(
             num_cpus=cores, num_gpus=experiment.resources.gpus, num_returns="streaming"
         )
