@@ -27,7 +27,7 @@ def network(stages: int, name: str = "net") -> Shapes:
 
 @cache
 def shapes(name: str) -> Shapes:
-    return probe_shapes(name, num_classes=10, in_channels=3, image_size=(32, 32))
+    return probe_shapes(name, num_classes=10, in_channels=3, image_size=(96, 96))
 
 
 def written(pairs: tuple[LayerPair, ...]) -> list[str]:
