@@ -77,7 +77,7 @@ SearchName = Annotated[str, typer.Argument(metavar="NAME", help="A search's name
 
 def _console() -> Console:
     """Where tables go; in a pipe or a file there is no width to keep to."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 @app.command()
