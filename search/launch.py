@@ -233,7 +233,15 @@ def _only_process(storage: Storage, record: SearchRecord) -> Iterator[None]:
                 f"search {record.name!r} still runs on {record.host or socket.gethostname()}; "
                 f"stop it there, or wait until it has been silent for {duration(SILENCE.seconds)}"
             )
-        yield
+        try:
+            yield
+        finally:
+            # A search that never began leaves nothing.
+            if [path.name for path in folder.iterdir()] == ["process.lock"]:
+                (folder / "process.lock").unlink()
+                folder.rmdir()
+                with suppress(OSError):
+                    folder.parent.rmdir()
 
 
 def _run(

@@ -22,7 +22,7 @@ from search.record import SearchRecord, read_record
 from search.space import trial_config
 from search.storage import Storage
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.endurance]
 
 EPOCHS = 60
 EXPERIMENT: dict[str, Any] = {

@@ -12,7 +12,7 @@ from search.record import SearchRecord, read_record
 from search.storage import Storage
 from tests.integration.ray_cluster import RayCluster, wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.endurance]
 
 # The control and the published settings alone: the same trials, in whatever order they end.
 EXPERIMENT: dict[str, Any] = {

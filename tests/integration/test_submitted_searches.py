@@ -13,7 +13,7 @@ from search.storage import Storage
 from tests.integration.ray_cluster import RayCluster, wait_until
 from tests.integration.test_search import EXPERIMENT
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.endurance]
 
 TASK: dict[str, Any] = EXPERIMENT | {"narrow": {}, "search": {"trials": 2, "asha": None}}
 
