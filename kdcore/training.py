@@ -17,7 +17,7 @@ from kdcore.checkpoint import read_checkpoint, write_checkpoint
 from kdcore.classifier import Classifier
 from kdcore.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.data import ImageData, Split
-from kdcore.execution import Execution, usual_execution
+from kdcore.execution import Execution, keep_freed_memory, usual_execution
 from kdcore.method import Method
 from kdcore.taps import Batch, Tap, Taps
 from kdcore.teacher_cache import CachedView, TeacherCache, Wanted, rounded
@@ -423,6 +423,8 @@ def train(
     elif recipe.acceleration == "off":
         execution = Execution()
     execution = execution or usual_execution(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     run = _Run(student, terms, teacher, data, recipe, device, execution, cache)
     heldout = data.heldout.to(device)
     finished, best = 0, None

@@ -1,5 +1,8 @@
 """Precision and layout: measured once, the same for all trials, and never a reason to fail."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,21 @@ from kdcore.classifier import Classifier
 from kdcore.execution import FILE_NAME, Execution, fastest_execution, usual_execution
 
 CPU = torch.device("cpu")
+
+# 64 MiB are 16,384 pages.
+FAULTS = """
+import resource, torch
+from kdcore.execution import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [torch.ones(2 * 2**20) for _ in range(8)]
+    del maps
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed_memory()
+print([faults() for _ in range(12)])
+"""
 
 
 @pytest.fixture
@@ -84,3 +102,11 @@ def test_damaged_answers_are_measured_again(
     (tmp_path / FILE_NAME).write_text(content)
     assert chosen(classifier, tmp_path) == chosen(classifier, tmp_path)
     assert "resnet8" in (tmp_path / FILE_NAME).read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another C library")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    command = [sys.executable, "-c", FAULTS]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    *_, last = json.loads(printed)
+    assert last < 100
