@@ -529,6 +529,11 @@ class _Search:
         return experiment.search.concurrent_trials or slots
 
 
+def _reason(trial: Any) -> str:
+    """Why a trial failed last."""
+    return reason_of(Path(trial.error_file).read_text()) if trial.error_file else "unknown"
+
+
 def reason_of(traceback: str) -> str:
     """The error that a traceback ends with, without the name of its class."""
     lines = traceback.strip().splitlines()
@@ -621,10 +626,13 @@ class _RecordingCallback(tune.Callback):
         self._end(known.model_copy(update={"state": state}))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        text = Path(trial.error_file).read_text() if trial.error_file else "unknown"
-        reason = f"{reason_of(text)} ({_RETRIES + 1} tries)"
-        changes = {"state": "failed", "reason": reason}
+        tries = f" ({trial.num_failures} tries)" if trial.num_failures > 1 else ""
+        changes = {"state": "failed", "reason": _reason(trial) + tries}
         self._end(self._known(trial).model_copy(update=changes))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config[NUMBER]
+        self._progress.say(f"trial {number} goes on from its checkpoint, after: {_reason(trial)}")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._count_costs()

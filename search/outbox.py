@@ -93,13 +93,14 @@ class Outbox:
             try:
                 self._deliver(entry)
             except Exception as error:
-                _LOG.warning("entry %s", entry, exc_info=True)
                 if not self._refused(error):
+                    _LOG.warning("away, and tried again soon: %s", error)
                     self._away = True
                     with self._changed:
                         self._changed.wait(_PAUSES[min(tries, len(_PAUSES) - 1)])
                     tries += 1
                     continue
+                _LOG.exception("refused: %s", entry)
                 self.failures += 1
             tries, self._away = 0, False
             with self._changed:
