@@ -486,14 +486,13 @@ class _Search:
                 tuner.fit()
         finally:
             self._record = callback.record
-        # After Ctrl-C Tune returns as if all were done.
-        ended = sum(not trial.unfinished for trial in self._record.trials)
-        if ended < search.trials:
+        # After Ctrl-C, and when a budget is spent, Tune returns as if all were done.
+        if sum(not trial.unfinished for trial in self._record.trials) < search.trials:
             self._record = interrupted(self._record)
+        else:
+            self._record = self._record.model_copy(update={"state": "finished"})
         if self._record.ended:
             self._progress.say(f"{self._record.ended}; the search ends with what it has")
-            self._record = self._record.model_copy(update={"state": "finished"})
-        else:
             self._record = self._record.model_copy(update={"state": "finished"})
 
     def _earlier_trials(self) -> list[TrialRecord]:
