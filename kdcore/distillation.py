@@ -145,6 +145,7 @@ def distill(
     workspace: str | Path = "runs",
     checkpoint_dir: str | Path | None = None,
     device: torch.device | None = None,
+    parts: int = 1,
 ) -> Iterator[EpochReport]:
     """Trains one student and yields a report after each epoch.
 
@@ -155,6 +156,10 @@ def distill(
         checkpoint_dir: where a checkpoint is written before each report. A checkpoint found there
             is continued, with the reports that the uninterrupted run would have given.
         device: where to compute; none: the GPU where there is one.
+        parts: for a device without memory for a whole batch: a batch goes through the networks in
+            so many parts, one after the other, and their gradients are added up for one step. The
+            learning rate stays right, but batch norms, and methods that compare the images of a
+            batch, see a part at a time.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; the message names the term.
@@ -206,4 +211,5 @@ def distill(
         checkpoint_dir=Path(checkpoint_dir) if checkpoint_dir is not None else None,
         execution=execution,
         cache=cache,
+        parts=parts,
     )

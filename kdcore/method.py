@@ -95,7 +95,7 @@ class Method(nn.Module):
         """Is called before each epoch, in training mode, also after a resumption."""
 
     def after_step(self) -> None:
-        """Is called after each step of the optimiser."""
+        """Is called once the last loss has given its gradients, for a step or a part of one."""
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         """The term before weighting, or the preparation's; no gradient reaches the teacher.

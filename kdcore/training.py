@@ -117,6 +117,7 @@ class EpochReport:
         teacher: where its outputs came from: `cached`; `computed` now for all; `live` in every
             step; `none` were needed.
         teacher_seconds_saved: what computing the cached outputs had taken.
+        parts: that each batch went through the networks in, one after the other.
     """
 
     epoch: int
@@ -132,6 +133,7 @@ class EpochReport:
     epoch_seconds: float
     teacher: Literal["none", "live", "computed", "cached"] = "none"
     teacher_seconds_saved: float = 0.0
+    parts: int = 1
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -197,13 +199,15 @@ class _Meters:
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.first_bad_step = torch.full((terms,), torch.iinfo(torch.int64).max, device=device)
 
-    def add(self, terms: Tensor, weighted: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def add(
+        self, terms: Tensor, weighted: Tensor, logits: Tensor, labels: Tensor, share: float
+    ) -> None:
+        """Counts a part of a step's images, which are a share of them."""
         # All in place: a captured step finds the sums where it left them.
-        self.sums += torch.cat([weighted.sum()[None], terms])
+        self.sums += share * torch.cat([weighted.sum()[None], terms])
         self.right += (logits.argmax(1) == labels).sum()
         this_step = torch.minimum(self.first_bad_step, self.step)
         self.first_bad_step.copy_(torch.where(weighted.isfinite(), self.first_bad_step, this_step))
-        self.step += 1
 
 
 class _Run:
@@ -219,8 +223,9 @@ class _Run:
         device: torch.device,
         execution: Execution,
         cache: TeacherCache | None,
+        parts: int,
     ) -> None:
-        self.execution = execution
+        self.execution, self.parts = execution, parts
         self.student = student.train()
         self.methods = [term.method for term in terms]
         self.helpers = nn.ModuleList(self.methods).train()
@@ -314,8 +319,17 @@ class _Run:
         views = self.split.views(order, view, self.batch_size)
 
         def step(images: Tensor, positions: Tensor) -> None:
-            batch = Batch(self.split.labels[positions], positions, epoch, self.recipe.epochs)
-            self._step(images, batch, lesson, weights, counted, meters)
+            self.optimizer.zero_grad(set_to_none=True)
+            for part, places in zip(
+                images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
+            ):
+                batch = Batch(self.split.labels[places], places, epoch, self.recipe.epochs)
+                share = len(places) / len(positions)
+                self._add_gradients(part, batch, lesson, weights, counted, meters, share)
+            meters.step += 1
+            if self.recipe.gradient_clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
+            self.optimizer.step()
 
         captured: CapturedStep | None = None
         for number, images in enumerate(views):
@@ -335,7 +349,7 @@ class _Run:
             else:
                 group["lr"] = rate
 
-    def _step(
+    def _add_gradients(
         self,
         images: Tensor,
         batch: Batch,
@@ -343,7 +357,9 @@ class _Run:
         weights: Tensor,
         counted: Sequence[bool],
         meters: _Meters,
+        share: float,
     ) -> None:
+        """Adds those of some images, which are a share of the step's."""
         labels = batch.labels
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.execution.bfloat16):
             shown = self.look(images, self.needs, labels)
@@ -360,14 +376,10 @@ class _Run:
             [term if counts else term.detach() for term, counts in zip(terms, counted, strict=True)]
         )
         weighted = weights * values
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(weighted.sum())
-        if self.recipe.gradient_clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
-        self.optimizer.step()
+        torch.autograd.backward(share * weighted.sum())
         for method in self.methods:
             method.after_step()
-        meters.add(values.detach(), weighted.detach(), shown.logits.detach(), labels)
+        meters.add(values.detach(), weighted.detach(), shown.logits.detach(), labels, share)
 
     def _taught(self, images: Tensor, batch: Batch, lesson: CachedView | None, shown: Taps) -> Taps:
         """The teacher's outputs; where no term reads any, the student's stand in for them."""
@@ -394,6 +406,7 @@ def train(
     checkpoint_dir: Path | None,
     execution: Execution | None = None,
     cache: TeacherCache | None = None,
+    parts: int = 1,
 ) -> Iterator[EpochReport]:
     """Trains a student, and yields a report after each epoch.
 
@@ -410,6 +423,7 @@ def train(
         execution: how the student computes; none: the way that is usually fastest. A continued
             checkpoint keeps its own.
         cache: of the teacher's outputs; none: the teacher computes in every step.
+        parts: as `kdcore.distill` explains.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
@@ -425,7 +439,7 @@ def train(
     execution = execution or usual_execution(device)
     if device.type == "cpu":
         keep_freed_memory()
-    run = _Run(student, terms, teacher, data, recipe, device, execution, cache)
+    run = _Run(student, terms, teacher, data, recipe, device, execution, cache, parts)
     heldout = data.heldout.to(device)
     finished, best = 0, None
     if state is not None:
@@ -477,6 +491,7 @@ def train(
             epoch_seconds=time.perf_counter() - started,
             teacher=run.source(lesson),
             teacher_seconds_saved=lesson.seconds_saved if lesson is not None else 0.0,
+            parts=parts,
         )
 
 

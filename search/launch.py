@@ -604,6 +604,7 @@ class _RecordingCallback(tune.Callback):
             "epochs_done": report.epoch,
             "heldout_accuracy": report.best_heldout_accuracy,
             "best_epoch": report.best_epoch,
+            "parts": report.parts,
             "train_seconds": known.train_seconds + report.epoch_seconds,
             "views_computed": known.views_computed + (report.teacher == "computed"),
             "views_cached": known.views_cached + (report.teacher == "cached"),

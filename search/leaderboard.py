@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 
 import pyarrow as pa
@@ -33,7 +34,8 @@ class Row:
         latency_ms: median milliseconds for one image, where the trials run.
         epochs: how many were trained, like `6/12`.
         seconds: of training.
-        status: finished, stopped, failed, interrupted, running; `teacher` for the teacher.
+        status: finished, stopped, failed, interrupted, running; whether batches had to be parted;
+            why it failed; `teacher` for the teacher.
     """
 
     rank: int | None
@@ -97,10 +99,16 @@ def leaderboard(record: SearchRecord) -> list[Row]:
                 latency_ms=None if cost is None else cost.latency_ms,
                 epochs=f"{trial.epochs_done}/{trial.epochs}",
                 seconds=round(trial.train_seconds, 3),
-                status=trial.state if not trial.reason else f"{trial.state}: {trial.reason}",
+                status=_status(trial),
             )
         )
     return rows
+
+
+def _status(trial: TrialRecord) -> str:
+    parts = f", batches in {trial.parts} parts" if trial.parts > 1 else ""
+    reason = f": {trial.reason}" if trial.reason else ""
+    return f"{trial.state}{parts}{reason}"
 
 
 def percent(share: float | None) -> str:
@@ -138,7 +146,7 @@ def as_table(record: SearchRecord) -> Table:
     table.add_column("status", overflow="fold")
     styles = {"teacher": "cyan", "finished": "", "running": "green"}
     for row in leaderboard(record):
-        status = row.status.partition(":")[0]
+        status = re.split("[:,]", row.status)[0]
         control = row.objective == CONTROL
         objective = f"{row.objective} (control)" if control else row.objective
         if row.trial is None and not several:

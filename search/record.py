@@ -49,6 +49,7 @@ class TrialRecord(_Record):
         views_cached: epochs for which it found them.
         teacher_seconds_saved: what computing those had taken.
         checkpoint: the folder of its checkpoints, relative to the storage.
+        parts: that its batches went through the networks in, for want of GPU memory.
     """
 
     number: int
@@ -68,6 +69,7 @@ class TrialRecord(_Record):
     views_cached: int = 0
     teacher_seconds_saved: float = 0.0
     checkpoint: str | None = None
+    parts: int = 1
 
     @property
     def is_control(self) -> bool:

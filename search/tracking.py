@@ -120,6 +120,8 @@ class Tracker:
         tags: dict[str, str] = {"kdsearch.state": trial.state}
         if trial.state == "stopped":
             tags["kdsearch.stop"] = f"asha@epoch{trial.epochs_done}"
+        if trial.parts > 1:
+            tags["kdsearch.parts"] = str(trial.parts)
         if trial.reason:
             tags["kdsearch.reason"] = trial.reason[:5000]
         self._put("end_trial", number=trial.number, tags=tags, status=_STATUS[trial.state])
@@ -308,7 +310,7 @@ def _costs(record: SearchRecord) -> dict[str, float]:
 def _metrics(report: Mapping[str, Any]) -> dict[str, float]:
     values = dict(report)
     terms = values.pop("train_terms")
-    for name in ("epoch", "epochs", "teacher", "teacher_seconds_saved"):
+    for name in ("epoch", "epochs", "teacher", "teacher_seconds_saved", "parts"):
         values.pop(name)
     return values | {f"train_{name}": value for name, value in terms.items()}
 

@@ -1,5 +1,6 @@
 """A trial as Ray runs it: a sampled point becomes a distillation, its reports go to Tune."""
 
+import errno
 import gc
 import math
 import sys
@@ -13,7 +14,7 @@ from typing import TypeVar
 import torch
 from ray import tune
 
-from kdcore import distill
+from kdcore import TrialConfig, distill
 from kdcore.classifier import build_classifier
 from kdcore.data import open_data
 from kdcore.execution import fastest_execution
@@ -26,11 +27,14 @@ from search.record import METRIC, REASON, SAVED, TIME
 from search.space import NUMBER, Point, trial_config
 from search.storage import Storage, workspace_of
 
-# Less work than this is done again faster than it is copied to the storage and listed by Tune.
+# Less work than this is done again faster than it is copied to the storage and listed by Tune; and
+# copies take no more than this share of a trial's time, however slow the storage is.
 _CHECKPOINT_SECONDS = 5.0
+_CHECKPOINT_SHARE = 0.05
 
 _PATIENCE_SECONDS = 180.0
 _RETRY_SECONDS = 2.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 T = TypeVar("T")
 
@@ -57,22 +61,24 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: s
     checkpoints = Checkpoints(storage, trial_folder(search, point[NUMBER]))
     with tempfile.TemporaryDirectory() as folder:
         reports = _patiently(lambda: checkpoints.restore(Path(folder)))
-        saved, copied = len(reports), time.monotonic()
+        saved, due = len(reports), time.monotonic() + _CHECKPOINT_SECONDS
         for report in reports:
             tune.report(report | {SAVED: saved})
+        parts = reports[-1]["parts"] if reports else 1
         try:
-            for epoch in distill(config, workspace=workspace, checkpoint_dir=folder):
+            for epoch in _epochs(config, workspace, folder, parts):
                 reports.append(asdict(epoch))
                 if epoch.epoch == epoch.epochs:
                     _patiently(lambda: checkpoints.save(Path(folder), reports))
                     saved = epoch.epoch
-                elif time.monotonic() - copied > _CHECKPOINT_SECONDS:
-                    copied = time.monotonic()
+                elif (started := time.monotonic()) > due:
                     try:
                         checkpoints.save(Path(folder), reports)
                         saved = epoch.epoch
                     except OSError as error:  # the next epoch's may succeed; nothing is lost yet
                         print(f"no checkpoint of epoch {epoch.epoch}: {error}", file=sys.stderr)
+                    now = time.monotonic()
+                    due = now + max(_CHECKPOINT_SECONDS, (now - started) / _CHECKPOINT_SHARE)
                 tune.report(reports[-1] | {SAVED: saved})
         except NonFiniteLossError as error:
             # It would be the same again, so it is no failure to Tune, which would try.
@@ -80,6 +86,30 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: s
             tune.report(failure)
         finally:
             _release_gpu_memory()
+
+
+def _epochs(config: TrialConfig, workspace: Path, folder: str, parts: int) -> Iterator[EpochReport]:
+    """The trial's epochs. It goes on from the last one where the GPU's memory did not suffice,
+    once, with each batch in two parts; and where a disk was full, as soon as it is not."""
+    deadline = math.inf
+    while True:
+        try:
+            for report in distill(config, workspace=workspace, checkpoint_dir=folder, parts=parts):
+                deadline = math.inf
+                yield report
+            return
+        except torch.OutOfMemoryError as error:
+            if parts > 1:
+                raise
+            parts = 2
+            print(f"each batch in two parts from here on: {error}", file=sys.stderr)
+        except OSError as error:
+            deadline = min(deadline, time.monotonic() + _PATIENCE_SECONDS)
+            if error.errno not in _FULL or time.monotonic() > deadline:
+                raise
+            print(f"waiting for space: {error}", file=sys.stderr)
+            time.sleep(_RETRY_SECONDS)
+        _release_gpu_memory()
 
 
 def _patiently(act: Callable[[], T]) -> T:

@@ -510,3 +510,62 @@ def test_steps_captured_in_a_graph_learn_what_they_learn_otherwise(
         reports.append(run(learner, terms, teacher, digits, how, device=gpu))
     for one, other in zip(*reports, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-3)
+
+
+# Batches in parts
+
+
+@pytest.mark.parametrize("name", ["kd", "at", "vid"])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_batch_in_parts_gives_the_same_step_where_images_do_not_mix(
+    name: str, parts: int, one_batch: ImageData, teacher: Classifier
+) -> None:
+    def learned(parts: int) -> tuple[list[EpochReport], Tensor]:
+        network = build_backbone("resnet8", num_classes=10, in_channels=1, seed=0)
+        for module in network.modules():  # batch norms mix the images of a part
+            for child, inner in list(module.named_children()):
+                if isinstance(inner, nn.BatchNorm2d):
+                    setattr(module, child, nn.GroupNorm(4, inner.num_features))
+        student = Classifier(network, one_batch.mean, one_batch.std)
+        reports = list(
+            train(
+                student,
+                terms_of([name], one_batch),
+                teacher,
+                one_batch,
+                recipe(learning_rate=0.01),
+                seed=0,
+                identity="test",
+                device=CPU,
+                checkpoint_dir=None,
+                parts=parts,
+            )
+        )
+        return reports, torch.cat([weights.flatten() for weights in student.parameters()])
+
+    (whole,), weights = learned(1)
+    (parted,), weights_of_parts = learned(parts)
+    assert (whole.parts, parted.parts) == (1, parts)
+    torch.testing.assert_close(weights_of_parts, weights, rtol=1e-3, atol=1e-5)
+    assert parted.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
+    assert parted.train_terms == pytest.approx(whole.train_terms, rel=1e-4)
+    assert parted.train_accuracy == whole.train_accuracy
+
+
+@every_method
+def test_every_method_learns_from_a_batch_in_parts(
+    name: str, one_batch: ImageData, student: Classifier, teacher: Classifier
+) -> None:
+    reports = train(
+        student,
+        terms_of([name], one_batch),
+        teacher,
+        one_batch,
+        recipe(epochs=2),
+        seed=0,
+        identity="test",
+        device=CPU,
+        checkpoint_dir=None,
+        parts=2,
+    )
+    assert all(math.isfinite(report.train_loss) for report in reports)

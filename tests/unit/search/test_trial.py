@@ -1,0 +1,166 @@
+"""A trial without Ray: memory and disks that do not suffice."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray import tune
+
+import search.trial
+from kdcore import EpochReport, distill
+from kdcore.methods.kd import KD
+from search.experiment import Experiment, parse_experiment
+from search.record import SAVED
+from search.space import NUMBER
+from search.storage import Storage
+from search.trial import run_trial
+
+EPOCHS = 4
+POINT = {"objective.1": "kd", NUMBER: 3}
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    return parse_experiment(
+        {
+            "name": "test",
+            "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 128},
+            "teacher": {"backbone": "resnet8", "training": {"epochs": 1}},
+            "student": "resnet8",
+            "objective": [["none", "kd"]],
+            "training": {"epochs": EPOCHS, "acceleration": "off"},
+            "search": {"trials": 1},
+        },
+        "test",
+    )
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What trials tell Tune."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", told.append)
+    monkeypatch.setattr(search.trial, "_RETRY_SECONDS", 0.0)
+    return told
+
+
+def run(experiment: Experiment, folder: Path) -> None:
+    run_trial(
+        POINT, experiment_json=experiment.model_dump_json(), storage_uri=str(folder), search="s"
+    )
+
+
+def test_a_trial_too_large_for_the_memory_goes_on_with_halved_batches(
+    experiment: Experiment,
+    reports: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forward = KD.forward
+
+    def hungry(self: KD, student: Any, teacher: Any, batch: Any) -> torch.Tensor:
+        if batch.epoch >= 3 and len(batch.labels) > 32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, student, teacher, batch)
+
+    monkeypatch.setattr(KD, "forward", hungry)
+    run(experiment, tmp_path)
+    assert [report["epoch"] for report in reports] == [1, 2, 3, 4]
+    assert [report["parts"] for report in reports] == [1, 1, 2, 2]
+
+
+def test_a_trial_too_large_even_with_halved_batches_fails(
+    experiment: Experiment,
+    reports: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def hungry(self: KD, student: Any, teacher: Any, batch: Any) -> torch.Tensor:
+        seen.append(len(batch.labels))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(KD, "forward", hungry)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(experiment, tmp_path)
+    assert seen == [64, 32]
+    assert reports == []
+
+
+def test_a_trial_waits_for_a_full_disk_and_repeats_no_epoch(
+    experiment: Experiment,
+    reports: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its local disk is full after two epochs, twice; then there is room."""
+    failures = iter([2, 2])
+
+    def on_a_full_disk(*arguments: Any, **settings: Any) -> Iterator[EpochReport]:
+        last = next(failures, EPOCHS)
+        for report in distill(*arguments, **settings):
+            yield report
+            if report.epoch == last < EPOCHS:
+                break
+        else:
+            return
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(search.trial, "distill", on_a_full_disk)
+    run(experiment, tmp_path)
+    assert [report["epoch"] for report in reports] == [1, 2, 3, 4]
+    assert reports[-1][SAVED] == EPOCHS
+
+
+def test_another_failure_of_the_system_ends_the_try(
+    experiment: Experiment,
+    reports: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forbidden(*arguments: Any, **settings: Any) -> Iterator[EpochReport]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        yield
+
+    monkeypatch.setattr(search.trial, "distill", forbidden)
+    with pytest.raises(PermissionError):
+        run(experiment, tmp_path)
+
+
+def test_slow_copies_of_checkpoints_take_a_small_share_of_the_time(
+    experiment: Experiment,
+    reports: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A minute an epoch, half a minute a copy."""
+    now = 0.0
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now
+
+    def epochs(*arguments: Any, **settings: Any) -> Iterator[EpochReport]:
+        nonlocal now
+        for report in distill(*arguments, **settings):
+            now += 60
+            yield report
+
+    class SlowStorage(Storage):
+        def copy_in(self, local: Path, path: str) -> None:
+            nonlocal now
+            now += 30
+            super().copy_in(local, path)
+
+    monkeypatch.setattr(search.trial, "time", Clock)
+    monkeypatch.setattr(search.trial, "distill", epochs)
+    monkeypatch.setattr(search.trial, "Storage", SlowStorage)
+    longer = experiment.training.model_copy(update={"epochs": 40})
+    run(experiment.model_copy(update={"training": longer}), tmp_path)
+    assert 3 <= len({report[SAVED] for report in reports} - {0}) <= 5
