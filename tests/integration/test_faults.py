@@ -3,12 +3,12 @@ truncated, and a tracking server that is away meanwhile."""
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from search.checkpoints import trial_folder
 from search.record import SearchRecord, read_record
 from search.space import trial_config
 from search.storage import Storage
+from search.trial import _CHECKPOINT_SECONDS
+from tests.integration.ray_cluster import free_port, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.endurance]
 
@@ -89,14 +91,38 @@ def workers(driver: int) -> list[int]:
     ]
 
 
+@contextmanager
+def held(search: "subprocess.Popen[str]") -> Iterator[None]:
+    """The trials stand still meanwhile."""
+    pids = workers(search.pid)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def wait_for_two(checkpoints: Path, search: "subprocess.Popen[str]") -> None:
+    """Waits until a trial has two checkpoints. It makes one every few seconds, in which a fast
+    machine would come to the trial's end: so its process is held for that long, again and again."""
+    deadline = time.monotonic() + 300
+    while len(list(checkpoints.glob("*.pt"))) < 2:
+        assert search.poll() is None
+        assert time.monotonic() < deadline
+        if list(checkpoints.parents[1].glob("search.json")):
+            with held(search):
+                time.sleep(_CHECKPOINT_SECONDS)
+        time.sleep(0.5)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A user's folder with a search that came through the faults; MLflow's server is up."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     mlflow = server(folder, port)
     command = [sys.executable, "-m", "search", "launch", "task.yaml", "--name", "faulty"]
     command += ["--tracking-uri", f"http://127.0.0.1:{port}"]
@@ -105,18 +131,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     try:
         checkpoints = folder / "runs" / trial_folder("faulty", 0)
-        deadline = time.monotonic() + 240
-        while len(list(checkpoints.glob("*.pt"))) < 2:
-            assert search.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for_two(checkpoints, search)
         stop(mlflow)
         newest = max(checkpoints.glob("*.pt"), key=lambda path: path.stat().st_mtime)
         newest.write_bytes(newest.read_bytes()[:1000])
         for pid in workers(search.pid):
             os.kill(pid, signal.SIGKILL)
-        time.sleep(10)
-        mlflow = server(folder, port)
+        log = folder / "runs/logs/faulty.log"
+        wait_until(lambda: "away, and tried again" in log.read_text(), 120)
+        with held(search):
+            mlflow = server(folder, port)
         output, _ = search.communicate(timeout=300)
         assert search.returncode == 0, output
         assert "MLflow missed" not in output
