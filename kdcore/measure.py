@@ -17,6 +17,9 @@ BATCH = 64
 # Enough repetitions for a median, but not longer than that for a large network.
 _REPETITIONS, _SECONDS = 50, 1.0
 
+# Images that a step is measured with: seconds for the largest networks, on any machine.
+_TRAINED = 8
+
 
 @dataclass(frozen=True)
 class NetworkCost:
@@ -37,6 +40,20 @@ class NetworkCost:
     batch_latency_ms: float
     device: str
     threads: int
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """About what a step of training costs, cross-entropy alone, in float32.
+
+    Args:
+        seconds: for the step.
+        memory_bytes: for weights, gradients, momentum, the kept best weights, and what the backward
+            pass reads.
+    """
+
+    seconds: float
+    memory_bytes: int
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -107,6 +124,45 @@ def measure_latency(network: nn.Module, images: torch.Tensor) -> float:
             times.append(seconds())
     network.train(was_training)
     return 1000 * statistics.median(times)
+
+
+def measure_training(
+    network: Backbone, image_size: tuple[int, int], batch_size: int, device: torch.device
+) -> TrainingCost:
+    """Measures forward and backward passes of a few images, and concludes from them to a batch.
+
+    Args:
+        network: is put on the device, and into training mode.
+        image_size: height and width in pixels.
+        batch_size: images in a step, at least 2.
+        device: where to compute.
+    """
+    network.to(device).train()
+    images = torch.zeros(min(batch_size, _TRAINED), network.in_channels, *image_size, device=device)
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def seconds() -> float:
+        kept.clear()
+        started = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = network(images).logsumexp(1).sum()
+        torch.autograd.backward(loss)
+        if images.is_cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    seconds()
+    times = [seconds() for _ in range(3)]
+    batches = batch_size / len(images)
+    maps = sum(size for storage, size in kept.items() if storage not in own)
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    return TrainingCost(batches * statistics.median(times), int(batches * maps) + 4 * weights)
 
 
 def measure_network(

@@ -387,14 +387,24 @@ def describe(
 def check(
     file: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006  (typer copies it)
+    address: Annotated[
+        str | None, typer.Option(metavar="RAY", help="A Ray cluster, to be checked as well.")
+    ] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(metavar="URI", help="MLflow's store or server; else a local one.")
+    ] = None,
     storage: StorageOption = "runs",
 ) -> None:
     """Refuse what can be refused without training; else print what a search would do."""
     experiment = read_experiment(file, overrides)
-    from search.preflight import cautions, plan
+    from search.preflight import cautions, costs, plan, tracking_caution
     from search.storage import Storage
 
     prepared = plan(experiment, Storage(storage), str(file))
+    if address is not None:
+        from search.launch import check_cluster
+
+        check_cluster(experiment, Storage(storage), address)
     data, space = prepared.data, prepared.space
     table = Table(title="searched", title_justify="left")
     table.add_column("field")
@@ -419,7 +429,9 @@ def check(
         f"{stops}"
     )
     _console().print(table)
-    for caution in cautions(experiment):
+    for line in costs(prepared):
+        print(line)
+    for caution in (*cautions(experiment), *tracking_caution(tracking_uri)):
         print(f"caution: {caution}")
     print(f"{file} can be launched")
 

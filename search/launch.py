@@ -33,6 +33,7 @@ from kdcore.measure import NetworkCost
 from kdcore.training import EpochReport
 from search.asha import ControlSparingAsha
 from search.checkpoints import trial_folder
+from search.cluster import machines, strangers, trial_places, what_there_is
 from search.experiment import (
     CONTROL,
     Experiment,
@@ -43,7 +44,7 @@ from search.experiment import (
     with_budgets,
 )
 from search.leaderboard import percent
-from search.preflight import Plan, cautions, plan
+from search.preflight import Plan, cautions, plan, tracking_caution
 from search.progress import Progress, duration
 from search.record import (
     HEARTBEAT,
@@ -250,7 +251,8 @@ def _run(
     log = local_home(storage) / "logs" / f"{record.name}.log"
     with output_to(log) as console, Progress(console) as progress:
         progress.say(f"search {record.name}; what Ray and MLflow say goes to {_short(log)}")
-        for caution in cautions(record.experiment):
+        uri = record.tracking_uri
+        for caution in (*cautions(record.experiment), *tracking_caution(uri)):
             progress.say(f"caution: {caution}")
         _connect(address, log)
         try:
@@ -282,6 +284,45 @@ def _connect(address: str | None, log: Path) -> None:
         ) from None
 
 
+def _places_for_trials(experiment: Experiment, storage: Storage) -> int:
+    """How many trials run at a time: what was asked for, else what the cluster holds now.
+
+    Raises:
+        SearchFailedError: the cluster has no room for one trial, or a machine does not see the
+            storage.
+    """
+    resources, asked = experiment.resources, experiment.search.concurrent_trials
+    places = trial_places(resources)
+    if places == 0 and asked is None:
+        raise SearchFailedError(
+            f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs on one machine, "
+            f"but there is {what_there_is()}; change resources, or name "
+            f"search.concurrent_trials where the cluster will grow"
+        )
+    if len(machines()) > 1 and (found := strangers(storage)):
+        raise SearchFailedError(
+            f"{storage.uri} is not shared by all machines ({'; '.join(found)}); give --storage a "
+            f"folder that all of them mount, or a bucket like s3://bucket/folder"
+        )
+    return asked or places
+
+
+def check_cluster(experiment: Experiment, storage: Storage, address: str) -> None:
+    """Refuses what a search would refuse of a cluster.
+
+    Raises:
+        SearchFailedError: there is no cluster, it has no room for a trial, or a machine does not
+            see the storage.
+    """
+    log = local_home(storage) / "logs" / "check.log"
+    with output_to(log):
+        _connect(address, log)
+        try:
+            _places_for_trials(experiment, storage)
+        finally:
+            ray.shutdown()
+
+
 class _Search:
     """One search on a connected Ray."""
 
@@ -293,6 +334,7 @@ class _Search:
         progress: Progress,
         log: Path,
     ) -> None:
+        self._parallel = _places_for_trials(prepared.experiment, storage)
         self._plan, self._storage, self._progress, self._log = prepared, storage, progress, log
         self._trainable: Callable[..., None] = run_trial
         # A warm process saves its start and the import of torch; run_trial gives its GPU memory
@@ -387,8 +429,7 @@ class _Search:
     def _run_teacher_task(self) -> list[EpochReport]:
         """Trains the teacher where the cluster has room, with all cores of a machine."""
         experiment = self._plan.experiment
-        nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
-        there = (int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])
+        there = (int(machine["Resources"].get("CPU", 0)) for machine in machines())
         # A cluster that grows may have no machine for trials yet.
         cores = max(experiment.resources.cpus, *there)
         task = ray.remote(train_teacher).options(
@@ -424,7 +465,6 @@ class _Search:
     def _run_trials(self) -> None:
         experiment = self._plan.experiment
         resources, search = experiment.resources, experiment.search
-        parallel = self._parallel()
         epochs = experiment.training.epochs
         self._record = write_record(self._storage, self._record)
         recorded = self._record.trials
@@ -441,7 +481,7 @@ class _Search:
         searcher = TrueStateOptunaSearch(
             self._plan.space,
             trials=search.trials,
-            parallel=parallel,
+            parallel=self._parallel,
             epochs=epochs,
             seed=search.seed,
             recorded=recorded,
@@ -464,7 +504,7 @@ class _Search:
                 search_alg=searcher,
                 scheduler=scheduler,
                 # Without it Tune keeps one trial pending, and a cluster grows one node at a time.
-                max_concurrent_trials=parallel,
+                max_concurrent_trials=self._parallel,
                 trial_dirname_creator=_folder_of,
                 reuse_actors=self._reuse_actors,
             ),
@@ -506,26 +546,6 @@ class _Search:
                 continue
             trials += earlier.trials
         return trials
-
-    def _parallel(self) -> int:
-        """How many trials run at a time: what was asked for, else what the cluster holds now.
-
-        Raises:
-            SearchFailedError: the cluster has no room for one trial.
-        """
-        experiment = self._plan.experiment
-        resources = experiment.resources
-        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        slots = int(total.get("CPU", 0) // resources.cpus)
-        if resources.gpus:
-            slots = min(slots, int(total.get("GPU", 0) / resources.gpus))
-        if slots == 0 and experiment.search.concurrent_trials is None:
-            raise SearchFailedError(
-                f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs, but the cluster "
-                f"has {total.get('CPU', 0):g} and {total.get('GPU', 0):g}; change resources, or "
-                f"name search.concurrent_trials where the cluster will grow"
-            )
-        return experiment.search.concurrent_trials or slots
 
 
 def _reason(trial: Any) -> str:

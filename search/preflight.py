@@ -2,16 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import torch
 
 from kdcore.classifier import build_classifier
 from kdcore.data import ImageData, open_data
 from kdcore.distillation import setting_of
+from kdcore.measure import measure_training
 from kdcore.rehearsal import Rehearsal
 from kdcore.taps import Setting
 from kdcore.teacher import is_ready, teacher_folder
+from kdcore.training import default_device
 from search.experiment import Experiment, ExperimentError, Problem
+from search.progress import duration
 from search.record import read_record
 from search.space import Space, derive_space, trial_config
 from search.storage import Storage, workspace_of
@@ -149,6 +154,47 @@ def cautions(experiment: Experiment) -> list[str]:
         f"training.schedule: constant for the search, more grace_epochs, or asha: null; kdsearch "
         f"replay shows what other settings would have cost"
     ]
+
+
+def tracking_caution(uri: str | None) -> list[str]:
+    """What to expect of a tracking server that does not answer."""
+    if uri is None or not uri.startswith("http"):
+        return []
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            return []
+    except HTTPError as error:
+        if error.code in (401, 403):  # it is there; the clients have its password
+            return []
+        reason = str(error)
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    return [
+        f"MLflow at {uri} does not answer ({reason}): the search would run, and its entries would "
+        f"wait on disk"
+    ]
+
+
+def costs(prepared: Plan) -> list[str]:
+    """By student, about what a trial would take on this machine, in words."""
+    torch.set_num_threads(prepared.experiment.resources.cpus)
+    recipe, data, device = prepared.experiment.training, prepared.data, default_device()
+    steps = len(data.train) // recipe.batch_size
+    lines = []
+    for student in prepared.experiment.students:
+        cost = measure_training(
+            build_classifier(student, data, seed=0).backbone,
+            data.image_size,
+            recipe.batch_size,
+            device,
+        )
+        seconds = cost.seconds * steps * recipe.epochs
+        lines.append(
+            f"cost     {student}: about {duration(seconds)} a trial that is not stopped, and "
+            f"{cost.memory_bytes / 2**30:.2g} GiB, beside its teacher and images, on this machine "
+            f"({device.type})"
+        )
+    return lines
 
 
 def _storage_problems(storage: Storage) -> list[Problem]:

@@ -136,7 +136,7 @@ class _TimedSearch(launch._Search):
         self.slots = 0
 
     def _run_trials(self) -> None:
-        self.slots = self._parallel()
+        self.slots = self._parallel
         started = time.perf_counter()
         super()._run_trials()
         self.trials_seconds = time.perf_counter() - started

@@ -56,9 +56,15 @@ class RayCluster:
             *(f"--temp-dir={self._ray_folder}", f"--num-cpus={head_cpus}"),
         )
 
-    def add_machine(self, cpus: int = 1) -> "subprocess.Popen[bytes]":
-        """Joins a machine, and returns when it is there."""
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+    def add_machine(self, cpus: int = 1, without: Path | None = None) -> "subprocess.Popen[bytes]":
+        """Joins a machine, and returns when it is there.
+
+        Args:
+            cpus: that it has for trials.
+            without: a folder that it does not share, but has an empty one instead; only root can.
+        """
+        options = f"--address={self.address}", f"--num-cpus={cpus}"
+        return self._start(*options, without=without)
 
     def lose(self, machine: "subprocess.Popen[bytes]") -> None:
         """Kills all that runs on a machine at once, as if its plug were pulled."""
@@ -93,11 +99,14 @@ class RayCluster:
             text=True,
         )
 
-    def _start(self, *options: str) -> "subprocess.Popen[bytes]":
+    def _start(self, *options: str, without: Path | None = None) -> "subprocess.Popen[bytes]":
         log = self.folder / f"machine-{len(list(self.folder.glob('machine-*')))}.log"
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
         command += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]
         command += ["--object-store-memory=80000000"]
+        if without is not None:
+            covered = f"mount -t tmpfs none '{without}' && exec \"$@\""
+            command = ["unshare", "--mount", "sh", "-c", covered, "sh", *command]
         with log.open("wb") as output:
             machine = subprocess.Popen(
                 command,

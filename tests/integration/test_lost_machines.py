@@ -1,5 +1,6 @@
 """Machines of a cluster come and go during a search, and nothing is lost."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,24 @@ def launch(cluster: RayCluster, storage: Storage, name: str) -> list[str]:
     """The command of a search on the cluster."""
     command = ["launch", "task.yaml", "--name", name]
     return [*command, "--address", cluster.address, "--storage", storage.uri]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can hide a folder")
+def test_a_machine_that_does_not_see_the_storage_is_found_before_anything_is_trained(
+    cluster: RayCluster, storage: Storage
+) -> None:
+    Path(storage.uri).mkdir(exist_ok=True)
+    stranger = cluster.add_machine(without=Path(storage.uri))
+    refused = cluster.kdsearch(*launch(cluster, storage, "refused"))
+    checked = cluster.kdsearch(
+        "check", "task.yaml", "--address", cluster.address, "--storage", storage.uri
+    )
+    cluster.lose(stranger)
+    for done in (refused, checked):
+        assert done.returncode != 0
+        assert f"{storage.uri} is not shared by all machines" in done.stdout + done.stderr
+    assert not (Path(storage.uri) / "searches/refused").exists()
+    assert not (Path(storage.uri) / "teachers").exists()
 
 
 @pytest.fixture(scope="module")

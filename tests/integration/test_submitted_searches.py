@@ -15,6 +15,8 @@ from tests.integration.test_search import EXPERIMENT
 
 pytestmark = [pytest.mark.integration, pytest.mark.endurance]
 
+# Long enough that a search is still far from its end when it is stopped.
+EPOCHS = 300
 TASK: dict[str, Any] = EXPERIMENT | {"narrow": {}, "search": {"trials": 2, "asha": None}}
 
 
@@ -38,18 +40,21 @@ def stopped(cluster: RayCluster, storage: Storage) -> str:
     """The name of a search that was submitted, and stopped in its first trials."""
     submitted = cluster.kdsearch(
         *("submit", "task.yaml", "--storage", storage.uri, "--name", "cut"),
-        *("--set", "training.epochs=60"),
+        *("--set", f"training.epochs={EPOCHS}"),
     )
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "kdsearch stop cut" in submitted.stdout
     wait_until(lambda: trains(storage, "cut"), 120)
-    again = cluster.kdsearch("submit", "task.yaml", "--storage", storage.uri, "--name", "cut")
-    assert again.returncode == 2
-    assert again.stderr == "--name: 'cut' is taken; choose another, or leave --name out\n"
     done = cluster.kdsearch("stop", "cut")
     assert done.returncode == 0, done.stderr
     assert "search cut is stopped" in done.stdout
     return "cut"
+
+
+def test_a_name_is_given_once(cluster: RayCluster, storage: Storage, stopped: str) -> None:
+    again = cluster.kdsearch("submit", "task.yaml", "--storage", storage.uri, "--name", stopped)
+    assert again.returncode == 2
+    assert again.stderr == "--name: 'cut' is taken; choose another, or leave --name out\n"
 
 
 def trains(storage: Storage, name: str) -> bool:
@@ -82,7 +87,11 @@ def test_a_stopped_search_goes_on_to_its_end(
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     followed = cluster.kdsearch("logs", stopped, "--follow")
     assert followed.returncode == 0, followed.stdout + followed.stderr
-    for words in ("trial 0 finished after 60 of 60 epochs", "cut (finished)", "none (control)"):
+    for words in (
+        f"trial 0 finished after {EPOCHS} of {EPOCHS} epochs",
+        "cut (finished)",
+        "none (control)",
+    ):
         assert words in followed.stdout
     status = cluster.kdsearch("status", stopped).stdout
     assert "cut: succeeded" in status

@@ -11,6 +11,7 @@ from kdcore.measure import (
     count_multiply_adds,
     measure_latency,
     measure_network,
+    measure_training,
 )
 
 CPU = torch.device("cpu")
@@ -72,3 +73,18 @@ def test_a_networks_cost_is_whole() -> None:
     assert 0 < cost.latency_ms < cost.batch_latency_ms < BATCH * cost.latency_ms * 2
     assert cost.threads == torch.get_num_threads()
     assert cost.device
+
+
+def test_the_memory_of_a_step_follows_its_batch_and_its_network() -> None:
+    network = build_backbone("resnet8", num_classes=10, in_channels=3, seed=0)
+    weights = 4 * sum(parameter.nbytes for parameter in network.parameters())
+    costs = [
+        measure_training(network, (32, 32), batch, torch.device("cpu")).memory_bytes - weights
+        for batch in (8, 16, 64)
+    ]
+    # Batch norm keeps means and deviations of the few images that were measured.
+    assert costs[1] == pytest.approx(2 * costs[0], rel=0.01)
+    assert costs[2] == pytest.approx(8 * costs[0], rel=0.01)
+    # Each block's two convolutions, norms and activations keep at least four maps of its stage.
+    maps = 64 * 4 * (16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8) * 4
+    assert maps < costs[2] < 3 * maps
