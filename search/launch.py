@@ -1,6 +1,7 @@
 """Running a search: Ray, the teacher, the tuner, and the record of what happens."""
 
 import fcntl
+import io
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -61,7 +62,7 @@ from search.record import (
 from search.rungs import Rungs
 from search.searcher import TrueStateOptunaSearch
 from search.space import NUMBER, trial_config
-from search.storage import Storage
+from search.storage import Storage, patiently
 from search.tracking import Tracker
 from search.trial import measure_students, run_trial, train_teacher
 
@@ -93,6 +94,18 @@ def free_name(storage: Storage, task: str) -> str:
     return f"{task}-{number}"
 
 
+class _Log(io.TextIOBase):
+    """What replaces the standard output: nobody who prints fails because the disk is full."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            os.write(1, text.encode(errors="replace"))
+        return len(text)
+
+    def fileno(self) -> int:
+        return 1
+
+
 @contextmanager
 def output_to(log: Path) -> Iterator[Console]:
     """Sends whatever this process and its children print to a file; yields the console that stays.
@@ -108,10 +121,9 @@ def output_to(log: Path) -> Iterator[Console]:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            yield Console(file=screen)
+            with redirect_stdout(_Log()), redirect_stderr(_Log()):
+                yield Console(file=screen)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
             for target, source in enumerate(kept, start=1):
                 os.dup2(source, target)
                 os.close(source)
@@ -377,9 +389,8 @@ class _Search:
                     self._tracker.end_trial(trial)
             self._tracker.end_search(self._record)
             lost = self._tracker.close()
-            self._record = write_record(
-                self._storage, self._record.model_copy(update=self._tracker.ids)
-            )
+            self._record = self._record.model_copy(update=self._tracker.ids)
+            self._record = patiently(lambda: write_record(self._storage, self._record))
             if lost:
                 self._progress.say(
                     f"MLflow missed {lost} of this search's entries; the leaderboard has them all. "
@@ -466,7 +477,7 @@ class _Search:
         experiment = self._plan.experiment
         resources, search = experiment.resources, experiment.search
         epochs = experiment.training.epochs
-        self._record = write_record(self._storage, self._record)
+        self._record = patiently(lambda: write_record(self._storage, self._record))
         recorded = self._record.trials
         remaining = search.trials - sum(not trial.unfinished for trial in recorded)
         if remaining <= 0:

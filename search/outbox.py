@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ class Outbox:
         with self._changed:
             waiting = len(self._waiting)
             self._waiting.clear()  # a delivery that hangs is the last one
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
         return waiting
 
     def _work(self) -> None:
@@ -106,7 +108,8 @@ class Outbox:
             with self._changed:
                 if self._waiting and self._waiting[0] is entry:
                     self._waiting.popleft()
-                    os.pwrite(self._done, b"%-31d\n" % entry["entry"], 0)
+                    with suppress(OSError):  # then it is delivered twice, which does no harm
+                        os.pwrite(self._done, b"%-31d\n" % entry["entry"], 0)
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

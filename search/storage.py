@@ -3,14 +3,38 @@
 import io
 import os
 import shutil
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from pyarrow import fs
 
 # Large enough for an object store, small beside a checkpoint of hundreds of megabytes.
 _PIECE = 8 * 2**20
+
+
+# How long, and how often, something is tried again while a storage is away or a disk is full.
+PATIENCE_SECONDS, RETRY_SECONDS = 180.0, 2.0
+
+T = TypeVar("T")
+
+
+def patiently(act: Callable[[], T]) -> T:
+    """Tries again while a storage is away or a disk is full, for some minutes.
+
+    Raises:
+        OSError: it lasted longer.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return act()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
 
 
 class Storage:

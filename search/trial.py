@@ -6,10 +6,9 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from ray import tune
@@ -25,18 +24,14 @@ from search.checkpoints import Checkpoints, trial_folder
 from search.experiment import Experiment
 from search.record import METRIC, REASON, SAVED, TIME
 from search.space import NUMBER, Point, trial_config
-from search.storage import Storage, workspace_of
+from search.storage import PATIENCE_SECONDS, RETRY_SECONDS, Storage, patiently, workspace_of
 
 # Less work than this is done again faster than it is copied to the storage and listed by Tune; and
 # copies take no more than this share of a trial's time, however slow the storage is.
 _CHECKPOINT_SECONDS = 5.0
 _CHECKPOINT_SHARE = 0.05
 
-_PATIENCE_SECONDS = 180.0
-_RETRY_SECONDS = 2.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-T = TypeVar("T")
 
 
 def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: str) -> None:
@@ -60,7 +55,7 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: s
         _fetch_teacher(experiment, storage, workspace)
     checkpoints = Checkpoints(storage, trial_folder(search, point[NUMBER]))
     with tempfile.TemporaryDirectory() as folder:
-        reports = _patiently(lambda: checkpoints.restore(Path(folder)))
+        reports = patiently(lambda: checkpoints.restore(Path(folder)))
         saved, due = len(reports), time.monotonic() + _CHECKPOINT_SECONDS
         for report in reports:
             tune.report(report | {SAVED: saved})
@@ -69,7 +64,7 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: s
             for epoch in _epochs(config, workspace, folder, parts):
                 reports.append(asdict(epoch))
                 if epoch.epoch == epoch.epochs:
-                    _patiently(lambda: checkpoints.save(Path(folder), reports))
+                    patiently(lambda: checkpoints.save(Path(folder), reports))
                     saved = epoch.epoch
                 elif (started := time.monotonic()) > due:
                     try:
@@ -104,24 +99,12 @@ def _epochs(config: TrialConfig, workspace: Path, folder: str, parts: int) -> It
             parts = 2
             print(f"each batch in two parts from here on: {error}", file=sys.stderr)
         except OSError as error:
-            deadline = min(deadline, time.monotonic() + _PATIENCE_SECONDS)
+            deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
             if error.errno not in _FULL or time.monotonic() > deadline:
                 raise
             print(f"waiting for space: {error}", file=sys.stderr)
-            time.sleep(_RETRY_SECONDS)
+            time.sleep(RETRY_SECONDS)
         _release_gpu_memory()
-
-
-def _patiently(act: Callable[[], T]) -> T:
-    """Tries again while a storage is away or a disk is full, for some minutes."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return act()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_RETRY_SECONDS)
 
 
 def _release_gpu_memory() -> None:

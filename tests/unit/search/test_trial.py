@@ -44,7 +44,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What trials tell Tune."""
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(tune, "report", told.append)
-    monkeypatch.setattr(search.trial, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(search.trial, "RETRY_SECONDS", 0.0)
     return told
 
 
