@@ -127,7 +127,8 @@ class Asha(_Closed):
 
     Args:
         grace_epochs: no trial is stopped before this epoch.
-        reduction: at every rung the best 1/reduction go on; rungs are that factor apart.
+        reduction: at every rung the best 1/reduction go on, two at least; rungs are that factor
+            apart.
     """
 
     grace_epochs: int = Field(1, ge=1)

@@ -1,42 +1,58 @@
-"""Four ways to stop trials early, on the same recorded learning curves.
+"""Three ways to stop trials early, on the same recorded learning curves.
 
-    python -m tests.benchmarks.replay
+    python -m tests.benchmarks.replay [--orders N] [--trials N]
 
-The curves are of two searches on the digits, `experiments/results/learning_curves.json`: whole
-trials with a cosine schedule, and with a constant learning rate. Each way runs them in many
-orders, on one, two and eight places. `arrival` is what schedulers ship: a trial is judged once,
-when it comes to a rung, among those before it. `again` is kdsearch's: judged also at each epoch
-after, more leniently. `strictly again` holds it to the same share as on arrival. `promote` is the
-paper's: trials pause at a rung, and go on when they are among the best of it. A table is printed:
-epochs trained, how often the best trial of all came to its end, and what was lost on average. The
-exit status is 1 if `again` trains more than `arrival` over all rows, or loses more by an image of
-the held-out ones.
+The curves are of four searches on the digits, `experiments/results/learning_curves.json`: whole
+trials with a cosine schedule and with a constant learning rate, on 256 images, where the numbers
+in `search/rungs.py` were chosen, and on 512, which did not choose them. Each way runs them in many
+random orders, under several reductions, on one to sixteen places; an epoch of one trial lasts up
+to twice as long as that of another. `arrival` is what schedulers ship: a trial is judged once, when
+it comes to a rung, among those before it. `again` is kdsearch's: judged also at each epoch after.
+`promote` is the paper's: trials pause at a rung, and go on when they are among the best of it.
+
+Tables are printed, and `runs/bench/replay.json` written: epochs trained, how often the best trial
+of all came to its end, how many points were lost on average, and each way's difference from
+`arrival` in the same order, with its standard error. Where no trial came to its end, the best
+accuracy of the epochs that were trained counts. The exit status is 1 if, on either half of the
+curves, `again` trains more, finds the best trial less often, or loses more, by over two standard
+errors.
 """
 
 import argparse
+import heapq
 import json
 import math
 import random
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, product
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from search.experiment import Asha
-from search.replay import simulate
+from search.replay import Curves, simulate
 from search.rungs import Rungs
+from tests.benchmarks import report
 
 CURVES = Path(__file__).parents[2] / "experiments" / "results" / "learning_curves.json"
 
-SETTINGS = [(1, 3.0), (2, 3.0), (3, 2.0)]
-SLOTS = (1, 2, 8)
+# By the key of its curves, what a half has to do with the numbers of the rule.
+HALVES = {"256 images": "the rule was chosen here", "512 images": "the rule was not chosen here"}
 
-# The accuracies of the curves are shares of so many held-out images.
-IMAGES = 864
+GRACE_EPOCHS = (1, 3)
+REDUCTIONS = (2.0, 3.0, 4.0)
+PLACES = (1, 2, 4, 16)
+
+FIGURES = ("epochs", "same winner", "points lost")
+"""Of one order: epochs trained, 100 if the best trial of all ended, percentage points lost."""
+
+Figures = NDArray[np.float64]
+"""[orders, 3]."""
 
 
 class Arrival(Rungs):
@@ -44,25 +60,23 @@ class Arrival(Rungs):
 
     def __init__(self, asha: Asha, *, epochs: int) -> None:
         super().__init__(asha, epochs=epochs)
-        self._share = 100 * (1 - 1 / asha.reduction)
+        self._share = 1 - 1 / asha.reduction
 
     def keeps(self, trial: int, epoch: int) -> bool:
         results = dict(self.results.get(epoch, {}))
         accuracy = results.pop(trial, None)
         if accuracy is None or not results:
             return True
-        return bool(accuracy >= np.percentile(list(results.values()), self._share))
+        # As numpy.percentile, which takes most of the time on lists so short.
+        ordered = sorted(results.values())
+        position = self._share * (len(ordered) - 1)
+        below, above = ordered[math.floor(position)], ordered[math.ceil(position)]
+        return accuracy >= below + (position - math.floor(position)) * (above - below)
 
 
-class StrictlyAgain(Rungs):
-    """Judges a trial at each epoch as on its arrival at the last rung."""
-
-    def keeps(self, trial: int, epoch: int) -> bool:
-        passed = [rung for rung in self.results if rung <= epoch]
-        return super().keeps(trial, max(passed)) if passed else True
-
-
-def promote(curves: Mapping[int, Sequence[float]], asha: Asha, slots: int) -> dict[int, int]:
+def promote(
+    curves: Curves, asha: Asha, *, slots: int, epoch_seconds: Mapping[int, float]
+) -> dict[int, int]:
     """The paper's rule: whenever a place is free, the best trial that waits at the highest rung and
     is among its best 1/reduction goes on; where there is none, a new trial begins."""
     epochs = len(next(iter(curves.values())))
@@ -72,105 +86,145 @@ def promote(curves: Mapping[int, Sequence[float]], asha: Asha, slots: int) -> di
     new = iter(curves)
     ran = dict.fromkeys(curves, 0)
     promoted: dict[int, set[int]] = {rung: set() for rung in rungs.results}
-    running: list[tuple[int, int]] = []  # when it comes to its next rung, and which trial
+    running: list[tuple[float, int]] = []  # when it comes to its next rung, and which trial
+
+    def end_of(trial: int) -> int:
+        return next(rung for rung in ends if rung > ran[trial])
 
     def next_job() -> int | None:
         for rung in reversed(rungs.results):
             results = rungs.results[rung]
-            order = sorted(results, key=lambda trial: -results[trial])
-            for trial in order[: math.floor(len(results) / asha.reduction)]:
+            places = math.floor(len(results) / asha.reduction)
+            for trial in heapq.nlargest(places, results, key=results.__getitem__):
                 if trial not in promoted[rung]:
                     promoted[rung].add(trial)
                     return trial
         return next(new, None)
 
-    now = 0
+    now = 0.0
     while True:
         while len(running) < slots and (trial := next_job()) is not None:
-            end = next(rung for rung in ends if rung > ran[trial])
-            running.append((now + end - ran[trial], trial))
+            lasts = (end_of(trial) - ran[trial]) * epoch_seconds[trial]
+            heapq.heappush(running, (now + lasts, trial))
         if not running:
-            return {trial: ran[trial] for trial in curves}
-        running.sort()
-        now, trial = running.pop(0)
-        ran[trial] = next(rung for rung in ends if rung > ran[trial])
+            return ran
+        now, trial = heapq.heappop(running)
+        ran[trial] = end_of(trial)
         rungs.add(trial, ran[trial], best[trial][ran[trial] - 1])
 
 
-def compare(curves: Sequence[Sequence[float]], orders: int) -> list[dict[str, float | str]]:
-    """A row for each setting, number of places and way; means over the orders."""
+def compare(
+    curves: Sequence[Sequence[float]], asha: Asha, places: int, trials: int, seeds: Iterable[str]
+) -> dict[str, Figures]:
+    """By way, the figures of one order for each seed, which also draws so many of the trials."""
     epochs = len(curves[0])
-    finals = {trial: max(curve) for trial, curve in enumerate(curves)}
-    winner = max(finals.values())
-    rows: list[dict[str, float | str]] = []
-    for grace, reduction in SETTINGS:
+    figures: dict[str, list[tuple[float, ...]]] = {"arrival": [], "again": [], "promote": []}
+    for seed in seeds:
+        generator = random.Random(seed)
+        order = generator.sample(range(len(curves)), min(trials, len(curves)))
+        shuffled = {trial: curves[trial] for trial in order}
+        seconds = {trial: generator.uniform(1, 2) for trial in order}
+        winner = max(map(max, shuffled.values()))
+        for way, runs in figures.items():
+            if way == "promote":
+                ran = promote(shuffled, asha, slots=places, epoch_seconds=seconds)
+            else:
+                rule = (Arrival if way == "arrival" else Rungs)(asha, epochs=epochs)
+                ran = simulate(shuffled, rule, slots=places, epoch_seconds=seconds)
+            whole = [trial for trial in order if ran[trial] == epochs]
+            trained = whole or [trial for trial in order if ran[trial]]
+            lost = winner - max(max(curves[trial][: ran[trial]]) for trial in trained)
+            same = any(max(curves[trial]) == winner for trial in whole)
+            runs.append((sum(ran.values()), 100.0 * same, 100 * lost))
+    return {way: np.array(runs) for way, runs in figures.items()}
+
+
+def collect(
+    half: str, searches: Mapping[str, Sequence[Sequence[float]]], orders: int, trials: int
+) -> dict[tuple[str, str], dict[str, Figures]]:
+    """By a setting and its value, and for all together, what `compare` gave."""
+    collected: dict[tuple[str, str], dict[str, list[Figures]]] = {}
+    for grace, reduction, places, (schedule, curves) in product(
+        GRACE_EPOCHS, REDUCTIONS, PLACES, searches.items()
+    ):
         asha = Asha(grace_epochs=grace, reduction=reduction)
-        for slots in SLOTS:
-            figures: dict[str, list[tuple[int, float]]] = {}
-            for seed in range(orders):
-                order = list(range(len(curves)))
-                random.Random(seed).shuffle(order)
-                shuffled = {trial: curves[trial] for trial in order}
-                ways = {
-                    name: simulate(shuffled, rule(asha, epochs=epochs), slots=slots)
-                    for name, rule in (
-                        ("arrival", Arrival),
-                        ("again", Rungs),
-                        ("strictly again", StrictlyAgain),
-                    )
-                }
-                ways["promote"] = promote(shuffled, asha, slots)
-                for name, ran in ways.items():
-                    whole = [finals[trial] for trial in order if ran[trial] == epochs]
-                    lost = winner - max(whole, default=0.0)
-                    figures.setdefault(name, []).append((sum(ran.values()), lost))
-            for name, pairs in figures.items():
-                trained, losses = zip(*pairs, strict=True)
-                rows.append(
-                    {
-                        "setting": f"grace {grace}, reduction {reduction:g}",
-                        "places": slots,
-                        "way": name,
-                        "epochs": float(np.mean(trained)),
-                        "kept": float(np.mean([loss == 0 for loss in losses])),
-                        "lost": float(np.mean(losses)),
-                    }
-                )
-    return rows
+        # Other orders for each setting, so that what one order happens to do counts once.
+        of = f"{half}, {schedule}, {asha}, {places}"
+        ways = compare(curves, asha, places, trials, (f"{of}, {n}" for n in range(orders)))
+        for part in (
+            ("places", str(places)),
+            ("reduction", f"{reduction:g}"),
+            ("schedule", schedule),
+            ("all", ""),
+        ):
+            for way, figures in ways.items():
+                collected.setdefault(part, {}).setdefault(way, []).append(figures)
+    kinds = ("places", "reduction", "schedule", "all")
+    return {
+        part: {way: np.concatenate(figures) for way, figures in collected[part].items()}
+        for part in sorted(collected, key=lambda part: kinds.index(part[0]))
+    }
+
+
+def summary(figures: Figures, arrival: Figures) -> dict[str, dict[str, float]]:
+    """By figure, the mean, the mean difference from `arrival` and its standard error."""
+    differences = figures - arrival
+    errors = differences.std(0, ddof=1) / math.sqrt(len(differences))
+    return {
+        name: {"mean": mean, "difference": difference, "error": error}
+        for name, mean, difference, error in zip(
+            FIGURES,
+            figures.mean(0).tolist(),
+            differences.mean(0).tolist(),
+            errors.tolist(),
+            strict=True,
+        )
+    }
+
+
+def cells(figures: Mapping[str, Mapping[str, float]], *, compared: bool) -> list[str]:
+    """The figures for a terminal, with differences where a way is compared."""
+    written = []
+    for figure, digits in zip(figures.values(), (1, 1, 3), strict=True):
+        mean, difference, error = (
+            f"{value:{sign}.{digits}f}"
+            for value, sign in zip(figure.values(), ("", "+", ""), strict=True)
+        )
+        written.append(f"{mean} {difference} ± {error}" if compared else mean)
+    return written
+
+
+def worse(figures: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether a way is worse than `arrival` in any figure, by over two standard errors."""
+    signs = {"epochs": 1, "same winner": -1, "points lost": 1}
+    return any(signs[name] * f["difference"] > 2 * f["error"] for name, f in figures.items())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--orders", type=int, default=200, help="of the trials; default 200")
+    parser.add_argument("--orders", type=int, default=100, help="under each setting; default 100")
+    parser.add_argument("--trials", type=int, default=40, help="of each order; default 40, or all")
     options = parser.parse_args()
-    totals: dict[str, list[float]] = {}
-    rows = 0
-    for schedule, curves in json.loads(CURVES.read_text()).items():
-        whole = sum(map(len, curves))
-        table = Table(title=f"{schedule}: {len(curves)} trials, {whole} epochs")
-        for column in ("setting", "places", "way", "epochs", "winner kept", "points lost"):
+    machine = report.machine(torch.device("cpu"), threads=1)
+    rows = []
+    failed = False
+    for half, searches in json.loads(CURVES.read_text()).items():
+        sizes = " and ".join(str(min(options.trials, len(curves))) for curves in searches.values())
+        table = Table(title=f"{half}, {sizes} trials: {HALVES[half]}", title_justify="left")
+        for column in ("of", "", "way", *FIGURES):
             table.add_column(column, justify="right")
-        for row in compare(curves, options.orders):
-            epochs, kept, lost = float(row["epochs"]), float(row["kept"]), float(row["lost"])
-            table.add_row(
-                str(row["setting"]),
-                str(row["places"]),
-                str(row["way"]),
-                f"{epochs:.0f}",
-                f"{100 * kept:.0f} %",
-                f"{100 * lost:.2f}",
-            )
-            sums = totals.setdefault(str(row["way"]), [0.0, 0.0])
-            sums[0] += epochs
-            sums[1] += lost
-            rows += row["way"] == "again"
+        for (kind, value), ways in collect(half, searches, options.orders, options.trials).items():
+            for way, runs in ways.items():
+                figures = summary(runs, ways["arrival"])
+                rows.append({"curves": half, "of": kind, "value": value, "way": way, **figures})
+                written = cells(figures, compared=way != "arrival")
+                table.add_row(kind, value, way, *written, end_section=way == "promote")
+                failed |= kind == "all" and way == "again" and worse(figures)
         Console(width=100).print(table)
-    for way, (epochs, lost) in totals.items():
-        print(f"{way}: {epochs / rows:.1f} epochs, {100 * lost / rows:.2f} points lost")
-    again, arrival = totals["again"], totals["arrival"]
-    sys.exit(again[0] > arrival[0] or again[1] > arrival[1] + rows / IMAGES)
+    report.publish("replay", machine, rows, orders=options.orders, trials=options.trials)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

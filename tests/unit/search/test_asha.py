@@ -38,7 +38,7 @@ def test_a_trial_below_the_rung_is_stopped_and_one_above_goes_on() -> None:
 def test_the_first_to_come_goes_on_only_until_better_ones_have_come() -> None:
     asha = scheduler()
     assert decide(asha, 0, 0.1, 1) == TrialScheduler.CONTINUE
-    for number in range(1, 4):
+    for number in range(1, 5):
         decide(asha, number, 0.9, 1)
     assert decide(asha, 0, 0.1, 2) == TrialScheduler.STOP
 

@@ -25,10 +25,10 @@ def test_without_rungs_every_trial_runs_to_its_end() -> None:
 
 def test_a_poor_trial_that_came_first_does_not_run_to_its_end() -> None:
     curves = {0: [0.1] * EPOCHS, **{trial: [0.5] * EPOCHS for trial in range(1, 6)}}
-    ran = simulate(curves, rungs(), slots=2)
+    ran = simulate(curves, rungs(), slots=5)
     assert ran[0] == 2
     assert all(ran[trial] == EPOCHS for trial in range(1, 6))
-    assert simulate(curves, rungs(), slots=2, spared={0})[0] == EPOCHS
+    assert simulate(curves, rungs(), slots=5, spared={0})[0] == EPOCHS
 
 
 def test_a_trial_with_slow_epochs_is_judged_by_epochs_not_by_time() -> None:
