@@ -1,6 +1,7 @@
 """What a connected Ray cluster has, and whether its machines see the storage."""
 
 import secrets
+import time
 from typing import Any
 
 import ray
@@ -54,6 +55,7 @@ def strangers(storage: Storage) -> list[str]:
     ours = f"{_FOLDER}/{token}"
     storage.write(ours, token.encode())
     answers: dict[Any, tuple[str, str]] = {}
+    alive: set[str] = set()
     for machine in machines():
         if machine["Resources"].get("CPU", 0):
             identity, address = machine["NodeID"], machine["NodeManagerAddress"]
@@ -63,9 +65,16 @@ def strangers(storage: Storage) -> list[str]:
                 scheduling_strategy=NodeAffinitySchedulingStrategy(identity, soft=False),
             )
             answers[there.remote(storage.uri, ours, f"{ours}-{identity}")] = identity, address
-    ray.wait(list(answers), num_returns=len(answers), timeout=_ANSWER_SECONDS)
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    silent = list(answers)
+    while silent and time.monotonic() < deadline:
+        silent = ray.wait(silent, num_returns=len(silent), timeout=1.0)[1]
+        alive = {machine["NodeID"] for machine in machines()}
+        silent = [answer for answer in silent if answers[answer][0] in alive]
     found = []
     for answer, (identity, address) in answers.items():
+        if identity not in alive:  # it was lost just now
+            continue
         reason = "it did not answer"
         if ray.wait([answer], timeout=0)[0]:
             try:

@@ -71,7 +71,7 @@ def disturbed(cluster: RayCluster, storage: Storage) -> SearchRecord:
     """A search that waited for its machines, lost one while all were busy, and got another."""
     process = cluster.start(*launch(cluster, storage, "disturbed"))
     record = Path(storage.uri) / "searches/disturbed/search.json"
-    wait_until(record.exists, 60)
+    wait_until(record.exists, 180)
     for _ in range(3):
         cluster.add_machine()
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from pyarrow import fs
 
 import kdcore
 from kdcore.data import ImageData, open_data
+from search.record import read_record
+from search.storage import Storage
+from tests.integration.ray_cluster import wait_until
 from tests.integration.test_search import EXPERIMENT
 from tests.unit.kdcore.photographs import rows_of, write_folders, write_parquet
 
@@ -22,18 +26,23 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URI of an empty bucket, as pyarrow writes it."""
+def server() -> Iterator[ThreadedMotoServer]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty bucket, as pyarrow writes it."""
     host, port = server.get_host_and_port()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
     client.create_bucket(Bucket="kdsearch")
-    yield f"s3://kdsearch/team?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
+    return f"s3://kdsearch/team?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
 
 
 def test_a_search_keeps_everything_in_its_bucket(bucket: str, tmp_path: Path) -> None:
@@ -62,6 +71,44 @@ def test_a_search_keeps_everything_in_its_bucket(bucket: str, tmp_path: Path) ->
     assert "search task-2" in second
     assert "teacher: epoch" not in second
     assert "none (control)" in kdsearch("leaderboard", "task-1")
+
+
+def test_a_search_outlasts_a_bucket_that_is_away(
+    server: ThreadedMotoServer, bucket: str, tmp_path: Path
+) -> None:
+    experiment = EXPERIMENT | {"narrow": {}, "search": {"trials": 2, "asha": None}}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(experiment))
+    search = subprocess.Popen(
+        [sys.executable, "-m", "search", "launch", "task.yaml", "--storage", bucket]
+        + "--set training.epochs=60 --set cache=null".split(),
+        cwd=tmp_path,
+        env=os.environ | {"HOME": str(tmp_path / "home")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    storage = Storage(bucket)
+
+    def trains() -> bool:
+        assert search.poll() is None, search.communicate()
+        if not storage.exists("searches/task-1/search.json"):
+            return False
+        return bool(read_record(storage, "task-1").trials)
+
+    wait_until(trains, 180)
+    host, port = server.get_host_and_port()
+    server.stop()
+    time.sleep(20)
+    again = ThreadedMotoServer(ip_address=host, port=port, verbose=False)  # with all it had
+    again.start()
+    try:
+        output, _ = search.communicate(timeout=300)
+        assert search.returncode == 0, output
+        record = read_record(storage, "task-1")
+    finally:
+        again.stop()
+    assert record.state == "finished"
+    assert [trial.epochs_done for trial in record.trials] == [60, 60]
 
 
 def test_images_are_read_out_of_a_bucket(bucket: str, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""Trials that raise, once or for ever: they are tried again a few times, and the search goes on."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from search.record import SearchRecord, read_record
+from search.storage import Storage
+
+pytestmark = pytest.mark.integration
+
+EXPERIMENT: dict[str, Any] = {
+    "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},
+    "teacher": {"backbone": "resnet8", "training": {"epochs": 1, "learning_rate": 0.1}},
+    "student": "resnet8",
+    "objective": [["none", "kd"]],
+    "training": {"epochs": 3, "learning_rate": 0.1},
+    "search": {"trials": 4, "asha": None},
+}
+
+# A user's bug, in trials alone: what runs before them does not meet it.
+LAUNCH = """
+import sys
+from pathlib import Path
+
+from search import launch
+from search.cli import app
+from search.trial import run_trial
+
+
+def faulty(point, **settings):
+    tries = Path(f"tries-{point['trial']}").absolute()
+    with tries.open("a") as file:
+        file.write("x")
+    if point["trial"] == 1:
+        raise RuntimeError("no such luck")
+    if point["trial"] == 2 and len(tries.read_text()) == 1:
+        raise RuntimeError("once")
+    run_trial(point, **settings)
+
+
+launch.run_trial = faulty
+app(["launch", "task.yaml", "--name", "bugs"])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder after a search whose trial 1 always fails, and trial 2 at first."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    (folder / "start.py").write_text(LAUNCH.replace("tries-", f"{folder}/tries-"))
+    done = subprocess.run(
+        [sys.executable, "start.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trial 2 goes on from its checkpoint, after: once" in done.stdout
+    assert "trial 1 failed (no such luck (4 tries))" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(folder: Path) -> SearchRecord:
+    return read_record(Storage(str(folder / "runs")), "bugs")
+
+
+def test_who_fails_again_and_again_is_marked_with_the_reason(
+    folder: Path, record: SearchRecord
+) -> None:
+    assert record.state == "finished"
+    states = [trial.state for trial in record.trials]
+    assert states == ["finished", "failed", "finished", "finished"]
+    assert record.trials[1].reason == "no such luck (4 tries)"
+    assert record.trials[2].reason == ""
+    tries = [len((folder / f"tries-{number}").read_text()) for number in range(4)]
+    assert tries == [1, 4, 2, 1]
+
+
+def test_mlflow_knows_the_reason(record: SearchRecord) -> None:
+    assert record.mlflow_experiment_id is not None
+    client = MlflowClient(record.tracking_uri)
+    runs = client.search_runs([record.mlflow_experiment_id], "tags.`kdsearch.state` = 'failed'")
+    assert [run.data.tags["kdsearch.reason"] for run in runs] == ["no such luck (4 tries)"]
+    assert [run.info.status for run in runs] == ["FAILED"]
