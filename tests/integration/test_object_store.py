@@ -78,9 +78,10 @@ def test_a_search_outlasts_a_bucket_that_is_away(
 ) -> None:
     experiment = EXPERIMENT | {"narrow": {}, "search": {"trials": 2, "asha": None}}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(experiment))
+    command = [sys.executable, "-m", "search", "launch", "task.yaml", "--storage", bucket]
+    command += ["--set", "training.epochs=60", "--set", "cache=null"]
     search = subprocess.Popen(
-        [sys.executable, "-m", "search", "launch", "task.yaml", "--storage", bucket]
-        + "--set training.epochs=60 --set cache=null".split(),
+        command,
         cwd=tmp_path,
         env=os.environ | {"HOME": str(tmp_path / "home")},
         stdout=subprocess.PIPE,
