@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCHMARKS := losses throughput search scale preflight_matrix replay
 
-.PHONY: quickstart test endurance lint bench clean
+.PHONY: quickstart test lint bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/kdsearch launch experiments/quickstart.yaml
@@ -12,11 +12,7 @@ quickstart: $(VENV)/installed
 # Integration tests start servers and use all cores themselves, so they run one after the other.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -q -n auto --dist loadfile -m "not slow"
-	$(BIN)/pytest tests -q -m "slow or (integration and not endurance)"
-
-# Searches whose processes, machines and servers are killed: minutes each.
-endurance: $(VENV)/installed
-	$(BIN)/pytest tests/integration -q -m endurance
+	$(BIN)/pytest tests -q -m "slow or integration"
 
 # One after the other, also after one that misses what it requires: they need the machine alone.
 bench: $(VENV)/installed

@@ -24,7 +24,7 @@ from search.storage import Storage
 from search.trial import _CHECKPOINT_SECONDS
 from tests.integration.ray_cluster import free_port, wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.endurance]
+pytestmark = pytest.mark.integration
 
 EPOCHS = 60
 EXPERIMENT: dict[str, Any] = {

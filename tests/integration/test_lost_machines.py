@@ -13,7 +13,7 @@ from search.record import SearchRecord, read_record
 from search.storage import Storage
 from tests.integration.ray_cluster import RayCluster, wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.endurance]
+pytestmark = pytest.mark.integration
 
 EPOCHS = 60
 

@@ -22,7 +22,7 @@ from search.record import SearchRecord, read_record
 from search.space import trial_config
 from search.storage import Storage
 
-pytestmark = [pytest.mark.integration, pytest.mark.endurance]
+pytestmark = pytest.mark.integration
 
 EXPERIMENT: dict[str, Any] = {
     "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},

@@ -221,7 +221,6 @@ def test_a_dead_tracking_server_never_ends_a_search(folder: Path, record: Search
     assert read_record(Storage(str(folder / "runs")), "blind").state == "finished"
 
 
-@pytest.mark.endurance
 def test_ctrl_c_leaves_true_states_and_says_so(folder: Path, record: SearchRecord) -> None:
     command = [sys.executable, "-m", "search", "launch", "task.yaml", "--name", "cut"]
     command += ["--set", "training.epochs=400", "--set", "search.asha=null"]

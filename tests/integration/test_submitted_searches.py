@@ -13,7 +13,7 @@ from search.storage import Storage
 from tests.integration.ray_cluster import RayCluster, wait_until
 from tests.integration.test_search import EXPERIMENT
 
-pytestmark = [pytest.mark.integration, pytest.mark.endurance]
+pytestmark = pytest.mark.integration
 
 # Long enough that a search is still far from its end when it is stopped.
 EPOCHS = 300

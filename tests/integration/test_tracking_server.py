@@ -20,7 +20,6 @@ from tests.integration.ray_cluster import ROOT, free_port
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.endurance,
     pytest.mark.skipif(
         "CI" not in os.environ
         and not (find_spec("psycopg") and find_spec("flask_wtf") and shutil.which("psql")),
