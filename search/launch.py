@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 # Tune's own CSV, JSON and TensorBoard files repeat what MLflow keeps; usage reports leave the
 # machine.
@@ -26,7 +27,8 @@ os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # see _stopping_on_ctrl_c
 import ray
 import yaml
 from ray import tune
-from ray.exceptions import RayTaskError
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from rich.console import Console
 
 from kdcore.classifier import ClassifierCard
@@ -533,7 +535,7 @@ class _Search:
         if search.warm_start:
             self._progress.say(f"warm start: {searcher.adopted} trials of earlier searches fit")
         try:
-            with _stopping_on_ctrl_c(self._progress):
+            with _stopping_on_ctrl_c(self._progress), _outlasting_full_memory():
                 tuner.fit()
         finally:
             self._record = callback.record
@@ -557,6 +559,26 @@ class _Search:
                 continue
             trials += earlier.trials
         return trials
+
+
+@contextmanager
+def _outlasting_full_memory() -> Iterator[None]:
+    """Lets Tune take a trial that Ray ended, because its machine ran out of memory, for one whose
+    process died, and try it again. By itself it would end the search."""
+
+    def told(usual: Callable[..., None]) -> Callable[..., None]:
+        def tell(manager: RayActorManager, **arguments: Any) -> None:
+            if isinstance(arguments["exception"], OutOfMemoryError):
+                message = "the machine ran out of memory; with more resources.cpus fewer trials run"
+                arguments["exception"] = RayActorError(error_msg=message)
+            usual(manager, **arguments)
+
+        return tell
+
+    names = ("_actor_task_failed", "_actor_start_failed")
+    handlers = {name: told(getattr(RayActorManager, name)) for name in names}
+    with patch.multiple(RayActorManager, **handlers):
+        yield
 
 
 def _reason(trial: Any) -> str:

@@ -1,8 +1,12 @@
-"""What a failed trial's leaderboard row says."""
+"""Failed trials: what the leaderboard says of them, and that they end no search."""
+
+from types import SimpleNamespace
 
 import pytest
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 
-from search.launch import reason_of
+from search.launch import _outlasting_full_memory, reason_of
 
 DIED = """ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.
 \tclass_name: ImplicitFunc
@@ -30,3 +34,20 @@ OSError: [Errno 28] No space left on device: 'x'
 )
 def test_the_reason_is_the_error_itself(text: str, reason: str) -> None:
     assert reason_of(text) == reason
+
+
+def test_a_trial_that_ray_ended_for_want_of_memory_counts_as_one_that_died() -> None:
+    told: list[Exception] = []
+    actor = SimpleNamespace(
+        actor_id="a", _on_error=lambda actor, error: told.append(error), _on_start=None
+    )
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+    manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
+    error = OutOfMemoryError("pages of figures")
+    with _outlasting_full_memory():
+        RayActorManager._actor_task_failed(manager, tracked_actor_task=task, exception=error)
+        RayActorManager._actor_start_failed(manager, tracked_actor=actor, exception=error)
+    assert [type(each) for each in told] == [RayActorError] * 2
+    assert all("the machine ran out of memory" in str(each) for each in told)
+    with pytest.raises(RuntimeError, match="unexpected"):  # Ray's own way; else this can go
+        RayActorManager._actor_task_failed(manager, tracked_actor_task=task, exception=error)
