@@ -576,7 +576,7 @@ def _outlasting_full_memory() -> Iterator[None]:
         return tell
 
     names = ("_actor_task_failed", "_actor_start_failed")
-    handlers = {name: told(getattr(RayActorManager, name)) for name in names}
+    handlers: dict[str, Any] = {name: told(getattr(RayActorManager, name)) for name in names}
     with patch.multiple(RayActorManager, **handlers):
         yield
 
