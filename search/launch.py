@@ -341,8 +341,8 @@ class _Search:
                 if trial.state == "interrupted":  # by Ctrl-C or a crash: no callback told of it
                     self._tracker.end_trial(trial)
             self._tracker.log_view(self._record)
-            self._reporter.finish(self._record)
             self._tracker.end_search(self._record)
+            self._reporter.finish(self._record)
             lost = self._tracker.close()
             self._record = write_record(
                 self._storage, self._record.model_copy(update=self._tracker.ids)

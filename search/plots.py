@@ -50,9 +50,9 @@ _STYLE: Mapping[Any, Any] = {
     "legend.frameon": False,
 }
 _WIDTH = 10.0  # inches
-# MLflow's pages show a picture as large as it is: 880 pixels leave room beside it on a laptop, and
+# MLflow's pages show a picture as large as it is: 860 pixels leave room beside it on a laptop, and
 # its letters are as high as theirs.
-_DPI = 88
+_DPI = 86
 _HEAD = 0.85  # inches of title and subtitle
 
 _HALO = (withStroke(linewidth=3, foreground="white"),)

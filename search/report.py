@@ -137,7 +137,7 @@ def summary(record: SearchRecord) -> str:
 def _spaced(table: str) -> str:
     """A Markdown table with room between its columns, which MLflow's pages give it none of."""
     head, rule, *rows = table.strip().splitlines()
-    wide = [line.replace(" |", " &nbsp; |") for line in (head, *rows)]
+    wide = [line.replace(" |", "&nbsp;&nbsp; |") for line in (head, *rows)]
     return "\n".join((wide[0], rule, *wide[1:]))
 
 
@@ -200,9 +200,10 @@ def _table(record: SearchRecord) -> bytes:
     columns += ["latency ms", "epochs", "seconds", "status"]
     data = [
         [
-            *(row.rank, row.trial, row.student, row.objective),
-            *(percent(row.heldout_accuracy), points(row.gain), row.parameters),
-            *(row.latency_ms and round(row.latency_ms, 3), row.epochs, row.seconds, row.status),
+            *("" if number is None else number for number in (row.rank, row.trial)),
+            *(row.student, row.objective, percent(row.heldout_accuracy), points(row.gain)),
+            *("" if number is None else number for number in (row.parameters, row.latency_ms)),
+            *(row.epochs, "" if row.seconds is None else row.seconds, row.status),
         ]
         for row in leaderboard(record)
     ]
