@@ -20,6 +20,7 @@ from search.experiment import ExperimentError, SearchFailedError, read_experimen
 if TYPE_CHECKING:
     from search.jobs import Job, JobServer
     from search.record import SearchRecord
+    from search.storage import Storage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +37,17 @@ class Format(StrEnum):
     JSON = "json"
     CSV = "csv"
     PARQUET = "parquet"
+    MARKDOWN = "markdown"
+
+
+class TrialState(StrEnum):
+    """What can have become of a trial."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
 
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")]
@@ -61,6 +73,9 @@ TrackingOption = Annotated[
         help="Of MLflow; else SQLite in the storage.",
     ),
 ]
+_UI_PORT = 5000
+# A running search writes its record every few seconds.
+_WATCH_SECONDS = 2.0
 # Where `ray dashboard cluster.yaml` brings a cluster's job server.
 _JOB_SERVER = "http://127.0.0.1:8265"
 JobServerOption = Annotated[
@@ -157,6 +172,7 @@ def _show_end(record: "SearchRecord", storage: str) -> None:
             f"The search ended early; kdsearch resume {record.name}{option} goes on with it, "
             f"kdsearch best {record.name}{option} exports what finished."
         )
+        _show_link(record, option)
         raise typer.Exit(130)
     folder = _export(record.name, storage, None)
     print(
@@ -167,12 +183,31 @@ def _show_end(record: "SearchRecord", storage: str) -> None:
         f"  import kdcore\n"
         f'  student = kdcore.load_student("{folder}")'
     )
+    _show_link(record, option)
+
+
+def _show_link(record: "SearchRecord", option: str) -> None:
+    """Prints where MLflow's pages show a search as a leaderboard."""
+    from search.view import leaderboard_link
+
+    if record.tracking_uri.startswith("http"):
+        print(f"\nleaderboard: {leaderboard_link(record.tracking_uri, record)}")
+    else:
+        link = leaderboard_link(f"http://127.0.0.1:{_UI_PORT}", record)
+        print(f"\nleaderboard, while kdsearch ui {record.name}{option} runs: {link}")
 
 
 @app.command()
 def leaderboard(
     name: SearchName,
     form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="Only trials with this method, like kd.")
+    ] = "",
+    state: Annotated[TrialState | None, typer.Option(help="Only trials in this state.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it anew until the search has ended.")
+    ] = False,
     storage: StorageOption = "runs",
 ) -> None:
     """Print a search's leaderboard."""
@@ -180,11 +215,52 @@ def leaderboard(
     from search.record import read_record
     from search.storage import Storage
 
-    record = read_record(Storage(storage), name)
-    if form is Format.TABLE:
-        _console().print(as_table(record))
+    place = Storage(storage)
+    record = read_record(place, name)
+    kept = method, state.value if state else ""
+    if watch:
+        if form is not Format.TABLE:
+            raise ValueError(f"--format is {form.value}, but --watch shows a table; leave one out")
+        _watch(place, record, *kept)
+    elif form is Format.TABLE:
+        _console().print(as_table(record, *kept))
     else:
-        sys.stdout.buffer.write(as_bytes(record, form.value))
+        sys.stdout.buffer.write(as_bytes(record, form.value, *kept))
+
+
+def _watch(place: "Storage", record: "SearchRecord", method: str, state: str) -> None:
+    """Shows a leaderboard until its search has ended, or until Ctrl-C."""
+    from rich.live import Live
+
+    from search.leaderboard import as_table
+    from search.record import read_record
+
+    table = as_table(record, method, state)
+    # A terminal shows it whole at the end; what does not fit before is cut off below.
+    with Live(table, console=_console(), auto_refresh=False, vertical_overflow="crop") as live:
+        try:
+            while record.state == "running":
+                time.sleep(_WATCH_SECONDS)
+                record = read_record(place, record.name)
+                live.update(as_table(record, method, state), refresh=True)
+        except KeyboardInterrupt:
+            pass
+        live.vertical_overflow = "visible"
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A search's name.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one's.")],
+    storage: StorageOption = "runs",
+) -> None:
+    """Show the best of two searches on the same data, by student and methods."""
+    from search.compare import as_table
+    from search.record import read_record
+    from search.storage import Storage
+
+    place = Storage(storage)
+    _console().print(as_table(read_record(place, first), read_record(place, second)))
 
 
 @app.command()
@@ -259,7 +335,7 @@ def _export(name: str, storage: str, out: Path | None) -> Path:
 def ui(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A search's name.")] = None,
     storage: StorageOption = "runs",
-    port: Annotated[int, typer.Option(help="Of the server; another if it is taken.")] = 5000,
+    port: Annotated[int, typer.Option(help="Of the server; another if it is taken.")] = _UI_PORT,
 ) -> None:
     """Serve MLflow's pages on this machine, and print the link to a search."""
     from search.launch import default_tracking_uri
@@ -270,12 +346,11 @@ def ui(
     known = search_names(place)
     if name is None and not known:
         raise ValueError(f"there is no search in {place.uri} yet; kdsearch launch makes one")
-    from search.tracking import leaderboard_link
-
     record = read_record(place, name) if name is not None else None
     uri = record.tracking_uri if record is not None else default_tracking_uri(place)
     if uri.startswith("http"):
-        print(leaderboard_link(uri, record))
+        _store_view(uri, record)
+        print(_links(uri, record))
         return
     port = _free_port(port)
     base = f"http://127.0.0.1:{port}"
@@ -287,8 +362,9 @@ def ui(
         server = subprocess.Popen(command, stdout=output, stderr=output)
         try:
             _wait_until_up(base, server, log)
+            _store_view(base, record)
             print(
-                f"{leaderboard_link(base, record)}\nCtrl-C stops the server; it writes to {log}",
+                f"{_links(base, record)}\nCtrl-C stops the server; it writes to {log}",
                 flush=True,
             )
             server.wait()
@@ -297,6 +373,27 @@ def ui(
         finally:
             server.terminate()
             server.wait()
+
+
+def _links(base: str, record: "SearchRecord | None") -> str:
+    """Where MLflow's pages show a search: as a leaderboard, then with its summary and pictures."""
+    from search.view import leaderboard_link, report_link
+
+    links = [leaderboard_link(base, record)]
+    if record is not None and record.mlflow_run_id is not None:
+        links.append(f"summary and pictures: {report_link(base, record)}")
+    return "\n".join(links)
+
+
+def _store_view(uri: str, record: "SearchRecord | None") -> None:
+    """Stores the view that the link opens, also for a search that was run without its server."""
+    from search.tracking import store_view
+
+    if record is not None and record.mlflow_experiment_id is not None:
+        try:
+            store_view(uri, record)
+        except OSError as error:
+            print(f"the view is as it was: {error}", file=sys.stderr)
 
 
 def _free_port(wanted: int) -> int:

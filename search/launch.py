@@ -61,6 +61,7 @@ from search.record import (
     search_storage,
     write_record,
 )
+from search.report import Reporter
 from search.rungs import Rungs
 from search.searcher import TrueStateOptunaSearch
 from search.space import NUMBER, trial_config
@@ -358,8 +359,14 @@ class _Search:
         home = local_home(storage)
         self._folder = home / "searches" / record.name
         self._tracker = Tracker(
-            record.tracking_uri, home / "mlartifacts", self._folder / "mlflow.jsonl", record
+            record.tracking_uri,
+            home / "mlartifacts",
+            self._folder / "mlflow.jsonl",
+            record,
+            prepared.data,
         )
+        report = self._folder / "report"
+        self._reporter = Reporter(report, lambda: self._tracker.log_report(report))
 
     def run(self) -> SearchRecord:
         experiment = self._plan.experiment
@@ -389,7 +396,9 @@ class _Search:
             for trial in self._record.trials:
                 if trial.state == "interrupted":  # by Ctrl-C or a crash: no callback told of it
                     self._tracker.end_trial(trial)
+            self._tracker.log_view(self._record)
             self._tracker.end_search(self._record)
+            self._reporter.finish(self._record)
             lost = self._tracker.close()
             self._record = self._record.model_copy(update=self._tracker.ids)
             self._record = patiently(lambda: write_record(self._storage, self._record))
@@ -500,7 +509,9 @@ class _Search:
             recorded=recorded,
             earlier=self._earlier_trials(),
         )
-        callback = _RecordingCallback(self._record, self._storage, self._tracker, self._progress)
+        callback = _RecordingCallback(
+            self._record, self._storage, self._tracker, self._reporter, self._progress
+        )
         trainable = tune.with_resources(
             tune.with_parameters(
                 self._trainable,
@@ -625,10 +636,16 @@ class _RecordingCallback(tune.Callback):
     """Keeps the search's record true, and tells MLflow and the display."""
 
     def __init__(
-        self, record: SearchRecord, storage: Storage, tracker: Tracker, progress: Progress
+        self,
+        record: SearchRecord,
+        storage: Storage,
+        tracker: Tracker,
+        reporter: Reporter,
+        progress: Progress,
     ) -> None:
         self.record = record
         self._storage, self._tracker, self._progress = storage, tracker, progress
+        self._reporter = reporter
         self._written = self._counted = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -665,8 +682,9 @@ class _RecordingCallback(tune.Callback):
         }
         if report.best_epoch == report.epoch:
             changes["heldout_loss"] = report.heldout_loss
-        self._change(known.model_copy(update=changes))
-        self._tracker.log_epoch(known.number, report)
+        known = known.model_copy(update=changes)
+        self._change(known)
+        self._tracker.log_epoch(known.number, report, self.record.gain(known))
         self._progress.update(self.record)
         if time.monotonic() - self._written > _EPOCHS_WRITTEN_EVERY_SECONDS:
             self._write()
@@ -689,6 +707,7 @@ class _RecordingCallback(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._count_costs()
+        self._reporter.update(self.record)
         if time.monotonic() - self._written > HEARTBEAT.total_seconds():
             self._write()
 
@@ -734,7 +753,7 @@ class _RecordingCallback(tune.Callback):
         self._change(opened)
         self._tracker.start_trial(
             opened,
-            self.record.words(opened),
+            self.record.method_names(opened),
             {
                 "student": config.student,
                 "teacher": experiment.teacher.backbone,
@@ -756,7 +775,10 @@ class _RecordingCallback(tune.Callback):
     def _end(self, ended: TrialRecord) -> None:
         self._change(ended)
         self._tracker.end_trial(ended)
+        if ended.is_control:
+            self._tracker.log_gains(self.record, ended.student)
         self._tracker.log_cost(self.record)
+        self._tracker.log_view(self.record)
         self._progress.trial_ended(ended, self.record)
         self._write()
 

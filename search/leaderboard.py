@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 import pyarrow as pa
@@ -12,10 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from kdcore.measure import BATCH
+from kdcore.suggestion import did_you_mean
 from search.experiment import CONTROL
 from search.record import SearchRecord, TrialRecord
-
-FORMATS = ("table", "json", "csv", "parquet")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,36 @@ def rank(trials: tuple[TrialRecord, ...]) -> list[TrialRecord]:
     )
 
 
-def leaderboard(record: SearchRecord) -> list[Row]:
-    """The teacher, then every trial in order of rank."""
+def leaderboard(record: SearchRecord, method: str = "", state: str = "") -> list[Row]:
+    """The teacher, then every trial in order of rank.
+
+    Args:
+        record: the search.
+        method: leaves only trials with this method among theirs; `none` leaves the controls.
+        state: leaves only trials in this state.
+
+    Raises:
+        ValueError: the search has no such method.
+    """
+    methods = {name for slot in record.experiment.objective for name in slot}
+    if method and method not in methods:
+        hint = did_you_mean(method, sorted(methods))
+        raise ValueError(
+            f"{record.name} has no method {method!r}{hint} It has {', '.join(sorted(methods))}"
+        )
+    numbers = {
+        trial.number
+        for trial in record.trials
+        if (not method or method in trial.methods.split(" + ")) and state in ("", trial.state)
+    }
+    return [
+        row
+        for row in _all_rows(record)
+        if row.trial in numbers or (row.trial is None and not method and not state)
+    ]
+
+
+def _all_rows(record: SearchRecord) -> list[Row]:
     rows = []
     if record.teacher_metrics:
         accuracy = record.teacher_metrics["heldout_accuracy"]
@@ -119,10 +147,11 @@ def points(gain: float | None) -> str:
     return "" if gain is None else f"{100 * gain:+.2f}"
 
 
-def as_table(record: SearchRecord) -> Table:
+def as_table(record: SearchRecord, method: str = "", state: str = "") -> Table:
     """The leaderboard for a terminal; accuracies in percent, gains in percentage points.
 
-    Students have columns where there are several, else a line below.
+    Students have columns where there are several, else a line below. Method and state leave rows
+    out, as `leaderboard` does.
     """
     several = len(record.experiment.students) > 1
     table = Table(
@@ -145,7 +174,7 @@ def as_table(record: SearchRecord) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
     styles = {"teacher": "cyan", "finished": "", "running": "green"}
-    for row in leaderboard(record):
+    for row in leaderboard(record, method, state):
         status = re.split("[:,]", row.status)[0]
         control = row.objective == CONTROL
         objective = f"{row.objective} (control)" if control else row.objective
@@ -186,9 +215,31 @@ def _costs(record: SearchRecord) -> str | None:
     return "\n".join(lines) or None
 
 
-def as_bytes(record: SearchRecord, form: str) -> bytes:
-    """The leaderboard as `json`, `csv` or `parquet`; accuracies and gains as shares of 1."""
-    rows = [asdict(row) for row in leaderboard(record)]
+def as_markdown(record: SearchRecord, rows: Sequence[Row]) -> str:
+    """Rows as a table for people; accuracies in percent, gains in percentage points."""
+    several = len(record.experiment.students) > 1
+    names = ["rank", "trial", *(["student"] if several else []), "objective"]
+    names += ["held-out %", "gain", "epochs", "status"]
+    lines = [names, ["---"] * len(names)]
+    for row in rows:
+        network = "teacher" if row.trial is None else row.objective
+        if row.trial is None and not several:
+            network = f"teacher {row.student}"
+        cells = [str(row.rank or ""), "" if row.trial is None else str(row.trial)]
+        cells += [row.student] if several else []
+        cells += [f"{network} (control)" if network == CONTROL else network]
+        cells += [percent(row.heldout_accuracy), points(row.gain), row.epochs, row.status]
+        lines.append([cell.replace("|", "\\|") for cell in cells])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def as_bytes(record: SearchRecord, form: str, method: str = "", state: str = "") -> bytes:
+    """The leaderboard as `json`, `csv` or `parquet`, with accuracies and gains as shares of 1, or
+    as `markdown`, which is for people. Method and state leave rows out, as `leaderboard` does."""
+    kept = leaderboard(record, method, state)
+    if form == "markdown":
+        return as_markdown(record, kept).encode()
+    rows = [asdict(row) for row in kept]
     if form == "json":
         return (json.dumps(rows, indent=1) + "\n").encode()
     names = [field.name for field in fields(Row)]

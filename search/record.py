@@ -1,5 +1,6 @@
 """What is known of a search and of its trials: one frozen record each, one JSON file a search."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -74,6 +75,11 @@ class TrialRecord(_Record):
     @property
     def is_control(self) -> bool:
         return self.objective == CONTROL
+
+    @property
+    def methods(self) -> str:
+        """The methods without their settings, like `kd + at`; `none` is the control."""
+        return re.sub(r"\([^)]*\)", "", self.objective)
 
     @property
     def unfinished(self) -> bool:
@@ -164,6 +170,10 @@ class SearchRecord(_Record):
         if len(self.experiment.students) == 1:
             return trial.objective
         return f"{trial.student}, {trial.objective}"
+
+    def method_names(self, trial: TrialRecord) -> str:
+        """A trial's methods without their settings, and its student where there are several."""
+        return self.words(trial.model_copy(update={"objective": trial.methods}))
 
 
 def search_storage(storage: Storage, name: str) -> Storage:

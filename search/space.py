@@ -196,6 +196,32 @@ def plain_name(key: str) -> str:
     return head if "." in head and last.isdigit() else key
 
 
+def is_number(value: Option) -> bool:
+    """Whether a setting is a number; yes and no are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_logarithmic(experiment: Experiment, name: str) -> bool:
+    """Whether a setting is searched in its logarithm; `name` is a plain one."""
+    rate = experiment.training.learning_rate
+    if name == LEARNING_RATE:
+        return isinstance(rate, SearchedRange) and rate.log
+    method, _, field = name.partition(".")
+    if method not in CATALOGUE:
+        return False
+    mark = CATALOGUE[method].Params.searched().get(field)
+    return isinstance(mark, Span) and mark.log
+
+
+def published_trials(experiment: Experiment) -> range:
+    """The numbers of the trials with published settings; they follow the controls."""
+    students = experiment.students
+    methods = {name for slot in experiment.objective for name in slot}
+    fields = {(student, name): () for student in students for name in methods}
+    space = Space(students, experiment.objective, fields, (), experiment.search.combinations)
+    return range(len(students), len(space.first_points()))
+
+
 def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
     """The trial that a point stands for."""
     terms = []

@@ -5,13 +5,14 @@ gets them when it is back, also by a later process. What MLflow refuses is writt
 counted, and never ends a search.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 # Read when mlflow is imported. Two quick retries: the queue tries again by itself.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -19,14 +20,26 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunData, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    Metric,
+    Param,
+    Run,
+    RunData,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 
+from kdcore.data import ImageData
 from kdcore.measure import NetworkCost
 from kdcore.training import EpochReport
 from search.outbox import Outbox
 from search.record import METRIC, SearchRecord, State, TrialRecord
+from search.report import SUMMARY, TABLE
 from search.space import plain_name
+from search.view import saved_view
 
 # MLflow's own words for how a run ended. KILLED tells a trial that ASHA cut from one that finished.
 _STATUS: Mapping[State, str] = {
@@ -48,14 +61,21 @@ class Tracker:
         artifacts: where a local store keeps artifacts; a server decides by itself.
         outbox: the file of the entries that MLflow did not get yet.
         record: of the search.
+        data: that its trials learn from.
 
     Attributes:
         ids: MLflow's ids of experiment and search, as the search's record names them, once known.
     """
 
-    def __init__(self, uri: str, artifacts: Path, outbox: Path, record: SearchRecord) -> None:
+    def __init__(
+        self, uri: str, artifacts: Path, outbox: Path, record: SearchRecord, data: ImageData
+    ) -> None:
         self._uri, self._artifacts = uri, artifacts
         self._search, self._task = record.name, record.experiment.name
+        self._dataset = _dataset(data)
+        self._view: tuple[str, str] | None = None
+        # Names sort as numbers do only where they have equally many digits.
+        self._digits = max(3, len(str(record.experiment.search.trials - 1)))
         self.ids: Mapping[str, str] = {}
         self._client: MlflowClient | None = None
         self._experiment_id = ""
@@ -63,13 +83,17 @@ class Tracker:
         self._runs: dict[tuple[str, int], str] = {}
         self._steps: dict[str, set[int]] = {}
         self._made: set[str] = set()
+        self._uploaded: dict[str, int] = {}
         self._calls: Mapping[str, Callable[..., None]] = {
             "start_search": self._start_search,
             "teacher": self._teacher,
             "start_trial": self._start_trial,
             "epoch": self._epoch,
             "end_trial": self._end_trial,
+            "gains": self._gains,
             "cost": self._cost,
+            "view": self._store_view,
+            "report": self._report,
             "end_search": self._end_search,
         }
         self._outbox = Outbox(outbox, self._deliver, _refused)
@@ -86,7 +110,10 @@ class Tracker:
             "epochs": str(record.experiment.training.epochs),
             **facts,
         }
-        self._put("start_search", params=params, experiment_yaml=experiment_yaml)
+        self._put(
+            "start_search", params=params, experiment_yaml=experiment_yaml, dataset=self._dataset
+        )
+        self.log_view(record)
 
     def log_teacher(
         self, backbone: str, reports: list[EpochReport], metrics: Mapping[str, float]
@@ -98,26 +125,40 @@ class Tracker:
     def start_trial(
         self, trial: TrialRecord, words: str, params: Mapping[str, str], cost: NetworkCost | None
     ) -> None:
-        """Opens a trial's run, named by its number and these words."""
+        """Opens a trial's run, named by its number and these words, with its settings and costs."""
         settings = {plain_name(key): str(value) for key, value in trial.point.items()}
         costs = {}
         if cost is not None:
-            costs = {"parameters": float(cost.parameters), "latency_ms": cost.latency_ms}
+            costs = {
+                "parameters": float(cost.parameters),
+                "multiply_adds": float(cost.multiply_adds),
+                "latency_ms": round(cost.latency_ms, 4),
+            }
         self._put(
             "start_trial",
             number=trial.number,
-            name=f"{trial.number:03d} {words}",
+            name=f"{trial.number:0{self._digits}d} {words}",
             params={"objective": trial.objective, **settings, **params},
             costs=costs,
+            dataset=self._dataset,
         )
 
-    def log_epoch(self, number: int, report: EpochReport) -> None:
-        """Logs an epoch's metrics in one batch."""
-        self._put("epoch", number=number, report=asdict(report))
+    def log_epoch(self, number: int, report: EpochReport, gain: float | None) -> None:
+        """Logs an epoch's metrics in one batch, with the gain over the control that it led to."""
+        self._put("epoch", number=number, report=asdict(report) | _gain(gain))
+
+    def log_gains(self, record: SearchRecord, student: str) -> None:
+        """Logs the gains of a student's trials anew: those over a control that has just ended."""
+        gains = [
+            (trial.number, trial.epochs_done, _gain(record.gain(trial)))
+            for trial in record.trials
+            if trial.student == student and record.gain(trial) is not None
+        ]
+        self._put("gains", gains=gains)
 
     def end_trial(self, trial: TrialRecord) -> None:
         """Closes a trial's run with its true state."""
-        tags: dict[str, str] = {"kdsearch.state": trial.state}
+        tags: dict[str, str] = {"state": trial.state}
         if trial.state == "stopped":
             tags["kdsearch.stop"] = f"asha@epoch{trial.epochs_done}"
         if trial.parts > 1:
@@ -130,6 +171,18 @@ class Tracker:
         """Logs what the search took until now, on its own run."""
         self._put("cost", costs=_costs(record), step=sum(not t.unfinished for t in record.trials))
 
+    def log_view(self, record: SearchRecord) -> None:
+        """Stores the leaderboard's view where it has changed: its columns follow the leaders."""
+        view = saved_view(record)
+        if view != self._view:
+            self._view = view
+            self._put("view", key=view[0], value=view[1])
+
+    def log_report(self, folder: Path) -> None:
+        """Shows a report on the search's page: `summary.md` as its description, pictures in it,
+        and all files as artifacts. They are read when they are sent."""
+        self._put("report", folder=str(folder))
+
     def end_search(self, record: SearchRecord) -> None:
         """Closes the search's run with the best accuracy and the control's."""
         done = [t for t in record.trials if t.state == "finished" and t.heldout_accuracy]
@@ -140,7 +193,7 @@ class Tracker:
             control = record.control_of(best.student)
             if control is not None and control.heldout_accuracy is not None:
                 metrics["control_heldout_accuracy"] = control.heldout_accuracy
-        tags = {"kdsearch.state": record.state, "kdsearch.ended": record.ended}
+        tags = {"state": record.state, "kdsearch.ended": record.ended}
         status = "FINISHED" if record.state == "finished" else "KILLED"
         self._put("end_search", metrics=metrics, tags=tags, status=status)
 
@@ -162,13 +215,16 @@ class Tracker:
             self._runs, self._steps, self._made = {}, {}, set()
             raise
 
-    def _start_search(self, params: Mapping[str, str], experiment_yaml: str) -> None:
+    def _start_search(
+        self, params: Mapping[str, str], experiment_yaml: str, dataset: Mapping[str, str]
+    ) -> None:
         run = self._run("search", name=self._search)
         known = self._known(run).params
         # A search that was extended has more trials than its first session's parameter says.
         self._log(run, params={key: params[key] for key in params.keys() - known.keys()})
-        self._ready.set_tag(run, "kdsearch.trials", params["trials"])
+        self._log(run, tags={"kdsearch.trials": params["trials"], "state": "running"})
         self._ready.log_text(run, experiment_yaml, "experiment.yaml")
+        self._link_dataset(run, dataset)
         self._reopen(run)
 
     def _teacher(
@@ -186,13 +242,19 @@ class Tracker:
             self._log(run, scores)
 
     def _start_trial(
-        self, number: int, name: str, params: Mapping[str, str], costs: Mapping[str, float]
+        self,
+        number: int,
+        name: str,
+        params: Mapping[str, str],
+        costs: Mapping[str, float],
+        dataset: Mapping[str, str],
     ) -> None:
         run = self._run("trial", number, name)
         known = self._known(run)
-        if not costs.keys() <= known.metrics.keys():
-            self._log(run, costs)
-        self._log(run, params={key: params[key] for key in params.keys() - known.params.keys()})
+        new = {key: params[key] for key in params.keys() - known.params.keys()}
+        measured = {} if costs.keys() <= known.metrics.keys() else costs
+        self._log(run, measured, params=new, tags={"state": "running"})
+        self._link_dataset(run, dataset)
         self._reopen(run)
 
     def _epoch(self, number: int, report: dict[str, Any]) -> None:
@@ -203,8 +265,31 @@ class Tracker:
         self._log(run, tags=tags)
         self._end(run, status)
 
+    def _gains(self, gains: list[tuple[int, int, Mapping[str, float]]]) -> None:
+        for number, epoch, gain in gains:
+            self._log(self._run("trial", number), gain, epoch)
+
     def _cost(self, costs: Mapping[str, float], step: int) -> None:
         self._log(self._run("search"), costs, step)
+
+    def _store_view(self, key: str, value: str) -> None:
+        self._ready.set_experiment_tag(self._experiment(), key, value)
+
+    def _report(self, folder: str) -> None:
+        run = self._run("search")
+        files = sorted(Path(folder).glob("*.*"))
+        for file in files:
+            changed = file.stat().st_mtime_ns
+            if self._uploaded.get(file.name) != changed:
+                self._ready.log_artifact(run, str(file), "report")
+                self._uploaded[file.name] = changed
+        pictures = [_picture(run, file) for file in files if file.suffix == ".png"]
+        note = "\n\n".join(((Path(folder) / SUMMARY).read_text(), *pictures))
+        tables = [{"path": f"report/{TABLE}", "type": "table"}]
+        self._log(
+            run,
+            tags={"mlflow.note.content": note, "mlflow.loggedArtifacts": json.dumps(tables)},
+        )
 
     def _end_search(
         self, metrics: Mapping[str, float], tags: Mapping[str, str], status: str
@@ -286,6 +371,10 @@ class Tracker:
             [RunTag(name, value) for name, value in (tags or {}).items()],
         )
 
+    def _link_dataset(self, run_id: str, dataset: Mapping[str, str]) -> None:
+        tag = InputTag("mlflow.data.context", "training")
+        self._ready.log_inputs(run_id, [DatasetInput(Dataset(**dataset), [tag])])
+
     def _reopen(self, run_id: str) -> None:
         if run_id not in self._made:
             self._ready.update_run(run_id, status="RUNNING")
@@ -310,31 +399,57 @@ def _costs(record: SearchRecord) -> dict[str, float]:
 def _metrics(report: Mapping[str, Any]) -> dict[str, float]:
     values = dict(report)
     terms = values.pop("train_terms")
-    for name in ("epoch", "epochs", "teacher", "teacher_seconds_saved", "parts"):
+    for name in ("epochs", "teacher", "teacher_seconds_saved", "parts"):
         values.pop(name)
+    values["epochs_done"] = values.pop("epoch")
     return values | {f"train_{name}": value for name, value in terms.items()}
 
 
-def leaderboard_link(base: str, record: SearchRecord | None) -> str:
-    """The address of MLflow's runs table with this search's trials, best first.
+def _picture(run_id: str, file: Path) -> str:
+    """Markdown that shows a picture of a run's report; pages resolve it against their server."""
+    query = urlencode({"path": f"report/{file.name}", "run_uuid": run_id})
+    return f"![{file.stem}](get-artifact?{query})"
+
+
+def _gain(gain: float | None) -> dict[str, float]:
+    # The difference of two short numbers is a long one.
+    return {} if gain is None else {"gain": round(gain, 6)}
+
+
+def _dataset(data: ImageData) -> dict[str, str]:
+    """The data as MLflow describes a data set, in plain values."""
+    root = str(data.config.root or "")
+    features = {"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": _shape(data)}}
+    labels = {"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}
+    schema = {"features": json.dumps([features]), "targets": json.dumps([labels])}
+    splits = {"train": data.train, "heldout": data.heldout, "test": data.test}
+    profile = {f"{name}_images": len(split) for name, split in splits.items()}
+    return {
+        "name": data.config.name,
+        "digest": data.digest,
+        "source_type": "s3" if root.startswith("s3://") else "local",
+        "source": json.dumps({"uri": root or data.config.name}),
+        "schema": json.dumps({"mlflow_tensorspec": schema}),
+        "profile": json.dumps(profile | {"classes": data.num_classes}),
+    }
+
+
+def _shape(data: ImageData) -> list[int]:
+    return [-1, data.in_channels, *data.image_size]
+
+
+def store_view(uri: str, record: SearchRecord) -> None:
+    """Stores a search's leaderboard view at once.
 
     Args:
-        base: of the server, like `http://127.0.0.1:5000`.
-        record: the search; without one, or without its experiment's id, the server's first page.
+        uri: of the tracking server.
+        record: of a search whose experiment MLflow knows.
+
+    Raises:
+        OSError: the server is away, or does not take it.
     """
-    if record is None or record.mlflow_experiment_id is None:
-        return base
-    query = urlencode(
-        {
-            "searchFilter": f"tags.`kdsearch.search` = '{record.name}' "
-            "and tags.`kdsearch.role` = 'trial'",
-            "orderByKey": f"metrics.`{METRIC}`",
-            "orderByAsc": "false",
-            "startTime": "ALL",
-            "lifecycleFilter": "Active",
-            "modelVersionFilter": "All Runs",
-            "compareRunsMode": "TABLE",
-        },
-        quote_via=quote,
-    )
-    return f"{base}/#/experiments/{record.mlflow_experiment_id}/runs?{query}"
+    assert record.mlflow_experiment_id is not None
+    try:
+        MlflowClient(uri).set_experiment_tag(record.mlflow_experiment_id, *saved_view(record))
+    except MlflowException as error:
+        raise OSError(f"MLflow at {uri}: {error.message}") from None

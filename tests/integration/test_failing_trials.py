@@ -89,6 +89,6 @@ def test_who_fails_again_and_again_is_marked_with_the_reason(
 def test_mlflow_knows_the_reason(record: SearchRecord) -> None:
     assert record.mlflow_experiment_id is not None
     client = MlflowClient(record.tracking_uri)
-    runs = client.search_runs([record.mlflow_experiment_id], "tags.`kdsearch.state` = 'failed'")
+    runs = client.search_runs([record.mlflow_experiment_id], "tags.state = 'failed'")
     assert [run.data.tags["kdsearch.reason"] for run in runs] == ["no such luck (4 tries)"]
     assert [run.info.status for run in runs] == ["FAILED"]

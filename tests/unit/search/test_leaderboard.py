@@ -111,6 +111,41 @@ def test_every_form_holds_the_same_rows() -> None:
     assert [line["objective"] for line in lines] == [row["objective"] for row in rows]
 
 
+def test_filters_leave_rows_out_and_ranks_and_gains_as_they_are() -> None:
+    record = record_of(
+        CONTROL, trial(1, 0.95), trial(2, 0.97, state="stopped"), trial(3, 0.93, objective="none")
+    )
+    every = {row.trial: row for row in leaderboard(record)}
+    for kept in (
+        {"method": "kd"},
+        {"method": "none"},
+        {"state": "finished"},
+        {"method": "kd", "state": "finished"},
+    ):
+        rows = leaderboard(record, **kept)
+        assert rows == [every[row.trial] for row in rows]
+        for row in every.values():
+            fits = row.objective.startswith(kept.get("method", "")) and row.trial is not None
+            assert (row in rows) == (fits and row.status.startswith(kept.get("state", "")))
+    with pytest.raises(ValueError, match="no method 'kdd'; did you mean 'kd'"):
+        leaderboard(record, method="kdd")
+
+
+def test_a_trial_with_two_methods_has_both() -> None:
+    both = trial(1, 0.95, objective="kd(weight=1) + at(weight=2, layers=all)")
+    assert both.methods == "kd + at"
+    assert [row.trial for row in leaderboard(record_of(CONTROL, both), method="kd")] == [1]
+
+
+def test_markdown_has_a_line_for_each_row() -> None:
+    record = record_of(CONTROL, trial(1, 0.95), trial(2, None, state="failed", reason="a | b"))
+    lines = as_bytes(record, "markdown").decode().splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[2].split(" | ")[2:4] == ["teacher resnet20", "99.00"]
+    assert lines[3].split(" | ")[:5] == ["| 1", "1", "kd(temperature=1)", "95.00", "+5.00"]
+    assert "a \\| b" in lines[-1]
+
+
 def test_the_table_fits_a_terminal_of_80_columns_and_marks_the_control() -> None:
     console = Console(width=80, file=io.StringIO(), force_terminal=False)
     long = trial(1, 0.95, objective="fitnet(weight=438.3, relu=False, layers=stage3:stage2)")

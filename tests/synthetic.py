@@ -1,0 +1,204 @@
+"""A made-up search, its learning curves by a formula: what shows searches needs no training."""
+
+import math
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from kdcore import TermConfig
+from kdcore.data import ImageData
+from kdcore.measure import NetworkCost
+from kdcore.methods import CATALOGUE
+from kdcore.span import Choice, Span
+from kdcore.training import EpochReport
+from search.experiment import CONTROL, Experiment, parse_experiment
+from search.record import SearchRecord, TrialRecord
+from search.replay import simulate
+from search.report import Reporter
+from search.rungs import Rungs
+from search.space import IS_CONTROL, STUDENT, Point, published_trials
+from search.tracking import Tracker
+
+_PARAMETERS = {"resnet8": 77_754, "vgg8": 3_963_000, "mobilenetv2": 815_000, "resnet20": 272_000}
+
+
+def made_up_search(
+    trials: int = 60,
+    *,
+    methods: Sequence[str] = ("none", "kd", "at", "rkd", "dkd", "fitnet"),
+    students: Sequence[str] = ("resnet8",),
+    epochs: int = 30,
+    grace_epochs: int | None = 4,
+    name: str = "made-up-1",
+    **changes: Any,
+) -> SearchRecord:
+    """A search that has ended; the same arguments give the same one."""
+    experiment = parse_experiment(
+        {
+            "name": "made-up",
+            "data": {"name": "digits"},
+            "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
+            "student": list(students) if len(students) > 1 else students[0],
+            "objective": [list(methods)],
+            "training": {"epochs": epochs},
+            "search": {
+                "trials": trials,
+                "asha": {"grace_epochs": grace_epochs, "reduction": 3} if grace_epochs else None,
+            },
+        },
+        "",
+    )
+    chance = random.Random(7)
+    points = _points(experiment, trials, chance)
+    curves = {number: _curve(point, epochs, chance) for number, point in enumerate(points)}
+    ran = dict.fromkeys(curves, epochs)
+    if experiment.search.asha is not None:
+        rungs = Rungs(experiment.search.asha, epochs=epochs)
+        ran = simulate(curves, rungs, slots=4, spared=range(len(students)))
+    made = [
+        _trial(number, experiment, point, curves[number][: ran[number]])
+        for number, point in enumerate(points)
+    ]
+    now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    values: dict[str, Any] = {
+        "name": name,
+        "experiment": experiment,
+        "state": "finished",
+        "teacher": "teachers/x",
+        "teacher_metrics": {"heldout_accuracy": 0.968, "heldout_loss": 0.1},
+        "student_costs": {
+            student: NetworkCost(
+                _PARAMETERS[student], 10**6, 0.3 + _PARAMETERS[student] / 2e6, 2.0, "CPU", 1
+            )
+            for student in students
+        },
+        "tracking_uri": "sqlite:///x.db",
+        "started": now,
+        "updated": now,
+        "seconds": 1800.0,
+        "device_seconds": 3600.0,
+        "trials": tuple(made),
+    }
+    return SearchRecord(**values | changes)
+
+
+def _points(experiment: Experiment, trials: int, chance: random.Random) -> list[Point]:
+    """The controls, the published settings, then random ones."""
+    students, (methods,) = experiment.students, experiment.objective
+    candidates = [method for method in methods if method != CONTROL]
+    points: list[Point] = []
+    published = published_trials(experiment)
+    for number in range(trials):
+        student = students[number] if number < len(students) else students[0]
+        if number not in published and number >= len(students):
+            student = chance.choice(students)
+        point: Point = {STUDENT: student} if len(students) > 1 else {}
+        if number < len(students):
+            points.append({IS_CONTROL: True, "objective.1": CONTROL} | point)
+            continue
+        known = number in published
+        method = candidates[number - published.start] if known else chance.choice(candidates)
+        point["objective.1"] = method
+        params = CATALOGUE[method].Params
+        for name, mark in params.searched().items():
+            value: Any = getattr(params(), name)
+            if not known and isinstance(mark, Choice):
+                value = chance.choice(mark.options)
+            elif not known and isinstance(mark, Span):
+                share = chance.random()
+                value = mark.low + share * (mark.high - mark.low)
+                if mark.log:
+                    value = mark.low * (mark.high / mark.low) ** share
+            elif not isinstance(mark, Choice | Span):
+                value = chance.choice(["all", "stage2:stage2", "stage3:stage3"])
+            point[f"{method}.{name}"] = value
+        points.append(point)
+    return points
+
+
+def _curve(point: Point, epochs: int, chance: random.Random) -> list[float]:
+    """Held-out accuracies that rise to a level of the method's own, best in the middle of its
+    range of weights."""
+    method = point["objective.1"]
+    level = 0.95 + 0.004 * (sum(map(ord, method)) % 7)
+    if method == CONTROL:
+        level = 0.952
+    weight = point.get(f"{method}.weight")
+    if weight is not None:
+        mark = CATALOGUE[method].Params.searched()["weight"]
+        assert isinstance(mark, Span)
+        share = math.log(weight / mark.low) / math.log(mark.high / mark.low)
+        level -= 0.25 * abs(share - 0.6) ** 2.5
+    slowness = epochs / 8
+    return [
+        round(max(0.1, level * (1 - 0.9 * math.exp(-e / slowness)) - 0.01 * chance.random()), 4)
+        for e in range(1, epochs + 1)
+    ]
+
+
+def _trial(number: int, experiment: Experiment, point: Point, curve: list[float]) -> TrialRecord:
+    epochs, method = experiment.training.epochs, point["objective.1"]
+    objective = CONTROL
+    if method != CONTROL:
+        prefix = f"{method}."
+        params = {k.removeprefix(prefix): v for k, v in point.items() if k.startswith(prefix)}
+        objective = str(TermConfig.model_validate({"method": method, "params": params}))
+    best = list(accumulate(curve, max))
+    return TrialRecord(
+        number=number,
+        student=point.get(STUDENT, experiment.students[0]),
+        point=point,
+        objective=objective,
+        state="finished" if len(curve) == epochs else "stopped",
+        epochs_done=len(curve),
+        accuracies=tuple(curve),
+        epochs=epochs,
+        heldout_accuracy=best[-1],
+        heldout_loss=1 - best[-1],
+        best_epoch=curve.index(best[-1]) + 1,
+        train_seconds=2.0 * len(curve),
+    )
+
+
+def log_search(record: SearchRecord, data: ImageData, folder: Path) -> SearchRecord:
+    """Tells MLflow of a search as a launch does, and has its report made; returns the record with
+    MLflow's ids.
+
+    Args:
+        record: of a search that has ended.
+        data: that it could have been on.
+        folder: for what waits for MLflow, the report, and artifacts.
+    """
+    tracker = Tracker(record.tracking_uri, folder / "artifacts", folder / "x.jsonl", record, data)
+    tracker.start_search(record, "name: made-up\n", {"seed": "0"})
+    tracker.log_teacher("resnet20", [], record.teacher_metrics)
+    for trial in record.trials:
+        so_far = record.model_copy(update={"trials": record.trials[: trial.number + 1]})
+        cost = record.student_costs.get(trial.student)
+        tracker.start_trial(trial, record.method_names(trial), {"student": trial.student}, cost)
+        for epoch, accuracy in enumerate(trial.accuracies, start=1):
+            best = max(trial.accuracies[:epoch])
+            report = EpochReport(
+                epoch=epoch,
+                epochs=trial.epochs,
+                train_loss=1 - accuracy,
+                train_terms={"cross_entropy": 1 - accuracy},
+                train_accuracy=accuracy,
+                heldout_accuracy=accuracy,
+                heldout_loss=1 - accuracy,
+                best_heldout_accuracy=best,
+                best_epoch=trial.accuracies.index(best) + 1,
+                learning_rate=0.1,
+                epoch_seconds=2.0,
+            )
+            tracker.log_epoch(trial.number, report, so_far.gain(trial))
+        tracker.end_trial(trial)
+    reporter = Reporter(folder / "report", lambda: tracker.log_report(folder / "report"))
+    reporter.finish(record)
+    tracker.log_view(record)
+    tracker.end_search(record)
+    assert tracker.close() == 0
+    return record.model_copy(update=tracker.ids)

@@ -1,0 +1,194 @@
+"""The pictures of a search: what is in them, and that any search can be drawn."""
+
+import random
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from matplotlib.figure import Figure
+
+from search.plots import (
+    DRAWINGS,
+    Drawing,
+    accuracy_against_cost,
+    accuracy_by_method,
+    accuracy_by_setting,
+    importance,
+    learning_curves,
+    method_colours,
+    parallel_coordinates,
+    pareto,
+    png,
+)
+from search.record import SearchRecord
+from search.rungs import Rungs
+from search.space import published_trials
+from tests.synthetic import made_up_search
+
+
+@pytest.fixture(scope="module")
+def record() -> SearchRecord:
+    return made_up_search(40)
+
+
+def drawn(drawing: Drawing, record: SearchRecord) -> Figure:
+    figure = drawing(record)
+    assert figure is not None
+    return figure
+
+
+def marks(figure: Figure) -> Counter[str]:
+    """How many dots, lines and bars of each kind are in a picture."""
+    counts: Counter[str] = Counter()
+    for axes in figure.axes:
+        for line in axes.lines:
+            counts[str(line.get_gid())] += 1
+        for dots in axes.collections:
+            counts[str(dots.get_gid())] += len(dots.get_offsets())
+        for bar in axes.patches:
+            counts[str(bar.get_gid())] += 1
+    return counts
+
+
+def words(figure: Figure) -> set[str]:
+    texts = {text.get_text() for axes in figure.axes for text in axes.texts}
+    return texts | {text.get_text() for text in figure.texts}
+
+
+def test_each_trial_has_a_curve_and_each_stopped_one_a_cross(record: SearchRecord) -> None:
+    figure = drawn(learning_curves, record)
+    counts = marks(figure)
+    assert counts["curve"] == 40
+    assert counts["cut"] == sum(trial.state == "stopped" for trial in record.trials) > 0
+    asha = record.experiment.search.asha
+    assert asha is not None
+    assert counts["rung"] == len(Rungs(asha, epochs=30).results)
+    assert "teacher 96.80" in words(figure)
+
+
+def test_curves_are_the_best_so_far_and_as_long_as_the_trial_ran(record: SearchRecord) -> None:
+    lines = drawn(learning_curves, record).axes[0].lines
+    curves = [line for line in lines if line.get_gid() == "curve"]
+    lengths = sorted(len(line.get_ydata()) for line in curves)  # type: ignore[arg-type]
+    assert lengths == sorted(trial.epochs_done for trial in record.trials)
+    for line in curves:
+        assert all(before <= after for before, after in pairwise(line.get_ydata()))  # type: ignore[arg-type]
+
+
+def test_each_trial_is_a_dot_and_each_published_setting_a_diamond(record: SearchRecord) -> None:
+    counts = marks(drawn(accuracy_by_method, record))
+    assert counts["published"] == len(published_trials(record.experiment)) == 5
+    assert counts["published"] + counts["trial"] == 40
+    assert counts["teacher"] == counts["control"] == 1
+
+
+def test_the_best_method_is_on_top(record: SearchRecord) -> None:
+    axes = drawn(accuracy_by_method, record).axes[0]
+    best = max(record.trials, key=lambda trial: trial.heldout_accuracy or 0.0)
+    assert axes.get_yticklabels()[0].get_text() == best.methods
+    assert axes.yaxis_inverted()
+
+
+def test_cost_shows_what_finished_and_rings_the_students_that_none_beats() -> None:
+    record = made_up_search(30, students=("resnet8", "mobilenetv2", "vgg8"), methods=("none", "kd"))
+    finished = [trial for trial in record.trials if trial.state == "finished"]
+    counts = marks(drawn(accuracy_against_cost, record))
+    assert counts["trial"] == 2 * len(finished)
+    best = [
+        max(t.heldout_accuracy or 0.0 for t in finished if t.student == student)
+        for student in record.experiment.students
+    ]
+    costs = [record.student_costs[student] for student in record.experiment.students]
+    by_size = pareto([(c.parameters, a) for c, a in zip(costs, best, strict=True)])
+    by_time = pareto([(c.latency_ms, a) for c, a in zip(costs, best, strict=True)])
+    assert counts["pareto parameters"] == len(by_size) < 3
+    assert counts["pareto latency_ms"] == len(by_time)
+
+
+def test_nothing_beats_the_front_and_the_front_beats_the_rest() -> None:
+    chance = random.Random(0)
+    for _ in range(50):
+        points = [(chance.randint(1, 5), chance.randint(1, 5)) for _ in range(8)]
+        front = pareto(points)
+
+        def beaten(index: int, points: list[tuple[int, int]] = points) -> bool:
+            cost, accuracy = points[index]
+            return any(
+                c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in points
+            )
+
+        assert {points[i] for i in front} == {p for i, p in enumerate(points) if not beaten(i)}
+        assert len({points[i] for i in front}) == len(front)
+
+
+def test_settings_have_a_dot_for_each_trial_and_number(record: SearchRecord) -> None:
+    counts = marks(drawn(accuracy_by_setting, record))
+    numbers = {"kd": 2, "rkd": 2, "at": 2, "dkd": 4, "fitnet": 2}
+    trials = Counter(trial.methods for trial in record.trials)
+    expected = sum(numbers[name] * trials[name] for name in numbers if trials[name] >= 3)
+    assert counts["trial"] + counts["published"] == expected
+
+
+def test_each_trial_is_a_line_through_its_methods_settings(record: SearchRecord) -> None:
+    figure = drawn(parallel_coordinates, record)
+    trials = Counter(trial.methods for trial in record.trials)
+    assert marks(figure)["trial"] == sum(n for n in trials.values() if n >= 3)
+    accuracies = [axes.lines for axes in figure.axes]
+    for lines in accuracies:
+        ends = [float(line.get_ydata()[-1]) for line in lines if line.get_gid() == "trial"]  # type: ignore[index, arg-type]
+        assert min(ends) == 0.0
+        assert max(ends) == 1.0
+
+
+def test_importances_are_shown_for_methods_with_enough_trials(record: SearchRecord) -> None:
+    figure = drawn(importance, record)
+    trials = Counter(trial.methods for trial in record.trials)
+    named = {f" {name}, {count} trials" for name, count in trials.items() if count >= 8}
+    assert named
+    assert named <= words(figure)
+    assert marks(figure)["share"] == len(figure.axes[0].get_yticks())
+
+
+def test_methods_have_the_same_colours_in_all_pictures_and_none_changes_later() -> None:
+    record = made_up_search(30)
+    colours = method_colours(record)
+    assert len(set(colours.values())) == len(colours) == 6
+    earlier = method_colours(record.model_copy(update={"trials": record.trials[:8]}))
+    assert earlier.items() <= colours.items()
+
+
+CASES = {
+    "nothing yet": {"trials": ()},
+    "one control": {"trials": made_up_search(1).trials},
+    "no control": {"trials": made_up_search(20).trials[1:]},
+    "no teacher": {"teacher_metrics": {}},
+    "no costs": {"student_costs": {}},
+    "all perfect": {
+        "trials": tuple(
+            trial.model_copy(update={"accuracies": (1.0,) * 4, "heldout_accuracy": 1.0})
+            for trial in made_up_search(12).trials
+        )
+    },
+    "all failed": {
+        "trials": tuple(
+            trial.model_copy(update={"accuracies": (), "heldout_accuracy": None, "state": "failed"})
+            for trial in made_up_search(12).trials
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("drawing", DRAWINGS.values(), ids=DRAWINGS)
+def test_any_search_can_be_drawn(drawing: Drawing, changes: dict[str, object]) -> None:
+    content = png(drawing, made_up_search(12).model_copy(update=changes))
+    assert content is None or content.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS.values(), ids=DRAWINGS)
+def test_many_students_methods_and_single_epochs_can_be_drawn(drawing: Drawing) -> None:
+    methods = ("none", "ab", "at", "cc", "crd", "dist", "dkd", "fitnet", "kd", "mgd", "nkd", "nst")
+    record = made_up_search(
+        36, methods=methods, students=("resnet8", "vgg8"), epochs=1, grace_epochs=None
+    )
+    png(drawing, record)

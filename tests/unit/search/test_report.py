@@ -1,0 +1,119 @@
+"""A search's summary, and the process that writes the report."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from search.record import SearchRecord
+from search.report import SUMMARY, TABLE, Reporter, gap_closed, summary, write_report
+from tests.synthetic import made_up_search
+
+
+def with_best(record: SearchRecord, accuracy: float) -> SearchRecord:
+    """The search with one more trial, the best."""
+    best = record.trials[1].model_copy(update={"number": 99, "heldout_accuracy": accuracy})
+    return record.model_copy(update={"trials": (*record.trials, best)})
+
+
+def test_the_summary_tells_best_control_teacher_gap_cost_and_what_was_stopped() -> None:
+    record = with_best(made_up_search(24), 0.98)
+    control = record.trials[0].heldout_accuracy
+    assert control is not None
+    text = summary(record)
+    assert "reaches **98.00 %** on the held-out images of digits (trial 99)" in text
+    assert f"Without a teacher it reaches {100 * control:.2f} %" in text
+    assert f"gives +{100 * (0.98 - control):.2f} percentage points" in text
+    assert "The teacher resnet20 has 96.80 %" in text
+    assert f"{100 * (0.98 - control) / (0.968 - control):.0f} % of the gap to it is closed" in text
+    stopped = [trial for trial in record.trials if trial.state == "stopped"]
+    saved = sum(trial.epochs - trial.epochs_done for trial in stopped)
+    assert f"{len(stopped)} stopped" in text
+    assert f"saved {saved} of their 750 epochs" in text
+    assert "0.5 h, 1 CPU-hours" in text
+    assert "| 1&nbsp;&nbsp; | 99&nbsp;&nbsp; | kd(" in text
+
+
+def test_there_is_no_gap_to_close_with_a_poor_teacher_or_without_a_control() -> None:
+    record = made_up_search(12)
+    best = record.trials[3]
+    poor = record.model_copy(update={"teacher_metrics": {"heldout_accuracy": 0.5}})
+    assert gap_closed(poor, best) is None
+    assert gap_closed(record.model_copy(update={"trials": record.trials[1:]}), best) is None
+    assert gap_closed(record, record.trials[0]) is None
+
+
+def test_a_search_without_a_finished_control_or_any_result_has_a_summary() -> None:
+    record = made_up_search(12)
+    assert "no gain to tell" in summary(record.model_copy(update={"trials": record.trials[1:]}))
+    begun = record.model_copy(update={"trials": (), "state": "running"})
+    assert "Still running" in summary(begun)
+    assert "none has begun" in summary(begun)
+
+
+def test_the_summary_of_a_large_search_fits_into_a_description() -> None:
+    students = ("resnet8", "vgg8", "mobilenetv2")
+    methods = ("none", "at", "crd", "dkd", "fitnet")
+    record = made_up_search(300, methods=methods, students=students)
+    assert len(summary(record)) < 7000
+    assert "have all 300 trials" in summary(record)
+
+
+def test_a_report_has_summary_table_and_pictures(tmp_path: Path) -> None:
+    record = made_up_search(24)
+    write_report(record, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {SUMMARY, TABLE, "1_accuracy_by_method.png", "2_learning_curves.png"} <= names
+    assert all(name.endswith((".png", ".md", ".json")) for name in names)
+    table = json.loads((tmp_path / TABLE).read_text())
+    assert len(table["data"]) == 25
+    assert {len(row) for row in table["data"]} == {len(table["columns"])}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    write_report(record, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_of_and_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(record: SearchRecord) -> None:
+        raise ZeroDivisionError("no such luck")
+
+    from search import plots
+
+    drawings = {"broken": broken, "curves": plots.learning_curves}
+    monkeypatch.setattr("search.plots.DRAWINGS", drawings)
+    write_report(made_up_search(6), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {SUMMARY, TABLE, "curves.png"}
+    assert "no such luck" in capsys.readouterr().err
+
+
+def test_reports_come_once_a_minute_from_another_process_and_once_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready: list[int] = []
+    folder = tmp_path / "report"
+    reporter = Reporter(folder, lambda: ready.append(1))
+    record = made_up_search(4, epochs=2, grace_epochs=None)
+    for _ in range(100):
+        reporter.update(record)  # the first minute is not over
+    assert not folder.exists()
+    monkeypatch.setattr("search.report._SECONDS_BETWEEN", 0.0)
+    began = time.monotonic()
+    reporter.update(record)
+    # It takes longer to import Matplotlib than to return.
+    assert reporter._process is not None
+    assert reporter._process.poll() is None
+    reporter.update(record)
+    monkeypatch.undo()
+    reporter.finish(record)
+    assert (folder / SUMMARY).read_text() == summary(record)
+    assert len(ready) == 1
+    assert time.monotonic() - began < 240
+
+
+def test_a_search_that_never_began_has_no_report(tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path / "report", lambda: None)
+    reporter.finish(made_up_search(3).model_copy(update={"trials": ()}))
+    assert not list(tmp_path.iterdir())
