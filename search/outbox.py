@@ -5,8 +5,9 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ Entry = Mapping[str, Any]
 
 # Between tries: soon at first, so that a hiccup costs nothing; then seldom.
 _PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)
+
+# As many entries go to the server together, with a breath before the next ones: requests cost more
+# than what is in them.
+_TOGETHER = 100
+_BREATH_SECONDS = 0.5
 
 # A server that is known to be away is not waited for at the end.
 _AWAY_SECONDS = 3.0
@@ -27,7 +33,8 @@ class Outbox:
 
     Args:
         path: of the file; entries that wait in it are delivered first.
-        deliver: takes an entry; what it raises delays the entry, and all that follow.
+        deliver: takes entries that follow each other; what it raises delays them, and all that
+            come after.
         refused: whether an error means that no further try can help; then the entry is dropped.
 
     Attributes:
@@ -37,7 +44,7 @@ class Outbox:
     def __init__(
         self,
         path: Path,
-        deliver: Callable[[Entry], None],
+        deliver: Callable[[Sequence[Entry]], None],
         refused: Callable[[Exception], bool],
     ) -> None:
         self._deliver, self._refused = deliver, refused
@@ -85,15 +92,15 @@ class Outbox:
         return waiting
 
     def _work(self) -> None:
-        tries = 0
+        tries, most = 0, _TOGETHER
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if not self._waiting:
                     return
-                entry = self._waiting[0]
+                entries = list(islice(self._waiting, most))
             try:
-                self._deliver(entry)
+                self._deliver(entries)
             except Exception as error:
                 if not self._refused(error):
                     _LOG.warning("away, and tried again soon: %s", error)
@@ -102,14 +109,21 @@ class Outbox:
                         self._changed.wait(_PAUSES[min(tries, len(_PAUSES) - 1)])
                     tries += 1
                     continue
-                _LOG.exception("refused: %s", entry)
+                if len(entries) > 1:  # one of them; it is found by delivering each alone
+                    most = 1
+                    continue
+                _LOG.exception("refused: %s", entries[0])
                 self.failures += 1
+                most = _TOGETHER
             tries, self._away = 0, False
             with self._changed:
-                if self._waiting and self._waiting[0] is entry:
-                    self._waiting.popleft()
-                    with suppress(OSError):  # then it is delivered twice, which does no harm
-                        os.pwrite(self._done, b"%-31d\n" % entry["entry"], 0)
+                if self._waiting and self._waiting[0] is entries[0]:
+                    for _ in entries:
+                        self._waiting.popleft()
+                    with suppress(OSError):  # then they are delivered twice, which does no harm
+                        os.pwrite(self._done, b"%-31d\n" % entries[-1]["entry"], 0)
+                if most > 1:
+                    self._changed.wait_for(lambda: self._closing, _BREATH_SECONDS)
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ counted, and never ends a search.
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ _STATUS: Mapping[State, str] = {
 
 _CLOSE_SECONDS = 60.0
 
+_METRICS_TOGETHER = 1000  # what MLflow takes in one request
+
 
 class Tracker:
     """Logs a search to MLflow. Every run has tags that name its search, its role and its trial; by
@@ -82,6 +84,7 @@ class Tracker:
         self._now = 0
         self._runs: dict[tuple[str, int], str] = {}
         self._steps: dict[str, set[int]] = {}
+        self._gathered: dict[str, list[Metric]] = {}
         self._made: set[str] = set()
         self._uploaded: dict[str, int] = {}
         self._calls: Mapping[str, Callable[..., None]] = {
@@ -204,15 +207,20 @@ class Tracker:
     def _put(self, call: str, **arguments: Any) -> None:
         self._outbox.put({"call": call, "time": int(time.time() * 1000), "arguments": arguments})
 
-    def _deliver(self, entry: Mapping[str, Any]) -> None:
+    def _deliver(self, entries: Sequence[Mapping[str, Any]]) -> None:
         try:
-            self._now = entry["time"]
             if self._client is None:
                 self._client = MlflowClient(self._uri)
-            self._calls[entry["call"]](**entry["arguments"])
+            for entry in entries:
+                self._now = entry["time"]
+                if entry["call"] != "epoch":
+                    self._flush()
+                self._calls[entry["call"]](**entry["arguments"])
+            self._flush()
         except Exception:
             # The server may have done it, and only the answer was lost: look again before writing.
             self._runs, self._steps, self._made = {}, {}, set()
+            self._gathered.clear()
             raise
 
     def _start_search(
@@ -305,8 +313,17 @@ class Tracker:
             self._steps[run] = {metric.step for metric in history}
         epoch = report["epoch"]
         if epoch not in self._steps[run]:
-            self._log(run, _metrics(report), epoch)
+            self._gathered.setdefault(run, []).extend(
+                Metric(name, value, self._now, epoch) for name, value in _metrics(report).items()
+            )
             self._steps[run].add(epoch)
+
+    def _flush(self) -> None:
+        """Sends the epochs that were gathered, those of a run together."""
+        for run, metrics in self._gathered.items():
+            for start in range(0, len(metrics), _METRICS_TOGETHER):
+                self._ready.log_batch(run, metrics[start : start + _METRICS_TOGETHER])
+        self._gathered.clear()
 
     @property
     def _ready(self) -> MlflowClient:

@@ -3,20 +3,14 @@
 import base64
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.ray_cluster import ROOT, free_port
+from tests.benchmarks.tracking import measure
+from tests.integration.tracking_server import Server, running_server, start
 
 pytestmark = [
     pytest.mark.integration,
@@ -27,54 +21,11 @@ pytestmark = [
     ),
 ]
 
-# PostgreSQL refuses to run as root, so root takes the name of another user for it.
-_AS_A_USER = ["unshare", "--user", "--map-user=postgres", "--map-group=postgres"]
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running server: where it is, and the home of the user who started it."""
-
-    url: str
-    home: Path
-
-    def status(self, path: str, **headers: str) -> int:
-        """What the server answers."""
-        try:
-            with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers)):
-                return 200
-        except urllib.error.HTTPError as error:
-            return error.code
-
-    @property
-    def password(self) -> str:
-        return (self.home / ".mlflow/credentials").read_text().split()[-1]
-
-
-def start(home: Path, port: int) -> None:
-    user = _AS_A_USER if os.getuid() == 0 else []
-    environment = os.environ | {
-        "HOME": str(home),
-        "MLFLOW_PORT": str(port),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    command = [
-        *user,
-        "bash",
-        str(ROOT / "experiments/clusters/tracking_server.sh"),
-        str(home / "artifacts"),
-    ]
-    subprocess.run(command, env=environment, check=True, timeout=180)
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home, port = tmp_path_factory.mktemp("head"), free_port()
-    start(home, port)
-    yield Server(f"http://127.0.0.1:{port}", home)
-    os.killpg(int((home / ".kdsearch/mlflow.pid").read_text()), signal.SIGTERM)
-    postmaster = (home / ".kdsearch/postgresql/postmaster.pid").read_text().split()[0]
-    os.kill(int(postmaster), signal.SIGINT)
+    with running_server(tmp_path_factory.mktemp("head")) as server:
+        yield server
 
 
 def test_only_the_password_and_a_known_name_of_the_host_open_it(server: Server) -> None:
@@ -116,3 +67,9 @@ def test_a_second_start_changes_nothing(server: Server) -> None:
     before = known()
     start(server.home, int(server.url.rpartition(":")[2]))
     assert known() == before
+
+
+def test_searches_that_log_at_once_lose_nothing(server: Server) -> None:
+    """All eight at once; `python -m tests.benchmarks.tracking` does it with 500 trials."""
+    row = measure(server.url, server.home, writers=8, trials=40, epochs=50)
+    assert row["missing_epochs"] == 0
