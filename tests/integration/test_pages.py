@@ -89,6 +89,8 @@ def test_runs_compare_well(record: SearchRecord, runs: list[Run]) -> None:
         (linked,) = run.inputs.dataset_inputs
         assert linked.dataset.name == "digits"
         assert len(linked.dataset.digest) == 16
+        models = run.outputs.model_outputs
+        assert [model.step for model in models] == [trial.best_epoch] * (trial.state == "finished")
 
 
 @dataclass(frozen=True)
