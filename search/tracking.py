@@ -24,6 +24,7 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LoggedModelOutput,
     Metric,
     Param,
     Run,
@@ -168,7 +169,22 @@ class Tracker:
             tags["kdsearch.parts"] = str(trial.parts)
         if trial.reason:
             tags["kdsearch.reason"] = trial.reason[:5000]
-        self._put("end_trial", number=trial.number, tags=tags, status=_STATUS[trial.state])
+        student: dict[str, Any] = {}
+        if trial.state == "finished" and trial.checkpoint is not None:
+            student = {
+                "name": trial.student,
+                "params": {"objective": trial.objective},
+                "tags": {"kdsearch.search": self._search, "kdsearch.checkpoint": trial.checkpoint},
+                "step": trial.best_epoch,
+                "metrics": {METRIC: trial.heldout_accuracy},
+            }
+        self._put(
+            "end_trial",
+            number=trial.number,
+            tags=tags,
+            status=_STATUS[trial.state],
+            student=student,
+        )
 
     def log_cost(self, record: SearchRecord) -> None:
         """Logs what the search took until now, on its own run."""
@@ -268,9 +284,13 @@ class Tracker:
     def _epoch(self, number: int, report: dict[str, Any]) -> None:
         self._log_report(self._run("trial", number), report)
 
-    def _end_trial(self, number: int, tags: Mapping[str, str], status: str) -> None:
+    def _end_trial(
+        self, number: int, tags: Mapping[str, str], status: str, student: Mapping[str, Any]
+    ) -> None:
         run = self._run("trial", number)
         self._log(run, tags=tags)
+        if student:
+            self._link_student(run, **student)
         self._end(run, status)
 
     def _gains(self, gains: list[tuple[int, int, Mapping[str, float]]]) -> None:
@@ -285,19 +305,22 @@ class Tracker:
 
     def _report(self, folder: str) -> None:
         run = self._run("search")
-        files = sorted(Path(folder).glob("*.*"))
-        for file in files:
+        note = Path(folder) / SUMMARY
+        if not note.exists():  # removed since; a file that is missing must not look like a server
+            return
+        pictures = sorted(Path(folder).glob("*.png"))
+        for file in (note, Path(folder) / TABLE, *pictures):
             changed = file.stat().st_mtime_ns
             if self._uploaded.get(file.name) != changed:
                 self._ready.log_artifact(run, str(file), "report")
                 self._uploaded[file.name] = changed
-        pictures = [_picture(run, file) for file in files if file.suffix == ".png"]
-        note = "\n\n".join(((Path(folder) / SUMMARY).read_text(), *pictures))
+        parts = (note.read_text(), *(_picture(run, file) for file in pictures))
         tables = [{"path": f"report/{TABLE}", "type": "table"}]
-        self._log(
-            run,
-            tags={"mlflow.note.content": note, "mlflow.loggedArtifacts": json.dumps(tables)},
-        )
+        tags = {
+            "mlflow.note.content": "\n\n".join(parts),
+            "mlflow.loggedArtifacts": json.dumps(tables),
+        }
+        self._log(run, tags=tags)
 
     def _end_search(
         self, metrics: Mapping[str, float], tags: Mapping[str, str], status: str
@@ -391,6 +414,32 @@ class Tracker:
     def _link_dataset(self, run_id: str, dataset: Mapping[str, str]) -> None:
         tag = InputTag("mlflow.data.context", "training")
         self._ready.log_inputs(run_id, [DatasetInput(Dataset(**dataset), [tag])])
+
+    def _link_student(
+        self,
+        run_id: str,
+        name: str,
+        params: dict[str, Any],
+        tags: dict[str, Any],
+        step: int,
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Lists a trained student among MLflow's models; its weights stay in the checkpoint."""
+        known = self._ready.get_run(run_id).outputs
+        if known is not None and known.model_outputs:
+            return
+        model = self._ready.create_logged_model(
+            self._experiment(), name, run_id, tags, params, "student"
+        )
+        self._ready.finalize_logged_model(model.model_id, "READY")
+        self._ready.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+        self._ready.log_batch(
+            run_id,
+            [
+                Metric(key, value, self._now, step, model_id=model.model_id)
+                for key, value in metrics.items()
+            ],
+        )
 
     def _reopen(self, run_id: str) -> None:
         if run_id not in self._made:

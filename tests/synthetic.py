@@ -160,6 +160,7 @@ def _trial(number: int, experiment: Experiment, point: Point, curve: list[float]
         heldout_loss=1 - best[-1],
         best_epoch=curve.index(best[-1]) + 1,
         train_seconds=2.0 * len(curve),
+        checkpoint=f"searches/made-up-1/checkpoints/trial_{number:03d}",
     )
 
 

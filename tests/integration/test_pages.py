@@ -89,6 +89,8 @@ def test_runs_compare_well(record: SearchRecord, runs: list[Run]) -> None:
         (linked,) = run.inputs.dataset_inputs
         assert linked.dataset.name == "digits"
         assert len(linked.dataset.digest) == 16
+        models = run.outputs.model_outputs
+        assert [model.step for model in models] == [trial.best_epoch] * (trial.state == "finished")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Pages:
 
     def wait_for(self, look: Callable[[], T]) -> T:
         """What `look` finds, as soon as it finds something."""
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 120
         while not (found := look()):
             assert time.monotonic() < deadline, self.browser.find_element(
                 "css selector", "body"
@@ -114,7 +116,7 @@ class Pages:
         columns are in this order."""
 
         def rows() -> list[dict[str, str]]:
-            found: list[dict[str, str]] = self.browser.execute_script(_READ_TABLE)
+            found = [dict(row) for row in self.browser.execute_script(_READ_TABLE)]
             return found if found and _useful(found[0]) == ordered else []
 
         self.browser.get(self.leaderboard)
@@ -132,8 +134,8 @@ const rows = {};
 const place = (element) => element.getBoundingClientRect().left;
 const cells = [...document.querySelectorAll('.ag-row .ag-cell')];
 for (const cell of cells.sort((one, other) => place(one) - place(other))) {
-    const row = rows[cell.closest('.ag-row').getAttribute('row-index')] ??= {};
-    row[cell.getAttribute('col-id')] = cell.textContent;
+    const row = rows[cell.closest('.ag-row').getAttribute('row-index')] ??= [];
+    row.push([cell.getAttribute('col-id'), cell.textContent]);
 }
 return Object.keys(rows).sort((one, other) => one - other).map((index) => rows[index]);
 """

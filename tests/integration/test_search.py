@@ -24,6 +24,7 @@ from pyarrow import parquet
 import kdcore
 from kdcore.data import open_data
 from search.record import SearchRecord, read_record
+from search.report import summary
 from search.storage import Storage
 
 pytestmark = pytest.mark.integration
@@ -149,6 +150,17 @@ def test_the_output_has_plain_lines_the_board_and_the_next_steps(output: str) ->
         'kdcore.load_student("runs/searches/task-1/best")',
     ):
         assert words in output
+    assert output.splitlines()[-1].endswith("&viewStateShareKey=task-1")
+
+
+def test_the_searchs_page_has_its_summary_and_pictures(folder: Path, record: SearchRecord) -> None:
+    client = MlflowClient(record.tracking_uri)
+    assert record.mlflow_run_id is not None
+    note = client.get_run(record.mlflow_run_id).data.tags["mlflow.note.content"]
+    assert summary(record) in note
+    assert "2_learning_curves.png" in note
+    files = {file.path for file in client.list_artifacts(record.mlflow_run_id, "report")}
+    assert {"report/summary.md", "report/leaderboard.json", "report/2_learning_curves.png"} <= files
 
 
 def test_the_board_is_printed_again_in_every_form(folder: Path, record: SearchRecord) -> None:
