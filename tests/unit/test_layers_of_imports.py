@@ -14,12 +14,13 @@ PACKAGES = ("kdcore", "search")
 ALLOWED = {
     "ray": {
         "search/launch.py",
+        "search/confirm.py",
         "search/jobs.py",
         "search/trial.py",
         "search/asha.py",
         "search/searcher.py",
     },
-    "mlflow": {"search/tracking.py", "search/report.py"},
+    "mlflow": {"search/tracking.py", "search/registry.py", "search/report.py"},
     "optuna": {"search/searcher.py", "search/space.py"},
 }
 
