@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,17 @@ def contenders(record: SearchRecord, top: int) -> tuple[Confirmed, ...]:
     return tuple(chosen.values())
 
 
+def fresh_seeds(experiment: Experiment, count: int) -> tuple[int, ...]:
+    """Seeds that the search did not use; the same ones whenever they are asked for."""
+    return tuple((experiment.seed + 1 + number) % 2**32 for number in range(count))
+
+
+def missing(chosen: Sequence[Confirmed], seeds: Sequence[int]) -> list[tuple[Confirmed, int]]:
+    """The runs that have not ended well yet. All students with one seed come first, so that
+    whatever is there after an interruption can be compared."""
+    return [(each, seed) for seed in seeds for each in chosen if seed not in each.test_accuracies]
+
+
 def run_again(
     point: Point, seed: int, *, experiment_json: str, storage_uri: str, folder: str
 ) -> tuple[ConfirmationRun, list[dict[str, Any]]]:
@@ -176,15 +187,7 @@ class Confirmation:
         labels = {each.label for each in chosen}
         earlier = [each for each in self.record.confirmed if each.label not in labels]
         self._write((*chosen, *earlier))
-        # All with one seed first: so few runs as there may be can be compared.
-        waiting = iter(
-            [
-                (each, seed)
-                for seed in fresh_seeds(self.record.experiment, asked.seeds)
-                for each in chosen
-                if seed not in each.test_accuracies
-            ]
-        )
+        waiting = iter(missing(chosen, fresh_seeds(self.record.experiment, asked.seeds)))
         running: dict[Any, tuple[Confirmed, int]] = {}
         while True:
             while len(running) < self._parallel and (ahead := next(waiting, None)):
@@ -253,11 +256,6 @@ class Confirmation:
             self.record = write_record(self._storage, self.record)
         except OSError as error:
             print(f"the record could not be written: {error}", file=sys.stderr)
-
-
-def fresh_seeds(experiment: Experiment, count: int) -> Iterator[int]:
-    """Seeds that the search did not use; the same ones whenever they are asked for."""
-    return ((experiment.seed + 1 + number) % 2**32 for number in range(count))
 
 
 def _with(runs: tuple[ConfirmationRun, ...], run: ConfirmationRun) -> tuple[ConfirmationRun, ...]:

@@ -69,7 +69,7 @@ def load_onnx(path: Path) -> Predict:
 
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own classes have no other common ancestor
+    except Exception as error:  # its classes have no common ancestor
         raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
 
     def predict(images: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def load_torch_export(path: Path) -> Predict:
     """
     try:
         module = torch.export.load(path).module()
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # of its archive's readers, which have no common ancestor
         raise ValueError(
             f"{path} is damaged: {(str(error) or repr(error)).splitlines()[0]}"
         ) from None

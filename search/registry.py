@@ -27,7 +27,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 _CHAMPION = "champion"
-_ACCURACY, _DIGEST, _WEIGHTS = (
+ACCURACY, DIGEST, _WEIGHTS = (
     "kdsearch.test_accuracy",
     "kdsearch.test_digest",
     "kdsearch.weights",
@@ -84,8 +84,8 @@ def _register(record: SearchRecord, exported: ExportedStudent) -> Registration:
     name = f"kdsearch-{record.experiment.name}"
     weights = (exported.folder / "student.safetensors").read_bytes()
     tags = {
-        _ACCURACY: repr(exported.student.test_accuracy),
-        _DIGEST: test_digest(exported.data),
+        ACCURACY: repr(exported.student.test_accuracy),
+        DIGEST: test_digest(exported.data),
         _WEIGHTS: hashlib.sha256(weights).hexdigest(),
         "kdsearch.search": record.name,
         "kdsearch.trial": exported.picked.label,
@@ -110,7 +110,7 @@ def _register(record: SearchRecord, exported: ExportedStudent) -> Registration:
             model_id=model,
         )
     champion = _champion(client, name)
-    better, words = _challenge(champion, found, tags)
+    better, words = challenge(champion, found, tags)
     if better:
         client.set_registered_model_alias(name, _CHAMPION, found.version)
     return Registration(name, str(found.version), better, words)
@@ -172,18 +172,24 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
     return client.get_model_version(name, aliases[_CHAMPION])
 
 
-def _challenge(
+def challenge(
     champion: ModelVersion | None, challenger: ModelVersion, tags: dict[str, str]
 ) -> tuple[bool, str]:
-    """Whether a version is the champion from now on, and why."""
-    accuracy = float(tags[_ACCURACY])
+    """Whether a version is the champion from now on, and why.
+
+    Args:
+        champion: the present one.
+        challenger: another one, or the same.
+        tags: of the challenger: its accuracy on the test split, and the split's digest.
+    """
+    accuracy = float(tags[ACCURACY])
     if champion is None:
         return True, f"the first champion, with {percent(accuracy)} % on the test split"
     if champion.version == challenger.version:
         return True, f"the champion already, with {percent(accuracy)} % on the test split"
-    if champion.tags.get(_DIGEST) != tags[_DIGEST]:
+    if champion.tags.get(DIGEST) != tags[DIGEST]:
         return False, f"version {champion.version} stays the champion: it was tested elsewhere"
-    best = float(champion.tags[_ACCURACY])
+    best = float(champion.tags[ACCURACY])
     figures = f"{percent(accuracy)} % on the test split against {percent(best)} %"
     if accuracy > best:
         return True, f"the new champion, with {figures} of version {champion.version}"

@@ -1,0 +1,113 @@
+"""Exported files: they classify as the student does, and altered ones are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kdcore.classifier import (
+    Classifier,
+    build_classifier,
+    describe_classifier,
+    load_student,
+    save_classifier,
+)
+from kdcore.data import ImageData
+from kdcore.training import evaluate
+from search.export import measure_files
+from search.graphs import GRAPHS, compare
+from search.pick import Picked
+
+
+@pytest.fixture(scope="module")
+def student(digits: ImageData) -> Classifier:
+    return build_classifier("resnet8", digits, seed=1).eval()
+
+
+@pytest.fixture
+def picked(student: Classifier, digits: ImageData) -> Picked:
+    """What a search would have recorded of this student."""
+    return Picked(
+        label="7",
+        trial=7,
+        student="resnet8",
+        objective="kd",
+        point={},
+        seed=1,
+        heldout_accuracy=evaluate(student, digits.heldout)[0],
+        best_epoch=1,
+        test_accuracy=evaluate(student, digits.test)[0],
+        checkpoint="",
+    )
+
+
+@pytest.fixture
+def folder(student: Classifier, digits: ImageData, tmp_path: Path) -> Path:
+    card = describe_classifier(student, "resnet8", digits, metrics={}, made_by={})
+    save_classifier(tmp_path, "student", student, card)
+    return tmp_path
+
+
+@pytest.mark.parametrize("form", GRAPHS)
+def test_a_graph_takes_any_number_of_stored_images_and_gives_the_students_logits(
+    form: str, folder: Path, student: Classifier, picked: Picked, digits: ImageData
+) -> None:
+    path = folder / GRAPHS[form].file
+    GRAPHS[form].write(student, digits.heldout.images[:2], path)
+    predict = GRAPHS[form].load(path)
+    for count in (1, 2, 5):
+        images = digits.test.images[:count]
+        assert images.dtype == torch.uint8
+        torch.testing.assert_close(predict(images), student(images), rtol=1e-4, atol=1e-5)
+    accuracy, difference = compare(predict, student, digits.heldout)
+    assert accuracy == picked.heldout_accuracy
+    assert difference < 1e-4
+    score, words = measure_files(folder, form, picked, digits)
+    assert score.test_accuracy == picked.test_accuracy
+    assert words.startswith(f"{path.name}: held-out {100 * accuracy:.2f} %")
+
+
+def test_altered_weights_are_refused_with_both_figures(
+    folder: Path, picked: Picked, digits: ImageData
+) -> None:
+    path = folder / "student.safetensors"
+    weights = load_file(path)
+    weights["fc.weight"].mul_(-1)
+    save_file(weights, path)
+    now = evaluate(load_student(folder), digits.heldout)[0]
+    assert now != picked.heldout_accuracy
+    with pytest.raises(
+        ValueError,
+        match=f"{100 * now:.2f} %, but {100 * picked.heldout_accuracy:.2f} % was recorded for 7",
+    ):
+        measure_files(folder, "safetensors", picked, digits)
+
+
+@pytest.mark.parametrize("form", GRAPHS)
+def test_a_graph_of_another_student_is_refused(
+    form: str, folder: Path, picked: Picked, digits: ImageData
+) -> None:
+    other = build_classifier("resnet8", digits, seed=2).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(-1)
+    GRAPHS[form].write(other, digits.heldout.images[:2], folder / GRAPHS[form].file)
+    with pytest.raises(ValueError, match=GRAPHS[form].file):
+        measure_files(folder, form, picked, digits)
+
+
+@pytest.mark.parametrize("form", GRAPHS)
+def test_a_damaged_graph_is_told(form: str, folder: Path) -> None:
+    path = folder / GRAPHS[form].file
+    path.write_bytes(b"PK no graph")
+    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+        GRAPHS[form].load(path)
+
+
+def test_a_missing_package_is_named_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"needs onnxruntime.*kdsearch\[export\]"):
+        GRAPHS["onnx"].load(tmp_path / "student.onnx")
