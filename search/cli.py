@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from enum import StrEnum
@@ -355,6 +356,9 @@ def rerun(
     seed: Annotated[
         int | None, typer.Option(metavar="S", help="Of a run of the confirmation.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to export what was trained.")
+    ] = None,
     storage: StorageOption = "runs",
 ) -> None:
     """Train a row of the leaderboard again, and compare each epoch."""
@@ -362,7 +366,7 @@ def rerun(
     from search.record import read_record
     from search.rerun import rerun as train_again
     from search.rerun import row_of
-    from search.storage import Storage
+    from search.storage import Storage, workspace_of
 
     place = Storage(storage)
     record = read_record(place, name)
@@ -373,7 +377,22 @@ def rerun(
         accuracy = percent(report.heldout_accuracy)
         print(f"epoch {report.epoch}/{report.epochs}: held-out {accuracy} %", flush=True)
 
-    difference = train_again(row, place, threads=record.experiment.resources.cpus, heard=show)
+    threads = record.experiment.resources.cpus
+    with tempfile.TemporaryDirectory() as checkpoint:
+        difference = train_again(
+            row, place, threads=threads, checkpoint=Path(checkpoint), heard=show
+        )
+        if out is not None and not difference:
+            from search.export import export_rerun
+
+            export_rerun(
+                Path(checkpoint),
+                out,
+                search=name,
+                label=trial,
+                config=row.config,
+                workspace=workspace_of(place),
+            )
     if difference:
         print(f"different: {difference}")
         raise typer.Exit(1)
@@ -543,6 +562,11 @@ def check(
         f"the first {len(space.first_points())} are the {controls} and the published settings; "
         f"{stops}"
     )
+    if experiment.confirm is not None:
+        print(
+            f"confirm  the best {experiment.confirm.top} trials, their {controls} and kd as "
+            f"published, with {experiment.confirm.seeds} fresh seeds each"
+        )
     _console().print(table)
     for caution in cautions(experiment):
         print(f"caution: {caution}")

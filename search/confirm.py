@@ -221,7 +221,8 @@ class Confirmation:
         try:
             run, reports = ray.get(reference)
         except RayTaskError as error:
-            run = ConfirmationRun(seed=seed, reason=str(error.cause))
+            cause = str(error.cause) or repr(error.cause)
+            run = ConfirmationRun(seed=seed, reason=cause.splitlines()[0])
         except RayError as error:
             run = ConfirmationRun(seed=seed, reason=str(error).splitlines()[0])
         confirmed = tuple(

@@ -1,15 +1,17 @@
 """The picked student on disk: weights, card, graph, and scores that are measured on those files."""
 
-import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
 from torch import Tensor
 
-from kdcore import load_student
+from kdcore import TrialConfig, load_student
 from kdcore.classifier import (
     Classifier,
+    ClassifierCard,
     build_classifier,
     describe_classifier,
     load_classifier,
@@ -88,18 +90,7 @@ def export_best(
     config = trial_config(record.experiment, picked.point)
     config = config.model_copy(update={"seed": picked.seed})
     classifier = _student(picked.label, picked.student, picked.checkpoint, data, storage)
-    card = describe_classifier(
-        classifier,
-        picked.student,
-        data,
-        metrics={},
-        made_by={
-            "search": record.name,
-            "trial": picked.label,
-            "seed": picked.seed,
-            "config": config.model_dump(mode="json"),
-        },
-    )
+    card = _card(classifier, record.name, picked.label, config, data)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
         partial = Path(name)
@@ -210,6 +201,38 @@ def _others(
     return tuple(others)
 
 
+def export_rerun(
+    checkpoint: Path, folder: Path, *, search: str, label: str, config: TrialConfig, workspace: Path
+) -> None:
+    """Exports what was trained again: weights and card, without scores on the test split.
+
+    Args:
+        checkpoint: the folder of the training's checkpoint.
+        folder: made where it is missing; an earlier export in it is replaced.
+        search: the name of the search that it was trained in before.
+        label: of its row there.
+        config: what it was trained by.
+        workspace: where this machine keeps image tables.
+    """
+    data = open_data(config.data, workspace)
+    classifier = _best_epoch(config.student, checkpoint, data)
+    card = _card(classifier, search, label, config, data)
+    with tempfile.TemporaryDirectory() as partial:
+        save_classifier(Path(partial), "student", classifier, card)
+        _replace(Path(partial), folder)
+
+
+def _card(
+    classifier: Classifier, search: str, label: str, config: TrialConfig, data: ImageData
+) -> ClassifierCard:
+    made_by: dict[str, JsonValue] = {
+        "search": search,
+        "trial": label,
+        "config": config.model_dump(mode="json"),
+    }
+    return describe_classifier(classifier, config.student, data, metrics={}, made_by=made_by)
+
+
 def _student(
     label: str, backbone: str, checkpoint: str, data: ImageData, storage: Storage
 ) -> Classifier:
@@ -217,11 +240,15 @@ def _student(
     with tempfile.TemporaryDirectory() as copy:
         try:
             Checkpoints(storage, checkpoint).restore(Path(copy))
-            best = best_student(Path(copy))
+            return _best_epoch(backbone, Path(copy), data)
         except OSError as error:
             raise ValueError(f"the checkpoint of trial {label} is gone: {error}") from None
+
+
+def _best_epoch(backbone: str, checkpoint: Path, data: ImageData) -> Classifier:
+    """The network of a local checkpoint."""
     student = build_classifier(backbone, data, seed=0)
-    student.backbone.load_state_dict(best["student"])
+    student.backbone.load_state_dict(best_student(checkpoint)["student"])
     student.backbone.drop_auxiliary()
     return student.eval()
 
@@ -241,7 +268,7 @@ def _commands(
     }
     given = [f" {option} {value}" for option, value in options.items() if value is not None]
     return (
-        f"kdsearch rerun {record.name} {picked.label}{again}{where}",
+        f"kdsearch rerun {record.name} {picked.label}{again} --out again{where}",
         f"kdsearch best {record.name}{''.join(given)}{where}",
     )
 
@@ -257,6 +284,6 @@ def _replace(partial: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in _FILES:
         if (partial / name).exists():
-            os.replace(partial / name, folder / name)
+            shutil.move(partial / name, folder / name)
         else:
             (folder / name).unlink(missing_ok=True)

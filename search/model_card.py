@@ -72,7 +72,8 @@ def model_card(
         f"- cost of the search: {record.cost}{_cost_of_confirmation(record)}",
         *_network_cost(record, picked),
         "",
-        "These commands train it again, compare each epoch with the record, and export it again:",
+        "The first command trains it again, compares each epoch with the record, and writes its "
+        "weights; the second exports the recorded ones again:",
         "",
         "```",
         *commands,

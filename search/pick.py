@@ -24,6 +24,8 @@ class Limits:
     accuracy: float | None = None
 
     def __post_init__(self) -> None:
+        if self.latency_ms is not None and self.latency_ms <= 0:
+            raise ValueError(f"--max-latency-ms is {self.latency_ms:g}, but must be > 0")
         if self.accuracy is not None and not 0 <= self.accuracy <= 1:
             raise ValueError(
                 f"--min-accuracy is {self.accuracy:g}, but must be a share of 1, like 0.95"

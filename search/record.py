@@ -250,7 +250,7 @@ class SearchRecord(_Record):
             return None
         return paired_gain(confirmed.test_accuracies, controls[-1].test_accuracies)
 
-    def words(self, trial: "TrialRecord | Confirmed") -> str:
+    def words(self, trial: TrialRecord | Confirmed) -> str:
         """A trial in words: its objective, and its student where there are several."""
         if len(self.experiment.students) == 1:
             return trial.objective

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +82,7 @@ def rerun(
     storage: Storage,
     *,
     threads: int,
+    checkpoint: Path | None = None,
     heard: Callable[[EpochReport], None] = lambda report: None,
 ) -> str:
     """Trains a row again on this machine.
@@ -89,6 +91,7 @@ def rerun(
         row: what to train, and what it gave.
         storage: where the teacher lies.
         threads: of the CPU, as the trial had.
+        checkpoint: an empty folder for the training's checkpoint; none: none is kept.
         heard: gets each epoch's report.
 
     Returns:
@@ -100,7 +103,7 @@ def rerun(
         from search.trial import fetch_teacher
 
         fetch_teacher(row.config.data, row.config.teacher, storage, workspace)
-    reports = distill(row.config, workspace=workspace)
+    reports = distill(row.config, workspace=workspace, checkpoint_dir=checkpoint)
     try:
         for then, report in zip(row.reports, islice(reports, len(row.reports)), strict=True):
             heard(report)
