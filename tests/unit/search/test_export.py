@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kdcore.backbones import build_backbone
 from kdcore.classifier import (
     Classifier,
     build_classifier,
@@ -66,6 +67,39 @@ def test_a_graph_takes_any_number_of_stored_images_and_gives_the_students_logits
     score, words = measure_files(folder, form, picked, digits)
     assert score.test_accuracy == picked.test_accuracy
     assert words.startswith(f"{path.name}: held-out {100 * accuracy:.2f} %")
+
+
+# One network of each family.
+@pytest.mark.slow
+@pytest.mark.parametrize("form", GRAPHS)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("vgg8", 32),
+        ("wrn_16_1", 32),
+        ("mobilenetv2", 32),
+        ("shufflenetv2", 32),
+        ("inception_v2", 128),
+        ("resnet8+fpn", 32),
+        ("torchvision/mobilenet_v3_small", 64),
+        ("timm/efficientnet_b0", 64),
+    ],
+)
+def test_every_family_of_networks_becomes_a_graph(
+    form: str, name: str, size: int, tmp_path: Path
+) -> None:
+    backbone = build_backbone(name, num_classes=10, in_channels=3, seed=0)
+    backbone.drop_auxiliary()
+    student = Classifier(backbone, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)).eval()
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=draw)
+    path = tmp_path / GRAPHS[form].file
+    GRAPHS[form].write(student, images[:2], path)
+    predict = GRAPHS[form].load(path)
+    for count in (1, 3):
+        expected = student(images[:count])
+        difference = (predict(images[:count]) - expected).abs().max() / expected.abs().max()
+        assert difference < 1e-4
 
 
 def test_altered_weights_are_refused_with_both_figures(
