@@ -35,7 +35,7 @@ ACCURACY, DIGEST, _WEIGHTS = (
 
 
 class NotRegisteredError(Exception):
-    """MLflow is away, or refused; the message says why."""
+    """MLflow is away, or refused, or the student is no graph; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def register(record: SearchRecord, exported: ExportedStudent) -> Registration:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     try:
         return _register(record, exported)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, RuntimeError) as error:
         reason = (str(error) or repr(error)).splitlines()[0]
         raise NotRegisteredError(f"not registered in MLflow: {reason}") from None
 

@@ -1,13 +1,15 @@
 """Who is confirmed, how that ranks, and who is picked within which limits."""
 
+import io
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from kdcore.measure import NetworkCost
 from search.experiment import parse_experiment
-from search.leaderboard import as_bytes, leaderboard, rank
+from search.leaderboard import WINNERS_CURSE, as_bytes, confirmed_table, leaderboard, rank
 from search.pick import Limits, candidates, pick
 from search.record import ConfirmationRun, Confirmed, SearchRecord, TrialRecord
 from search.space import trial_config, with_published
@@ -117,6 +119,24 @@ def test_the_confirmed_gain_is_over_the_same_students_control() -> None:
     assert gain.mean == pytest.approx(0.015)
     assert record_of(confirmed=(kd, own)).confirmed_gain(own) is None
     assert record_of(confirmed=(kd, other)).confirmed_gain(kd) is None
+
+
+def test_the_table_says_spread_gain_and_what_that_means() -> None:
+    best = confirmed(2, 0.95, 0.97, 0.96)
+    own = confirmed(0, 0.94, 0.95, 0.95, role="control", objective="none")
+    lone = confirmed(1, 0.99, role="published")
+    console = Console(width=160, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(confirmed_table(record_of(*SEARCHED, confirmed=(lone, own, best))))
+    text = captured.get()
+    lines = [line for line in text.splitlines() if "resnet8," in line]
+    assert [line.split()[0] for line in lines] == ["2", "0", "1"]
+    assert "97.00" in lines[0]  # what it was in the search
+    assert "96.00 ± 1.00" in lines[0]
+    assert "+1.33 [-0.10, +2.77] within noise" in lines[0]
+    assert "none (control)" in lines[1]
+    assert "±" not in lines[2]
+    assert WINNERS_CURSE.split()[0] in text
 
 
 def test_the_published_setting_keeps_student_and_rate_and_nothing_else() -> None:
