@@ -246,9 +246,10 @@ class SearchRecord(_Record):
             for other in self.confirmed
             if other.role == "control" and other.student == confirmed.student
         ]
+        # The first is that of the last confirmation; a search that was extended may have two.
         if confirmed.role == "control" or not controls:
             return None
-        return paired_gain(confirmed.test_accuracies, controls[-1].test_accuracies)
+        return paired_gain(confirmed.test_accuracies, controls[0].test_accuracies)
 
     def words(self, trial: TrialRecord | Confirmed) -> str:
         """A trial in words: its objective, and its student where there are several."""
