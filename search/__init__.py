@@ -10,6 +10,10 @@ from pathlib import Path
 # thirty times slower where trials share cores with anything else; sleeping ones are never slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Read where a trial's process is taken over by the next trial. After Tune's own two seconds a trial
+# that was stopped may still be ending, where the cores are busy; then the next one would be lost.
+os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
+
 # A cluster asks for its token, and Ray sends it only when told so before it is imported.
 if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or (
     Path("~/.ray/auth_token").expanduser().exists()

@@ -99,6 +99,20 @@ class Checkpoints:
         return []
 
 
+def recorded_reports(storage: Storage, folder: str) -> list[dict[str, Any]]:
+    """The reports that lie with a trial's checkpoints; none where there are no checkpoints.
+
+    Args:
+        storage: where searches are kept.
+        folder: the trial's, relative to the storage.
+    """
+    try:
+        index = _Index.model_validate_json(storage.read(f"{folder}/{_INDEX}"))
+    except (OSError, ValidationError):
+        return []
+    return list(index.reports)
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from enum import StrEnum
@@ -18,7 +19,10 @@ from rich.table import Table
 from search.experiment import ExperimentError, SearchFailedError, read_experiment
 
 if TYPE_CHECKING:
+    from kdcore import EpochReport
+    from search.export import ExportedStudent
     from search.jobs import Job, JobServer
+    from search.pick import Limits
     from search.record import SearchRecord
     from search.storage import Storage
 
@@ -48,6 +52,14 @@ class TrialState(StrEnum):
     STOPPED = "stopped"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
+
+
+class ExportFormat(StrEnum):
+    """The forms of an exported student."""
+
+    SAFETENSORS = "safetensors"
+    ONNX = "onnx"
+    TORCH_EXPORT = "torch_export"
 
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")]
@@ -161,11 +173,38 @@ def resume(
     _show_end(record, storage)
 
 
+@app.command()
+def confirm(
+    name: SearchName,
+    top: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="So many of the best trials; else the experiment's."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, max=1000, help="Runs of each; else the experiment's."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="RAY", help="A Ray cluster; else Ray starts here.")
+    ] = None,
+    storage: StorageOption = "runs",
+) -> None:
+    """Train the best students again with fresh seeds, and test each once."""
+    from search.launch import confirm as confirm_search
+    from search.leaderboard import confirmed_table
+    from search.storage import Storage
+
+    record = confirm_search(name, storage=Storage(storage), address=address, top=top, seeds=seeds)
+    _console().print(confirmed_table(record))
+
+
 def _show_end(record: "SearchRecord", storage: str) -> None:
     """Prints what a search gave, and exports its best student."""
-    from search.leaderboard import as_table
+    from search.leaderboard import as_table, confirmed_table
 
     _console().print(as_table(record))
+    if record.confirmed:
+        _console().print(confirmed_table(record))
     option = "" if storage == "runs" else f" --storage {storage}"
     if record.state != "finished":
         print(
@@ -174,11 +213,12 @@ def _show_end(record: "SearchRecord", storage: str) -> None:
         )
         _show_link(record, option)
         raise typer.Exit(130)
-    folder = _export(record.name, storage, None)
+    folder = _export(record, storage, None).folder
     print(
         f"\nNext:\n"
         f"  kdsearch ui {record.name}{option}            # all runs, in MLflow's pages\n"
         f"  kdsearch leaderboard {record.name}{option}   # this table again\n"
+        f"  kdsearch best {record.name}{option}          # within limits, as ONNX, registered\n"
         f"and in Python, where student(images) gives logits:\n"
         f"  import kdcore\n"
         f'  student = kdcore.load_student("{folder}")'
@@ -300,25 +340,67 @@ def replay(
 @app.command()
 def best(
     name: SearchName,
+    max_params: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="At most so many parameters.")
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(metavar="X", min=0.0, help="At most so long for one image.")
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(metavar="A", help="At least this accuracy, a share of 1.")
+    ] = None,
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="Safetensors alone, or with a graph.")
+    ] = ExportFormat.SAFETENSORS,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to export to.")] = None,
+    register: Annotated[
+        bool, typer.Option(help="In MLflow's model registry, where that can be reached.")
+    ] = True,
     storage: StorageOption = "runs",
 ) -> None:
     """Export a search's best student, and print where it is and how good."""
-    _export(name, storage, out)
-
-
-def _export(name: str, storage: str, out: Path | None) -> Path:
-    from search.export import export_best
-    from search.leaderboard import percent
+    from search.pick import Limits
     from search.record import read_record
     from search.storage import Storage
 
+    record = read_record(Storage(storage), name)
+    limits = Limits(max_params, max_latency_ms, min_accuracy)
+    exported = _export(record, storage, out, limits, form)
+    if not register:
+        return
+    from search.registry import NotRegisteredError
+    from search.registry import register as register_student
+
+    try:
+        done = register_student(record, exported)
+    except NotRegisteredError as error:
+        print(f"kdsearch: {error}", file=sys.stderr)
+        return
+    print(f"registered as {done.name}, version {done.version}: {done.words}")
+    if done.is_champion:
+        print(
+            f"  MLFLOW_TRACKING_URI={record.tracking_uri} mlflow models serve "
+            f"-m models:/{done.name}@champion --env-manager local   # answers requests"
+        )
+
+
+def _export(
+    record: "SearchRecord",
+    storage: str,
+    out: Path | None,
+    limits: "Limits | None" = None,
+    form: ExportFormat = ExportFormat.SAFETENSORS,
+) -> "ExportedStudent":
+    """Exports the best student, and prints where it is and how good."""
+    from search.export import export_best
+    from search.leaderboard import percent, spread
+    from search.storage import Storage
+
     place = Storage(storage)
-    record = read_record(place, name)
-    folder = out or (place.local or Path("runs")) / "searches" / name / "best"
+    folder = out or (place.local or Path("runs")) / "searches" / record.name / "best"
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    exported = export_best(record, place, folder)
+    exported = export_best(record, place, folder, limits=limits, form=form.value)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("network", "held-out %", "test %"):
         table.add_column(
@@ -326,9 +408,71 @@ def _export(name: str, storage: str, out: Path | None) -> Path:
         )
     for score in (exported.student, *exported.others):
         table.add_row(score.name, percent(score.heldout_accuracy), percent(score.test_accuracy))
-    print(f"best student: trial {exported.trial.number}, exported to {folder}")
+    picked = exported.picked
+    named = picked.label if picked.trial is None else f"trial {picked.label}"
+    if picked.confirmed is not None:
+        again = picked.confirmed
+        named += (
+            f" with seed {picked.seed} of {len(again.test_accuracies)} (test "
+            f"{spread(again.test_accuracy, again.test_deviation)} %)"
+        )
+    print(f"best student: {named}, exported to {folder}")
     _console().print(table)
-    return folder
+    if exported.graph:
+        print(exported.graph)
+    return exported
+
+
+@app.command()
+def rerun(
+    name: SearchName,
+    trial: Annotated[
+        str, typer.Argument(metavar="TRIAL", help="Its number, or a confirmed row's label.")
+    ],
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", help="Of a run of the confirmation.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to export what was trained.")
+    ] = None,
+    storage: StorageOption = "runs",
+) -> None:
+    """Train a row of the leaderboard again, and compare each epoch."""
+    from search.leaderboard import percent
+    from search.record import read_record
+    from search.rerun import rerun as train_again
+    from search.rerun import row_of
+    from search.storage import Storage, workspace_of
+
+    place = Storage(storage)
+    record = read_record(place, name)
+    row = row_of(record, place, trial, seed)
+    print(f"trial {trial} again, with seed {row.config.seed}: {row.words}", flush=True)
+
+    def show(report: "EpochReport") -> None:
+        accuracy = percent(report.heldout_accuracy)
+        print(f"epoch {report.epoch}/{report.epochs}: held-out {accuracy} %", flush=True)
+
+    threads = record.experiment.resources.cpus
+    with tempfile.TemporaryDirectory() as checkpoint:
+        difference = train_again(
+            row, place, threads=threads, checkpoint=Path(checkpoint), heard=show
+        )
+        if out is not None and not difference:
+            from search.export import export_rerun
+
+            export_rerun(
+                Path(checkpoint),
+                out,
+                search=name,
+                label=trial,
+                config=row.config,
+                workspace=workspace_of(place),
+            )
+    if difference:
+        print(f"different: {difference}")
+        raise typer.Exit(1)
+    print(f"equal: all {len(row.reports)} epochs give the recorded numbers")
 
 
 @app.command()
@@ -525,6 +669,11 @@ def check(
         f"the first {len(space.first_points())} are the {controls} and the published settings; "
         f"{stops}"
     )
+    if experiment.confirm is not None:
+        print(
+            f"confirm  the best {experiment.confirm.top} trials, their {controls} and kd as "
+            f"published, with {experiment.confirm.seeds} fresh seeds each"
+        )
     _console().print(table)
     for line in costs(prepared):
         print(line)

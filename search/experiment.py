@@ -163,6 +163,33 @@ class Search(_Closed):
     combinations: tuple[tuple[str, ...], ...] = ()
 
 
+class Confirm(_Closed):
+    """Which students are trained again at the end, with fresh seeds, and then seen on the test
+    split.
+
+    Args:
+        top: the best so many trials; their controls and `kd` as published come with them.
+        seeds: runs of each, with the same seeds for all.
+    """
+
+    top: int = Field(3, ge=1)
+    seeds: int = Field(5, ge=2, le=1000)
+
+
+class Licences(_Closed):
+    """Who may use what, in words, for the model card; the card asks for what is left out.
+
+    Args:
+        data: of the images.
+        teacher: of its weights.
+        student: under which the exported student is passed on.
+    """
+
+    data: str = ""
+    teacher: str = ""
+    student: str = ""
+
+
 class Resources(_Closed):
     """What one trial occupies. Fractions of a GPU share it; its memory is not divided.
 
@@ -194,6 +221,9 @@ class Experiment(_Closed):
         cache: see `kdcore.CacheConfig`; null lets the teacher compute in every step.
         narrow: settings like `kd.temperature`, each with a smaller range [low, high], fewer
             options, or one value that fixes it.
+        confirm: what is trained again at the end of the search; none: nothing, until
+            `kdsearch confirm` is called.
+        licences: for the model card.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -214,6 +244,8 @@ class Experiment(_Closed):
     resources: Resources = Resources()
     cache: CacheConfig | None = CacheConfig()
     narrow: dict[str, tuple[Option, ...]] = {}
+    confirm: Confirm | None = None
+    licences: Licences = Licences()
 
     @property
     def students(self) -> tuple[str, ...]:

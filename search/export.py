@@ -1,37 +1,44 @@
-"""The best student of a search, exported: weights, card, and scores on the test split."""
+"""The picked student on disk: weights, card, graph, and scores that are measured on those files."""
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcore import load_student
+from pydantic import JsonValue
+from torch import Tensor
+
+from kdcore import TrialConfig, load_student
 from kdcore.classifier import (
     Classifier,
+    ClassifierCard,
     build_classifier,
     describe_classifier,
     load_classifier,
     save_classifier,
 )
-from kdcore.data import ImageData, open_data
-from kdcore.training import best_student, evaluate
+from kdcore.data import ImageData, Split, open_data
+from kdcore.training import best_student, default_device, evaluate
 from search.checkpoints import Checkpoints
-from search.leaderboard import percent, points, rank
-from search.record import SearchRecord, TrialRecord
+from search.graphs import GRAPHS, compare
+from search.leaderboard import percent
+from search.model_card import Score, model_card
+from search.pick import Limits, Picked, pick
+from search.record import SearchRecord
 from search.space import trial_config
 from search.storage import Storage, workspace_of
 
 # Other kernels, as another device or memory format has, may decide an image on the border
-# otherwise.
+# otherwise: one of a thousand, or one of a few.
 _TOLERANCE = 0.001
 
+# Of the largest logit. A graph computes in another order of sums, but in float32 as well.
+_LOGIT_TOLERANCE = 1e-3
 
-@dataclass(frozen=True)
-class Score:
-    """Accuracies of one network, shares of 1."""
+WEIGHTS = "safetensors"
+"""The format that every export has; a graph comes beside it."""
 
-    name: str
-    heldout_accuracy: float
-    test_accuracy: float
+_FILES = ("student.safetensors", "student.json", "README.md", *(g.file for g in GRAPHS.values()))
 
 
 @dataclass(frozen=True)
@@ -39,147 +46,244 @@ class ExportedStudent:
     """What an export gave.
 
     Args:
-        folder: holds `student.safetensors`, `student.json` and `README.md`.
-        trial: the trial that it comes from.
+        folder: holds `student.safetensors`, `student.json`, `README.md`, and the graph.
+        picked: where it comes from.
         student: its scores, measured on the exported files.
         others: the teacher's and the control's.
+        data: that they were measured on.
+        graph: what the graph gave, in words; empty without one.
     """
 
     folder: Path
-    trial: TrialRecord
+    picked: Picked
     student: Score
     others: tuple[Score, ...]
+    data: ImageData
+    graph: str = ""
 
 
-def export_best(record: SearchRecord, storage: Storage, folder: Path) -> ExportedStudent:
-    """Exports the best finished student, and measures it, the control and the teacher on the test
-    split.
+def export_best(
+    record: SearchRecord,
+    storage: Storage,
+    folder: Path,
+    *,
+    limits: Limits | None = None,
+    form: str = WEIGHTS,
+) -> ExportedStudent:
+    """Exports the best student within the limits, and measures the files, the control and the
+    teacher on the test split. Nothing is left of an export that is refused.
 
     Args:
         record: the search.
         storage: where its checkpoints lie.
         folder: made where it is missing; an earlier export in it is replaced.
+        limits: of size, latency and accuracy; none: no limits.
+        form: `safetensors`, or a graph beside it: `onnx` or `torch_export`.
 
     Raises:
-        ValueError: no trial has finished, its checkpoint is gone or damaged, or the exported files
-            do not reproduce the recorded accuracy.
+        ValueError: no trial has finished, none is within the limits, its checkpoint is gone or
+            damaged, or the exported files do not reproduce the recorded accuracy.
     """
-    finished = rank(tuple(trial for trial in record.trials if trial.state == "finished"))
-    if not finished:
-        raise ValueError(
-            f"no trial of {record.name} has finished, so there is no student to export"
-        )
+    limits = limits or Limits()
+    picked = pick(record, limits)
     data = open_data(record.experiment.data, workspace_of(storage))
-    best = finished[0]
-    classifier = _student(record, best, data, storage)
-    student = _score(best.objective, classifier, data)
-    if abs(student.heldout_accuracy - (best.heldout_accuracy or 0.0)) > _TOLERANCE:
-        raise ValueError(
-            f"trial {best.number} has a held-out accuracy of {percent(student.heldout_accuracy)} "
-            f"%, but {percent(best.heldout_accuracy)} % was recorded: data or checkpoint changed"
+    config = trial_config(record.experiment, picked.point)
+    config = config.model_copy(update={"seed": picked.seed})
+    classifier = _student(picked.label, picked.student, picked.checkpoint, data, storage)
+    card = _card(classifier, record.name, picked.label, config, data)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
+        partial = Path(name)
+        save_classifier(partial, "student", classifier, card)
+        if form in GRAPHS:
+            GRAPHS[form].write(classifier, _example(data), partial / GRAPHS[form].file)
+        student, graph = measure_files(partial, form, picked, data)
+        metrics = {
+            "heldout_accuracy": student.heldout_accuracy,
+            "test_accuracy": student.test_accuracy,
+        }
+        card = card.model_copy(update={"metrics": metrics})
+        (partial / "student.json").write_text(card.model_dump_json(indent=2) + "\n")
+        others = _others(record, picked, student, data, storage)
+        exported = ExportedStudent(folder, picked, student, others, data, graph)
+        commands = _commands(exported, record, storage, limits, form)
+        text = model_card(record, picked, (student, *others), data, commands, folder)
+        (partial / "README.md").write_text(text)
+        _replace(partial, folder)
+    return exported
+
+
+def measure_files(folder: Path, form: str, picked: Picked, data: ImageData) -> tuple[Score, str]:
+    """Loads exported files afresh and measures them.
+
+    Args:
+        folder: holds them.
+        form: as in `export_best`.
+        picked: what was recorded.
+        data: to measure them on.
+
+    Returns:
+        The scores, and what the graph gave, in words.
+
+    Raises:
+        ValueError: a file is damaged, or does not reproduce what was recorded.
+    """
+    classifier = load_student(folder)
+    accuracies = _accuracies(classifier.to(default_device()), data)
+    _refuse_others(f"{folder / 'student.safetensors'}", accuracies, picked, data)
+    words = ""
+    if form in GRAPHS:
+        path = folder / GRAPHS[form].file
+        predict = GRAPHS[form].load(path)
+        classifier = classifier.cpu()
+        heldout, far = compare(predict, classifier, data.heldout)
+        test, farther = compare(predict, classifier, data.test)
+        difference = max(far, farther)
+        _refuse_others(f"{path}", (heldout, test), picked, data)
+        if difference > _LOGIT_TOLERANCE:
+            raise ValueError(
+                f"the logits of {path} differ from PyTorch's by {difference:.1e} of the largest, "
+                f"but at most {_LOGIT_TOLERANCE:.0e} is expected"
+            )
+        words = (
+            f"{path.name}: held-out {percent(heldout)} %, test {percent(test)} %; its logits on "
+            f"{len(data.heldout) + len(data.test):,} images differ from PyTorch's by at most "
+            f"{difference:.0e} of the largest"
         )
+    return Score(picked.objective, *accuracies), words
+
+
+def _refuse_others(
+    what: str, accuracies: tuple[float, float], picked: Picked, data: ImageData
+) -> None:
+    """Refuses files whose accuracies are not those that were recorded."""
+    recorded = (picked.heldout_accuracy, picked.test_accuracy)
+    splits: tuple[tuple[str, Split], ...] = (("held-out", data.heldout), ("test", data.test))
+    for (kind, split), now, then in zip(splits, accuracies, recorded, strict=True):
+        if then is not None and abs(now - then) > max(_TOLERANCE, 1.5 / len(split)):
+            raise ValueError(
+                f"{what} has a {kind} accuracy of {percent(now)} %, but {percent(then)} % was "
+                f"recorded for {picked.label}: data, checkpoint or files have changed"
+            )
+
+
+def _accuracies(classifier: Classifier, data: ImageData) -> tuple[float, float]:
+    """Held out and on the test split."""
+    return evaluate(classifier, data.heldout)[0], evaluate(classifier, data.test)[0]
+
+
+def _example(data: ImageData) -> Tensor:
+    """Two real images: from one, the exporter would take it that there is always one."""
+    return next(data.heldout.batches(2))
+
+
+def _others(
+    record: SearchRecord, picked: Picked, student: Score, data: ImageData, storage: Storage
+) -> tuple[Score, ...]:
+    """The scores of the teacher, and of the control in the search."""
     others = []
     if record.teacher is not None:
         with tempfile.TemporaryDirectory() as copy:
             storage.download(record.teacher, Path(copy))
-            teacher = load_classifier(Path(copy), "teacher")
-        others.append(_score(f"teacher {record.experiment.teacher.backbone}", teacher, data))
-    control = record.control_of(best.student)
-    if control is not None:
-        network = classifier if control is best else _student(record, control, data, storage)
-        others.append(_score("none (control)", network, data))
-    card = describe_classifier(
-        classifier,
-        best.student,
-        data,
-        metrics={
-            "heldout_accuracy": student.heldout_accuracy,
-            "test_accuracy": student.test_accuracy,
-        },
-        made_by={
-            "search": record.name,
-            "trial": best.number,
-            "config": trial_config(record.experiment, best.point).model_dump(mode="json"),
-        },
-    )
-    save_classifier(folder, "student", classifier, card)
-    reloaded = _score(best.objective, load_student(folder), data)
-    if reloaded != student:
-        raise ValueError(f"the files in {folder} give {reloaded}, but the student gave {student}")
-    exported = ExportedStudent(folder, best, reloaded, tuple(others))
-    (folder / "README.md").write_text(_model_card(record, exported, data))
-    return exported
+            teacher = load_classifier(Path(copy), "teacher").to(default_device())
+        name = f"teacher {record.experiment.teacher.backbone}"
+        others.append(Score(name, *_accuracies(teacher, data)))
+    control = record.control_of(picked.student)
+    if control is not None and control.checkpoint is not None:
+        if control.checkpoint == picked.checkpoint:
+            accuracies = student.heldout_accuracy, student.test_accuracy
+        else:
+            network = _student(
+                str(control.number), control.student, control.checkpoint, data, storage
+            )
+            accuracies = _accuracies(network.to(default_device()), data)
+        others.append(Score("none (control)", *accuracies))
+    return tuple(others)
+
+
+def export_rerun(
+    checkpoint: Path, folder: Path, *, search: str, label: str, config: TrialConfig, workspace: Path
+) -> None:
+    """Exports what was trained again: weights and card, without scores on the test split.
+
+    Args:
+        checkpoint: the folder of the training's checkpoint.
+        folder: made where it is missing; an earlier export in it is replaced.
+        search: the name of the search that it was trained in before.
+        label: of its row there.
+        config: what it was trained by.
+        workspace: where this machine keeps image tables.
+    """
+    data = open_data(config.data, workspace)
+    classifier = _best_epoch(config.student, checkpoint, data)
+    card = _card(classifier, search, label, config, data)
+    with tempfile.TemporaryDirectory() as partial:
+        save_classifier(Path(partial), "student", classifier, card)
+        _replace(Path(partial), folder)
+
+
+def _card(
+    classifier: Classifier, search: str, label: str, config: TrialConfig, data: ImageData
+) -> ClassifierCard:
+    made_by: dict[str, JsonValue] = {
+        "search": search,
+        "trial": label,
+        "config": config.model_dump(mode="json"),
+    }
+    return describe_classifier(classifier, config.student, data, metrics={}, made_by=made_by)
 
 
 def _student(
-    record: SearchRecord, trial: TrialRecord, data: ImageData, storage: Storage
+    label: str, backbone: str, checkpoint: str, data: ImageData, storage: Storage
 ) -> Classifier:
-    """A trial's network with the weights of its best epoch."""
-    if trial.checkpoint is None:
-        raise ValueError(f"trial {trial.number} has no checkpoint")
+    """A network with the weights of its best epoch, on the CPU, in evaluation mode."""
     with tempfile.TemporaryDirectory() as copy:
         try:
-            Checkpoints(storage, trial.checkpoint).restore(Path(copy))
-            best = best_student(Path(copy))
+            Checkpoints(storage, checkpoint).restore(Path(copy))
+            return _best_epoch(backbone, Path(copy), data)
         except OSError as error:
-            raise ValueError(f"the checkpoint of trial {trial.number} is gone: {error}") from None
-    student = build_classifier(trial.student, data, seed=0)
-    student.backbone.load_state_dict(best["student"])
+            raise ValueError(f"the checkpoint of trial {label} is gone: {error}") from None
+
+
+def _best_epoch(backbone: str, checkpoint: Path, data: ImageData) -> Classifier:
+    """The network of a local checkpoint."""
+    student = build_classifier(backbone, data, seed=0)
+    student.backbone.load_state_dict(best_student(checkpoint)["student"])
+    student.backbone.drop_auxiliary()
     return student.eval()
 
 
-def _score(name: str, classifier: Classifier, data: ImageData) -> Score:
-    return Score(name, evaluate(classifier, data.heldout)[0], evaluate(classifier, data.test)[0])
+def _commands(
+    exported: ExportedStudent, record: SearchRecord, storage: Storage, limits: Limits, form: str
+) -> tuple[str, str]:
+    """What trains this student again, and what exports it again."""
+    picked, where = exported.picked, storage_option(storage)
+    again = "" if picked.confirmed is None else f" --seed {picked.seed}"
+    options = {
+        "--max-params": limits.parameters,
+        "--max-latency-ms": limits.latency_ms,
+        "--min-accuracy": limits.accuracy,
+        "--format": None if form == WEIGHTS else form,
+        "--out": exported.folder,
+    }
+    given = [f" {option} {value}" for option, value in options.items() if value is not None]
+    return (
+        f"kdsearch rerun {record.name} {picked.label}{again} --out again{where}",
+        f"kdsearch best {record.name}{''.join(given)}{where}",
+    )
 
 
-def _model_card(record: SearchRecord, exported: ExportedStudent, data: ImageData) -> str:
-    experiment, trial = record.experiment, exported.trial
-    gain = record.gain(trial)
-    height, width = data.image_size
-    scores = [
-        f"| {score.name} | {percent(score.heldout_accuracy)} | {percent(score.test_accuracy)} |"
-        for score in (exported.student, *exported.others)
-    ]
-    lines = [
-        f"# {trial.student}, distilled from {experiment.teacher.backbone}",
-        "",
-        f"A classifier of {data.num_classes} classes for {data.in_channels}x{height}x{width} "
-        f"images, the best of {len(record.trials)} trials of the search `{record.name}`.",
-        "",
-        "| network | held-out % | test % |",
-        "| --- | --- | --- |",
-        *scores,
-        "",
-        f"The {len(data.heldout):,} held-out images ranked the trials; the {len(data.test):,} test "
-        "images were used for this table only.",
-    ]
-    if gain is not None:
-        lines.append(
-            f"The gain over the same network without distillation is {points(gain)} percentage "
-            "points on the held-out images, from one seed: differences of a few tenths are within "
-            "the noise of a seed."
-        )
-    cost = record.student_costs.get(trial.student)
-    if cost is not None:
-        threads = f", {cost.threads} threads" if cost.threads else ""
-        lines.append(
-            f"It has {cost.parameters:,} parameters and takes {cost.multiply_adds:,} multiply-adds "
-            f"and {cost.latency_ms:.3g} ms for an image ({cost.device}{threads})."
-        )
-    lines += [
-        "",
-        f"- data: {experiment.data.name}, {len(data.train):,} training images",
-        f"- objective: {trial.objective}, beside cross-entropy",
-        f"- epochs: {trial.epochs}; the weights are those of epoch {trial.best_epoch}",
-        f"- seed: {experiment.seed}",
-        "",
-        "```python",
-        "import kdcore",
-        f'student = kdcore.load_student("{exported.folder}")',
-        "```",
-        "",
-        "`student(images)` gives logits for uint8 images, or floats from 0 to 1; it normalises",
-        "them itself.",
-        "",
-    ]
-    return "\n".join(lines)
+def storage_option(storage: Storage) -> str:
+    """How a command names the storage; the usual one needs no word."""
+    usual = storage.local == Path("runs").absolute()
+    return "" if usual else f" --storage {storage.uri}"
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Moves an export to its place; files of an earlier one go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:
+        if (partial / name).exists():
+            shutil.move(partial / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)

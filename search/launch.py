@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 # Tune's own CSV, JSON and TensorBoard files repeat what MLflow keeps; usage reports leave the
@@ -37,8 +37,10 @@ from kdcore.training import EpochReport
 from search.asha import ControlSparingAsha
 from search.checkpoints import trial_folder
 from search.cluster import machines, strangers, trial_places, what_there_is
+from search.confirm import Confirmation, contenders
 from search.experiment import (
     CONTROL,
+    Confirm,
     Experiment,
     ExperimentError,
     Problem,
@@ -226,6 +228,45 @@ def resume(
         return _run(plan(experiment, storage, name), storage, record, address)
 
 
+def confirm(
+    name: str,
+    *,
+    storage: Storage,
+    address: str | None = None,
+    top: int | None = None,
+    seeds: int | None = None,
+) -> SearchRecord:
+    """Trains a search's best students again with fresh seeds, and looks at the test split once for
+    each. What an earlier call has done stays.
+
+    Args:
+        name: of the search.
+        storage: where it is kept.
+        address: of a Ray cluster; none: Ray is started on this machine.
+        top: how many trials; none: as the experiment says, else as `Confirm` does.
+        seeds: runs of each; likewise.
+
+    Raises:
+        ValueError: there is no such search, it still runs, or none of its trials with a method has
+            finished.
+        ExperimentError: the experiment cannot be run any more.
+        SearchFailedError: as `launch`.
+        KeyboardInterrupt: Ctrl-C cut it off; what had ended is in the record.
+    """
+    record = read_record(storage, name)
+    with _only_process(storage, record):
+        record = interrupted(read_record(storage, name))
+        asked = record.experiment.confirm or Confirm()
+        asked = Confirm(top=top or asked.top, seeds=seeds or asked.seeds)
+        if not contenders(record, asked.top):
+            raise ValueError(
+                f"no trial of {name} with a method has finished, so there is none to confirm"
+            )
+        record = record.model_copy(update={"state": "running"})
+        prepared = plan(record.experiment, storage, name)
+        return _run(prepared, storage, record, address, confirm_only=asked)
+
+
 @contextmanager
 def _only_process(storage: Storage, record: SearchRecord) -> Iterator[None]:
     """Holds a search for this process.
@@ -261,7 +302,11 @@ def _only_process(storage: Storage, record: SearchRecord) -> Iterator[None]:
 
 
 def _run(
-    prepared: Plan, storage: Storage, record: SearchRecord, address: str | None
+    prepared: Plan,
+    storage: Storage,
+    record: SearchRecord,
+    address: str | None,
+    confirm_only: Confirm | None = None,
 ) -> SearchRecord:
     log = local_home(storage) / "logs" / f"{record.name}.log"
     with output_to(log) as console, Progress(console) as progress:
@@ -271,7 +316,7 @@ def _run(
             progress.say(f"caution: {caution}")
         _connect(address, log)
         try:
-            return _Search(prepared, storage, record, progress, log).run()
+            return _Search(prepared, storage, record, progress, log).run(confirm_only)
         finally:
             ray.shutdown()
 
@@ -368,7 +413,8 @@ class _Search:
         report = self._folder / "report"
         self._reporter = Reporter(report, lambda: self._tracker.log_report(report))
 
-    def run(self) -> SearchRecord:
+    def run(self, confirm_only: Confirm | None = None) -> SearchRecord:
+        """Runs the trials, and what the experiment wants confirmed; or only a confirmation."""
         experiment = self._plan.experiment
         self._record = write_record(self._storage, self._record)
         resolved = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
@@ -386,9 +432,18 @@ class _Search:
             with self._heartbeat():
                 self._prepare_teacher()
                 self._measure_students()
-            self._run_trials()
+            if confirm_only is None:
+                self._run_trials()
+            asked = confirm_only
+            if asked is None and self._record.state == "finished":
+                asked = experiment.confirm
+            if asked is not None:
+                self._confirm(asked)
         except KeyboardInterrupt:
             self._record = interrupted(self._record)
+            if confirm_only is not None:
+                self._record = self._record.model_copy(update={"state": self._state_of_trials})
+                raise
         except BaseException:
             self._record = interrupted(self._record).model_copy(update={"state": "failed"})
             raise
@@ -558,6 +613,32 @@ class _Search:
         if self._record.ended:
             self._progress.say(f"{self._record.ended}; the search ends with what it has")
             self._record = self._record.model_copy(update={"state": "finished"})
+
+    def _confirm(self, asked: Confirm) -> None:
+        running = self._record.model_copy(update={"state": "running"})
+        confirmation = Confirmation(
+            running, self._storage, self._tracker, self._progress, self._parallel
+        )
+        self._progress.update(running)
+        # A cluster stops a job by SIGTERM; it ends as by Ctrl-C.
+        usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            confirmation.run(asked)
+        except KeyboardInterrupt:
+            self._progress.say(
+                f"stopped; kdsearch confirm {running.name} goes on, and repeats nothing"
+            )
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, usual)
+            self._record = confirmation.record.model_copy(update={"state": self._state_of_trials})
+
+    @property
+    def _state_of_trials(self) -> Literal["finished", "interrupted"]:
+        """The search's, when nothing runs any more: a spent budget ends it as trials do."""
+        ended = sum(not trial.unfinished for trial in self._record.trials)
+        enough = ended >= self._plan.experiment.search.trials or self._record.ended
+        return "finished" if enough else "interrupted"
 
     def _earlier_trials(self) -> list[TrialRecord]:
         """The trials of the searches to start from: those on the same data."""

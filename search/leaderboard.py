@@ -15,7 +15,8 @@ from rich.table import Table
 from kdcore.measure import BATCH
 from kdcore.suggestion import did_you_mean
 from search.experiment import CONTROL
-from search.record import SearchRecord, TrialRecord
+from search.paired import PairedGain
+from search.record import Confirmed, SearchRecord, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Row:
         student: the network that learns; the teacher's name in its row.
         objective: the methods with their searched settings; `none` is the control.
         heldout_accuracy: of the best epoch, a share of 1.
+        test_accuracy: of a confirmed student, the mean over its fresh seeds, a share of 1.
+        test_deviation: the standard deviation over them.
+        seeds: how many they are.
         gain: over the same student's control, a share of 1; the teacher's over the best control;
             none without a finished control.
         parameters: of the network; none where it was not measured.
@@ -43,6 +47,9 @@ class Row:
     student: str
     objective: str
     heldout_accuracy: float | None
+    test_accuracy: float | None
+    test_deviation: float | None
+    seeds: int | None
     gain: float | None
     parameters: int | None
     latency_ms: float | None
@@ -51,11 +58,16 @@ class Row:
     status: str
 
 
-def rank(trials: tuple[TrialRecord, ...]) -> list[TrialRecord]:
-    """Trials by accuracy, equal ones by loss, then as they started; without an accuracy, last."""
+def rank(
+    trials: tuple[TrialRecord, ...], confirmed: tuple[Confirmed, ...] = ()
+) -> list[TrialRecord]:
+    """Confirmed trials by their mean accuracy on the test split; then the others by accuracy, equal
+    ones by loss, then as they started; without an accuracy, last."""
+    tested = {each.trial: each.test_accuracy for each in confirmed if each.is_confirmed}
     return sorted(
         trials,
         key=lambda trial: (
+            -tested.get(trial.number, -1.0),
             -(trial.heldout_accuracy if trial.heldout_accuracy is not None else -1.0),
             trial.heldout_loss if trial.heldout_loss is not None else float("inf"),
             trial.number,
@@ -105,6 +117,9 @@ def _all_rows(record: SearchRecord) -> list[Row]:
                 student=record.experiment.teacher.backbone,
                 objective="teacher",
                 heldout_accuracy=accuracy,
+                test_accuracy=None,
+                test_deviation=None,
+                seeds=None,
                 gain=None if best is None else accuracy - best,
                 parameters=None,
                 latency_ms=None,
@@ -113,7 +128,9 @@ def _all_rows(record: SearchRecord) -> list[Row]:
                 status="teacher",
             )
         )
-    for position, trial in enumerate(rank(record.trials), start=1):
+    confirmed = {each.trial: each for each in record.confirmed if each.is_confirmed}
+    for position, trial in enumerate(rank(record.trials, record.confirmed), start=1):
+        again = confirmed.get(trial.number)
         cost = record.student_costs.get(trial.student)
         rows.append(
             Row(
@@ -122,6 +139,9 @@ def _all_rows(record: SearchRecord) -> list[Row]:
                 student=trial.student,
                 objective=trial.objective,
                 heldout_accuracy=trial.heldout_accuracy,
+                test_accuracy=None if again is None else again.test_accuracy,
+                test_deviation=None if again is None else again.test_deviation,
+                seeds=None if again is None else len(again.test_accuracies),
                 gain=record.gain(trial),
                 parameters=None if cost is None else cost.parameters,
                 latency_ms=None if cost is None else cost.latency_ms,
@@ -141,6 +161,11 @@ def _status(trial: TrialRecord) -> str:
 
 def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
+
+
+def spread(mean: float | None, deviation: float | None) -> str:
+    """Mean and standard deviation in percent, like `96.41 ± 0.20`."""
+    return "" if deviation is None else f"{percent(mean)} ± {100 * deviation:.2f}"
 
 
 def points(gain: float | None) -> str:
@@ -169,7 +194,9 @@ def as_table(record: SearchRecord, method: str = "", state: str = "") -> Table:
     if several:
         table.add_column("student", overflow="fold")
     table.add_column("objective", overflow="fold")
-    numbers = ["held-out %", "gain", *(["parameters", "ms"] if several else [])]
+    confirmed = any(each.is_confirmed for each in record.confirmed)
+    tested = ["test %"] if confirmed else []
+    numbers = [*tested, "held-out %", "gain", *(["parameters", "ms"] if several else [])]
     for column in (*numbers, "epochs", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
@@ -185,6 +212,7 @@ def as_table(record: SearchRecord, method: str = "", state: str = "") -> Table:
             "" if row.trial is None else str(row.trial),
             *([row.student] if several else []),
             objective,
+            *([spread(row.test_accuracy, row.test_deviation)] if confirmed else []),
             percent(row.heldout_accuracy),
             points(row.gain),
             *([_count(row.parameters), _milliseconds(row.latency_ms)] if several else []),
@@ -194,6 +222,62 @@ def as_table(record: SearchRecord, method: str = "", state: str = "") -> Table:
             style="bold" if control else styles.get(status, "dim"),
         )
     return table
+
+
+WINNERS_CURSE = (
+    "Winner's curse: the best of many trials is also the luckiest, so the accuracy that it was "
+    "chosen by is too high; fresh seeds on test images, which chose nothing, say what is left."
+)
+
+
+def confirmed_table(record: SearchRecord) -> Table:
+    """What fresh seeds gave: accuracies in percent, mean ± standard deviation over the seeds; gains
+    over the same student's control in percentage points, with Student's 95 % interval."""
+    table = Table(
+        title=f"{record.name} confirmed with fresh seeds",
+        title_justify="left",
+        title_style="bold",
+        caption=WINNERS_CURSE,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("trial")
+    table.add_column("objective", overflow="fold")
+    for column in ("seeds", "searched %", "held-out %", "test %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("gain", overflow="fold")
+    searched = {trial.number: trial.heldout_accuracy for trial in record.trials}
+    for each in by_test_accuracy(record.confirmed):
+        seeds = len(each.test_accuracies)
+        words = record.words(each)
+        table.add_row(
+            each.label,
+            words if each.role == "best" else f"{words} ({each.role})",
+            str(seeds) if seeds == len(each.runs) else f"{seeds} of {len(each.runs)}",
+            percent(searched.get(each.trial)) if each.trial is not None else "",
+            percent(each.heldout_accuracy) if seeds else "",
+            spread(each.test_accuracy, each.test_deviation) if each.is_confirmed else "",
+            gain_in_words(record.confirmed_gain(each)),
+            style="bold" if each.role == "control" else "",
+        )
+    return table
+
+
+def by_test_accuracy(confirmed: tuple[Confirmed, ...]) -> list[Confirmed]:
+    """Best mean first; without a spread, last."""
+    return sorted(
+        confirmed, key=lambda each: -each.test_accuracy if each.is_confirmed else float("inf")
+    )
+
+
+def gain_in_words(gain: PairedGain | None) -> str:
+    """A paired gain in percentage points, with its interval and what that says."""
+    if gain is None:
+        return ""
+    verdict = "more than noise" if gain.is_more_than_noise else "within noise"
+    return f"{points(gain.mean)} [{points(gain.low)}, {points(gain.high)}] {verdict}"
 
 
 def _count(number: int | None) -> str:
@@ -256,6 +340,9 @@ def as_bytes(record: SearchRecord, form: str, method: str = "", state: str = "")
             ("student", pa.string()),
             ("objective", pa.string()),
             ("heldout_accuracy", pa.float64()),
+            ("test_accuracy", pa.float64()),
+            ("test_deviation", pa.float64()),
+            ("seeds", pa.int32()),
             ("gain", pa.float64()),
             ("parameters", pa.int64()),
             ("latency_ms", pa.float64()),

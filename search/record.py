@@ -1,6 +1,7 @@
 """What is known of a search and of its trials: one frozen record each, one JSON file a search."""
 
 import re
+import statistics
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdcore.measure import NetworkCost
 from kdcore.suggestion import did_you_mean
 from search.experiment import CONTROL, Experiment, Option
+from search.paired import PairedGain, paired_gain
 from search.storage import Storage
 
 # What a trial reports after an epoch, beside the rest of kdcore's report.
@@ -87,6 +89,83 @@ class TrialRecord(_Record):
         return self.state in ("running", "interrupted")
 
 
+class ConfirmationRun(_Record):
+    """A student trained again with a fresh seed, at the full budget.
+
+    Args:
+        seed: of its initial weights and of the order of its images.
+        reason: why it failed; empty where it did not, and all that follows is known.
+        accuracies: held out, of each epoch, shares of 1.
+        heldout_accuracy: of the best epoch, a share of 1.
+        heldout_loss: of the best epoch, nats.
+        best_epoch: the epoch whose weights are kept.
+        test_accuracy: of those weights, a share of 1.
+        train_seconds: training and evaluation.
+        checkpoint: the folder of its checkpoints, relative to the storage.
+    """
+
+    seed: int
+    reason: str = ""
+    accuracies: tuple[float, ...] = ()
+    heldout_accuracy: float | None = None
+    heldout_loss: float | None = None
+    best_epoch: int | None = None
+    test_accuracy: float | None = None
+    train_seconds: float = 0.0
+    checkpoint: str | None = None
+
+
+class Confirmed(_Record):
+    """A student that was trained again with fresh seeds.
+
+    Args:
+        label: the trial's number; for a published setting that the search never tried, the
+            method's and the student's name.
+        role: what it is there for: one of the search's best, the control, or the published setting
+            of the field's baseline.
+        trial: its number in the search, where it was there.
+        student: the network that learns.
+        objective: the methods with their searched settings, in words.
+        point: what a search would have chosen.
+        runs: by seed; those that failed too.
+    """
+
+    label: str
+    role: Literal["best", "control", "published"]
+    trial: int | None
+    student: str
+    objective: str
+    point: dict[str, Option]
+    runs: tuple[ConfirmationRun, ...] = ()
+
+    @property
+    def test_accuracies(self) -> dict[int, float]:
+        """By seed, of the runs that ended well; shares of 1."""
+        return {run.seed: run.test_accuracy for run in self.runs if run.test_accuracy is not None}
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether there are enough runs to speak of a spread."""
+        return len(self.test_accuracies) >= 2
+
+    @property
+    def test_accuracy(self) -> float:
+        """The mean over the seeds; there must be one."""
+        return statistics.fmean(self.test_accuracies.values())
+
+    @property
+    def test_deviation(self) -> float:
+        """The sample's standard deviation over the seeds; there must be two."""
+        return statistics.stdev(self.test_accuracies.values())
+
+    @property
+    def heldout_accuracy(self) -> float:
+        """The mean over the seeds; there must be one."""
+        return statistics.fmean(
+            run.heldout_accuracy for run in self.runs if run.heldout_accuracy is not None
+        )
+
+
 class SearchRecord(_Record):
     """A search.
 
@@ -107,6 +186,7 @@ class SearchRecord(_Record):
         seconds: that its trials were being run, in all its sessions.
         device_seconds: of GPUs that its trials occupied; of CPU cores, where they use no GPU.
         trials: in the order of their numbers.
+        confirmed: students that were trained again with fresh seeds.
     """
 
     name: str
@@ -125,6 +205,7 @@ class SearchRecord(_Record):
     seconds: float = 0.0
     device_seconds: float = 0.0
     trials: tuple[TrialRecord, ...] = ()
+    confirmed: tuple[Confirmed, ...] = ()
 
     @property
     def cost(self) -> str:
@@ -165,7 +246,20 @@ class SearchRecord(_Record):
             return None
         return trial.heldout_accuracy - control.heldout_accuracy
 
-    def words(self, trial: TrialRecord) -> str:
+    def confirmed_gain(self, confirmed: Confirmed) -> PairedGain | None:
+        """What distillation gave on the test split, seed by seed; none for a control, and where
+        too few seeds have both."""
+        controls = [
+            other
+            for other in self.confirmed
+            if other.role == "control" and other.student == confirmed.student
+        ]
+        # The first is that of the last confirmation; a search that was extended may have two.
+        if confirmed.role == "control" or not controls:
+            return None
+        return paired_gain(confirmed.test_accuracies, controls[0].test_accuracies)
+
+    def words(self, trial: TrialRecord | Confirmed) -> str:
         """A trial in words: its objective, and its student where there are several."""
         if len(self.experiment.students) == 1:
             return trial.objective

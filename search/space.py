@@ -222,6 +222,13 @@ def published_trials(experiment: Experiment) -> range:
     return range(len(students), len(space.first_points()))
 
 
+def with_published(point: Point, method: str) -> Point:
+    """The same student and recipe, with one method as published and no other."""
+    slots = sorted(key for key in point if key.startswith(_SLOT))
+    kept = {key: value for key, value in point.items() if key in (STUDENT, LEARNING_RATE)}
+    return kept | dict.fromkeys(slots, CONTROL) | {slots[0]: method}
+
+
 def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
     """The trial that a point stands for."""
     terms = []

@@ -37,7 +37,7 @@ from kdcore.data import ImageData
 from kdcore.measure import NetworkCost
 from kdcore.training import EpochReport
 from search.outbox import Outbox
-from search.record import METRIC, SearchRecord, State, TrialRecord
+from search.record import METRIC, ConfirmationRun, SearchRecord, State, TrialRecord
 from search.report import SUMMARY, TABLE
 from search.space import plain_name
 from search.view import saved_view
@@ -83,7 +83,7 @@ class Tracker:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._now = 0
-        self._runs: dict[tuple[str, int], str] = {}
+        self._runs: dict[tuple[str, int, str], str] = {}
         self._steps: dict[str, set[int]] = {}
         self._gathered: dict[str, list[Metric]] = {}
         self._made: set[str] = set()
@@ -99,6 +99,7 @@ class Tracker:
             "view": self._store_view,
             "report": self._report,
             "end_search": self._end_search,
+            "confirmation": self._confirmation,
         }
         self._outbox = Outbox(outbox, self._deliver, _refused)
 
@@ -201,6 +202,31 @@ class Tracker:
         """Shows a report on the search's page: `summary.md` as its description, pictures in it,
         and all files as artifacts. They are read when they are sent."""
         self._put("report", folder=str(folder))
+
+    def log_confirmation(
+        self,
+        key: str,
+        words: str,
+        trial: int | None,
+        params: Mapping[str, str],
+        reports: list[EpochReport],
+        run: ConfirmationRun,
+    ) -> None:
+        """Logs a whole run of the confirmation, which its key names within the search."""
+        tags = {"state": "failed" if run.reason else "finished"}
+        if run.reason:
+            tags["kdsearch.reason"] = run.reason[:5000]
+        if trial is not None:
+            tags["kdsearch.trial"] = str(trial)
+        self._put(
+            "confirmation",
+            key=key,
+            name=f"{words}, seed {run.seed}",
+            params=dict(params),
+            reports=[asdict(report) for report in reports],
+            metrics={} if run.test_accuracy is None else {"test_accuracy": run.test_accuracy},
+            tags=tags,
+        )
 
     def end_search(self, record: SearchRecord) -> None:
         """Closes the search's run with the best accuracy and the control's."""
@@ -329,6 +355,24 @@ class Tracker:
         self._log(run, metrics, tags=tags)
         self._end(run, status)
 
+    def _confirmation(
+        self,
+        key: str,
+        name: str,
+        params: Mapping[str, str],
+        reports: list[dict[str, Any]],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+    ) -> None:
+        run = self._run("confirmation", name=name, key=key)
+        known = self._known(run)
+        for report in reports:
+            self._log_report(run, report)
+        if metrics.keys() <= known.metrics.keys():
+            metrics = {}
+        self._log(run, metrics, params=params, tags=tags)
+        self._end(run, "FAILED" if tags["kdsearch.state"] == "failed" else "FINISHED")
+
     def _log_report(self, run: str, report: dict[str, Any]) -> None:
         """Logs an epoch that the run does not have yet."""
         if run not in self._steps:
@@ -370,12 +414,14 @@ class Tracker:
                 self._experiment_id = str(created)
         return self._experiment_id
 
-    def _run(self, role: str, number: int = -1, name: str = "") -> str:
+    def _run(self, role: str, number: int = -1, name: str = "", key: str = "") -> str:
         """The id of a run of this search; it is made where it is missing."""
-        if (role, number) not in self._runs:
+        if (role, number, key) not in self._runs:
             tags = {"kdsearch.search": self._search, "kdsearch.role": role}
             if number >= 0:
                 tags["kdsearch.trial"] = str(number)
+            if key:
+                tags["kdsearch.confirmation"] = key
             wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
             found = self._ready.search_runs([self._experiment()], wanted, max_results=1)
             if found:
@@ -388,13 +434,13 @@ class Tracker:
                 )
                 self._made.add(run.info.run_id)
                 self._steps[run.info.run_id] = set()
-            self._runs[role, number] = run.info.run_id
+            self._runs[role, number, key] = run.info.run_id
             if role == "search":
                 self.ids = {
                     "mlflow_experiment_id": self._experiment(),
                     "mlflow_run_id": run.info.run_id,
                 }
-        return self._runs[role, number]
+        return self._runs[role, number, key]
 
     def _log(
         self,

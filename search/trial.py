@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from ray import tune
 
-from kdcore import TrialConfig, distill
+from kdcore import DataConfig, TeacherConfig, TrialConfig, distill
 from kdcore.classifier import build_classifier
 from kdcore.data import open_data
 from kdcore.execution import fastest_execution
@@ -50,40 +51,65 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: s
     torch.set_num_threads(experiment.resources.cpus)
     config = trial_config(experiment, point)
     storage = Storage(storage_uri)
-    workspace = workspace_of(storage)
-    if storage.local is None:
-        _fetch_teacher(experiment, storage, workspace)
     checkpoints = Checkpoints(storage, trial_folder(search, point[NUMBER]))
+    told = saved = 0
     with tempfile.TemporaryDirectory() as folder:
-        reports = patiently(lambda: checkpoints.restore(Path(folder)))
-        saved, due = len(reports), time.monotonic() + _CHECKPOINT_SECONDS
-        for report in reports:
-            tune.report(report | {SAVED: saved})
-        parts = reports[-1]["parts"] if reports else 1
         try:
-            for epoch in _epochs(config, workspace, folder, parts):
-                reports.append(asdict(epoch))
-                if epoch.epoch == epoch.epochs:
-                    patiently(lambda: checkpoints.save(Path(folder), reports))
-                    saved = epoch.epoch
-                elif (started := time.monotonic()) > due:
-                    try:
-                        checkpoints.save(Path(folder), reports)
-                        saved = epoch.epoch
-                    except OSError as error:  # the next epoch's may succeed; nothing is lost yet
-                        print(f"no checkpoint of epoch {epoch.epoch}: {error}", file=sys.stderr)
-                    now = time.monotonic()
-                    due = now + max(_CHECKPOINT_SECONDS, (now - started) / _CHECKPOINT_SHARE)
-                tune.report(reports[-1] | {SAVED: saved})
+            for report, saved in resumable_reports(config, storage, checkpoints, Path(folder)):
+                tune.report(report | {SAVED: saved})
+                told += 1
         except NonFiniteLossError as error:
             # It would be the same again, so it is no failure to Tune, which would try.
-            failure = {REASON: str(error), METRIC: math.nan, TIME: len(reports), SAVED: saved}
-            tune.report(failure)
+            tune.report({REASON: str(error), METRIC: math.nan, TIME: told, SAVED: saved})
         finally:
-            _release_gpu_memory()
+            release_gpu_memory()
 
 
-def _epochs(config: TrialConfig, workspace: Path, folder: str, parts: int) -> Iterator[EpochReport]:
+def resumable_reports(
+    config: TrialConfig, storage: Storage, checkpoints: Checkpoints, folder: Path
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Distils one student with a checkpoint on the storage every few seconds.
+
+    Args:
+        config: what to do.
+        storage: where the teacher lies.
+        checkpoints: those of this student; the newest whole one is continued.
+        folder: an empty one on this machine; in the end it holds the last checkpoint.
+
+    Yields:
+        Each epoch's report with the epoch of the newest checkpoint; those before the checkpoint
+        that is continued come once more.
+
+    Raises:
+        NonFiniteLossError: a loss became NaN or infinite.
+    """
+    workspace = workspace_of(storage)
+    if storage.local is None:
+        fetch_teacher(config.data, config.teacher, storage, workspace)
+    reports = patiently(lambda: checkpoints.restore(folder))
+    saved, due = len(reports), time.monotonic() + _CHECKPOINT_SECONDS
+    for report in reports[:]:
+        yield report, saved
+    parts = reports[-1]["parts"] if reports else 1
+    for epoch in _epochs(config, workspace, folder, parts):
+        reports.append(asdict(epoch))
+        if epoch.epoch == epoch.epochs:
+            patiently(lambda: checkpoints.save(folder, reports))
+            saved = epoch.epoch
+        elif (started := time.monotonic()) > due:
+            try:
+                checkpoints.save(folder, reports)
+                saved = epoch.epoch
+            except OSError as error:  # the next epoch's may succeed; nothing is lost yet
+                print(f"no checkpoint of epoch {epoch.epoch}: {error}", file=sys.stderr)
+            now = time.monotonic()
+            due = now + max(_CHECKPOINT_SECONDS, (now - started) / _CHECKPOINT_SHARE)
+        yield reports[-1], saved
+
+
+def _epochs(
+    config: TrialConfig, workspace: Path, folder: Path, parts: int
+) -> Iterator[EpochReport]:
     """The trial's epochs. It goes on from the last one where the GPU's memory did not suffice,
     once, with each batch in two parts; and where a disk was full, as soon as it is not."""
     deadline = math.inf
@@ -104,10 +130,10 @@ def _epochs(config: TrialConfig, workspace: Path, folder: str, parts: int) -> It
                 raise
             print(f"waiting for space: {error}", file=sys.stderr)
             time.sleep(RETRY_SECONDS)
-        _release_gpu_memory()
+        release_gpu_memory()
 
 
-def _release_gpu_memory() -> None:
+def release_gpu_memory() -> None:
     """Gives a trial's GPU memory back, for the trials that share the GPU with this process."""
     gc.collect()
     if torch.cuda.is_available():
@@ -121,7 +147,7 @@ def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Itera
     storage = Storage(storage_uri)
     workspace = workspace_of(storage)
     if storage.local is None:
-        _fetch_teacher(experiment, storage, workspace)
+        fetch_teacher(experiment.data, experiment.teacher, storage, workspace)
     data = open_data(experiment.data, workspace)
     yield from prepare_teacher(experiment.teacher, data, workspace)
     if storage.local is None:
@@ -159,10 +185,12 @@ def measure_students(experiment_json: str, storage_uri: str) -> dict[str, Networ
     }
 
 
-def _fetch_teacher(experiment: Experiment, storage: Storage, workspace: Path) -> None:
+def fetch_teacher(
+    data_config: DataConfig, config: TeacherConfig, storage: Storage, workspace: Path
+) -> None:
     """Copies the teacher from a remote storage, where it is there and not on this machine yet."""
-    data = open_data(experiment.data, workspace)
-    folder = teacher_folder(experiment.teacher, data, workspace)
+    data = open_data(data_config, workspace)
+    folder = teacher_folder(config, data, workspace)
     if is_ready(folder) or not storage.exists(f"teachers/{folder.name}/teacher.json"):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)

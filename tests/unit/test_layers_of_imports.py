@@ -14,12 +14,14 @@ PACKAGES = ("kdcore", "search")
 ALLOWED = {
     "ray": {
         "search/launch.py",
+        "search/cluster.py",
+        "search/confirm.py",
         "search/jobs.py",
         "search/trial.py",
         "search/asha.py",
         "search/searcher.py",
     },
-    "mlflow": {"search/tracking.py"},
+    "mlflow": {"search/tracking.py", "search/registry.py"},
     "optuna": {"search/searcher.py", "search/space.py", "search/importance.py"},
     "matplotlib": {"search/plots.py"},
 }
