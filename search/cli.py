@@ -251,7 +251,7 @@ def leaderboard(
     storage: StorageOption = "runs",
 ) -> None:
     """Print a search's leaderboard."""
-    from search.leaderboard import as_bytes, as_table
+    from search.leaderboard import as_bytes, as_table, confirmed_table
     from search.record import read_record
     from search.storage import Storage
 
@@ -264,6 +264,8 @@ def leaderboard(
         _watch(place, record, *kept)
     elif form is Format.TABLE:
         _console().print(as_table(record, *kept))
+        if record.confirmed and not any(kept):
+            _console().print(confirmed_table(record))
     else:
         sys.stdout.buffer.write(as_bytes(record, form.value, *kept))
 

@@ -303,7 +303,8 @@ def as_markdown(record: SearchRecord, rows: Sequence[Row]) -> str:
     """Rows as a table for people; accuracies in percent, gains in percentage points."""
     several = len(record.experiment.students) > 1
     names = ["rank", "trial", *(["student"] if several else []), "objective"]
-    names += ["held-out %", "gain", "epochs", "status"]
+    confirmed = any(each.is_confirmed for each in record.confirmed)
+    names += [*(["test %"] if confirmed else []), "held-out %", "gain", "epochs", "status"]
     lines = [names, ["---"] * len(names)]
     for row in rows:
         network = "teacher" if row.trial is None else row.objective
@@ -312,6 +313,7 @@ def as_markdown(record: SearchRecord, rows: Sequence[Row]) -> str:
         cells = [str(row.rank or ""), "" if row.trial is None else str(row.trial)]
         cells += [row.student] if several else []
         cells += [f"{network} (control)" if network == CONTROL else network]
+        cells += [spread(row.test_accuracy, row.test_deviation)] if confirmed else []
         cells += [percent(row.heldout_accuracy), points(row.gain), row.epochs, row.status]
         lines.append([cell.replace("|", "\\|") for cell in cells])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -13,8 +13,18 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from search.leaderboard import as_markdown, leaderboard, percent, points, rank
-from search.record import SearchRecord, TrialRecord
+from search.leaderboard import (
+    WINNERS_CURSE,
+    as_markdown,
+    by_test_accuracy,
+    gain_in_words,
+    leaderboard,
+    percent,
+    points,
+    rank,
+    spread,
+)
+from search.record import Confirmed, SearchRecord, TrialRecord
 
 _SECONDS_BETWEEN = 60.0
 # A report that takes longer than this at the end of a search is not waited for.
@@ -122,6 +132,9 @@ def summary(record: SearchRecord) -> str:
     parts = [f"{'**Still running.** ' if record.state == 'running' else ''}{_states(record)}"]
     if ranked:
         parts.insert(0, _best(record, ranked[0]))
+    confirmed = [each for each in by_test_accuracy(record.confirmed) if each.is_confirmed]
+    if confirmed:
+        parts.insert(1, _confirmed(record, confirmed[0]))
     rows = leaderboard(record)[:_MOST_ROWS]
     while len(table := _spaced(as_markdown(record, rows))) > _MOST_CHARACTERS:
         rows = rows[:-1]
@@ -164,6 +177,17 @@ def _best(record: SearchRecord, best: TrialRecord) -> str:
     return text + " One seed proves little: a few tenths of a point can be chance."
 
 
+def _confirmed(record: SearchRecord, best: Confirmed) -> str:
+    """What the best confirmed student reached, and why that is less than in the search."""
+    text = (
+        f"**Confirmed** with {len(best.test_accuracies)} fresh seeds: {record.words(best)} reaches "
+        f"**{spread(best.test_accuracy, best.test_deviation)} %** on the test split"
+    )
+    gain = record.confirmed_gain(best)
+    text += "." if gain is None else f"; over the control {gain_in_words(gain)}."
+    return f"{text} {WINNERS_CURSE}"
+
+
 def gap_closed(record: SearchRecord, trial: TrialRecord) -> float | None:
     """The share of the distance between control and teacher that a trial covers; none where the
     teacher is no better than the control, and before there is anything to compare."""
@@ -196,12 +220,13 @@ def _states(record: SearchRecord) -> str:
 
 def _table(record: SearchRecord) -> bytes:
     """The leaderboard in the form that MLflow's pages show as a table."""
-    columns = ["rank", "trial", "student", "objective", "held-out %", "gain", "parameters"]
-    columns += ["latency ms", "epochs", "seconds", "status"]
+    columns = ["rank", "trial", "student", "objective", "test %", "held-out %", "gain"]
+    columns += ["parameters", "latency ms", "epochs", "seconds", "status"]
     data = [
         [
             *("" if number is None else number for number in (row.rank, row.trial)),
-            *(row.student, row.objective, percent(row.heldout_accuracy), points(row.gain)),
+            *(row.student, row.objective, spread(row.test_accuracy, row.test_deviation)),
+            *(percent(row.heldout_accuracy), points(row.gain)),
             *("" if number is None else number for number in (row.parameters, row.latency_ms)),
             *(row.epochs, "" if row.seconds is None else row.seconds, row.status),
         ]

@@ -371,7 +371,7 @@ class Tracker:
         if metrics.keys() <= known.metrics.keys():
             metrics = {}
         self._log(run, metrics, params=params, tags=tags)
-        self._end(run, "FAILED" if tags["kdsearch.state"] == "failed" else "FINISHED")
+        self._end(run, "FAILED" if tags["state"] == "failed" else "FINISHED")
 
     def _log_report(self, run: str, report: dict[str, Any]) -> None:
         """Logs an epoch that the run does not have yet."""
