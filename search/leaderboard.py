@@ -248,7 +248,9 @@ def confirmed_table(record: SearchRecord) -> Table:
     for column in ("seeds", "searched %", "held-out %", "test %"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("gain", overflow="fold")
-    searched = {trial.number: trial.heldout_accuracy for trial in record.trials}
+    searched = {
+        trial.number: trial.heldout_accuracy for trial in record.trials if trial.state == "finished"
+    }
     for each in by_test_accuracy(record.confirmed):
         seeds = len(each.test_accuracies)
         words = record.words(each)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from search.record import SearchRecord
+from search.leaderboard import WINNERS_CURSE
+from search.record import Confirmed, SearchRecord, TrialRecord
 from search.report import SUMMARY, TABLE, Reporter, gap_closed, summary, write_report
 from tests.synthetic import made_up_search
 
@@ -33,6 +34,28 @@ def test_the_summary_tells_best_control_teacher_gap_cost_and_what_was_stopped() 
     assert f"saved {saved} of their 750 epochs" in text
     assert "0.5 h, 1 CPU-hours" in text
     assert "| 1&nbsp;&nbsp; | 99&nbsp;&nbsp; | kd(" in text
+
+
+def test_the_summary_tells_what_fresh_seeds_confirmed_and_why_that_is_less() -> None:
+    record = made_up_search(12)
+    best, control = record.trials[3], record.trials[0]
+
+    def again(trial: TrialRecord, role: str, *accuracies: float) -> Confirmed:
+        runs = [
+            {"seed": seed, "heldout_accuracy": 0.9, "test_accuracy": accuracy}
+            for seed, accuracy in enumerate(accuracies)
+        ]
+        values = {"label": str(trial.number), "role": role, "trial": trial.number, "runs": runs}
+        values |= trial.model_dump(include={"student", "objective", "point"})
+        return Confirmed.model_validate(values)
+
+    confirmed = (again(control, "control", 0.93, 0.92), again(best, "best", 0.95, 0.941))
+    text = summary(record.model_copy(update={"confirmed": confirmed}))
+    assert f"2 fresh seeds: {best.objective} reaches **94.55 ± 0.64 %** on the test split" in text
+    assert "over the control +2.05 [+1.41, +2.69] more than noise" in text
+    assert WINNERS_CURSE in text
+    assert "| 94.55 ± 0.64&nbsp;&nbsp; |" in text
+    assert "fresh seeds" not in summary(record)
 
 
 def test_there_is_no_gap_to_close_with_a_poor_teacher_or_without_a_control() -> None:
