@@ -13,8 +13,18 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from search.leaderboard import as_markdown, leaderboard, percent, points, rank
-from search.record import SearchRecord, TrialRecord
+from search.leaderboard import (
+    WINNERS_CURSE,
+    as_markdown,
+    by_test_accuracy,
+    gain_in_words,
+    leaderboard,
+    percent,
+    points,
+    rank,
+    spread,
+)
+from search.record import Confirmed, SearchRecord, TrialRecord
 
 _SECONDS_BETWEEN = 60.0
 # A report that takes longer than this at the end of a search is not waited for.
@@ -122,6 +132,9 @@ def summary(record: SearchRecord) -> str:
     parts = [f"{'**Still running.** ' if record.state == 'running' else ''}{_states(record)}"]
     if ranked:
         parts.insert(0, _best(record, ranked[0]))
+    confirmed = [each for each in by_test_accuracy(record.confirmed) if each.is_confirmed]
+    if confirmed:
+        parts.insert(0, _confirmed(record, confirmed[0]))
     rows = leaderboard(record)[:_MOST_ROWS]
     while len(table := _spaced(as_markdown(record, rows))) > _MOST_CHARACTERS:
         rows = rows[:-1]
@@ -162,6 +175,18 @@ def _best(record: SearchRecord, best: TrialRecord) -> str:
         share = gap_closed(record, best)
         text += "." if share is None else f"; {100 * share:.0f} % of the gap to it is closed."
     return text + " One seed proves little: a few tenths of a point can be chance."
+
+
+def _confirmed(record: SearchRecord, best: Confirmed) -> str:
+    """What fresh seeds say of the best confirmed student."""
+    gain = gain_in_words(record.confirmed_gain(best))
+    return (
+        f"Trained again with {len(best.test_accuracies)} fresh seeds, **{best.student}** with "
+        f"**{best.objective}** reaches **{spread(best.test_accuracy, best.test_deviation)} %** on "
+        f"the test split"
+        + (f"; its gain over the control, in points: {gain}. " if gain else ". ")
+        + WINNERS_CURSE
+    )
 
 
 def gap_closed(record: SearchRecord, trial: TrialRecord) -> float | None:

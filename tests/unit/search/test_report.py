@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search.record import SearchRecord
+from search.record import ConfirmationRun, Confirmed, SearchRecord
 from search.report import SUMMARY, TABLE, Reporter, gap_closed, summary, write_report
 from tests.synthetic import made_up_search
 
@@ -117,3 +117,28 @@ def test_a_search_that_never_began_has_no_report(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path / "report", lambda: None)
     reporter.finish(made_up_search(3).model_copy(update={"trials": ()}))
     assert not list(tmp_path.iterdir())
+
+
+def test_fresh_seeds_come_first_in_the_summary() -> None:
+    record = made_up_search(24)
+    accuracies = {0: (0.90, 0.92), 5: (0.95, 0.96)}
+    confirmed = tuple(
+        Confirmed(
+            label=str(number),
+            role="best" if number else "control",
+            trial=number,
+            student=record.trials[number].student,
+            objective=record.trials[number].objective,
+            point=record.trials[number].point,
+            runs=tuple(
+                ConfirmationRun(seed=seed, test_accuracy=accuracy)
+                for seed, accuracy in enumerate(values)
+            ),
+        )
+        for number, values in accuracies.items()
+    )
+    text = summary(record.model_copy(update={"confirmed": confirmed}))
+    assert text.startswith("Trained again with 2 fresh seeds")
+    assert "reaches **95.50 ± 0.71 %** on the test split" in text
+    assert "in points: +4.50 [" in text
+    assert "Winner's curse" in text
