@@ -1,7 +1,8 @@
 """The story of a search, for its page in MLflow: summary, leaderboard and pictures.
 
-They are made in a process of their own, at the lowest priority, from a copy of the search's record:
-drawing takes seconds, and neither its time nor its errors may reach the search.
+They are made in a process of their own, from a copy of the search's record, and at the lowest
+priority while trials run: drawing takes seconds, and neither its time nor its errors may reach the
+search.
 """
 
 import json
@@ -28,7 +29,7 @@ from search.record import Confirmed, SearchRecord, TrialRecord
 
 _SECONDS_BETWEEN = 60.0
 # A report that takes longer than this at the end of a search is not waited for.
-_PATIENCE_SECONDS = 120.0
+_PATIENCE_SECONDS = 300.0
 
 SUMMARY, TABLE = "summary.md", "leaderboard.json"
 
@@ -58,31 +59,35 @@ class Reporter:
             self._begin(record)
 
     def finish(self, record: SearchRecord) -> None:
-        """Waits for the last report, of the search as it ended."""
+        """Waits for the last report, of the search as it ended; Ctrl-C ends the waiting."""
+        self._stop()
         if not record.trials:
             return
+        self._begin(record, niceness=0)
         try:
             if self._process is not None:
                 self._process.wait(_PATIENCE_SECONDS)
-                self._process = None
-            self._begin(record)
-            if self._process is not None:
-                self._process.wait(_PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            print("the report took too long", file=sys.stderr)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            print("the report was not waited for any longer", file=sys.stderr)
         self._collect()
+        self._stop()
+
+    def _stop(self) -> None:
+        """Ends a report that is being made; each of its files is whole, old or new."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._process = None
 
-    def _begin(self, record: SearchRecord) -> None:
+    def _begin(self, record: SearchRecord, niceness: int = 19) -> None:
         self._begun = time.monotonic()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._input.write_text(record.model_dump_json())
+            arguments = [str(self._input), str(self._folder), str(niceness)]
             # In a group of its own: Ctrl-C ends the search, and its last report is still drawn.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "search.report", str(self._input), str(self._folder)],
+                [sys.executable, "-m", "search.report", *arguments],
                 stdin=subprocess.DEVNULL,
                 process_group=0,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -235,11 +240,11 @@ def _table(record: SearchRecord) -> bytes:
     return json.dumps({"columns": columns, "data": data}).encode()
 
 
-def main(record: Path, folder: Path) -> None:
+def main(record: Path, folder: Path, niceness: int) -> None:
     """Makes a report from a record's file."""
-    os.nice(19)
+    os.nice(niceness)
     write_report(SearchRecord.model_validate_json(record.read_text()), folder)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
