@@ -213,6 +213,13 @@ def _show_end(record: "SearchRecord", storage: str) -> None:
         )
         _show_link(record, option)
         raise typer.Exit(130)
+    if not any(trial.state == "finished" for trial in record.trials):
+        print(
+            f"No trial came to its end, so there is no student yet. The reasons are in the table; "
+            f"kdsearch resume {record.name}{option} --more-trials N tries others, and goes on with "
+            f"those that were cut off (a spent budget is raised by --set)."
+        )
+        raise typer.Exit(1)
     folder = _export(record, storage, None).folder
     print(
         f"\nNext:\n"

@@ -1,7 +1,8 @@
 """The story of a search, for its page in MLflow: summary, leaderboard and pictures.
 
-They are made in a process of their own, at the lowest priority, from a copy of the search's record:
-drawing takes seconds, and neither its time nor its errors may reach the search.
+They are made in a process of their own, from a copy of the search's record, and at the lowest
+priority while trials run: drawing takes seconds, and neither its time nor its errors may reach the
+search.
 """
 
 import json
@@ -28,7 +29,7 @@ from search.record import Confirmed, SearchRecord, TrialRecord
 
 _SECONDS_BETWEEN = 60.0
 # A report that takes longer than this at the end of a search is not waited for.
-_PATIENCE_SECONDS = 120.0
+_PATIENCE_SECONDS = 300.0
 
 SUMMARY, TABLE = "summary.md", "leaderboard.json"
 
@@ -58,31 +59,35 @@ class Reporter:
             self._begin(record)
 
     def finish(self, record: SearchRecord) -> None:
-        """Waits for the last report, of the search as it ended."""
+        """Waits for the last report, of the search as it ended; Ctrl-C ends the waiting."""
+        self._stop()
         if not record.trials:
             return
+        self._begin(record, niceness=0)
         try:
             if self._process is not None:
                 self._process.wait(_PATIENCE_SECONDS)
-                self._process = None
-            self._begin(record)
-            if self._process is not None:
-                self._process.wait(_PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            print("the report took too long", file=sys.stderr)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            print("the report was not waited for any longer", file=sys.stderr)
         self._collect()
+        self._stop()
+
+    def _stop(self) -> None:
+        """Ends a report that is being made; each of its files is whole, old or new."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._process = None
 
-    def _begin(self, record: SearchRecord) -> None:
+    def _begin(self, record: SearchRecord, niceness: int = 19) -> None:
         self._begun = time.monotonic()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._input.write_text(record.model_dump_json())
+            arguments = [str(self._input), str(self._folder), str(niceness)]
             # In a group of its own: Ctrl-C ends the search, and its last report is still drawn.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "search.report", str(self._input), str(self._folder)],
+                [sys.executable, "-m", "search.report", *arguments],
                 stdin=subprocess.DEVNULL,
                 process_group=0,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -134,7 +139,7 @@ def summary(record: SearchRecord) -> str:
         parts.insert(0, _best(record, ranked[0]))
     confirmed = [each for each in by_test_accuracy(record.confirmed) if each.is_confirmed]
     if confirmed:
-        parts.insert(1, _confirmed(record, confirmed[0]))
+        parts.insert(0, _confirmed(record, confirmed[0]))
     rows = leaderboard(record)[:_MOST_ROWS]
     while len(table := _spaced(as_markdown(record, rows))) > _MOST_CHARACTERS:
         rows = rows[:-1]
@@ -178,14 +183,15 @@ def _best(record: SearchRecord, best: TrialRecord) -> str:
 
 
 def _confirmed(record: SearchRecord, best: Confirmed) -> str:
-    """What the best confirmed student reached, and why that is less than in the search."""
-    text = (
-        f"**Confirmed** with {len(best.test_accuracies)} fresh seeds: {record.words(best)} reaches "
-        f"**{spread(best.test_accuracy, best.test_deviation)} %** on the test split"
+    """What fresh seeds say of the best confirmed student."""
+    gain = gain_in_words(record.confirmed_gain(best))
+    return (
+        f"Trained again with {len(best.test_accuracies)} fresh seeds, **{best.student}** with "
+        f"**{best.objective}** reaches **{spread(best.test_accuracy, best.test_deviation)} %** on "
+        f"the test split"
+        + (f"; its gain over the control, in points: {gain}. " if gain else ". ")
+        + WINNERS_CURSE
     )
-    gain = record.confirmed_gain(best)
-    text += "." if gain is None else f"; over the control {gain_in_words(gain)}."
-    return f"{text} {WINNERS_CURSE}"
 
 
 def gap_closed(record: SearchRecord, trial: TrialRecord) -> float | None:
@@ -235,11 +241,11 @@ def _table(record: SearchRecord) -> bytes:
     return json.dumps({"columns": columns, "data": data}).encode()
 
 
-def main(record: Path, folder: Path) -> None:
+def main(record: Path, folder: Path, niceness: int) -> None:
     """Makes a report from a record's file."""
-    os.nice(19)
+    os.nice(niceness)
     write_report(SearchRecord.model_validate_json(record.read_text()), folder)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -335,7 +335,7 @@ class Tracker:
         if not note.exists():  # removed since; a file that is missing must not look like a server
             return
         pictures = sorted(Path(folder).glob("*.png"))
-        for file in (note, Path(folder) / TABLE, *pictures):
+        for file in filter(Path.exists, (note, Path(folder) / TABLE, *pictures)):
             changed = file.stat().st_mtime_ns
             if self._uploaded.get(file.name) != changed:
                 self._ready.log_artifact(run, str(file), "report")

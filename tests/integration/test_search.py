@@ -289,3 +289,21 @@ def test_ui_serves_mlflow_on_this_machine_and_links_to_the_search(
     client = MlflowClient(base)
     assert record.mlflow_run_id is not None
     assert client.get_run(record.mlflow_run_id).info.status == "FINISHED"
+
+
+def test_a_spent_budget_ends_a_search_in_true_states(folder: Path, record: SearchRecord) -> None:
+    budget = ["--set", "search.hours=0.003", "--set", "training.epochs=2000"]
+    cut = kdsearch(folder, "launch", "task.yaml", "--name", "short", *budget)
+    assert cut.returncode == 1, cut.stdout + cut.stderr
+    assert "the budget of 0.003 hours is spent; the search ends with what it has" in cut.stdout
+    assert "No trial came to its end" in cut.stdout
+    short = read_record(Storage(str(folder / "runs")), "short")
+    assert short.state == "finished"
+    assert {trial.state for trial in short.trials} <= {"interrupted", "failed"}
+    client = MlflowClient(short.tracking_uri)
+    assert short.mlflow_experiment_id is not None
+    runs = client.search_runs([short.mlflow_experiment_id], "tags.`kdsearch.search` = 'short'")
+    assert all(run.info.status != "RUNNING" for run in runs)
+    refused = kdsearch(folder, "resume", "short")
+    assert refused.returncode == 2
+    assert "the budget of 0.003 hours is spent" in refused.stderr
