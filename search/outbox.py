@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -83,7 +84,11 @@ class Outbox:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(_AWAY_SECONDS if self._away else seconds)
+        started = time.monotonic()
+        while time.monotonic() < started + (_AWAY_SECONDS if self._away else seconds):
+            self._thread.join(0.1)
+            if not self._thread.is_alive():
+                break
         with self._changed:
             waiting = len(self._waiting)
             self._waiting.clear()  # a delivery that hangs is the last one

@@ -139,6 +139,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             os.kill(pid, signal.SIGKILL)
         log = folder / "runs/logs/faulty.log"
         wait_until(lambda: "away, and tried again" in log.read_text(), 120)
+        wait_until(lambda: len(workers(search.pid)) == 2, 120)
         with held(search):
             mlflow = server(folder, port)
         output, _ = search.communicate(timeout=300)
