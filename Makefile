@@ -12,7 +12,8 @@ quickstart: $(VENV)/installed
 # Integration tests start servers and use all cores themselves, so they run one after the other.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -q -n auto --dist loadfile -m "not slow"
-	$(BIN)/pytest tests -q -m "slow or integration"
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -q -n 2 -m slow
+	$(BIN)/pytest tests/integration -q
 
 # One after the other, also after one that misses what it requires: they need the machine alone.
 bench: $(VENV)/installed

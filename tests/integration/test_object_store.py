@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import boto3
 import pytest
@@ -37,6 +38,8 @@ def server() -> Iterator[ThreadedMotoServer]:
 def bucket(server: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of an empty bucket, as pyarrow writes it."""
     host, port = server.get_host_and_port()
+    # What an earlier server of this process had is still there.
+    urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -1,6 +1,5 @@
 """A search whose driver is killed again and again: nothing is lost, nothing is there twice."""
 
-import os
 import random
 import signal
 import subprocess
@@ -73,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         time.sleep(moments.uniform(0, 3))
-        os.kill(process.pid, signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)  # nothing where it has ended by itself
         process.communicate()
         if read_record(Storage(str(folder / "runs")), "killed").state == "finished":
             arguments = ["resume", "killed", "--more-trials", "1"]

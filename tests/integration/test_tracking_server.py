@@ -71,5 +71,5 @@ def test_a_second_start_changes_nothing(server: Server) -> None:
 
 def test_searches_that_log_at_once_lose_nothing(server: Server) -> None:
     """All eight at once; `python -m tests.benchmarks.tracking` does it with 500 trials."""
-    row = measure(server.url, server.home, writers=8, trials=40, epochs=50)
+    row = measure(server.url, server.home, writers=8, trials=16, epochs=50)
     assert row["missing_epochs"] == 0
