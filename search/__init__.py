@@ -4,6 +4,7 @@ Read `experiment.py` first (what a user writes), then `space.py`, `launch.py` an
 """
 
 import os
+import sys
 from pathlib import Path
 
 # Read when torch is loaded. Threads that wait by spinning are fast on an idle machine, and up to
@@ -15,7 +16,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
 
 # A cluster asks for its token, and Ray sends it only when told so before it is imported.
-if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or (
-    Path("~/.ray/auth_token").expanduser().exists()
+# Where Ray was imported earlier, the mode stays: what Ray starts and this process must agree.
+if "ray" not in sys.modules and (
+    {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    or Path("~/.ray/auth_token").expanduser().exists()
 ):
     os.environ.setdefault("RAY_AUTH_MODE", "token")
