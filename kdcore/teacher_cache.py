@@ -129,8 +129,9 @@ def rounded(taps: Taps, config: CacheConfig) -> Taps:
 def _kept(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in the precision in which it is kept; values beyond its range become its ends."""
     if dtype is torch.float16:
+        # After the conversion: bfloat16 does not have the largest number of float16.
         limit = torch.finfo(dtype).max
-        tensor = tensor.clamp(-limit, limit)
+        return tensor.to(dtype).clamp(-limit, limit)
     return tensor.to(dtype)
 
 

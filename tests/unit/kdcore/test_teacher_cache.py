@@ -148,10 +148,9 @@ def test_without_room_the_trial_learns_the_same_from_the_live_teacher(
     assert learned(live) == learned(cached)
 
 
-def test_a_value_beyond_the_range_of_float16_stays_finite(
-    make: Make, digits: ImageData, tmp_path: Path
-) -> None:
-    cache = make()
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_value_beyond_the_range_of_float16_stays_finite(make: Make, bfloat16: bool) -> None:
+    cache = make(execution=Execution(bfloat16=bfloat16))
     with torch.no_grad():
         cache._teacher.backbone.fc.weight.mul_(1e8)
     assert given(cache.view(0, LOGITS)).at(torch.arange(9)).logits.isfinite().all()
