@@ -14,6 +14,7 @@ required.
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -24,6 +25,9 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+# As in trials; see `search/__init__.py`.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from rich.console import Console
