@@ -1,18 +1,20 @@
 """Images that a distillation learns from in a second: ours against the field's training loop.
 
-    python -m tests.benchmarks.throughput [--pairs TEACHER:STUDENT ...] [--images N] [--threads N]
+    python -m tests.benchmarks.throughput [--pairs TEACHER:STUDENT ...] [--images N] [--trials N]
 
-Synthetic images, 3x32x32 of 100 classes, batch 64, all cores for either side; on a machine with a
-GPU everything runs there. The reference is `reference.py`; its clock runs from after a warm-up to
-its last step, so that the start of its workers does not count. Ours are whole epochs of
-`kdcore.training.train`, with all that belongs to one: reading the cached outputs, augmentation,
+Synthetic images, 3x32x32 of 100 classes, batch 64. Either side fills the machine as a search does
+by default: a trial on each core, their rates added up; on a machine with a GPU one trial has it
+all. `--trials 1` gives all cores to one. The reference is `reference.py`; its clock runs from after
+a warm-up to its last step, so that the start of its workers does not count. Ours are whole epochs
+of `kdcore.training.train`, with all that belongs to one: reading the cached outputs, augmentation,
 meters, the evaluation of a single held-out image; the first epoch, which fills the cache, is the
-warm-up. The sides take turns, each in a process of its own, and figures are medians. A table is
-printed, and `runs/bench/throughput.json` written; the exit status is 1 if ours is slower than is
+warm-up. The sides take turns, each trial in a process of its own, and figures are medians. A table
+is printed, and `runs/bench/throughput.json` written; the exit status is 1 if ours is slower than is
 required.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -20,14 +22,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-# As in trials; see `search/__init__.py`.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -45,6 +45,10 @@ from kdcore.teacher import WEIGHTS, load_teacher
 from kdcore.teacher_cache import TeacherCache
 from kdcore.training import default_device, train
 from tests.benchmarks import reference, report
+
+# What the reference's processes start with is Python's own; ours find what trials find.
+PLAIN = dict(os.environ)
+import search  # noqa: E402, F401  (sets it)
 
 # How many times the reference's images a second: with kd from a warm cache, on two cores.
 REQUIRED = {
@@ -227,14 +231,16 @@ def matrix_rates() -> Iterator[float]:
 
 
 def serve(side: str, pair: Pair, options: argparse.Namespace, pipe: Connection) -> None:
-    """A side's process: sends a figure whenever it is asked for one, until the pipe is closed."""
-    torch.set_num_threads(options.threads)
+    """A trial's process: sends a figure whenever it is asked for one, until the pipe is closed."""
+    torch.set_num_threads(options.threads // options.trials)
     data = synthetic(options.images)
     method, _, how = side.partition(", ")
     if side == MATRIX:
         rates = matrix_rates()
     elif how == "reference":
-        rates = reference_rates(pair, method, data, options.steps, options.workers)
+        rates = reference_rates(
+            pair, method, data, options.steps, options.workers // options.trials
+        )
     else:
         rates = our_rates(pair, method, data, cached=how == "cached")
     next(rates)
@@ -246,22 +252,28 @@ def serve(side: str, pair: Pair, options: argparse.Namespace, pipe: Connection) 
 
 
 def measured(pair: Pair, options: argparse.Namespace) -> dict[str, list[float]]:
-    """The figures of every side, which take turns; each in a process of its own, as in a trial."""
+    """The figures of every side, which take turns; each of its trials in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
     figures: dict[str, list[float]] = {side: [] for side in SIDES}
-    pipes: dict[str, Connection] = {}
+    pipes: dict[str, list[Connection]] = {side: [] for side in SIDES}
     try:
         for side in SIDES:
-            pipes[side], theirs = spawn.Pipe()
-            spawn.Process(target=serve, args=(side, pair, options, theirs)).start()
-            theirs.close()
-            assert pipes[side].recv() == "ready"
+            for _ in range(options.trials):
+                ours, theirs = spawn.Pipe()
+                pipes[side].append(ours)
+                process = spawn.Process(target=serve, args=(side, pair, options, theirs))
+                plain = side.endswith("reference")
+                with patch.dict(os.environ, PLAIN, clear=True) if plain else nullcontext():
+                    process.start()
+                theirs.close()
+            assert all(pipe.recv() == "ready" for pipe in pipes[side])
         for _ in range(options.repetitions):
-            for side, pipe in pipes.items():
-                pipe.send("next")
-                figures[side].append(pipe.recv())
+            for side, trials in pipes.items():
+                for pipe in trials:
+                    pipe.send("next")
+                figures[side].append(sum(pipe.recv() for pipe in trials))
     finally:
-        for pipe in pipes.values():
+        for pipe in itertools.chain.from_iterable(pipes.values()):
             pipe.close()
         for process in multiprocessing.active_children():
             process.join()
@@ -317,10 +329,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="of the reference, each time")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=report.cores())
-    parser.add_argument("--workers", type=int, default=2, help="of the reference's DataLoader")
+    parser.add_argument("--trials", type=int, help="at once; they share the threads")
+    parser.add_argument("--workers", type=int, help="of the reference's DataLoaders together")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     device = default_device()
+    on_gpu = device.type == "cuda"
+    options.trials = options.trials or (1 if on_gpu else options.threads)
+    options.workers = options.workers or max(2, options.trials)
+    torch.set_num_threads(options.threads // options.trials)
     machine = report.machine(device, options.threads)
     data = synthetic(options.images)
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -336,7 +352,7 @@ def main() -> None:
         ),
         "of bf16 rate": lambda row: f"{row['share_of_bf16']:.1%}",
     }
-    if device.type == "cuda":
+    if on_gpu:
         columns["epoch of 50,000: reference s"] = lambda row: (
             f"{row['reference_epoch_seconds']:.1f}"
         )
