@@ -1,5 +1,6 @@
 """Trials that raise, once or for ever: they are tried again a few times, and the search goes on."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,62 @@ def test_mlflow_knows_the_reason(record: SearchRecord) -> None:
     runs = client.search_runs([record.mlflow_experiment_id], "tags.state = 'failed'")
     assert [run.data.tags["kdsearch.reason"] for run in runs] == ["no such luck (4 tries)"]
     assert [run.info.status for run in runs] == ["FAILED"]
+
+
+def memory() -> dict[str, int]:
+    """The machine's, in KiB, as Linux names it."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return {name: int(rest.split()[0]) for name, _, rest in (each.partition(":") for each in lines)}
+
+
+GIB = 2**20  # in KiB
+
+# Memory is taken in steps, so that Ray's monitor is in time; it looks every 100 ms.
+GREEDY = """
+import time
+from pathlib import Path
+
+from search import launch
+from search.cli import app
+from search.trial import run_trial
+
+
+def greedy(point, **settings):
+    tries = Path(f"tries-{point['trial']}").absolute()
+    with tries.open("a") as file:
+        file.write("x")
+    if point["trial"] == 1 and len(tries.read_text()) == 1:
+        taken = []
+        for _ in range(24):
+            taken.append(b"x" * 2**28)
+            time.sleep(0.2)
+        time.sleep(60)
+    run_trial(point, **settings)
+
+
+launch.run_trial = greedy
+app(["launch", "task.yaml", "--name", "greedy", "--set", "search.trials=2"])
+"""
+
+
+@pytest.mark.skipif(memory()["MemAvailable"] < 10 * GIB, reason="needs 10 GiB")
+def test_a_machine_that_runs_out_of_memory_costs_no_trial(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    (tmp_path / "start.py").write_text(GREEDY.replace("tries-", f"{tmp_path}/tries-"))
+    total, available = memory()["MemTotal"], memory()["MemAvailable"]
+    full = (total - available + 5 * GIB) / total
+    done = subprocess.run(
+        [sys.executable, "start.py"],
+        cwd=tmp_path,
+        env=os.environ
+        | {"RAY_memory_usage_threshold": f"{full:.3f}", "RAY_memory_monitor_refresh_ms": "100"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on from its checkpoint, after: the machine ran out of memory" in done.stdout
+    record = read_record(Storage(str(tmp_path / "runs")), "greedy")
+    assert [trial.state for trial in record.trials] == ["finished"] * 2
+    assert len((tmp_path / "tries-1").read_text()) > 1

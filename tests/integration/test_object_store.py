@@ -102,7 +102,7 @@ def test_a_search_outlasts_a_bucket_that_is_away(
     wait_until(trains, 180)
     host, port = server.get_host_and_port()
     server.stop()
-    time.sleep(20)
+    time.sleep(60)
     again = ThreadedMotoServer(ip_address=host, port=port, verbose=False)  # with all it had
     again.start()
     try:
