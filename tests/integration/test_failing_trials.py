@@ -119,7 +119,7 @@ def greedy(point, **settings):
         file.write("x")
     if point["trial"] == 1 and len(tries.read_text()) == 1:
         taken = []
-        for _ in range(24):
+        for _ in range(36):
             taken.append(b"x" * 2**28)
             time.sleep(0.2)
         time.sleep(60)
