@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from kdcore.data import open_data
 from search.record import SearchRecord, read_record
 from search.report import summary
 from search.storage import Storage
+from tests.integration.ray_cluster import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -233,31 +233,39 @@ def test_a_dead_tracking_server_never_ends_a_search(folder: Path, record: Search
     assert read_record(Storage(str(folder / "runs")), "blind").state == "finished"
 
 
-def test_ctrl_c_leaves_true_states_and_says_so(folder: Path, record: SearchRecord) -> None:
+def test_a_search_tells_of_itself_while_it_runs_and_ctrl_c_leaves_true_states(
+    folder: Path, record: SearchRecord
+) -> None:
     command = [sys.executable, "-m", "search", "launch", "task.yaml", "--name", "cut"]
-    command += ["--set", "training.epochs=400", "--set", "search.asha=null"]
+    command += ["--set", "training.epochs=4000", "--set", "search.asha=null"]
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    storage = Storage(str(folder / "runs"))
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        time.sleep(0.5)
-        if (folder / "runs/searches/cut/search.json").exists():
-            trials = read_record(storage, "cut").trials
-            if sum(trial.epochs_done for trial in trials) > 0:
-                break
+    client = MlflowClient(record.tracking_uri)
+    assert record.mlflow_experiment_id is not None
+    experiments = [record.mlflow_experiment_id]
+
+    def page() -> tuple[str, set[str]]:
+        """The text and the files of the search's own run."""
+        wanted = "tags.`kdsearch.search` = 'cut' and tags.`kdsearch.role` = 'search'"
+        found = client.search_runs(experiments, wanted)
+        if not found:
+            return "", set()
+        files = {file.path for file in client.list_artifacts(found[0].info.run_id, "report")}
+        return found[0].data.tags.get("mlflow.note.content", ""), files
+
+    wait_until(lambda: "**Still running.**" in page()[0], 240)  # a minute, and what came before
+    assert "report/2_learning_curves.png" in page()[1]
     os.kill(process.pid, signal.SIGINT)
     stdout, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "stopping; Ctrl-C again ends at once" in stdout
     assert "ended early" in stdout
-    cut = read_record(storage, "cut")
+    cut = read_record(Storage(str(folder / "runs")), "cut")
     assert cut.state == "interrupted"
     assert "running" not in {trial.state for trial in cut.trials}
-    client = MlflowClient(cut.tracking_uri)
-    assert cut.mlflow_experiment_id is not None
-    runs = client.search_runs([cut.mlflow_experiment_id], "tags.`kdsearch.search` = 'cut'")
+    assert "Still running" not in page()[0]
+    runs = client.search_runs(experiments, "tags.`kdsearch.search` = 'cut'")
     assert all(run.info.status != "RUNNING" for run in runs)
 
 
