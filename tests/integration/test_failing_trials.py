@@ -1,4 +1,5 @@
-"""Trials that raise, once or for ever: they are tried again a few times, and the search goes on."""
+"""Trials that raise, once or for ever, or find no memory: they are tried again a few times, and the
+search goes on."""
 
 import os
 import subprocess
@@ -24,14 +25,26 @@ EXPERIMENT: dict[str, Any] = {
     "search": {"trials": 4, "asha": None},
 }
 
-# A user's bug, in trials alone: what runs before them does not meet it.
+# A user's bug, and a GPU too small for whole batches, in trials alone: what runs before them does
+# not meet it.
 LAUNCH = """
-import sys
 from pathlib import Path
+from unittest.mock import patch
 
+import torch
+
+from kdcore.training import _Run
 from search import launch
 from search.cli import app
 from search.trial import run_trial
+
+add_gradients = _Run._add_gradients
+
+
+def hungry(self, images, batch, *rest):
+    if batch.epoch > 1 and len(images) > 32:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    add_gradients(self, images, batch, *rest)
 
 
 def faulty(point, **settings):
@@ -42,7 +55,11 @@ def faulty(point, **settings):
         raise RuntimeError("no such luck")
     if point["trial"] == 2 and len(tries.read_text()) == 1:
         raise RuntimeError("once")
-    run_trial(point, **settings)
+    if point["trial"] == 3:
+        with patch.object(_Run, "_add_gradients", hungry):
+            run_trial(point, **settings)
+    else:
+        run_trial(point, **settings)
 
 
 launch.run_trial = faulty
@@ -52,7 +69,8 @@ app(["launch", "task.yaml", "--name", "bugs"])
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder after a search whose trial 1 always fails, and trial 2 at first."""
+    """A user's folder after a search whose trial 1 always fails, and trial 2 at first; trial 3 has
+    too little memory."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     (folder / "start.py").write_text(LAUNCH.replace("tries-", f"{folder}/tries-"))
@@ -93,6 +111,22 @@ def test_mlflow_knows_the_reason(record: SearchRecord) -> None:
     runs = client.search_runs([record.mlflow_experiment_id], "tags.state = 'failed'")
     assert [run.data.tags["kdsearch.reason"] for run in runs] == ["no such luck (4 tries)"]
     assert [run.info.status for run in runs] == ["FAILED"]
+
+
+def test_who_finds_too_little_memory_on_its_gpu_goes_on_with_batches_in_parts(
+    folder: Path, record: SearchRecord
+) -> None:
+    assert [trial.parts for trial in record.trials] == [1, 1, 1, 2]
+    assert record.trials[3].epochs_done == 3
+    board = subprocess.run(
+        [sys.executable, "-m", "search", "leaderboard", "bugs"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "finished, batches in 2 parts" in board.stdout
 
 
 def memory() -> dict[str, int]:
