@@ -221,6 +221,10 @@ def test_a_second_launch_finds_the_teacher_and_is_a_new_search(
     assert "teacher resnet14: found" in launched.stdout
     assert "search task-2" in launched.stdout
     assert read_record(Storage(str(folder / "runs")), "task-1") == record
+    compared = kdsearch(folder, "compare", "task-1", "task-2")
+    assert compared.returncode == 0, compared.stderr
+    (control,) = (line for line in compared.stdout.splitlines() if "none (control)" in line)
+    assert control.split()[-1] == "+0.00"  # the same settings and seed
 
 
 def test_a_dead_tracking_server_never_ends_a_search(folder: Path, record: SearchRecord) -> None:
