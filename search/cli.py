@@ -1,6 +1,7 @@
 """The command `kdsearch`."""
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -511,6 +512,9 @@ def ui(
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # Else the server would survive SIGTERM, and in a script's background SIGINT is ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with log.open("ab") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output)
         try:

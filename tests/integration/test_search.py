@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,7 +241,10 @@ def test_a_dead_tracking_server_never_ends_a_search(folder: Path, record: Search
 def test_a_search_tells_of_itself_while_it_runs_and_ctrl_c_leaves_true_states(
     folder: Path, record: SearchRecord
 ) -> None:
-    command = [sys.executable, "-m", "search", "launch", "task.yaml", "--name", "cut"]
+    every_second = (
+        "from search import report, cli; report._SECONDS_BETWEEN = 1; cli.app(prog_name='kdsearch')"
+    )
+    command = [sys.executable, "-c", every_second, "launch", "task.yaml", "--name", "cut"]
     command += ["--set", "training.epochs=4000", "--set", "search.asha=null"]
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -258,8 +262,9 @@ def test_a_search_tells_of_itself_while_it_runs_and_ctrl_c_leaves_true_states(
         files = {file.path for file in client.list_artifacts(found[0].info.run_id, "report")}
         return found[0].data.tags.get("mlflow.note.content", ""), files
 
-    wait_until(lambda: "**Still running.**" in page()[0], 240)  # a minute, and what came before
-    assert "report/2_learning_curves.png" in page()[1]
+    wait_until(lambda: "report/2_learning_curves.png" in page()[1], 180)
+    wait_until(lambda: "2_learning_curves.png" in page()[0], 60)
+    assert "**Still running.**" in page()[0]
     os.kill(process.pid, signal.SIGINT)
     stdout, _ = process.communicate(timeout=120)
     assert process.returncode == 130
@@ -273,20 +278,23 @@ def test_a_search_tells_of_itself_while_it_runs_and_ctrl_c_leaves_true_states(
     assert all(run.info.status != "RUNNING" for run in runs)
 
 
-@pytest.fixture
-def ui(folder: Path, record: SearchRecord) -> Iterator[str]:
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def ui(folder: Path, record: SearchRecord, request: pytest.FixtureRequest) -> Iterator[str]:
     """The link that `kdsearch ui` prints, while its server runs."""
     command = [sys.executable, "-m", "search", "ui", "task-1"]
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stdout is not None
+    link = process.stdout.readline().strip()
     try:
-        yield process.stdout.readline().strip()
+        yield link
     finally:
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, request.param)
         process.communicate(timeout=30)
-        assert process.returncode == 0
+    assert process.returncode == 0
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(link.partition("/#/")[0])
 
 
 def test_ui_serves_mlflow_on_this_machine_and_links_to_the_search(
