@@ -67,6 +67,21 @@ app(["launch", "task.yaml", "--name", "bugs"])
 """
 
 
+def run_start(folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a folder's start.py, which must succeed."""
+    done = subprocess.run(
+        [sys.executable, "start.py"],
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder after a search whose trial 1 always fails, and trial 2 at first; trial 3 has
@@ -74,15 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("user")
     (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     (folder / "start.py").write_text(LAUNCH.replace("tries-", f"{folder}/tries-"))
-    done = subprocess.run(
-        [sys.executable, "start.py"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_start(folder)
     assert "trial 2 goes on from its checkpoint, after: once" in done.stdout
     assert "trial 1 failed (no such luck (4 tries))" in done.stdout
     return folder
@@ -171,17 +178,9 @@ def test_a_machine_that_runs_out_of_memory_costs_no_trial(tmp_path: Path) -> Non
     (tmp_path / "start.py").write_text(GREEDY.replace("tries-", f"{tmp_path}/tries-"))
     total, available = memory()["MemTotal"], memory()["MemAvailable"]
     full = (total - available + 5 * GIB) / total
-    done = subprocess.run(
-        [sys.executable, "start.py"],
-        cwd=tmp_path,
-        env=os.environ
-        | {"RAY_memory_usage_threshold": f"{full:.3f}", "RAY_memory_monitor_refresh_ms": "100"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    done = run_start(
+        tmp_path, RAY_memory_usage_threshold=f"{full:.3f}", RAY_memory_monitor_refresh_ms="100"
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     assert "goes on from its checkpoint, after: the machine ran out of memory" in done.stdout
     record = read_record(Storage(str(tmp_path / "runs")), "greedy")
     assert [trial.state for trial in record.trials] == ["finished"] * 2
