@@ -128,11 +128,12 @@ def rounded(taps: Taps, config: CacheConfig) -> Taps:
 
 def _kept(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in the precision in which it is kept; values beyond its range become its ends."""
+    kept = tensor.to(dtype)
     if dtype is torch.float16:
         # After the conversion: bfloat16 does not have the largest number of float16.
         limit = torch.finfo(dtype).max
-        return tensor.to(dtype).clamp(-limit, limit)
-    return tensor.to(dtype)
+        kept = kept.clamp(-limit, limit)
+    return kept
 
 
 class TeacherCache:

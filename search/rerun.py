@@ -103,7 +103,8 @@ def rerun(
         from search.trial import fetch_teacher
 
         fetch_teacher(row.config.data, row.config.teacher, storage, workspace)
-    parts = row.reports[-1].get("parts", 1)  # the first epoch mostly decides it
+    # As in its last epoch. Where memory first failed later than in the first, that one differs.
+    parts = row.reports[-1].get("parts", 1)
     reports = distill(row.config, workspace=workspace, checkpoint_dir=checkpoint, parts=parts)
     try:
         for then, report in zip(row.reports, islice(reports, len(row.reports)), strict=True):

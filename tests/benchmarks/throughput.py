@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -258,12 +258,12 @@ def measured(pair: Pair, options: argparse.Namespace) -> dict[str, list[float]]:
     pipes: dict[str, list[Connection]] = {side: [] for side in SIDES}
     try:
         for side in SIDES:
+            environment = PLAIN if side.endswith("reference") else dict(os.environ)
             for _ in range(options.trials):
                 ours, theirs = spawn.Pipe()
                 pipes[side].append(ours)
                 process = spawn.Process(target=serve, args=(side, pair, options, theirs))
-                plain = side.endswith("reference")
-                with patch.dict(os.environ, PLAIN, clear=True) if plain else nullcontext():
+                with patch.dict(os.environ, environment, clear=True):
                     process.start()
                 theirs.close()
             assert all(pipe.recv() == "ready" for pipe in pipes[side])

@@ -182,8 +182,8 @@ app(["launch", "task.yaml", "--name", "greedy", "--set", "search.trials=2"])
 def test_a_machine_that_runs_out_of_memory_costs_no_trial(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     (tmp_path / "start.py").write_text(GREEDY.replace("tries-", f"{tmp_path}/tries-"))
-    total, available = memory()["MemTotal"], memory()["MemAvailable"]
-    full = (total - available + 5 * GIB) / total
+    known = memory()
+    full = (known["MemTotal"] - known["MemAvailable"] + 5 * GIB) / known["MemTotal"]
     done = run_start(
         tmp_path, RAY_memory_usage_threshold=f"{full:.3f}", RAY_memory_monitor_refresh_ms="100"
     )
