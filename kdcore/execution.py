@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import itertools
 import json
 import os
 import time
@@ -16,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from kdcore.classifier import Classifier
 from kdcore.measure import device_name
+from kdcore.narrow_maps import NarrowConv2d
 
 FILE_NAME = "executions.json"
 
@@ -31,15 +33,20 @@ class Execution:
     Args:
         bfloat16: under autocast; weights stay in float32.
         channels_last: the layout of weights and maps in memory.
+        side_by_side: convolutions read narrow maps several images at once, as `narrow_maps` tells.
     """
 
     bfloat16: bool = False
     channels_last: bool = False
+    side_by_side: bool = False
 
     def place(self, module: nn.Module, device: torch.device) -> None:
         """Moves a module to a device, into this layout."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         module.to(device).to(memory_format=layout)
+        for layer in module.modules():
+            if type(layer) in (nn.Conv2d, NarrowConv2d):
+                layer.__class__ = NarrowConv2d if self.side_by_side else nn.Conv2d
 
 
 def keep_freed_memory() -> None:
@@ -63,9 +70,9 @@ def gains_by_bfloat16(device: torch.device) -> bool:
 
 
 def usual_execution(device: torch.device) -> Execution:
-    """What mostly is fastest: both where the device has bfloat16 in hardware, else neither."""
+    """What mostly is fastest: all of it where the device has bfloat16 in hardware, else nothing."""
     gains = gains_by_bfloat16(device)
-    return Execution(gains, gains)
+    return Execution(gains, gains, gains and device.type == "cpu")
 
 
 def fastest_execution(
@@ -116,12 +123,11 @@ def _known(path: Path) -> dict[str, Execution]:
 def _measured(classifier: Classifier, images: torch.Tensor) -> Execution:
     """The fastest way; the usual one unless another is clearly faster."""
     usual = usual_execution(images.device)
-    candidates = [usual] + [
-        Execution(bfloat16, channels_last)
-        for bfloat16 in sorted({False, usual.bfloat16})
-        for channels_last in (False, True)
-        if Execution(bfloat16, channels_last) != usual
-    ]
+    choices = [sorted({False, usual.bfloat16}), (False, True), sorted({False, usual.side_by_side})]
+    ways = itertools.starmap(Execution, itertools.product(*choices))
+    # Maps lie side by side for the sake of matrix instructions, which read this layout.
+    sensible = [way for way in ways if (way.bfloat16 and way.channels_last) or not way.side_by_side]
+    candidates = [usual, *(way for way in sensible if way != usual)]
     steps = {candidate: _step(classifier, images, candidate) for candidate in candidates}
     best = dict.fromkeys(candidates, float("inf"))
     # What a network draws, for dropout, is not what the trial would draw.

@@ -3,9 +3,17 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from kdcore.taps import Tap, TapInfo, Taps
+
+
+def spatial_mean(maps: Tensor) -> Tensor:
+    """The mean [B, C] of maps [B, C, H, W]. Its gradient has the layout of the maps."""
+    if maps.is_contiguous(memory_format=torch.channels_last):
+        return maps.permute(0, 2, 3, 1).mean((1, 2))
+    return maps.mean((2, 3))
 
 
 class Backbone(nn.Module):
@@ -52,7 +60,7 @@ class Backbone(nn.Module):
 
     def embed(self, maps: Sequence[Tensor]) -> Tensor:
         """The embedding [B, D] that follows from the maps of stem and stages."""
-        return maps[-1].mean((2, 3))
+        return spatial_mean(maps[-1])
 
     def classify(self, embedding: Tensor) -> Tensor:
         """Logits [B, K] for the embedding [B, D]: dropout, if there is any, and a linear layer."""

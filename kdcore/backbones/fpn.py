@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import interpolate, max_pool2d
 
-from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.backbone import Backbone, spatial_mean
 from kdcore.taps import TapInfo
 
 _SUFFIX = re.compile(r"fpn([1-9]\d*)?(-extra)?")
@@ -160,7 +160,7 @@ class PyramidClassifier(Backbone):
             yield tap, level, level
 
     def embed(self, maps: Sequence[Tensor]) -> Tensor:
-        return torch.cat([level.mean((2, 3)) for level in maps[1:]], 1)
+        return torch.cat([spatial_mean(level) for level in maps[1:]], 1)
 
 
 def pyramid_constructor(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.backbone import Backbone, spatial_mean
 from kdcore.taps import TapInfo
 
 # Table 2 by resolution: expansion, output channels at full width, blocks, stride of the first.
@@ -121,7 +121,7 @@ class MobileNetV2(Backbone):
 
     def embed(self, maps: Sequence[Tensor]) -> Tensor:
         wide: Tensor = self.relu(self.last(maps[-1]))
-        return wide.mean((2, 3))
+        return spatial_mean(wide)
 
 
 NETWORKS: Mapping[str, Callable[[int, int], Backbone]] = {"mobilenetv2": MobileNetV2}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.backbone import Backbone, spatial_mean
 from kdcore.taps import TapInfo
 
 _STEM_CHANNELS = 24
@@ -199,7 +199,7 @@ class ShuffleNetV2(ShuffleNet):
 
     def embed(self, maps: Sequence[Tensor]) -> Tensor:
         wide: Tensor = self.relu(self.last(maps[-1]))
-        return wide.mean((2, 3))
+        return spatial_mean(wide)
 
 
 NETWORKS: Mapping[str, Callable[[int, int], Backbone]] = {

@@ -76,24 +76,15 @@ def crop_and_flip(
         device.
     """
     height, width = images.shape[2:]
-    device = images.device
-    rows = torch.arange(height, device=device).expand(len(images), -1)
-    columns = torch.arange(width, device=device).expand(len(images), -1)
+    if crop_padding:
+        # Every crop of every image: a view of the padded ones, from which each takes its own.
+        crops = pad(images, (crop_padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+        row, column = (draw(seed, view, image_ids, n, 2 * crop_padding + 1) for n in (1, 2))
+        images = crops[torch.arange(len(images), device=images.device), :, row, column]
     if flip:
         mirrored = draw(seed, view, image_ids, 0, 2).bool()
-        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    if crop_padding:
-        images = pad(images, (crop_padding,) * 4)
-        rows = rows + draw(seed, view, image_ids, 1, 2 * crop_padding + 1)[:, None]
-        columns = columns + draw(seed, view, image_ids, 2, 2 * crop_padding + 1)[:, None]
-    batch = torch.arange(len(images), device=device)
-    channels = torch.arange(images.shape[1], device=device)
-    return images[
-        batch[:, None, None, None],
-        channels[None, :, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    return images
 
 
 # Szegedy et al., "Going deeper with convolutions", 2014, arXiv:1409.4842, section 6: patches whose
