@@ -36,7 +36,7 @@ def _apart(wide: Tensor, images: int, gutter: int) -> Tensor:
     rows, channels, height, width = wide.shape
     pixels = wide.permute(0, 2, 3, 1).reshape(rows, height, images, width // images, channels)
     kept = pixels[:, :, :, : width // images - gutter].transpose(1, 2)
-    return kept.flatten(0, 1).permute(0, 3, 1, 2)
+    return kept.contiguous().flatten(0, 1).permute(0, 3, 1, 2)
 
 
 class _SideBySide(Function):
@@ -47,7 +47,7 @@ class _SideBySide(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _apart(gradient, *ctx.layout), None, None
+        return _Apart.apply(gradient, *ctx.layout), None, None
 
 
 class _Apart(Function):
@@ -58,7 +58,7 @@ class _Apart(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _side_by_side(gradient, *ctx.layout), None, None
+        return _SideBySide.apply(gradient, *ctx.layout), None, None
 
 
 class NarrowConv2d(nn.Conv2d):
@@ -93,6 +93,8 @@ class NarrowConv2d(nn.Conv2d):
         # As wide as the padding; then as much more as lets every image begin at a whole stride.
         gutter = padding + -(width + padding) % stride
         images = math.gcd(batch, IMAGES_IN_A_ROW)
+        if images == 1:
+            return super().forward(maps)
         wide = super().forward(_SideBySide.apply(maps, images, gutter))
         apart: Tensor = _Apart.apply(wide, images, wide.shape[3] // images - -(-width // stride))
         return apart

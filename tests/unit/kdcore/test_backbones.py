@@ -9,7 +9,9 @@ from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
 from kdcore.backbones import BACKBONES, Backbone, build_backbone, check_backbone, probe_shapes
+from kdcore.backbones.backbone import spatial_mean
 from kdcore.classifier import Classifier, ClassifierCard, load_student, save_classifier
+from kdcore.execution import Execution
 from kdcore.taps import Tap, TapInfo
 
 # At 100 classes and 3 channels, unless the name says otherwise; those of the distillation
@@ -175,16 +177,33 @@ def test_one_image_gives_the_logits_that_it_has_in_a_batch(
     assert close(one_by_one, network(images), 1e-4)
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
 @torch.no_grad()
-def test_channels_last_changes_nothing(network: Backbone, size: tuple[int, int]) -> None:
+def test_layout_changes_nothing(
+    network: Backbone, size: tuple[int, int], side_by_side: bool
+) -> None:
     images = random_images(2, 3, *size)
     expected = network(images)
+    device = torch.device("cpu")
     try:
-        network.to(memory_format=torch.channels_last)
+        Execution(channels_last=True, side_by_side=side_by_side).place(network, device)
         given = network(images.to(memory_format=torch.channels_last))
     finally:
-        network.to(memory_format=torch.contiguous_format)
+        Execution().place(network, device)
     assert close(given, expected, 1e-3)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_gradient_of_a_mean_has_the_layout_of_the_maps(layout: torch.memory_format) -> None:
+    maps = random_images(2, 3, 4, 5).contiguous(memory_format=layout).requires_grad_()
+    gradients: list[Tensor] = []
+    passed = maps.clone()
+    passed.register_hook(gradients.append)
+    means = spatial_mean(passed)
+    torch.testing.assert_close(means, maps.mean((2, 3)))
+    means.sum().backward()
+    assert gradients[0].is_contiguous(memory_format=layout)
+    assert torch.equal(gradients[0], torch.full_like(maps, 1 / 20))
 
 
 @torch.no_grad()
