@@ -70,7 +70,7 @@ def experiment_of(options: argparse.Namespace, *, asha: bool) -> Experiment:
         },
         "teacher": {
             "backbone": options.teacher,
-            "training": {"epochs": options.epochs, "learning_rate": 0.1},
+            "training": {"epochs": options.epochs},
         },
         "student": options.student,
         "objective": [["none", "kd"]],
