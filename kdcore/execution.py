@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import itertools
 import json
 import os
 import time
@@ -125,11 +124,13 @@ def _known(path: Path) -> dict[str, Execution]:
 def _measured(classifier: Classifier, images: torch.Tensor) -> Execution:
     """The fastest way; the usual one unless another is clearly faster."""
     usual = usual_execution(images.device)
-    choices = [sorted({False, usual.bfloat16}), (False, True), sorted({False, usual.side_by_side})]
-    ways = itertools.starmap(Execution, itertools.product(*choices))
-    # Maps lie side by side for the sake of matrix instructions, which read this layout.
-    sensible = [way for way in ways if (way.bfloat16 and way.channels_last) or not way.side_by_side]
-    candidates = [usual, *(way for way in sensible if way != usual)]
+    # Maps lie side by side for the sake of matrix instructions: with the usual way, or not at all.
+    candidates = [usual] + [
+        Execution(bfloat16, channels_last)
+        for bfloat16 in sorted({False, usual.bfloat16})
+        for channels_last in (False, True)
+        if Execution(bfloat16, channels_last) != usual
+    ]
     steps = {candidate: _step(classifier, images, candidate) for candidate in candidates}
     best = dict.fromkeys(candidates, float("inf"))
     remaining = candidates
