@@ -170,15 +170,16 @@ def distill(
     device = device or default_device()
     data = open_data(config.data, workspace)
     student = build_classifier(config.student, data, seed=config.seed)
-    execution = Execution()
-    if config.training.acceleration == "auto":
+    execution = teacher_execution = Execution()
+    fast = config.training.acceleration == "auto"
+    if fast:
         execution = fastest_execution(
             config.student,
             student,
             data.image_size,
-            config.training.batch_size,
             device,
             workspace,
+            batch_size=config.training.batch_size,
         )
     teacher = cache = None
     if any(CATALOGUE[term.method].needs for term in config.objective):
@@ -186,6 +187,10 @@ def distill(
             pass
         folder = teacher_folder(config.teacher, data, workspace)
         teacher = load_teacher(folder)
+        if fast:
+            teacher_execution = fastest_execution(
+                config.teacher.backbone, teacher, data.image_size, device, workspace
+            )
         if config.cache is not None:
             cache = TeacherCache(
                 config.cache,
@@ -194,7 +199,7 @@ def distill(
                 folder / WEIGHTS,
                 data,
                 device=device,
-                execution=execution,
+                execution=teacher_execution,
             )
     setting = setting_of(
         config.student, config.teacher.backbone, data, teacher.backbone if teacher else None
@@ -210,6 +215,7 @@ def distill(
         device=device,
         checkpoint_dir=Path(checkpoint_dir) if checkpoint_dir is not None else None,
         execution=execution,
+        teacher_execution=teacher_execution,
         cache=cache,
         parts=parts,
     )

@@ -32,7 +32,7 @@ from kdcore.classifier import (
     save_classifier,
 )
 from kdcore.data import ImageData
-from kdcore.execution import fastest_execution
+from kdcore.execution import Execution, fastest_execution
 from kdcore.normalization import Normalization
 from kdcore.suggestion import did_you_mean
 from kdcore.training import EpochReport, Recipe, best_student, default_device, evaluate, train
@@ -188,15 +188,15 @@ def prepare_teacher(
         )
         training_dir = folder.with_name(f"{folder.name}.training")
         if config.training is not None:
-            execution = None
+            execution = Execution()
             if config.training.acceleration == "auto":
                 execution = fastest_execution(
                     config.backbone,
                     teacher,
                     data.image_size,
-                    config.training.batch_size,
                     device,
                     workspace,
+                    batch_size=config.training.batch_size,
                 )
             yield from train(
                 teacher,

@@ -320,9 +320,7 @@ class TeacherCache:
         split = self._data.train.to(self._device)
         order = torch.arange(self._rows, device=self._device)
         for images in split.views(order, view, split.batch_without_gradients()):
-            with torch.autocast(
-                self._device.type, torch.bfloat16, enabled=self._execution.bfloat16
-            ):
+            with self._execution.autocast(self._device):
                 yield self._teacher.taps(images, wanted.kinds, split.labels[: len(images)])
 
 

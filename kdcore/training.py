@@ -17,7 +17,7 @@ from kdcore.checkpoint import read_checkpoint, write_checkpoint
 from kdcore.classifier import Classifier
 from kdcore.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.data import ImageData, Split
-from kdcore.execution import Execution, keep_freed_memory, usual_execution
+from kdcore.execution import Execution, keep_freed_memory
 from kdcore.method import Method
 from kdcore.taps import Batch, Tap, Taps
 from kdcore.teacher_cache import CachedView, TeacherCache, Wanted, rounded
@@ -42,8 +42,8 @@ class Recipe(BaseModel):
         warmup_epochs: linear rise of the learning rate at the start.
         gradient_clip_norm: the largest norm of the gradient of student and helpers together; none:
             no limit.
-        acceleration: `auto` takes bfloat16 and channels-last where the hardware gains by them;
-            `off` never.
+        acceleration: `auto` takes half precision and the memory layout with which a step was
+            measured to be fastest on the device; `off` is float32.
         compile: `torch.compile` the student; worth its minute at the start of each process where
             trials are long. It needs a C++ compiler.
         cuda_graph: on a GPU, replay each epoch's steps as one CUDA graph; worth it where the
@@ -222,14 +222,19 @@ class _Run:
         recipe: Recipe,
         device: torch.device,
         execution: Execution,
+        teacher_execution: Execution,
         cache: TeacherCache | None,
         parts: int,
     ) -> None:
-        self.execution, self.parts = execution, parts
+        self.execution, self.teacher_execution, self.parts = execution, teacher_execution, parts
         self.student = student.train()
         self.methods = [term.method for term in terms]
         self.helpers = nn.ModuleList(self.methods).train()
-        self.captures = recipe.cuda_graph and device.type == "cuda"
+        # Small gradients vanish in float16 unless they are scaled up; elsewhere this does nothing.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "float16")
+        # The scaler waits for the device, which a graph cannot.
+        graphs = device.type == "cuda" and not self.scaler.is_enabled()
+        self.captures = recipe.cuda_graph and graphs
         self.look: Callable[..., Taps] = student.taps
         if recipe.compile:
             self.look = torch.compile(student.taps, dynamic=False)
@@ -278,6 +283,7 @@ class _Run:
             "student": self.student.backbone.state_dict(),
             "helpers": self.helpers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -285,13 +291,15 @@ class _Run:
         self.student.backbone.load_state_dict(state["student"])
         self.helpers.load_state_dict(state["helpers"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
 
     def lesson(self, view: int) -> CachedView | None:
         """The teacher's outputs for a view, where they are cached; else the teacher is made ready
         to give them."""
         cached = self.cache.view(view, self.wanted) if self.cache is not None else None
         if cached is None and self.teacher is not None:
-            self.execution.place(self.teacher, self.device)
+            self.teacher_execution.place(self.teacher, self.device)
         return cached
 
     def source(self, lesson: CachedView | None) -> Literal["none", "live", "computed", "cached"]:
@@ -328,8 +336,10 @@ class _Run:
                 self._add_gradients(part, batch, lesson, weights, counted, meters, share)
             meters.step += 1
             if self.recipe.gradient_clip_norm is not None:
+                self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
 
         captured: CapturedStep | None = None
         for number, images in enumerate(views):
@@ -361,7 +371,7 @@ class _Run:
     ) -> None:
         """Adds those of some images, which are a share of the step's."""
         labels = batch.labels
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.execution.bfloat16):
+        with self.execution.autocast(self.device):
             shown = self.look(images, self.needs, labels)
             taught = self._taught(images, batch, lesson, shown)
             terms = [cross_entropy(shown.logits.float(), labels)]
@@ -376,7 +386,7 @@ class _Run:
             [term if counts else term.detach() for term, counts in zip(terms, counted, strict=True)]
         )
         weighted = weights * values
-        torch.autograd.backward(share * weighted.sum())
+        torch.autograd.backward(self.scaler.scale(share * weighted.sum()))
         for method in self.methods:
             method.after_step()
         meters.add(values.detach(), weighted.detach(), shown.logits.detach(), labels, share)
@@ -387,7 +397,7 @@ class _Run:
             return shown
         if lesson is not None:
             return lesson.at(batch.indices)
-        with torch.no_grad():
+        with torch.no_grad(), self.teacher_execution.autocast(self.device):
             taps = self.teacher.taps(images, self.needs, batch.labels)
         # In float32, as the cache gives them: then it changes nothing that is learned.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
@@ -404,7 +414,8 @@ def train(
     identity: str,
     device: torch.device,
     checkpoint_dir: Path | None,
-    execution: Execution | None = None,
+    execution: Execution = Execution(),  # noqa: B008  (frozen)
+    teacher_execution: Execution = Execution(),  # noqa: B008
     cache: TeacherCache | None = None,
     parts: int = 1,
 ) -> Iterator[EpochReport]:
@@ -420,8 +431,8 @@ def train(
         identity: names the run; a checkpoint of another run is refused.
         device: where to compute.
         checkpoint_dir: written before each report; a checkpoint found there is continued.
-        execution: how the student computes; none: the way that is usually fastest. A continued
-            checkpoint keeps its own.
+        execution: how the student computes. A continued checkpoint keeps its own.
+        teacher_execution: how the teacher does, likewise.
         cache: of the teacher's outputs; none: the teacher computes in every step.
         parts: as `kdcore.distill` explains.
 
@@ -433,13 +444,14 @@ def train(
     if state is not None:
         if state["identity"] != identity:
             raise ValueError(f"checkpoint in {checkpoint_dir} belongs to another run; remove it")
-        execution = Execution(**state["execution"])
-    elif recipe.acceleration == "off":
-        execution = Execution()
-    execution = execution or usual_execution(device)
+        execution = Execution.restored(state["execution"])
+        # In version 0.1.0 both computed in the same way.
+        teacher_execution = Execution.restored(state.get("teacher_execution", state["execution"]))
     if device.type == "cpu":
         keep_freed_memory()
-    run = _Run(student, terms, teacher, data, recipe, device, execution, cache, parts)
+    run = _Run(
+        student, terms, teacher, data, recipe, device, execution, teacher_execution, cache, parts
+    )
     heldout = data.heldout.to(device)
     finished, best = 0, None
     if state is not None:
@@ -472,6 +484,7 @@ def train(
             progress = {
                 "identity": identity,
                 "execution": asdict(execution),
+                "teacher_execution": asdict(teacher_execution),
                 "epoch": epoch,
                 "best": best,
             }

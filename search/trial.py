@@ -157,7 +157,7 @@ def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Itera
 
 def measure_students(experiment_json: str, storage_uri: str) -> dict[str, NetworkCost]:
     """By student, what it costs on the device that a trial would have; and in which precision and
-    layout it is fastest there, for the trials to find."""
+    layout it and the teacher are fastest there, for the trials to find."""
     experiment = Experiment.model_validate_json(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
     workspace, device = workspace_of(Storage(storage_uri)), default_device()
@@ -169,10 +169,13 @@ def measure_students(experiment_json: str, storage_uri: str) -> dict[str, Networ
                 student,
                 build_classifier(student, data, seed=0),
                 data.image_size,
-                recipe.batch_size,
                 device,
                 workspace,
+                batch_size=recipe.batch_size,
             )
+        backbone = experiment.teacher.backbone
+        teacher = build_classifier(backbone, data, seed=0)
+        fastest_execution(backbone, teacher, data.image_size, device, workspace)
     return {
         student: measure_network(
             student,
