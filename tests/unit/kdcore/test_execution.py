@@ -4,15 +4,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from kdcore import execution
 from kdcore.backbones import build_backbone
 from kdcore.classifier import Classifier
-from kdcore.execution import FILE_NAME, Execution, fastest_execution, usual_execution
+from kdcore.execution import FILE_NAME, Execution, candidates, fastest_execution
 
 CPU = torch.device("cpu")
 
@@ -38,50 +40,113 @@ def classifier() -> Classifier:
     return Classifier(network, (0.5,), (0.25,))
 
 
-def chosen(classifier: Classifier, workspace: Path, batch_size: int = 8) -> Execution:
-    return fastest_execution("resnet8", classifier, (8, 8), batch_size, CPU, workspace)
+def chosen(classifier: Classifier, workspace: Path, batch_size: int | None = 16) -> Execution:
+    return fastest_execution("resnet8", classifier, (8, 8), CPU, workspace, batch_size=batch_size)
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[Execution, float]) -> list[Execution]:
-    """Lets each way take a given time; returns those that were measured."""
-    measured: list[Execution] = []
+@dataclass
+class Pretended:
+    """A processor that takes given seconds for an image in each way; else nine."""
 
-    def step(network: object, images: object, way: Execution) -> Callable[[], float]:
-        measured.append(way)
-        return lambda: seconds.get(way, 9.0)
+    seconds: dict[Execution, float]
+    images: dict[Execution, list[int]] = field(default_factory=dict)
 
-    monkeypatch.setattr(execution, "_step", step)
-    monkeypatch.setattr(execution, "gains_by_bfloat16", lambda device: True)
-    return measured
+    def step(
+        self, network: object, way: Execution, device: object, *, learns: bool
+    ) -> Callable[[Tensor], float]:
+        def step(images: Tensor) -> float:
+            self.images.setdefault(way, []).append(len(images))
+            return len(images) * self.seconds.get(way, 9.0)
+
+        return step
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[Execution, float]], Pretended]:
+    def start(seconds: dict[Execution, float]) -> Pretended:
+        processor = Pretended(seconds)
+        monkeypatch.setattr(execution, "_step", processor.step)
+        return processor
+
+    return start
+
+
+Pretend = Callable[[dict[Execution, float]], Pretended]
 
 
 def test_the_fastest_way_is_taken_and_kept_for_the_workspace(
-    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, tmp_path: Path, pretend: Pretend
 ) -> None:
-    contiguous = Execution(bfloat16=True, channels_last=False)
-    measured = pretend(monkeypatch, {usual_execution(CPU): 2.0, contiguous: 1.0})
-    assert chosen(classifier, tmp_path) == contiguous
-    assert len(measured) == 5
-    assert chosen(classifier, tmp_path) == contiguous
-    assert len(measured) == 5  # found
-    chosen(classifier, tmp_path, batch_size=16)
-    assert len(measured) == 10  # another case
+    for fastest in candidates(CPU):
+        workspace = tmp_path / str(fastest)
+        processor = pretend(dict.fromkeys(candidates(CPU), 1.0) | {fastest: 0.9})
+        assert chosen(classifier, workspace) == fastest
+        assert processor.images.keys() == set(candidates(CPU))
+        processor.images.clear()
+        assert chosen(classifier, workspace) == fastest
+        assert not processor.images  # found
+        chosen(classifier, workspace, batch_size=32)
+        assert max(processor.images[fastest]) == 32  # another case
+        chosen(classifier, workspace, batch_size=None)
+        assert max(processor.images[fastest]) > 32  # and another
 
 
 def test_a_gain_within_the_noise_changes_nothing(
-    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, tmp_path: Path, pretend: Pretend
 ) -> None:
-    pretend(monkeypatch, {usual_execution(CPU): 1.0, Execution(True, False): 0.97})
-    assert chosen(classifier, tmp_path) == Execution(True, True, True)
+    pretend(dict.fromkeys(candidates(CPU), 0.97) | {Execution(): 1.0})
+    assert chosen(classifier, tmp_path) == Execution()
 
 
-def test_bfloat16_is_not_tried_where_the_hardware_lacks_it(
-    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unknown_precision_costs_one_step_of_few_images(
+    classifier: Classifier, tmp_path: Path, pretend: Pretend
 ) -> None:
-    measured = pretend(monkeypatch, {})
-    monkeypatch.setattr(execution, "gains_by_bfloat16", lambda device: False)
-    chosen(classifier, tmp_path)
-    assert measured == [Execution(), Execution(channels_last=True)]
+    processor = pretend(
+        {way: 20.0 if way.precision == "bfloat16" else 1.0 for way in candidates(CPU)}
+    )
+    assert chosen(classifier, tmp_path, batch_size=64) == Execution()
+    (tried,) = (images for way, images in processor.images.items() if way.precision == "bfloat16")
+    assert tried == [8]
+
+
+def test_what_is_far_behind_gets_no_whole_batch(
+    classifier: Classifier, tmp_path: Path, pretend: Pretend
+) -> None:
+    slow = Execution("float32", channels_last=True)
+    processor = pretend(dict.fromkeys(candidates(CPU), 1.0) | {slow: 1.6})
+    chosen(classifier, tmp_path, batch_size=64)
+    assert processor.images[slow] == [8, 8]
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_measuring_works_on_this_machine(
+    learns: bool, classifier: Classifier, tmp_path: Path
+) -> None:
+    assert chosen(classifier, tmp_path, 16 if learns else None) in candidates(CPU)
+
+
+def test_gpus_without_bfloat16_compute_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for supported, half in ((True, "bfloat16"), (False, "float16")):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda known=supported, **options: known
+        )
+        ways = candidates(torch.device("cuda"))
+        assert ways[0] == Execution()
+        assert {way.precision for way in ways} == {"float32", half}
+        assert not any(way.side_by_side for way in ways)
+
+
+def test_a_way_is_restored_from_a_checkpoint_also_of_the_first_version() -> None:
+    for way in (*candidates(CPU), Execution("float16")):
+        assert Execution.restored(asdict(way)) == way
+    for bfloat16, precision in ((True, "bfloat16"), (False, "float32")):
+        stored = {"bfloat16": bfloat16, "channels_last": True, "side_by_side": False}
+        assert Execution.restored(stored) == Execution(precision, True, False)  # type: ignore[arg-type]
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^precision is 'float8', but must be one of float32, "):
+        Execution("float8")  # type: ignore[arg-type]
 
 
 def test_measuring_leaves_the_network_and_the_random_state_as_they_were(

@@ -3,10 +3,10 @@
 import copy
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from kdcore.backbones import build_backbone, probe_shapes
 from kdcore.checkpoint import FILE_NAME, read_checkpoint
 from kdcore.data import ImageData, TableSplit, open_data
 from kdcore.distillation import build_terms, setting_of
+from kdcore.execution import Execution, Precision
 from kdcore.method import Method
 from kdcore.methods import CATALOGUE
 from kdcore.taps import Batch, Setting, Tap, Taps
@@ -65,28 +66,36 @@ def terms_of(names: Sequence[str], data: ImageData, **params: float) -> tuple[Te
     return build_terms(objective, setting_of("resnet8", "resnet14", data), seed=0)
 
 
-def run(
+def train_of(
     student: Classifier,
     terms: Sequence[Term],
     teacher: Classifier | None,
     data: ImageData,
     how: Recipe,
+    execution: Execution = Execution(),  # noqa: B008  (frozen)
+    teacher_execution: Execution | None = None,
+    *,
     checkpoint_dir: Path | None = None,
     device: torch.device = CPU,
-) -> list[EpochReport]:
-    return list(
-        train(
-            student,
-            terms,
-            teacher,
-            data,
-            how,
-            seed=0,
-            identity="test",
-            device=device,
-            checkpoint_dir=checkpoint_dir,
-        )
+) -> Iterator[EpochReport]:
+    return train(
+        student,
+        terms,
+        teacher,
+        data,
+        how,
+        seed=0,
+        identity="test",
+        device=device,
+        checkpoint_dir=checkpoint_dir,
+        execution=execution,
+        teacher_execution=teacher_execution or execution,
     )
+
+
+def run(*arguments: Any, **options: Any) -> list[EpochReport]:
+    """All reports of a training."""
+    return list(train_of(*arguments, **options))
 
 
 # Recipes
@@ -314,53 +323,74 @@ class _Types(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("acceleration", ["off", "auto"])
-def test_bfloat16_is_used_where_the_hardware_gains_by_it_unless_switched_off(
-    acceleration: str,
-    student: Classifier,
-    teacher: Classifier,
-    one_batch: ImageData,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_networks_compute_in_the_precision_that_is_asked_for(
+    precision: Precision, student: Classifier, teacher: Classifier, one_batch: ImageData
 ) -> None:
-    monkeypatch.setattr("kdcore.execution.gains_by_bfloat16", lambda device: True)
+    way = Execution(precision)
     with _Types() as types:
-        run(
-            student,
-            terms_of(list(CATALOGUE), one_batch),
-            teacher,
-            one_batch,
-            recipe(acceleration=acceleration),
-        )
-    assert (torch.bfloat16 in types.seen) == (acceleration == "auto")
-    assert torch.float16 not in types.seen
+        run(student, terms_of(list(CATALOGUE), one_batch), teacher, one_batch, recipe(), way)
+    halves = {torch.bfloat16, torch.float16}
+    assert types.seen & halves == {getattr(torch, precision)} - {torch.float32}
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
 
 
-def test_bfloat16_is_not_used_where_the_hardware_does_not_gain_by_it(
-    student: Classifier, one_batch: ImageData, monkeypatch: pytest.MonkeyPatch
+def test_the_teacher_may_compute_in_another_way_than_the_student(
+    student: Classifier, teacher: Classifier, one_batch: ImageData
 ) -> None:
-    monkeypatch.setattr("kdcore.execution.gains_by_bfloat16", lambda device: False)
+    ways = (Execution(), Execution("bfloat16"))
     with _Types() as types:
-        run(student, (), None, one_batch, recipe(acceleration="auto"))
+        run(student, terms_of(["kd"], one_batch), teacher, one_batch, recipe(), *ways)
+    assert torch.bfloat16 in types.seen
+    with _Types() as types:
+        run(student, (), None, one_batch, recipe(), *ways)
     assert torch.bfloat16 not in types.seen
 
 
 @every_method
 def test_every_method_learns_in_bfloat16(
-    name: str,
-    student: Classifier,
-    teacher: Classifier,
-    digits: ImageData,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, student: Classifier, teacher: Classifier, one_batch: ImageData
 ) -> None:
-    monkeypatch.setattr("kdcore.execution.gains_by_bfloat16", lambda device: True)
-    how = recipe(epochs=3, batch_size=32, acceleration="auto")
-    first, *_, last = run(student, terms_of([name], digits), teacher, digits, how)
+    way = Execution("bfloat16", channels_last=True)
+    how = recipe(epochs=6)
+    first, *_, last = run(student, terms_of([name], one_batch), teacher, one_batch, how, way)
     # A strong term may hold cross-entropy back, and contrast with fresh banks rises at first.
     crosses = [report.train_terms["cross_entropy"] for report in (first, last)]
     assert last.train_loss < first.train_loss or crosses[1] < crosses[0]
-    accuracy, loss = evaluate(student, digits.heldout)  # in float32, as reports promise
+    accuracy, loss = evaluate(student, one_batch.heldout)  # in float32, as reports promise
     assert (last.heldout_accuracy, last.heldout_loss) == (accuracy, loss)
+
+
+def test_float16_learns_resumes_with_its_scale_and_clips_true_gradients(
+    student: Classifier, teacher: Classifier, one_batch: ImageData, tmp_path: Path
+) -> None:
+    how = recipe(epochs=5, batch_size=32, gradient_clip_norm=1.0)
+    ways = Execution("float16"), Execution()
+    fresh = student, terms_of(["kd"], one_batch)
+
+    def start(*how_both_compute: Execution, folder: str) -> Iterator[EpochReport]:
+        network, terms = copy.deepcopy(fresh)
+        return train_of(
+            network,
+            terms,
+            teacher,
+            one_batch,
+            how,
+            *how_both_compute,
+            checkpoint_dir=tmp_path / folder,
+        )
+
+    losses = [report.train_loss for report in start(*ways, folder="whole")]
+    exact = [report.train_loss for report in start(Execution(), folder="exact")]
+    assert losses[-1] < losses[0]
+    # Eleven bits, and gradients whose norm is the clipped one whatever they were scaled by.
+    assert losses == pytest.approx(exact, rel=0.05)
+
+    next(start(*ways, folder="cut"))
+    assert [report.train_loss for report in start(*ways, folder="cut")] == losses[1:]
+    state = read_checkpoint(tmp_path / "cut", CPU)
+    assert state is not None
+    assert state["scaler"]["scale"] > 1
 
 
 # Losses that explode
@@ -468,7 +498,7 @@ def test_of_equally_accurate_epochs_the_one_of_lower_loss_is_best(
     with torch.no_grad():
         student.backbone.fc.bias[0] = 6.0
     how = recipe(epochs=3, batch_size=32, learning_rate=1e-4)
-    reports = run(student, (), None, data, how, tmp_path)
+    reports = run(student, (), None, data, how, checkpoint_dir=tmp_path)
     assert [report.heldout_accuracy for report in reports] == [1.0] * 3
     losses = [report.heldout_loss for report in reports]
     assert losses.index(min(losses)) == best_epoch - 1
