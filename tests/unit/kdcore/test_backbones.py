@@ -20,7 +20,7 @@ from kdcore.backbones import (
 from kdcore.backbones.backbone import spatial_mean
 from kdcore.classifier import Classifier, ClassifierCard, load_student, save_classifier
 from kdcore.execution import Execution
-from kdcore.taps import Tap
+from kdcore.taps import Shapes, Tap
 
 # At 100 classes and 3 channels, unless the name says otherwise; those of the distillation
 # literature and of torchvision.
@@ -120,16 +120,21 @@ def on_meta(name: str) -> Backbone:
 
 
 @cache
-def size_of(name: str) -> tuple[int, int]:
-    """Height and width of a small image that all reductions divide; it is not square."""
+def probed(name: str) -> tuple[tuple[int, int], Shapes]:
+    """Height and width of a small image that all reductions divide, and what it shows; it is not
+    square."""
     step = max(tap.reduction for tap in on_meta(name).declared)
     for side in range(SMALLEST.get(name, -(-16 // step) * step), 225, step):
+        size = side, side + step
         try:
-            probe_shapes(name, num_classes=7, in_channels=3, image_size=(side, side))
+            return size, probe_shapes(name, num_classes=7, in_channels=3, image_size=size)
         except ValueError:
             continue
-        return side, side + step
     raise AssertionError(f"{name} takes no image up to 224x224")
+
+
+def size_of(name: str) -> tuple[int, int]:
+    return probed(name)[0]
 
 
 @pytest.fixture(scope="module", params=COMPUTED)
@@ -164,7 +169,7 @@ def test_parameter_counts_are_the_published_ones(known: str) -> None:
 @every_network
 @torch.no_grad()
 def test_maps_have_the_names_and_shapes_that_are_declared(declared: str) -> None:
-    network, size = on_meta(declared).eval(), size_of(declared)
+    network, (size, shapes) = on_meta(declared).eval(), probed(declared)
     with torch.device("meta"):
         taps = network.taps(torch.empty(2, 3, *size), MAPS)
     assert list(taps.maps) == list(taps.preactivations) == [tap.name for tap in network.declared]
@@ -180,7 +185,6 @@ def test_maps_have_the_names_and_shapes_that_are_declared(declared: str) -> None
     assert taps.embedding.shape == (2, network.embedding_width)
     assert taps.logits.shape == (2, network.num_classes) == (2, 7)
 
-    shapes = probe_shapes(declared, num_classes=7, in_channels=3, image_size=size)
     assert shapes.network == declared
     assert (shapes.stem, *shapes.stages) == tuple(tap.name for tap in network.declared)
     assert shapes.maps == {tap: tuple(value.shape[1:]) for tap, value in taps.maps.items()}
@@ -203,11 +207,8 @@ def test_every_weight_has_a_part_in_the_logits(declared: str) -> None:
 
 
 def test_a_grey_image_gives_maps_of_the_same_shapes(name: str) -> None:
-    grey, coloured = (
-        probe_shapes(name, num_classes=7, in_channels=channels, image_size=size_of(name))
-        for channels in (1, 3)
-    )
-    assert grey == coloured
+    size, coloured = probed(name)
+    assert probe_shapes(name, num_classes=7, in_channels=1, image_size=size) == coloured
 
 
 @torch.no_grad()
