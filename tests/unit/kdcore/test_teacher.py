@@ -150,7 +150,7 @@ def test_who_comes_second_waits_for_the_first(digits: ImageData, tmp_path: Path)
     thread.start()
     assert not ended.wait(0.2)
     assert len(list(first)) == 2
-    assert ended.wait(60)
+    assert ended.wait(120)
     thread.join()
     assert reports == []
 
