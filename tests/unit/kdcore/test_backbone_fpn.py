@@ -97,13 +97,14 @@ def test_the_levels_are_the_twins() -> None:
         torch.testing.assert_close(level, wanted)
 
 
-@pytest.mark.parametrize("size", [(64, 48), (30, 45), (33, 31)], ids=str)
 @pytest.mark.parametrize(
-    ("name", "channels", "reductions"),
+    ("name", "channels", "reductions", "size"),
     [
-        ("resnet20+fpn", 64, [1, 2, 4]),
-        ("resnet20+fpn24-extra", 24, [1, 2, 4, 8]),
-        ("resnet50+fpn", 256, [4, 8, 16, 32]),
+        ("resnet8+fpn", 64, [1, 2, 4], (32, 24)),
+        ("resnet8+fpn", 64, [1, 2, 4], (33, 31)),
+        ("resnet8+fpn24-extra", 24, [1, 2, 4, 8], (30, 45)),
+        ("resnet50+fpn", 256, [4, 8, 16, 32], (64, 48)),
+        ("resnet50+fpn", 256, [4, 8, 16, 32], (33, 31)),
     ],
 )
 def test_declarations_are_what_a_forward_pass_shows(

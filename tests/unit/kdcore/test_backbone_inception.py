@@ -169,7 +169,7 @@ def torchvisions_v2(name: str, monkeypatch: pytest.MonkeyPatch) -> Sequence[nn.S
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("inception_v2", (107, 139)), ("inception_v2_cifar", (13, 16))]
+    ("name", "size"), [("inception_v2", (75, 83)), ("inception_v2_cifar", (13, 16))]
 )
 def test_v2_gives_what_torchvisions_blocks_give(
     name: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
@@ -275,7 +275,7 @@ def test_bn_inception_has_the_published_number_of_parameters_but_for_idle_biases
     assert parameters_of(network) + biases == 11_295_240
 
 
-@pytest.mark.parametrize("size", [(75, 331), (106, 107), (200, 138)], ids=str)
+@pytest.mark.parametrize("size", [(75, 331), (106, 107)], ids=str)
 def test_v2_has_the_sides_that_its_docstring_says(size: tuple[int, int]) -> None:
     maps = probe_shapes("inception_v2", num_classes=5, in_channels=3, image_size=size).maps
     lost = {"stem": (19, 8), "stage1": (19, 8), "stage2": (27, 16), "stage3": (43, 32)}
@@ -390,7 +390,7 @@ def test_a_network_on_disk_is_the_same_without_auxiliary_classifiers(tmp_path: P
 def test_training_reports_the_auxiliary_classifiers_as_one_weighted_term(
     digits: ImageData, workspace: Path
 ) -> None:
-    data = open_data(digits.config.model_copy(update={"train_images": 64}), workspace)
+    data = open_data(digits.config.model_copy(update={"train_images": 32}), workspace)
     network = build_backbone("inception_v1", num_classes=10, in_channels=1, seed=0)
     before = {key: value.clone() for key, value in network.auxiliary.named_parameters()}
     (report,) = train(

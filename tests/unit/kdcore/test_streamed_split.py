@@ -49,6 +49,10 @@ def all_views(split: StreamedSplit, view: int) -> Tensor:
     return torch.cat(list(split.views(torch.arange(len(split)), view, 1000)))
 
 
+def digest(images: Tensor) -> str:
+    return hashlib.sha256(images.numpy().tobytes()).hexdigest()
+
+
 def all_images(data: ImageData) -> None:
     for split in (data.train, data.heldout, data.test):
         for _ in split.batches(10):
@@ -78,20 +82,6 @@ def test_views_are_the_same_in_any_batch_and_order_whoever_decodes(
         assert torch.equal(torch.cat(batches), whole[order])
         assert torch.equal(torch.cat(list(data.train.batches(size))), plain)
     assert set(decoding_pool._pools) >= ({count} if count else set())
-
-
-def test_views_are_the_same_in_another_process(data: ImageData, root: Path, tmp_path: Path) -> None:
-    program = f"""
-import hashlib, pathlib, torch
-from tests.unit.kdcore.test_streamed_split import all_views, opened
-data = opened(pathlib.Path({str(root)!r}), pathlib.Path({str(tmp_path)!r}))
-print(hashlib.sha256(all_views(data.train, 7).numpy().tobytes()).hexdigest())
-"""
-    done = subprocess.run(
-        [sys.executable, "-"], input=program, capture_output=True, text=True, check=True
-    )
-    here = hashlib.sha256(all_views(data.train, 7).numpy().tobytes()).hexdigest()
-    assert done.stdout.strip() == here
 
 
 def test_every_image_is_shown_exactly_once_in_an_epoch(data: ImageData) -> None:
@@ -185,31 +175,39 @@ def test_a_process_that_is_killed_is_said_so_and_the_next_epoch_has_others(
     assert torch.equal(all_views(data.train, 0), whole)
 
 
-def test_processes_end_when_the_training_is_killed(root: Path, tmp_path: Path) -> None:
+def test_another_training_sees_the_same_views_and_its_processes_end_when_it_is_killed(
+    data: ImageData, root: Path, tmp_path: Path
+) -> None:
     program = f"""
-import pathlib, time, torch
+import pathlib, signal, torch
 torch.set_num_threads(2)
 from kdcore.data import decoding_pool
-from tests.unit.kdcore.test_streamed_split import all_views, children_of, opened
+from tests.unit.kdcore.test_streamed_split import all_views, children_of, digest, opened
 data = opened(pathlib.Path({str(root)!r}), pathlib.Path({str(tmp_path)!r}))
-all_views(data.train, 0)
+shown = digest(all_views(data.train, 7))
 server = decoding_pool._pools[2].server.pid
-print(server, *children_of(server), flush=True)
-time.sleep(60)
+print(shown, server, *children_of(server), flush=True)
+signal.pause()
 """
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
     ) as training:
         assert training.stdout is not None
-        pids = training.stdout.readline().split()
+        shown, *pids = training.stdout.readline().split()
         training.kill()
+    assert shown == digest(all_views(data.train, 7))
     assert len(pids) == 3
-    for _ in range(200):
-        left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-        if not left or all("Z" in Path(f"/proc/{pid}/stat").read_text() for pid in left):
-            return
-        time.sleep(0.05)
-    pytest.fail(f"{left} are still there")
+    deadline = time.monotonic() + 120
+    while left := [pid for pid in pids if is_running(pid)]:
+        assert time.monotonic() < deadline, f"{left} are still there"
+        time.sleep(0.02)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_parts_are_asked_for_only_so_far_ahead(processes: Callable[[int], None]) -> None:
@@ -227,7 +225,9 @@ def test_parts_are_asked_for_only_so_far_ahead(processes: Callable[[int], None])
     assert asked == 6
 
 
-def test_images_that_are_decoded_already_need_no_decoder(tmp_path: Path) -> None:
+def test_images_that_are_decoded_already_need_no_decoder_and_no_library_of_networks(
+    tmp_path: Path,
+) -> None:
     program = f"""
 import sys, pathlib, torch
 from kdcore import DataConfig
@@ -235,7 +235,7 @@ from kdcore.data import open_data
 data = open_data(DataConfig(name="digits"), pathlib.Path({str(tmp_path)!r}))
 next(data.train.views(torch.arange(64), 0, 64))
 from kdcore.data import decoding_pool
-print(sorted({{"PIL", "torchvision"}} & sys.modules.keys()), decoding_pool._pools)
+print(sorted({{"PIL", "torchvision", "timm"}} & sys.modules.keys()), decoding_pool._pools)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

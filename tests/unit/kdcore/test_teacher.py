@@ -73,7 +73,7 @@ def test_the_best_epochs_weights_teach_and_the_card_tells_their_accuracy(
     assert reports[-1].best_epoch == 1
     folder = teacher_folder(CONFIG, data, tmp_path)
     best = (reports[0].heldout_accuracy, reports[0].heldout_loss)
-    assert evaluate(load_teacher(folder), data.heldout) == best
+    assert evaluate(load_teacher(folder), data.heldout) == pytest.approx(best, rel=1e-5)
     assert best != (reports[-1].heldout_accuracy, reports[-1].heldout_loss)
 
     card = load_card(folder, "teacher")
@@ -150,7 +150,7 @@ def test_who_comes_second_waits_for_the_first(digits: ImageData, tmp_path: Path)
     thread.start()
     assert not ended.wait(0.2)
     assert len(list(first)) == 2
-    assert ended.wait(60)
+    assert ended.wait(120)
     thread.join()
     assert reports == []
 
@@ -176,7 +176,8 @@ def test_weights_from_a_file_keep_their_accuracy(
     folder = teacher_folder(config, digits, tmp_path)
     original = weights_of(teacher_dir)
     assert all(torch.equal(value, original[key]) for key, value in weights_of(folder).items())
-    assert load_card(folder, "teacher").metrics == load_card(teacher_dir, "teacher").metrics
+    metrics = load_card(teacher_dir, "teacher").metrics
+    assert load_card(folder, "teacher").metrics == pytest.approx(metrics, rel=1e-5)
 
 
 def test_the_folder_follows_the_content_of_the_file_and_not_its_name(
@@ -463,7 +464,8 @@ def test_a_given_mean_goes_before_all_others_and_gives_another_folder(
     assert (card.mean, card.std) == ((0.25,), (0.5,))
     teacher = load_teacher(folder)
     evaluated = evaluate(teacher, digits.heldout)
-    assert (card.metrics["heldout_accuracy"], card.metrics["heldout_loss"]) == evaluated
+    metrics = (card.metrics["heldout_accuracy"], card.metrics["heldout_loss"])
+    assert metrics == pytest.approx(evaluated, rel=1e-5)
 
 
 def test_a_mean_for_other_channels_is_refused(digits: ImageData, tmp_path: Path) -> None:

@@ -7,23 +7,34 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from kdcore import CacheConfig, DataConfig, EpochReport, TeacherConfig, TrialConfig, distill
 from kdcore.data import ImageData
 from kdcore.execution import Execution
 from kdcore.methods import CATALOGUE
-from kdcore.taps import Tap
+from kdcore.methods.kd import kd_loss
+from kdcore.taps import Tap, Taps
 from kdcore.teacher import WEIGHTS, load_teacher
-from kdcore.teacher_cache import FOLDER, CachedView, TeacherCache, Wanted, cached_files
+from kdcore.teacher_cache import (
+    FOLDER,
+    CachedView,
+    TeacherCache,
+    Wanted,
+    cached_files,
+    rounded,
+)
 
 CPU = torch.device("cpu")
-MAPS = Wanted(frozenset({Tap.LOGITS, Tap.MAPS}), frozenset({"stage1", "stage3"}))
+MAPS = Wanted(
+    frozenset({Tap.LOGITS, Tap.MAPS, Tap.PREACTIVATIONS}), frozenset({"stage1", "stage3"})
+)
 LOGITS = Wanted(frozenset({Tap.LOGITS}), frozenset())
 EPOCHS = 2
 
@@ -44,7 +55,7 @@ def run(
             teacher=teacher_config,
             student="resnet8",
             objective=[{"method": method}],
-            training={"epochs": EPOCHS, "batch_size": 64} | settings,
+            training={"epochs": EPOCHS, "batch_size": 192, "acceleration": "off"} | settings,
             cache=cache,
         )
         return list(distill(config, workspace=folder, device=CPU))
@@ -52,13 +63,12 @@ def run(
     return reports
 
 
-def learned(reports: list[EpochReport]) -> list[dict[str, Any]]:
-    """What was learned, without where the teacher's outputs came from."""
-    about_time = {"epoch_seconds", "teacher", "teacher_seconds_saved"}
-    return [
-        {name: value for name, value in asdict(report).items() if name not in about_time}
-        for report in reports
-    ]
+def assert_alike(given: list[EpochReport], expected: list[EpochReport]) -> None:
+    """The same was learned, but for rounding: a network may add up in another order where it sees
+    another number of images at once, as the teacher does for the cache."""
+    for one, other in zip(given, expected, strict=True):
+        assert one.train_terms == pytest.approx(other.train_terms, rel=1e-3)
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-3)
 
 
 @pytest.fixture
@@ -96,47 +106,117 @@ def given(view: CachedView | None) -> CachedView:
 # The same learning
 
 
-@pytest.mark.parametrize("acceleration", ["off", "auto"])
 @pytest.mark.parametrize("name", [name for name in CATALOGUE if CATALOGUE[name].needs])
-def test_every_method_learns_the_same_to_the_bit_with_a_cache_of_float32(
-    name: str, acceleration: str, run: Run
+def test_every_method_learns_from_the_cache_what_the_live_teacher_teaches(
+    name: str, run: Run
 ) -> None:
-    live = run(name, None, acceleration=acceleration)
+    live = run(name, None)
     assert {report.teacher for report in live} == {"live"}
-    for _ in range(2):
-        with_cache = run(name, CacheConfig(precision="float32"), acceleration=acceleration)
-        assert learned(with_cache) == learned(live)
+    with_cache = run(name, CacheConfig(precision="float32"))
+    assert {report.teacher for report in with_cache} <= {"computed", "cached"}
+    assert_alike(with_cache, live)
 
 
-def test_outputs_that_depend_on_more_than_the_image_are_computed_live(run: Run) -> None:
-    published = {name: run(name, CacheConfig())[-1].teacher for name in ("kd", "at", "fsp")}
-    assert set(published.values()) <= {"computed", "cached"}
+def test_outputs_that_depend_on_more_than_the_image_are_not_kept() -> None:
     gradients = Wanted(frozenset({Tap.LOGITS, Tap.INPUT_GRADIENT}), frozenset())
     assert not gradients.cacheable
 
 
+@pytest.mark.parametrize(
+    ("execution", "share"),
+    [
+        (Execution(), 1e-5),
+        (Execution(channels_last=True), 1e-5),
+        # 8 bits, and whoever adds up in another order may round the last of them the other way.
+        (Execution(bfloat16=True, channels_last=True), 2**-4),
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_float16_keeps_every_value_within_a_part_in_two_thousand(
-    make: Make, digits: ImageData, teacher_dir: Path
+def test_the_cache_gives_what_the_teacher_gives(
+    execution: Execution, share: float, make: Make, digits: ImageData, teacher_dir: Path
 ) -> None:
-    cached = given(make().view(0, MAPS))
-    positions = torch.tensor([5, 0, 300])
-    (images,) = digits.train.views(positions, 0, 3)
-    live = load_teacher(teacher_dir).taps(images, MAPS.kinds, positions)
+    cached = given(make(execution=execution, precision="float32").view(1, MAPS))
+    positions = torch.tensor([5, 0, 300, 5])
+    (images,) = digits.train.views(positions, 1, 4)
+    teacher = load_teacher(teacher_dir)
+    execution.place(teacher, CPU)
+    with torch.autocast("cpu", torch.bfloat16, enabled=execution.bfloat16):
+        live = teacher.taps(images, MAPS.kinds, positions)
     kept = cached.at(positions)
-    assert set(kept.maps) == {"stage1", "stage3"}
+    assert set(kept.maps) == set(kept.preactivations) == {"stage1", "stage3"}
     pairs = [(kept.logits, live.logits), (kept.embedding, live.embedding)]
     pairs += [(kept.maps[tap], live.maps[tap]) for tap in kept.maps]
+    pairs += [(kept.preactivations[tap], live.preactivations[tap]) for tap in kept.maps]
     for ours, exact in pairs:
         assert ours.dtype == torch.float32
-        torch.testing.assert_close(ours, exact, rtol=2**-11, atol=1e-6)
+        assert ours.shape == exact.shape
+        assert (ours - exact).abs().max() <= share * exact.abs().max()
 
 
-def test_float16_moves_the_accuracy_by_less_than_the_seed_does(run: Run) -> None:
-    exact = run("kd", CacheConfig(precision="float32"), epochs=6)[-1].best_heldout_accuracy
-    halved = run("kd", CacheConfig(), epochs=6)[-1].best_heldout_accuracy
-    # 287 held-out images: three of them are 1 percent.
-    assert abs(exact - halved) <= 3 / 287
+# What float16 keeps
+
+LARGEST = torch.finfo(torch.float16).max
+
+
+def half_a_last_bit(exact: Tensor) -> Tensor:
+    """As much do eleven bits change a number; below 2^-14, the smallest with all of them, 2^-25."""
+    return (2.0**-11 * exact.abs()).clamp(min=2.0**-25)
+
+
+def assert_eleven_bits(kept: Tensor, exact: Tensor) -> None:
+    wanted = exact.double().clamp(-LARGEST, LARGEST)
+    assert ((kept.double() - wanted).abs() <= half_a_last_bit(wanted)).all()
+
+
+def test_rounding_keeps_eleven_bits_of_any_number() -> None:
+    sizes = torch.logspace(-40, 40, 8001, base=2)
+    ends = torch.tensor([0.0, 2.0**-24, 2.0**-14, 65504, 65519, 65520, 65536, 3e38])
+    values = torch.cat([sizes, -sizes, ends, -ends])
+    taps = Taps(values, values, {"a": values}, {"a": values})
+    for kept in rounded(taps, CacheConfig()).tensors():
+        assert_eleven_bits(kept, values)
+    for kept in rounded(taps, CacheConfig(precision="float32")).tensors():
+        assert torch.equal(kept, values)
+
+
+def test_the_cache_keeps_eleven_bits_of_every_column(make: Make) -> None:
+    exact = given(make(precision="float32").view(0, MAPS)).columns
+    kept = given(make().view(0, MAPS)).columns
+    assert kept.keys() == exact.keys()
+    for name, column in kept.items():
+        assert column.dtype == torch.float16
+        assert_eleven_bits(column, exact[name])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_eleven_bits_move_a_loss_and_its_gradient_by_as_little(
+    temperature: float, make: Make
+) -> None:
+    everything = torch.arange(384)
+    exact, kept = (
+        given(make(precision=precision).view(0, LOGITS)).at(everything).logits.double()
+        for precision in ("float32", "float16")
+    )
+    student = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0)).double()
+    student.requires_grad_()
+    losses = [kd_loss(student, teacher, temperature=temperature) for teacher in (exact, kept)]
+    gradients = [torch.autograd.grad(loss, student)[0] for loss in losses]
+
+    moved = half_a_last_bit(exact).amax(1) / temperature
+    # The gradient is T (q - p) / B. Where no logit moves by more than e, no log probability moves
+    # by more than 2 e.
+    p = (exact / temperature).softmax(1)
+    bound = temperature / len(p) * p * torch.expm1(2 * moved)[:, None]
+    assert ((gradients[1] - gradients[0]).abs() <= bound + 1e-12).all()
+    # With d = log p - log q, the divergence KL has the gradient p (d - KL) with respect to the
+    # teacher's logits / T, and the sum of its sizes is at most 2 max |d|, which moves by 2 e.
+    with torch.no_grad():
+        d = (exact / temperature).log_softmax(1) - (student / temperature).log_softmax(1)
+        steepest = 2 * (d.abs().amax(1) + 2 * moved)
+        most = temperature**2 * (moved * steepest).mean()
+        assert (losses[1] - losses[0]).abs() <= most
+        assert most < 0.01 * losses[0]
 
 
 def test_without_room_the_trial_learns_the_same_from_the_live_teacher(
@@ -145,7 +225,7 @@ def test_without_room_the_trial_learns_the_same_from_the_live_teacher(
     cached = run("at", CacheConfig())
     live = run("at", CacheConfig(max_gb=0.0), tmp_path)
     assert {report.teacher for report in live} == {"live"}
-    assert learned(live) == learned(cached)
+    assert_alike(live, cached)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
@@ -293,7 +373,7 @@ def test_on_a_full_disk_the_teacher_computes_in_every_step(
     with pytest.warns(UserWarning, match="cannot be kept .* No space left"):
         live = run("kd", CacheConfig(), tmp_path)
     assert {report.teacher for report in live} == {"live"}
-    assert learned(live) == learned(expected)
+    assert_alike(live, expected)
 
 
 # Shared by machines

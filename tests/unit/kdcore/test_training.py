@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -184,13 +185,16 @@ def test_evaluation_agrees_with_a_loop_over_single_images(
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
     student.eval()
-    right, total = 0, 0.0
+    right = undecided = 0
+    total = 0.0
     with torch.no_grad():
         for image, label in zip(data.train.images, data.train.labels, strict=True):
             (logits,) = student(image[None])
+            first, second = logits.topk(2).values
+            undecided += int(first - second < 1e-4)  # rounding decides
             right += int(logits.argmax() == label)
             total -= logits.log_softmax(0)[label].item()
-    assert accuracy == right / 700
+    assert abs(accuracy * 700 - right) <= undecided + 1e-3
     assert loss == pytest.approx(total / 700, rel=1e-5)
 
 
@@ -208,12 +212,15 @@ def test_evaluation_of_one_image(student: Classifier, digits: ImageData) -> None
 # Steps
 
 
-@every_method
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("names", "optimizer"),
+    [*(([name], "sgd") for name in CATALOGUE), (list(CATALOGUE), "adamw")],
+    ids=[*CATALOGUE, "all"],
+)
 def test_a_step_moves_every_parameter_of_student_and_helpers_and_none_of_the_teacher(
-    name: str, optimizer: str, student: Classifier, teacher: Classifier, one_batch: ImageData
+    names: list[str], optimizer: str, student: Classifier, teacher: Classifier, one_batch: ImageData
 ) -> None:
-    terms = terms_of([name], one_batch)
+    terms = terms_of(names, one_batch)
     trained = nn.ModuleList([student, *(term.method for term in terms)])
     before = {key: value.clone() for key, value in trained.named_parameters()}
     frozen = {key: value.clone() for key, value in teacher.state_dict().items()}
@@ -224,7 +231,7 @@ def test_a_step_moves_every_parameter_of_student_and_helpers_and_none_of_the_tea
     assert all(torch.equal(value, frozen[key]) for key, value in teacher.state_dict().items())
 
 
-@pytest.mark.parametrize("names", [[name] for name in CATALOGUE] + [list(CATALOGUE)], ids="+".join)
+@pytest.mark.parametrize("names", [[], list(CATALOGUE)], ids=["student", "helpers"])
 @pytest.mark.parametrize("clip", [0.01, 1e6])
 def test_clipping_limits_the_norm_of_the_gradient_of_student_and_helpers_together(
     names: list[str], clip: float, student: Classifier, teacher: Classifier, one_batch: ImageData
@@ -403,7 +410,7 @@ def test_a_rate_that_is_too_high_ends_the_run(student: Classifier, digits: Image
         run(student, (), None, digits, recipe(epochs=3, learning_rate=1e30))
 
 
-@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("name", ["kd", "at", "vid", "crd"])
 def test_a_weight_that_is_too_high_ends_the_run(
     name: str, student: Classifier, teacher: Classifier, digits: ImageData
 ) -> None:
@@ -417,13 +424,13 @@ def test_a_weight_that_is_too_high_ends_the_run(
 
 @pytest.mark.parametrize("name", JOINT)
 def test_a_term_that_its_weight_lifts_out_of_float32_is_named(
-    name: str, student: Classifier, teacher: Classifier, digits: ImageData
+    name: str, student: Classifier, teacher: Classifier, one_batch: ImageData
 ) -> None:
-    terms = terms_of([name], digits, weight=1e39)
+    terms = terms_of([name], one_batch, weight=1e39)
     with pytest.raises(
         NonFiniteLossError, match=f"the term {name} is not finite at epoch 1, step 1;"
     ):
-        run(student, terms, teacher, digits, recipe(epochs=3))
+        run(student, terms, teacher, one_batch, recipe())
 
 
 def test_no_epoch_is_reported_whose_student_is_broken(
@@ -465,7 +472,7 @@ def test_the_first_term_that_is_not_finite_is_named_and_the_last_good_epoch_is_k
 ) -> None:
     breaks = _Breaks(_Breaks.Params(), setting(digits))
     breaks.value = value
-    terms = [*terms_of(list(CATALOGUE), digits), Term("breaks", breaks)]
+    terms = [*terms_of(["kd", "at", "vid"], digits), Term("breaks", breaks)]
     with pytest.raises(
         NonFiniteLossError, match=r"^the term breaks is not finite at epoch 2, step 3;"
     ):
@@ -512,8 +519,10 @@ def test_of_equally_accurate_epochs_the_one_of_lower_loss_is_best(
 # Options
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(
+    shutil.which("g++") is None,
+    reason="torch.compile needs a C++ compiler; install Debian's package g++",
+)
 def test_a_compiled_student_learns_what_it_learns_otherwise(
     student: Classifier, teacher: Classifier, digits: ImageData
 ) -> None:
@@ -525,28 +534,30 @@ def test_a_compiled_student_learns_what_it_learns_otherwise(
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-3)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@every_method
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="CUDA graphs need an NVIDIA GPU; run this on a machine that has one",
+)
 def test_steps_captured_in_a_graph_learn_what_they_learn_otherwise(
-    name: str, optimizer: str, student: Classifier, teacher: Classifier, digits: ImageData
+    student: Classifier, teacher: Classifier, digits: ImageData
 ) -> None:
     gpu = torch.device("cuda")
-    reports = []
-    for cuda_graph in (False, True):
-        how = recipe(epochs=3, optimizer=optimizer, learning_rate=0.01, cuda_graph=cuda_graph)
-        learner = copy.deepcopy(student)
-        terms = terms_of([name], digits)
-        reports.append(run(learner, terms, teacher, digits, how, device=gpu))
-    for one, other in zip(*reports, strict=True):
-        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-3)
+    for name, optimizer in product(CATALOGUE, ("sgd", "adamw")):
+        reports = []
+        for cuda_graph in (False, True):
+            how = recipe(epochs=3, optimizer=optimizer, learning_rate=0.01, cuda_graph=cuda_graph)
+            learner = copy.deepcopy(student)
+            terms = terms_of([name], digits)
+            reports.append(run(learner, terms, teacher, digits, how, device=gpu))
+        for one, other in zip(*reports, strict=True):
+            loss = pytest.approx(other.train_loss, rel=1e-3)
+            assert one.train_loss == loss, (name, optimizer)
 
 
 # Batches in parts
 
 
-@pytest.mark.parametrize("name", ["kd", "at", "vid"])
-@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize(("name", "parts"), [("kd", 2), ("kd", 3), ("at", 3), ("vid", 3)])
 def test_a_batch_in_parts_gives_the_same_step_where_images_do_not_mix(
     name: str, parts: int, one_batch: ImageData, teacher: Classifier
 ) -> None:
@@ -579,7 +590,8 @@ def test_a_batch_in_parts_gives_the_same_step_where_images_do_not_mix(
     torch.testing.assert_close(weights_of_parts, weights, rtol=1e-3, atol=1e-5)
     assert parted.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
     assert parted.train_terms == pytest.approx(whole.train_terms, rel=1e-4)
-    assert parted.train_accuracy == whole.train_accuracy
+    # Where two logits are all but equal, rounding decides which is larger.
+    assert parted.train_accuracy == pytest.approx(whole.train_accuracy, abs=1 / 64)
 
 
 @every_method
