@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdcore import CacheConfig, DataConfig, EpochReport, TeacherConfig, TrialConfig, distill
 from kdcore.data import ImageData
-from kdcore.execution import Execution
+from kdcore.execution import Execution, Precision
 from kdcore.methods import CATALOGUE
 from kdcore.methods.kd import kd_loss
 from kdcore.taps import Tap, Taps
@@ -128,7 +128,7 @@ def test_outputs_that_depend_on_more_than_the_image_are_not_kept() -> None:
         (Execution(), 1e-5),
         (Execution(channels_last=True), 1e-5),
         # 8 bits, and whoever adds up in another order may round the last of them the other way.
-        (Execution(bfloat16=True, channels_last=True), 2**-4),
+        (Execution("bfloat16", channels_last=True), 2**-4),
     ],
     ids=str,
 )
@@ -141,7 +141,7 @@ def test_the_cache_gives_what_the_teacher_gives(
     (images,) = digits.train.views(positions, 1, 4)
     teacher = load_teacher(teacher_dir)
     execution.place(teacher, CPU)
-    with torch.autocast("cpu", torch.bfloat16, enabled=execution.bfloat16):
+    with execution.autocast(CPU):
         live = teacher.taps(images, MAPS.kinds, positions)
     kept = cached.at(positions)
     assert set(kept.maps) == set(kept.preactivations) == {"stage1", "stage3"}
@@ -228,9 +228,9 @@ def test_without_room_the_trial_learns_the_same_from_the_live_teacher(
     assert_alike(live, cached)
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_a_value_beyond_the_range_of_float16_stays_finite(make: Make, bfloat16: bool) -> None:
-    cache = make(execution=Execution(bfloat16=bfloat16))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_value_beyond_the_range_of_float16_stays_finite(make: Make, precision: Precision) -> None:
+    cache = make(execution=Execution(precision))
     with torch.no_grad():
         cache._teacher.backbone.fc.weight.mul_(1e8)
     assert given(cache.view(0, LOGITS)).at(torch.arange(9)).logits.isfinite().all()
