@@ -504,4 +504,5 @@ def test_it_learns(teacher_config: TeacherConfig, workspace: Path, tmp_path: Pat
     # there is to learn shows from the second on. So all digits, three times the images of other
     # trials.
     digits = DataConfig(name="digits", heldout_fraction=0.2)
-    ShortTrial("crd", digits, teacher_config, workspace).assert_learns(tmp_path)
+    teacher = teacher_config.model_copy(update={"backbone": "resnet8"})
+    ShortTrial("crd", digits, teacher, workspace).assert_learns(tmp_path)

@@ -76,11 +76,11 @@ def test_a_graph_takes_any_number_of_stored_images_and_gives_the_students_logits
     [
         ("vgg8", 32, "onnx"),
         ("mobilenetv2", 32, "torch_export"),
-        ("shufflenetv2", 32, "onnx"),
+        ("shufflenetv2", 32, "torch_export"),
         ("inception_v2", 80, "torch_export"),
         ("resnet8+fpn", 32, "torch_export"),
         ("torchvision/mobilenet_v3_small", 32, "onnx"),
-        ("timm/efficientnet_b0", 32, "torch_export"),
+        ("timm/test_efficientnet", 32, "torch_export"),
     ],
 )
 def test_every_family_of_networks_becomes_a_graph(
