@@ -1,4 +1,4 @@
-"""Correlation congruence: the twin, its kernels, order of a batch, no collapse, a trial."""
+"""Correlation congruence: the twin, its kernels, order of a batch, no collapse."""
 
 from functools import cache
 from typing import Any

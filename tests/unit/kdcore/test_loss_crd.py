@@ -1,4 +1,4 @@
-"""CRD: its twins, the sampler, banks, queue and batch, hard inputs, short trials."""
+"""CRD: its twins, the sampler, banks, queue and batch, short trials."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""DIST: the twin, what correlations do not see, rows and columns without any, a short trial."""
+"""DIST: the twin, what correlations do not see, rows and columns without any."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Decoupled distillation: the twin, its tie to KD, saturated logits, the warm-up, a short trial."""
+"""Decoupled distillation: the twin, its tie to KD, saturated logits, the warm-up."""
 
 import pytest
 import torch

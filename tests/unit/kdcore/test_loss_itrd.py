@@ -1,4 +1,4 @@
-"""Information theoretic transfer: the twin, what its two terms see, constant units, a trial."""
+"""Information theoretic transfer: the twin, what its two terms see, constant units."""
 
 import math
 from dataclasses import replace

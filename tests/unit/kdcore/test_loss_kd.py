@@ -1,4 +1,4 @@
-"""Softened class probabilities: the twin, standardised logits, a short trial."""
+"""Softened class probabilities: the twin, standardised logits."""
 
 import math
 

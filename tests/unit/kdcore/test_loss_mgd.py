@@ -1,4 +1,4 @@
-"""MGD: the twin, the mask, hard inputs, a short trial."""
+"""MGD: the twin, the mask."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Normalised distillation: the twin, its lowest value, saturated logits, a short trial."""
+"""Normalised distillation: the twin, its lowest value, saturated logits."""
 
 import pytest
 import torch

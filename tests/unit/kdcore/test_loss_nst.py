@@ -1,4 +1,4 @@
-"""Neuron selectivity: the twin in both Gram forms, its zeros, dead channels, memory, a trial."""
+"""Neuron selectivity: the twin in both Gram forms, its zeros, dead channels, memory."""
 
 from functools import cache
 

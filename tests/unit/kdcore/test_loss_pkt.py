@@ -1,4 +1,4 @@
-"""Probabilistic transfer: the twin, its zeros, the reductions, small divergences, a short trial."""
+"""Probabilistic transfer: the twin, its zeros, the reductions, small divergences."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""ReviewKD: pyramid and fusion against their twins, shapes, the warm-up, a short trial."""
+"""ReviewKD: pyramid and fusion against their twins, shapes, the warm-up."""
 
 import pytest
 import torch

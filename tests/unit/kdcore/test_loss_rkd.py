@@ -1,4 +1,4 @@
-"""Relational distillation: the twin with B x B x D, equal rows, large batches, a short trial."""
+"""Relational distillation: the twin with B x B x D, equal rows, large batches."""
 
 import math
 from functools import cache

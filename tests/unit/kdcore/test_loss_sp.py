@@ -1,4 +1,4 @@
-"""Similarity preservation: the twin, its zeros, dead maps, weight and batch size, a short trial."""
+"""Similarity preservation: the twin, its zeros, dead maps, weight and batch size."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""The projector: the twin, its smallest value, the soft maximum, constant units, a short trial."""
+"""The projector: the twin, its smallest value, the soft maximum, constant units."""
 
 import math
 from functools import cache

@@ -1,4 +1,4 @@
-"""Weighted soft labels: the twin, the weights, sure networks, a short trial."""
+"""Weighted soft labels: the twin, the weights, sure networks."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Transformed teacher matching: the twin, its zero, the weights of images, a short trial."""
+"""Transformed teacher matching: the twin, its zero, the weights of images."""
 
 import pytest
 import torch
