@@ -36,6 +36,9 @@ IMAGES = 6
 EPOCHS = 3
 PUBLISHED = "published settings"
 
+# What has limits of its own under autocast.
+HARD_IN_HALVES = {"ordinary", "zero", "one dead image", "identical rows", "of 1e4", "bfloat16"}
+
 # Of the images: the deepest network's last maps then have more than one position.
 LARGE = (24, 40)
 
@@ -266,7 +269,7 @@ def test_hard_outputs_give_a_finite_loss_and_gradient(name: str) -> None:
         for hardness, harden in HARD.items():
             student, teacher = harden(*outputs)
             for batch in batches(method, len(student.logits)):
-                for autocast in (False, True):
+                for autocast in (False, True) if hardness in HARD_IN_HALVES else (False,):
                     with this, Case(hardness, f"epoch {batch.epoch}", *["autocast"] * autocast):
                         # A copy: what one case leaves in a memory is no other's input.
                         tried = copy.deepcopy(method)
