@@ -6,13 +6,8 @@ from typing import Any
 import pytest
 import torch
 from feature_methods import (
-    HARD,
-    PAIRS,
-    assert_never_waits,
-    assert_sound,
     batch_of,
     build,
-    changed,
     random,
     setting,
     taps_of,
@@ -130,25 +125,6 @@ def test_it_adds_up_over_every_pair_of_layers(layers: str, reduction: Any) -> No
     assert method(student, teacher, batch_of(3)).item() == pytest.approx(expected, rel=1e-8)
 
 
-@reductions
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("case", HARD)
-def test_hard_maps_give_a_finite_loss_and_gradient(
-    case: str, pair: tuple[str, str], reduction: Any
-) -> None:
-    where = setting(*pair, image_size=SMALL)
-    student, teacher = (
-        changed(taps, lambda value: HARD[case](value.float())) for taps in taps_of(where, 4)
-    )
-    for autocast in (False, True):
-        assert_sound(build("at", where, reduction=reduction), student, teacher, autocast=autocast)
-
-
-def test_it_never_waits_for_the_device() -> None:
-    assert_never_waits(build("at", setting()))
-    assert_never_waits(build("at", setting(), reduction="paper", power=1))
-
-
 # Gradients by the pixels
 
 
@@ -260,32 +236,16 @@ def test_the_students_weights_get_the_gradient_of_finite_differences(
 
 @pytest.mark.parametrize(
     "params",
-    [
-        {},
-        {"reduction": "paper", "weight": 10.0, "power": 1},
-        {"kind": "gradient"},
-        {"kind": "flip symmetry", "reduction": "paper", "weight": 10.0},
-    ],
+    [{"kind": "gradient"}, {"kind": "flip symmetry", "reduction": "paper", "weight": 10.0}],
     ids=str,
 )
-def test_it_learns(
+def test_it_learns_by_gradients_of_gradients(
     params: dict[str, Any],
     digits_config: DataConfig,
     teacher_config: TeacherConfig,
     workspace: Path,
     tmp_path: Path,
 ) -> None:
-    trial = ShortTrial("at", digits_config, teacher_config, workspace, **params)
-    trial.assert_learns(tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["activation", "flip symmetry"])
-def test_it_resumes_to_the_bit(
-    kind: str,
-    digits_config: DataConfig,
-    teacher_config: TeacherConfig,
-    workspace: Path,
-    tmp_path: Path,
-) -> None:
-    trial = ShortTrial("at", digits_config, teacher_config, workspace, kind=kind)
-    trial.assert_resumes(tmp_path)
+    # A step through two backward passes takes its time: a third of the images of other trials.
+    few = digits_config.model_copy(update={"train_images": 128})
+    ShortTrial("at", few, teacher_config, workspace, **params).assert_learns(tmp_path)

@@ -1,28 +1,20 @@
-"""Correlation congruence: the twin, its kernels, order of a batch, no collapse, a trial."""
+"""Correlation congruence: the twin, its kernels, order of a batch, no collapse."""
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from feature_methods import (
-    HARD,
-    PAIRS,
-    assert_never_waits,
-    assert_sound,
     batch_of,
     build,
-    changed,
     random,
     setting,
     taps_of,
 )
-from logit_methods import ShortTrial
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.cc import CC, cc_loss, correlations
 from kdcore.taps import Setting, Taps
 from tests.twins.cc import naive_cc
@@ -32,7 +24,7 @@ from tests.twins.cc import naive_cc
 def small(student: str, teacher: str) -> tuple[Setting, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
     where = setting(student, teacher, image_size=(8, 12))
-    ours, theirs = (changed(taps, Tensor.float) for taps in taps_of(where, 6))
+    ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
 
@@ -173,37 +165,3 @@ def test_no_helper_can_make_the_teachers_embeddings_alike() -> None:
 def test_by_itself_it_has_the_papers_kernel() -> None:
     params = CC.Params()
     assert (params.kernel, params.gamma, params.order) == ("taylor", 0.4, 2)
-
-
-@pytest.mark.parametrize("projected", [False, True])
-@pytest.mark.parametrize("case", HARD)
-@pytest.mark.parametrize("networks", PAIRS, ids="-".join)
-def test_hard_embeddings_give_a_finite_loss_and_gradient(
-    networks: tuple[str, str], case: str, projected: bool
-) -> None:
-    where, *outputs = small(*networks)
-    student, teacher = (changed(taps, HARD[case]) for taps in outputs)
-    for autocast in (False, True):
-        assert_sound(build("cc", where, projected=projected), student, teacher, autocast=autocast)
-
-
-def test_it_never_makes_a_gpu_wait() -> None:
-    assert_never_waits(build("cc", setting(), projected=True))
-
-
-@pytest.mark.parametrize("params", [{}, {"kernel": "rbf", "projected": True}], ids=str)
-def test_it_learns(
-    params: dict[str, Any],
-    digits_config: DataConfig,
-    teacher_config: TeacherConfig,
-    workspace: Path,
-    tmp_path: Path,
-) -> None:
-    ShortTrial("cc", digits_config, teacher_config, workspace, **params).assert_learns(tmp_path)
-
-
-def test_it_resumes_to_the_bit(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    trial = ShortTrial("cc", digits_config, teacher_config, workspace, projected=True)
-    trial.assert_resumes(tmp_path)

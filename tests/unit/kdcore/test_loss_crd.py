@@ -1,4 +1,4 @@
-"""CRD: its twins, the sampler, banks, queue and batch, hard inputs, short trials."""
+"""CRD: its twins, the sampler, banks, queue and batch, short trials."""
 
 import math
 from dataclasses import replace
@@ -8,13 +8,8 @@ from typing import Any
 import pytest
 import torch
 from feature_methods import (
-    HARD,
-    PAIRS,
-    assert_never_waits,
-    assert_sound,
     batch_of,
     build,
-    changed,
     random,
     setting,
     taps_of,
@@ -38,8 +33,6 @@ from kdcore.methods.crd import (
 )
 from kdcore.taps import Batch, Taps
 from tests.twins.crd import naive_crd, naive_info_nce, naive_log_normalizer
-
-every_source = pytest.mark.parametrize("negatives", ["bank", "queue", "batch"])
 
 
 def _unit(rows: int, width: int, *, seed: int) -> Tensor:
@@ -503,36 +496,7 @@ def test_the_terms_of_queue_and_batch_are_the_twins() -> None:
     assert alone(*_taps(), batch).item() == pytest.approx(expected.item(), rel=1e-8)
 
 
-# All three
-
-
-@every_source
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("case", HARD)
-@pytest.mark.parametrize("pair", PAIRS[:2], ids="-".join)
-def test_hard_embeddings_give_a_finite_loss_and_gradient(
-    pair: tuple[str, str], case: str, autocast: bool, negatives: str
-) -> None:
-    where = setting(*pair)
-    both = [changed(changed(taps, Tensor.float), HARD[case]) for taps in taps_of(where, 4)]
-    assert_sound(build("crd", where, negatives=negatives), *both, autocast=autocast)
-
-
-@every_source
-def test_both_embeddings_learn_though_the_teacher_does_not(negatives: str) -> None:
-    method = build("crd", setting(), negatives=negatives)
-    student, teacher = (changed(taps, Tensor.float) for taps in _taps())
-    method(student, teacher, batch_of(6)).backward()
-    assert {name.split(".")[0] for name, _ in method.named_parameters()} == {
-        "student_embedding",
-        "teacher_embedding",
-    }
-    assert all(p.grad is not None and p.grad.any() for p in method.parameters())
-
-
-@every_source
-def test_nothing_waits_for_the_device(negatives: str) -> None:
-    assert_never_waits(build("crd", setting(), negatives=negatives))
+# Training
 
 
 def test_it_learns(teacher_config: TeacherConfig, workspace: Path, tmp_path: Path) -> None:
@@ -540,27 +504,5 @@ def test_it_learns(teacher_config: TeacherConfig, workspace: Path, tmp_path: Pat
     # there is to learn shows from the second on. So all digits, three times the images of other
     # trials.
     digits = DataConfig(name="digits", heldout_fraction=0.2)
-    ShortTrial("crd", digits, teacher_config, workspace).assert_learns(tmp_path)
-
-
-def test_negatives_of_the_batch_are_learnt_from_at_once(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("crd", digits_config, teacher_config, workspace, negatives="batch").assert_learns(
-        tmp_path
-    )
-
-
-@pytest.mark.parametrize(
-    "params",
-    [{}, {"normalizer": "running mean"}, {"negatives": "queue", "negative_images": 100}],
-    ids=str,
-)
-def test_it_resumes(
-    params: dict[str, Any],
-    digits_config: DataConfig,
-    teacher_config: TeacherConfig,
-    workspace: Path,
-    tmp_path: Path,
-) -> None:
-    ShortTrial("crd", digits_config, teacher_config, workspace, **params).assert_resumes(tmp_path)
+    teacher = teacher_config.model_copy(update={"backbone": "resnet8"})
+    ShortTrial("crd", digits, teacher, workspace).assert_learns(tmp_path)

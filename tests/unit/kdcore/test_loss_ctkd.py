@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from logit_methods import (
-    HARD,
     SIZES,
     ShortTrial,
     assert_computes_halves_in_full,
@@ -127,10 +126,9 @@ def test_the_temperature_cannot_leave_its_range(logit: float, temperature: float
 
 
 @pytest.mark.parametrize("standardize", [False, True])
-@pytest.mark.parametrize("case", HARD)
-def test_hard_logits_give_a_finite_loss_and_gradient(case: str, standardize: bool) -> None:
+def test_hard_logits_give_a_finite_loss_and_gradient(standardize: bool) -> None:
     temperature = torch.tensor(15.6, requires_grad=True)
-    assert_sound(lambda s, t: ctkd_loss(s, t, temperature, standardize=standardize), *HARD[case])
+    assert_sound(lambda s, t: ctkd_loss(s, t, temperature, standardize=standardize))
     assert temperature.grad is not None
     assert temperature.grad.isfinite()
 
@@ -177,13 +175,3 @@ def test_weight_decay_spares_the_temperature(
     trial = ShortTrial("ctkd", digits_config, teacher_config, workspace, weight=0.0)
     trial.reports(tmp_path)
     assert trial.helpers(tmp_path)["temperature_logit"].item() == 1.0
-
-
-def test_it_resumes_to_the_bit(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    # The ramp is still under way when the trial stops.
-    trial = ShortTrial("ctkd", digits_config, teacher_config, workspace, ramp_share=1.0)
-    trial.assert_resumes(tmp_path)
-    whole, resumed = (trial.helpers(tmp_path / name) for name in ("whole", "resumed"))
-    assert torch.equal(whole["temperature_logit"], resumed["temperature_logit"])

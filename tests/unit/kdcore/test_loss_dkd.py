@@ -1,13 +1,9 @@
-"""Decoupled distillation: the twin, its tie to KD, saturated logits, the warm-up, a short trial."""
-
-from pathlib import Path
+"""Decoupled distillation: the twin, its tie to KD, saturated logits, the warm-up."""
 
 import pytest
 import torch
 from logit_methods import (
-    HARD,
     SIZES,
-    ShortTrial,
     assert_computes_halves_in_full,
     assert_no_gradient_for_the_teacher,
     assert_sound,
@@ -21,7 +17,6 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import kl_div, log_softmax, softmax
 
-from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.dkd import DKD, dkd_loss
 from tests.twins.dkd import naive_dkd
 from tests.twins.kd import naive_kd
@@ -84,13 +79,12 @@ def test_it_is_zero_at_equality_up_to_a_shift_and_positive_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("standardize", [False, True])
-@pytest.mark.parametrize("case", HARD)
-def test_hard_logits_give_a_finite_loss_and_gradient(case: str, standardize: bool) -> None:
+def test_hard_logits_give_a_finite_loss_and_gradient(standardize: bool) -> None:
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         labels = labels_of(*student.shape)
         return dkd_loss(student, teacher, labels, **PUBLISHED, standardize=standardize)
 
-    assert_sound(loss, *HARD[case])
+    assert_sound(loss)
 
 
 def test_a_sure_student_has_the_loss_that_the_logarithm_of_a_softmax_loses() -> None:
@@ -163,17 +157,3 @@ def test_the_method_computes_the_loss_with_its_settings(standardize: bool) -> No
     expected = dkd_loss(student, teacher, labels_of(4, 10), **settings)
     assert torch.equal(term(dkd, student, teacher), expected)
     assert_no_gradient_for_the_teacher(dkd)
-
-
-def test_it_learns(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("dkd", digits_config, teacher_config, workspace).assert_learns(tmp_path)
-
-
-def test_it_resumes_to_the_bit(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    # The warm-up is still under way when the trial stops.
-    trial = ShortTrial("dkd", digits_config, teacher_config, workspace, warmup_share=1.0)
-    trial.assert_resumes(tmp_path)

@@ -6,13 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from feature_methods import (
-    HARD,
     PAIRS,
-    assert_sound,
     batch_of,
     build,
-    changed,
-    leaves,
     random,
     setting,
     taps_of,
@@ -122,34 +118,10 @@ def test_adapters_stand_only_where_channels_differ() -> None:
     assert all(kernel.kernel_size == (1, 1) for kernel in kernels)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.125])
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("case", HARD)
-def test_hard_maps_give_a_finite_loss_and_gradient(
-    case: str, pair: tuple[str, str], share: float
-) -> None:
-    where = setting(*pair, image_size=SMALL)
-    student, teacher = (
-        changed(taps, lambda value: HARD[case](value.float())) for taps in taps_of(where, 4)
-    )
-    for autocast in (False, True):
-        method = build("fsp", where, preparation_share=share)
-        assert_sound(method, student, teacher, autocast=autocast)
-
-
-def test_it_never_waits_for_the_device() -> None:
-    where = setting("resnet8", "resnet8x4", image_size=SMALL)
-    method = build("fsp", where, preparation_share=0.0)
-    student, teacher = (changed(taps, Tensor.float) for taps in taps_of(where, 4))
-    student = leaves(student)
-    with watched():
-        method(student, teacher, batch_of(4)).backward()
-
-
 def test_the_flow_comes_first_and_then_contributes_nothing() -> None:
     where = setting("resnet8", "resnet8x4")
     method, joint = build("fsp", where), build("fsp", where, preparation_share=0.0)
-    student, teacher = (changed(taps, Tensor.float) for taps in taps_of(where, 4))
+    student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 4))
     assert method.preparation_epochs(240) == 30
     assert joint.preparation_epochs(240) == 0
     expected = joint(student, teacher, batch_of(4)).item()
@@ -158,22 +130,9 @@ def test_the_flow_comes_first_and_then_contributes_nothing() -> None:
     assert method(student, teacher, batch_of(4, epoch=31, epochs=240)).item() == 0
 
 
-def test_it_learns_jointly(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    trial = ShortTrial("fsp", digits_config, teacher_config, workspace, preparation_share=0.0)
-    trial.assert_learns(tmp_path)
-
-
 def test_it_learns_in_its_preparation(
     digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
 ) -> None:
     trial = ShortTrial("fsp", digits_config, teacher_config, workspace, preparation_share=0.6)
     first, second, third = (report.train_terms["fsp"] for report in trial.reports(tmp_path))
     assert first > second > third == 0
-
-
-def test_it_resumes_to_the_bit(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("fsp", digits_config, teacher_config, workspace).assert_resumes(tmp_path)

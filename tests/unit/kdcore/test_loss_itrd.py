@@ -1,29 +1,21 @@
-"""Information theoretic transfer: the twin, what its two terms see, constant units, a trial."""
+"""Information theoretic transfer: the twin, what its two terms see, constant units."""
 
 import math
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from feature_methods import (
-    HARD,
-    PAIRS,
-    assert_never_waits,
-    assert_sound,
     batch_of,
     build,
-    changed,
     random,
     setting,
     taps_of,
 )
-from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.itrd import ITRD, correlation_loss, itrd_loss, mutual_information_loss
 from kdcore.taps import Setting, Taps
 from tests.twins.itrd import naive_correlation, naive_itrd, naive_mutual_information
@@ -40,7 +32,7 @@ every_alpha = pytest.mark.parametrize("alpha", [0.5, 1.01, 1.5, 2.0])
 def small(student: str, teacher: str) -> tuple[Setting, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
     where = setting(student, teacher, image_size=(8, 12))
-    ours, theirs = (changed(taps, Tensor.float) for taps in taps_of(where, 6))
+    ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
 
@@ -200,30 +192,3 @@ def test_the_projector_serves_the_second_term_only_where_widths_differ(teacher_n
     shown = student.embedding if teacher_name == "resnet14" else projected
     expected = naive_itrd(shown, teacher.embedding, projected, alpha=1.2, **WEIGHTS)
     assert method(student, teacher, batch_of(4)).item() == pytest.approx(expected.item(), rel=1e-8)
-
-
-@pytest.mark.parametrize("case", HARD)
-@pytest.mark.parametrize("networks", PAIRS, ids="-".join)
-def test_hard_embeddings_give_a_finite_loss_and_gradient(
-    networks: tuple[str, str], case: str
-) -> None:
-    where, *outputs = small(*networks)
-    student, teacher = (changed(taps, HARD[case]) for taps in outputs)
-    for autocast in (False, True):
-        assert_sound(build("itrd", where), student, teacher, autocast=autocast)
-
-
-def test_it_never_makes_a_gpu_wait() -> None:
-    assert_never_waits(build("itrd", setting()))
-
-
-def test_it_learns(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("itrd", digits_config, teacher_config, workspace).assert_learns(tmp_path)
-
-
-def test_it_resumes_to_the_bit(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("itrd", digits_config, teacher_config, workspace).assert_resumes(tmp_path)

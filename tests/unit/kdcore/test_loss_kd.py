@@ -1,14 +1,11 @@
-"""Softened class probabilities: the twin, standardised logits, a short trial."""
+"""Softened class probabilities: the twin, standardised logits."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from logit_methods import (
-    HARD,
     SIZES,
-    ShortTrial,
     assert_computes_halves_in_full,
     assert_no_gradient_for_the_teacher,
     assert_sound,
@@ -19,7 +16,6 @@ from logit_methods import (
 )
 from torch.autograd import gradcheck
 
-from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.kd import KD, kd_loss
 from tests.twins.kd import naive_kd
 
@@ -63,9 +59,8 @@ def test_standardised_logits_are_compared_up_to_shift_and_scale_of_each_row() ->
 
 
 @pytest.mark.parametrize("standardize", [False, True])
-@pytest.mark.parametrize("case", HARD)
-def test_hard_logits_give_a_finite_loss_and_gradient(case: str, standardize: bool) -> None:
-    assert_sound(lambda s, t: kd_loss(s, t, temperature=4.0, standardize=standardize), *HARD[case])
+def test_hard_logits_give_a_finite_loss_and_gradient(standardize: bool) -> None:
+    assert_sound(lambda s, t: kd_loss(s, t, temperature=4.0, standardize=standardize))
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -99,22 +94,3 @@ def test_networks_of_different_classes_are_refused() -> None:
         KD(KD.Params(), setting(10, 7))
     with pytest.raises(ValueError, match="num_classes is 1, but must be >= 2"):
         KD(KD.Params(), setting(1))
-
-
-@pytest.mark.parametrize("standardize", [False, True])
-def test_it_learns(
-    standardize: bool,
-    digits_config: DataConfig,
-    teacher_config: TeacherConfig,
-    workspace: Path,
-    tmp_path: Path,
-) -> None:
-    trial = ShortTrial("kd", digits_config, teacher_config, workspace, standardize=standardize)
-    trial.assert_learns(tmp_path)
-
-
-def test_it_resumes_to_the_bit(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    trial = ShortTrial("kd", digits_config, teacher_config, workspace, standardize=True)
-    trial.assert_resumes(tmp_path)

@@ -1,27 +1,19 @@
-"""MGD: the twin, the mask, hard inputs, a short trial."""
+"""MGD: the twin, the mask."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from feature_methods import (
-    HARD,
-    PAIRS,
-    assert_never_waits,
-    assert_sound,
     batch_of,
     build,
-    changed,
     random,
     setting,
     taps_of,
 )
-from logit_methods import ShortTrial
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.mgd import MGD, Generator, keep_at_random, mgd_loss
 from tests.twins.mgd import naive_generated, naive_mgd
 
@@ -171,37 +163,3 @@ def test_several_layers_have_a_generator_each_and_add_up() -> None:
 def test_a_share_that_leaves_nothing_or_is_none_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="masked_share"):
         MGD.Params(masked_share=share)
-
-
-@every_mask
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("case", HARD)
-@pytest.mark.parametrize("pair", PAIRS[::2], ids="-".join)
-def test_hard_maps_give_a_finite_loss_and_gradient(
-    pair: tuple[str, str], case: str, autocast: bool, mask: Any
-) -> None:
-    where = setting(*pair)
-    both = [changed(changed(taps, Tensor.float), HARD[case]) for taps in taps_of(where, 4)]
-    assert_sound(build("mgd", where, mask=mask), *both, autocast=autocast)
-
-
-def test_every_helper_learns() -> None:
-    where = setting("resnet8", "resnet8x4")
-    method = build("mgd", where)
-    student, teacher = (changed(taps, Tensor.float) for taps in taps_of(where, 4))
-    method(student, teacher, batch_of(4)).backward()
-    names = {name.removeprefix("generators.0.") for name, _ in method.named_parameters()}
-    assert {name.split(".")[0] for name in names} == {"align", "generate"}
-    assert all(p.grad is not None and p.grad.any() for p in method.parameters())
-
-
-def test_nothing_waits_for_the_device() -> None:
-    assert_never_waits(build("mgd", setting()))
-
-
-def test_it_learns_and_resumes(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    trial = ShortTrial("mgd", digits_config, teacher_config, workspace)
-    trial.assert_learns(tmp_path / "learns")
-    trial.assert_resumes(tmp_path)

@@ -1,27 +1,20 @@
-"""Neuron selectivity: the twin in both Gram forms, its zeros, dead channels, memory, a trial."""
+"""Neuron selectivity: the twin in both Gram forms, its zeros, dead channels, memory."""
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from feature_methods import (
-    HARD,
-    assert_never_waits,
-    assert_sound,
     batch_of,
     build,
-    changed,
     random,
     setting,
     taps_of,
     watched,
 )
-from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import resolve_layers
 from kdcore.methods.nst import NST, Kernel, nst_loss
 from kdcore.taps import Setting, Taps
@@ -32,7 +25,7 @@ from tests.twins.nst import naive_nst
 def small(student: str, teacher: str) -> tuple[Setting, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
     where = setting(student, teacher, image_size=(8, 12))
-    ours, theirs = (changed(taps, Tensor.float) for taps in taps_of(where, 6))
+    ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
 
@@ -46,8 +39,6 @@ SIZES = [
     ((1, 1, 2, 3), (1, 4, 5, 5)),
     ((2, 5, 4, 4), (2, 3, 1, 1)),
 ]
-
-PAIRS = [("resnet8", "resnet14"), ("resnet8x4", "resnet8")]
 
 KERNELS: tuple[Kernel, ...] = ("polynomial", "linear", "gaussian")
 
@@ -193,38 +184,3 @@ def test_the_method_adds_up_over_its_pairs_of_layers(layers: str, kernel: Kernel
 def test_by_itself_it_has_the_published_settings() -> None:
     params = NST.Params()
     assert (params.weight, params.kernel, params.layers) == (50.0, "polynomial", "all")
-
-
-@every_kernel
-@pytest.mark.parametrize("case", HARD)
-@pytest.mark.parametrize("networks", PAIRS, ids="-".join)
-def test_hard_maps_give_a_finite_loss_and_gradient(
-    networks: tuple[str, str], case: str, kernel: Kernel
-) -> None:
-    where, *outputs = small(*networks)
-    student, teacher = (changed(taps, HARD[case]) for taps in outputs)
-    for autocast in (False, True):
-        assert_sound(build("nst", where, kernel=kernel), student, teacher, autocast=autocast)
-
-
-@every_kernel
-def test_it_never_makes_a_gpu_wait(kernel: Kernel) -> None:
-    assert_never_waits(build("nst", setting(), kernel=kernel))
-
-
-@every_kernel
-def test_it_learns(
-    kernel: Kernel,
-    digits_config: DataConfig,
-    teacher_config: TeacherConfig,
-    workspace: Path,
-    tmp_path: Path,
-) -> None:
-    trial = ShortTrial("nst", digits_config, teacher_config, workspace, kernel=kernel)
-    trial.assert_learns(tmp_path)
-
-
-def test_it_resumes_to_the_bit(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("nst", digits_config, teacher_config, workspace).assert_resumes(tmp_path)

@@ -13,7 +13,6 @@ from feature_methods import (
     assert_sound,
     batch_of,
     build,
-    changed,
     leaves,
     random,
     setting,
@@ -28,6 +27,7 @@ from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import resolve_layers
 from kdcore.methods.ofd import OFD, ExpectedMargin, MeasuredMargin, expected_margin, ofd_loss
 from kdcore.taps import Setting
+from tests.cases import Case
 from tests.twins.ofd import naive_expected_margin, naive_ofd
 
 # Of the images: some maps of the deepest network are then one pixel.
@@ -206,7 +206,7 @@ def test_margins_are_measured_on_request_and_where_there_is_no_norm() -> None:
 def test_measured_margins_move_into_the_checkpoint_with_each_step() -> None:
     where = setting()
     method = build("ofd", where)
-    student, teacher = (changed(taps, Tensor.float) for taps in taps_of(where, 3))
+    student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 3))
     method(student, teacher, batch_of(3))
     state = {name: value.clone() for name, value in method.state_dict().items()}
     assert not state["margins.0.negative_count"].any()
@@ -216,7 +216,7 @@ def test_measured_margins_move_into_the_checkpoint_with_each_step() -> None:
     assert torch.equal(kept["margins.0.negative_count"], negative)
     again = build("ofd", where)
     again.load_state_dict(kept)
-    other = changed(teacher, lambda value: value.flip(0) - 0.3)
+    other = teacher.changed(lambda value: value.flip(0) - 0.3)
     assert torch.equal(again(student, other, batch_of(3)), method(student, other, batch_of(3)))
 
 
@@ -226,68 +226,40 @@ def test_the_teachers_norms_use_what_was_asked_for(teacher_bn: str, batch_statis
     assert method.teacher_batch_statistics == batch_statistics
 
 
-@pytest.mark.parametrize("margin", ["norm", "measured"])
-@normalizations
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("case", HARD)
-def test_hard_maps_give_a_finite_loss_and_gradient(
-    case: str, pair: tuple[str, str], normalization: str, margin: str
+def test_hard_maps_give_a_finite_loss_and_gradient_with_margins_of_norms(
+    pair: tuple[str, str],
 ) -> None:
-    where = _with_norms(setting(*pair, image_size=SMALL), "stage1", "stage2", "stage3")
-    student, teacher = (
-        changed(taps, lambda value: HARD[case](value.float())) for taps in taps_of(where, 4)
-    )
-    for autocast in (False, True):
-        method = build("ofd", where, normalization=normalization, margin=margin).float()
-        assert_sound(method, student, teacher, autocast=autocast)
+    where = _with_norms(setting(*pair), "stage1", "stage2", "stage3")
+    outputs = [taps.changed(Tensor.float) for taps in taps_of(where, 4)]
+    for hardness, harden in HARD.items():
+        student, teacher = harden(*outputs)
+        batch = batch_of(len(student.logits))
+        for autocast in (False, True):
+            with Case(hardness, *["autocast"] * autocast):
+                method = build("ofd", where).float()
+                assert_sound(method, student, teacher, batch=batch, autocast=autocast)
 
 
 def test_the_margin_takes_no_gradient() -> None:
     where = setting()
     method = build("ofd", where, margin="measured")
-    taps = (changed(taps, Tensor.float) for taps in taps_of(where, 3))
+    taps = (taps.changed(Tensor.float) for taps in taps_of(where, 3))
     student, teacher = (leaves(value) for value in taps)
     method(student, teacher, batch_of(3)).backward()
     method.after_step()
     assert not any(value.requires_grad for value in method.buffers())
 
 
-def test_it_never_waits_for_the_device() -> None:
-    assert_never_waits(build("ofd", setting(), margin="measured"))
-    assert_never_waits(build("ofd", _with_norms(setting(), "stage1", "stage2", "stage3")).float())
+def test_margins_of_norms_never_wait_for_the_device() -> None:
+    where = _with_norms(setting(), "stage1", "stage2", "stage3")
+    student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 4))
+    assert_never_waits(build("ofd", where).float(), student, teacher, batch_of(4))
 
 
-# Training
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        {},
-        {"margin": "measured"},
-        {"teacher_bn": "batch"},
-        {"normalization": "mean", "weight": 1.0},
-    ],
-    ids=str,
-)
-def test_it_learns(
-    params: dict[str, Any],
-    digits_config: DataConfig,
-    teacher_config: TeacherConfig,
-    workspace: Path,
-    tmp_path: Path,
+def test_it_learns_from_the_teachers_batch_statistics(
+    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
 ) -> None:
+    params = {"margin": "measured", "teacher_bn": "batch"}
     trial = ShortTrial("ofd", digits_config, teacher_config, workspace, **params)
     trial.assert_learns(tmp_path)
-
-
-@pytest.mark.parametrize("params", [{}, {"margin": "measured", "teacher_bn": "batch"}], ids=str)
-def test_it_resumes_to_the_bit(
-    params: dict[str, Any],
-    digits_config: DataConfig,
-    teacher_config: TeacherConfig,
-    workspace: Path,
-    tmp_path: Path,
-) -> None:
-    trial = ShortTrial("ofd", digits_config, teacher_config, workspace, **params)
-    trial.assert_resumes(tmp_path)

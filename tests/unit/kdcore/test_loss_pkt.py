@@ -1,27 +1,19 @@
-"""Probabilistic transfer: the twin, its zeros, the reductions, small divergences, a short trial."""
+"""Probabilistic transfer: the twin, its zeros, the reductions, small divergences."""
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from feature_methods import (
-    HARD,
-    PAIRS,
-    assert_never_waits,
-    assert_sound,
     batch_of,
     build,
-    changed,
     random,
     setting,
     taps_of,
 )
-from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.pkt import PKT, Reduction, affinities, pkt_loss
 from kdcore.taps import Setting, Taps
 from tests.twins.pkt import naive_pkt
@@ -31,7 +23,7 @@ from tests.twins.pkt import naive_pkt
 def small(student: str, teacher: str) -> tuple[Setting, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
     where = setting(student, teacher, image_size=(8, 12))
-    ours, theirs = (changed(taps, Tensor.float) for taps in taps_of(where, 6))
+    ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
 
@@ -149,30 +141,3 @@ def test_both_reductions_have_their_published_weight_in_the_span() -> None:
     assert (params.weight, params.reduction) == (30000.0, "pairs")
     span = PKT.Params.searched()["weight"]
     assert span.low <= params.weight / 64 <= span.high
-
-
-@pytest.mark.parametrize("case", HARD)
-@pytest.mark.parametrize("networks", PAIRS, ids="-".join)
-def test_hard_embeddings_give_a_finite_loss_and_gradient(
-    networks: tuple[str, str], case: str
-) -> None:
-    where, *outputs = small(*networks)
-    student, teacher = (changed(taps, HARD[case]) for taps in outputs)
-    for autocast in (False, True):
-        assert_sound(build("pkt", where), student, teacher, autocast=autocast)
-
-
-def test_it_never_makes_a_gpu_wait() -> None:
-    assert_never_waits(build("pkt", setting()))
-
-
-def test_it_learns(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("pkt", digits_config, teacher_config, workspace).assert_learns(tmp_path)
-
-
-def test_it_resumes_to_the_bit(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("pkt", digits_config, teacher_config, workspace).assert_resumes(tmp_path)

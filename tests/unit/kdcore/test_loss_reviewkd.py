@@ -1,26 +1,17 @@
-"""ReviewKD: pyramid and fusion against their twins, shapes, the warm-up, a short trial."""
-
-from pathlib import Path
+"""ReviewKD: pyramid and fusion against their twins, shapes, the warm-up."""
 
 import pytest
 import torch
 from feature_methods import (
-    HARD,
     PAIRS,
-    assert_never_waits,
-    assert_sound,
     batch_of,
     build,
-    changed,
     random,
     setting,
     taps_of,
 )
-from logit_methods import ShortTrial
-from torch import Tensor
 from torch.autograd import gradcheck
 
-from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import equal_depth_pairs
 from kdcore.methods.reviewkd import Fusion, ReviewKD, resized, reviewkd_loss
 from kdcore.taps import Setting, Taps
@@ -182,36 +173,3 @@ def test_the_published_warm_up_is_20_of_240_epochs() -> None:
     first = method(student, teacher, batch_of(2, epoch=1, epochs=240)).item()
     assert method(student, teacher, batch_of(2, epoch=240, epochs=240)).item() == full
     assert first == pytest.approx(full / 20, rel=1e-10)
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("case", HARD)
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_hard_maps_give_a_finite_loss_and_gradient(
-    pair: tuple[str, str], case: str, autocast: bool
-) -> None:
-    where = setting(*pair)
-    both = [changed(changed(taps, Tensor.float), HARD[case]) for taps in taps_of(where, 4)]
-    assert_sound(build("reviewkd", where, max_width=32), *both, autocast=autocast)
-
-
-def test_every_helper_learns() -> None:
-    where = setting("resnet8", "resnet50")
-    method = build("reviewkd", where)
-    student, teacher = (changed(taps, Tensor.float) for taps in taps_of(where, 4))
-    method(student, teacher, batch_of(4)).backward()
-    for name, parameter in method.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.any(), name
-
-
-def test_nothing_waits_for_the_device() -> None:
-    assert_never_waits(build("reviewkd", setting()))
-
-
-def test_it_learns_and_resumes(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    trial = ShortTrial("reviewkd", digits_config, teacher_config, workspace)
-    trial.assert_learns(tmp_path / "learns")
-    trial.assert_resumes(tmp_path)

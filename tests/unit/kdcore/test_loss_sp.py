@@ -1,27 +1,19 @@
-"""Similarity preservation: the twin, its zeros, dead maps, weight and batch size, a short trial."""
+"""Similarity preservation: the twin, its zeros, dead maps, weight and batch size."""
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from feature_methods import (
-    HARD,
-    PAIRS,
-    assert_never_waits,
-    assert_sound,
     batch_of,
     build,
-    changed,
     random,
     setting,
     taps_of,
 )
-from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from kdcore import DataConfig, TeacherConfig
 from kdcore.layers import resolve_layers
 from kdcore.methods.sp import SP, similarities, sp_loss
 from kdcore.taps import Setting, Taps
@@ -32,7 +24,7 @@ from tests.twins.sp import naive_sp
 def small(student: str, teacher: str) -> tuple[Setting, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
     where = setting(student, teacher, image_size=(8, 12))
-    ours, theirs = (changed(taps, Tensor.float) for taps in taps_of(where, 6))
+    ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
 
@@ -138,28 +130,3 @@ def test_the_method_adds_up_over_its_pairs_of_layers(layers: str, batch_scaled: 
 def test_by_itself_it_compares_the_last_maps_as_published() -> None:
     params = SP.Params()
     assert (params.weight, params.layers, params.batch_scaled) == (3000.0, "last", False)
-
-
-@pytest.mark.parametrize("case", HARD)
-@pytest.mark.parametrize("networks", PAIRS, ids="-".join)
-def test_hard_maps_give_a_finite_loss_and_gradient(networks: tuple[str, str], case: str) -> None:
-    where, *outputs = small(*networks)
-    student, teacher = (changed(taps, HARD[case]) for taps in outputs)
-    for autocast in (False, True):
-        assert_sound(build("sp", where), student, teacher, autocast=autocast)
-
-
-def test_it_never_makes_a_gpu_wait() -> None:
-    assert_never_waits(build("sp", setting()))
-
-
-def test_it_learns(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("sp", digits_config, teacher_config, workspace).assert_learns(tmp_path)
-
-
-def test_it_resumes_to_the_bit(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("sp", digits_config, teacher_config, workspace).assert_resumes(tmp_path)

@@ -1,28 +1,20 @@
-"""The projector: the twin, its smallest value, the soft maximum, constant units, a short trial."""
+"""The projector: the twin, its smallest value, the soft maximum, constant units."""
 
 import math
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from feature_methods import (
-    HARD,
-    PAIRS,
-    assert_never_waits,
-    assert_sound,
     batch_of,
     build,
-    changed,
     random,
     setting,
     taps_of,
 )
-from logit_methods import ShortTrial
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from kdcore import DataConfig, TeacherConfig
 from kdcore.methods.srd import SRD, srd_loss
 from kdcore.taps import Setting, Taps
 from tests.twins.srd import naive_srd
@@ -34,7 +26,7 @@ every_exponent = pytest.mark.parametrize("exponent", [1.0, 2.5, 4.0, 8.0])
 def small(student: str, teacher: str) -> tuple[Setting, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
     where = setting(student, teacher, image_size=(8, 12))
-    ours, theirs = (changed(taps, Tensor.float) for taps in taps_of(where, 6))
+    ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
 
@@ -156,30 +148,3 @@ def test_the_method_projects_to_the_teachers_width(teacher_name: str) -> None:
     expected = naive_srd(projected, teacher.embedding, exponent=3.0)
     assert method(student, teacher, batch_of(4)).item() == pytest.approx(expected.item(), rel=1e-8)
     assert [name for name, _ in method.named_parameters()] == ["projector.weight"]
-
-
-@pytest.mark.parametrize("case", HARD)
-@pytest.mark.parametrize("networks", PAIRS, ids="-".join)
-def test_hard_embeddings_give_a_finite_loss_and_gradient(
-    networks: tuple[str, str], case: str
-) -> None:
-    where, *outputs = small(*networks)
-    student, teacher = (changed(taps, HARD[case]) for taps in outputs)
-    for autocast in (False, True):
-        assert_sound(build("srd", where), student, teacher, autocast=autocast)
-
-
-def test_it_never_makes_a_gpu_wait() -> None:
-    assert_never_waits(build("srd", setting()))
-
-
-def test_it_learns(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("srd", digits_config, teacher_config, workspace).assert_learns(tmp_path)
-
-
-def test_it_resumes_to_the_bit(
-    digits_config: DataConfig, teacher_config: TeacherConfig, workspace: Path, tmp_path: Path
-) -> None:
-    ShortTrial("srd", digits_config, teacher_config, workspace).assert_resumes(tmp_path)

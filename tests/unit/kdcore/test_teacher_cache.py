@@ -272,6 +272,20 @@ def test_another_precision_layout_recipe_or_split_is_another_cache(
     assert make(**settings).key != make().key
 
 
+def test_other_weights_are_another_cache(
+    make: Make, digits: ImageData, teacher_dir: Path, tmp_path: Path
+) -> None:
+    content = bytearray((teacher_dir / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    weights = tmp_path / WEIGHTS
+    weights.write_bytes(content)
+    teacher = load_teacher(teacher_dir)
+    other = TeacherCache(
+        CacheConfig(), tmp_path, teacher, weights, digits, device=CPU, execution=Execution()
+    )
+    assert other.key != make().key
+
+
 def test_several_processes_compute_a_view_once(make: Make) -> None:
     with ThreadPoolExecutor(4) as pool:  # a lock of its own for each opened file
         views = list(pool.map(lambda _: given(make().view(0, MAPS)), range(4)))

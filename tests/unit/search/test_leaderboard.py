@@ -82,6 +82,13 @@ def test_trials_are_ranked_by_accuracy_then_loss_then_number() -> None:
     assert rows[-2].epochs == "1/4"
 
 
+def test_the_best_epoch_ranks_and_not_the_last() -> None:
+    early = trial(1, 0.97, accuracies=(0.9, 0.97, 0.8, 0.7))
+    steady = trial(2, 0.95, accuracies=(0.8, 0.9, 0.94, 0.95))
+    rows = leaderboard(record_of(CONTROL, steady, early))
+    assert [row.trial for row in rows] == [None, 1, 2, 0]
+
+
 def test_gains_are_over_the_control_and_the_teacher_has_one() -> None:
     rows = leaderboard(record_of(CONTROL, trial(1, 0.95)))
     gains = {row.objective: row.gain for row in rows}

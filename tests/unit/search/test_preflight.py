@@ -24,11 +24,10 @@ def planned(folder: Path, **changes: Any) -> Any:
     return plan(parse_experiment(content | changes, ""), Storage(str(folder)), "task.yaml")
 
 
-@pytest.mark.parametrize("teacher", ["resnet20", "resnet8x4", "resnet50"])
-def test_every_method_can_be_planned_for_teachers_of_other_widths_and_depths(
-    tmp_path: Path, teacher: str
+def test_every_method_can_be_planned_for_a_teacher_of_another_width_and_depth(
+    tmp_path: Path,
 ) -> None:
-    prepared = planned(tmp_path, teacher={"backbone": teacher, "training": {"epochs": 2}})
+    prepared = planned(tmp_path, teacher={"backbone": "resnet18", "training": {"epochs": 2}})
     assert not prepared.teacher_ready
     assert len(prepared.space.first_points()) == len(CATALOGUE)
 

@@ -60,13 +60,13 @@ def test_the_summary_of_a_large_search_fits_into_a_description() -> None:
 
 
 def test_a_report_has_summary_table_and_pictures(tmp_path: Path) -> None:
-    record = made_up_search(24)
+    record = made_up_search(12)
     write_report(record, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert {SUMMARY, TABLE, "1_accuracy_by_method.png", "2_learning_curves.png"} <= names
     assert all(name.endswith((".png", ".md", ".json")) for name in names)
     table = json.loads((tmp_path / TABLE).read_text())
-    assert len(table["data"]) == 25
+    assert len(table["data"]) == 13
     assert {len(row) for row in table["data"]} == {len(table["columns"])}
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     write_report(record, tmp_path)

@@ -28,7 +28,7 @@ def experiment() -> Experiment:
     return parse_experiment(
         {
             "name": "test",
-            "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 128},
+            "data": {"name": "digits", "heldout_fraction": 0.05, "train_images": 64},
             "teacher": {"backbone": "resnet8", "training": {"epochs": 1}},
             "student": "resnet8",
             "objective": [["none", "kd"]],
