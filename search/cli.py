@@ -1,5 +1,6 @@
 """The command `kdsearch`."""
 
+import os
 import re
 import signal
 import socket
@@ -512,11 +513,13 @@ def ui(
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # Nothing here uses MLflow's jobs, and their runner takes eight more processes.
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # Else the server would survive SIGTERM, and in a script's background SIGINT is ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with log.open("ab") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output)
+        server = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
             _wait_until_up(base, server, log)
             _store_view(base, record)
