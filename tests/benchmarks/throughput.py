@@ -358,6 +358,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="at once; they share the threads")
     parser.add_argument("--workers", type=int, help="of the reference's DataLoaders together")
     options = parser.parse_args()
+    fewest = (WARMUP_STEPS + 1) * reference.BATCH
+    if options.images < fewest:
+        parser.error(f"--images is {options.images}, but must be at least {fewest}")
     device = default_device()
     on_gpu = device.type == "cuda"
     options.trials = options.trials or (1 if on_gpu else options.threads)
