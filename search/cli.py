@@ -493,9 +493,8 @@ def ui(
     port: Annotated[int, typer.Option(help="Of the server; another if it is taken.")] = _UI_PORT,
 ) -> None:
     """Serve MLflow's pages on this machine, and print the link to a search."""
-    from search.launch import default_tracking_uri
     from search.record import read_record, search_names
-    from search.storage import Storage
+    from search.storage import Storage, default_tracking_uri
 
     place = Storage(storage)
     known = search_names(place)
@@ -521,6 +520,8 @@ def ui(
     with log.open("ab") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
+            import search.tracking  # noqa: F401  (seconds, while the server starts)
+
             _wait_until_up(base, server, log)
             _store_view(base, record)
             print(
