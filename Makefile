@@ -4,24 +4,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCHMARKS := losses narrow_maps throughput search scale preflight_matrix replay
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test unit integration endurance lint bench clean
+.NOTPARALLEL:
 
 quickstart: $(VENV)/installed
 	$(BIN)/kdsearch launch experiments/quickstart.yaml
 
-# Integration tests start servers and use all cores themselves, so they run one after the other.
-test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -q -n auto --dist loadfile -m "not slow"
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -q -n 2 -m slow
-	$(BIN)/pytest tests/integration -q
+# What fails in one part does not hide what would fail in the other.
+test: $(VENV)/installed-test
+	$(MAKE) --no-print-directory --keep-going unit integration
+
+unit: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -q -rs -n auto --dist loadfile
+
+integration: $(VENV)/installed-test
+	$(BIN)/pytest tests/integration -q -rs
+
+# Random kills, outages and many trials: what takes long, and repeats what the tests show once.
+endurance: $(VENV)/installed-test
+	$(BIN)/pytest tests/endurance -q -rs
 
 # One after the other, also after one that misses what it requires: they need the machine alone.
-bench: $(VENV)/installed
+# Ctrl-C ends them all.
+bench: $(VENV)/installed-test
 	@failed=; for name in $(BENCHMARKS); do \
-		$(BIN)/python -m tests.benchmarks.$$name || failed="$$failed $$name"; \
+		$(BIN)/python -m tests.benchmarks.$$name || { \
+			status=$$?; test $$status -ne 130 || exit 130; failed="$$failed $$name"; }; \
 	done; test -z "$$failed" || { echo "not as required:$$failed"; exit 1; }
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -29,8 +40,15 @@ lint: $(VENV)/installed
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-# The mark is written last, so that an interrupted installation is done again.
+# Marks are written last, so that an interrupted installation is done again.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e .
+	touch $@
+
+# On top of the package, what an extra of pyproject.toml names.
+$(VENV)/installed-%: $(VENV)/installed
+	$(INSTALL) -e '.[$*]'
 	touch $@

@@ -1,5 +1,6 @@
 """The command `kdsearch`."""
 
+import os
 import re
 import signal
 import socket
@@ -492,9 +493,8 @@ def ui(
     port: Annotated[int, typer.Option(help="Of the server; another if it is taken.")] = _UI_PORT,
 ) -> None:
     """Serve MLflow's pages on this machine, and print the link to a search."""
-    from search.launch import default_tracking_uri
     from search.record import read_record, search_names
-    from search.storage import Storage
+    from search.storage import Storage, default_tracking_uri
 
     place = Storage(storage)
     known = search_names(place)
@@ -512,12 +512,16 @@ def ui(
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # Nothing here uses MLflow's jobs, and their runner takes eight more processes.
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # Else the server would survive SIGTERM, and in a script's background SIGINT is ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with log.open("ab") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output)
+        server = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
+            import search.tracking  # noqa: F401  (seconds, while the server starts)
+
             _wait_until_up(base, server, log)
             _store_view(base, record)
             print(

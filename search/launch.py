@@ -67,7 +67,7 @@ from search.report import Reporter
 from search.rungs import Rungs
 from search.searcher import TrueStateOptunaSearch
 from search.space import NUMBER, trial_config
-from search.storage import Storage, patiently
+from search.storage import Storage, default_tracking_uri, local_home, patiently
 from search.tracking import Tracker
 from search.trial import measure_students, run_trial, train_teacher
 
@@ -78,16 +78,6 @@ _EPOCHS_WRITTEN_EVERY_SECONDS = 5.0
 _RETRIES = 3
 
 _PACKAGES = ("kdsearch", "torch", "ray", "optuna", "mlflow", "pyarrow")
-
-
-def local_home(storage: Storage) -> Path:
-    """The folder on this machine for logs, the embedded MLflow store and exports."""
-    return storage.local or Path("runs").absolute()
-
-
-def default_tracking_uri(storage: Storage) -> str:
-    """The embedded MLflow store."""
-    return f"sqlite:///{local_home(storage) / 'mlflow.db'}"
 
 
 def free_name(storage: Storage, task: str) -> str:

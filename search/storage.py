@@ -157,3 +157,13 @@ def workspace_of(storage: Storage) -> Path:
     """Where this machine keeps image tables and teachers: in a local storage, else in the user's
     cache folder."""
     return storage.local or Path.home() / ".cache" / "kdsearch"
+
+
+def local_home(storage: Storage) -> Path:
+    """The folder on this machine for logs, the embedded MLflow store and exports."""
+    return storage.local or Path("runs").absolute()
+
+
+def default_tracking_uri(storage: Storage) -> str:
+    """The embedded MLflow store."""
+    return f"sqlite:///{local_home(storage) / 'mlflow.db'}"

@@ -53,6 +53,7 @@ if ! curl --silent --fail --output /dev/null "http://127.0.0.1:$port/health"; th
     export MLFLOW_AUTH_CONFIG_PATH=$home/basic_auth.ini
     MLFLOW_FLASK_SERVER_SECRET_KEY=$(openssl rand -hex 32)
     export MLFLOW_FLASK_SERVER_SECRET_KEY
+    export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # nothing here uses MLflow's jobs
     setsid mlflow server --app-name basic-auth --host 127.0.0.1 --port "$port" \
         --allowed-hosts "127.0.0.1:$port,localhost:$port" --workers 2 \
         --backend-store-uri "postgresql:///mlflow?host=$database" \

@@ -11,12 +11,11 @@ everything runs there. A table is printed, and `runs/bench/losses.json` written.
 import argparse
 import importlib
 import inspect
-import json
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Threads that spin while they wait measure the neighbours on a shared machine, not the loss.
@@ -24,7 +23,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -152,7 +150,9 @@ def peak_bytes(step: Callable[[], None], device: torch.device) -> float:
     return peak
 
 
-def measure(name: str, device: torch.device) -> list[dict[str, Any]]:
+def measure(
+    name: str, device: torch.device, benchmark: report.Benchmark
+) -> Iterator[dict[str, Any]]:
     """A row for each case of a method: ours and the twin's, one after the other."""
     ours = getattr(importlib.import_module(f"kdcore.methods.{name}"), f"{name}_loss")
     twin = getattr(importlib.import_module(f"tests.twins.{name}"), f"naive_{name}")
@@ -164,7 +164,7 @@ def measure(name: str, device: torch.device) -> list[dict[str, Any]]:
         for p in parameters
         if p.kind is p.KEYWORD_ONLY
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     cases = cases_of(tensors)
     for case, batch in cases:
         inputs = [tensor_of(tensor, case, batch, device) for tensor in tensors]
@@ -178,17 +178,23 @@ def measure(name: str, device: torch.device) -> list[dict[str, Any]]:
 
         row: dict[str, Any] = {"method": name, "batch": batch, "shape": "x".join(map(str, case))}
         for side, loss in (("ours", ours), ("twin", twin)):
+            benchmark.doing(f"{name}, batch {batch}, {row['shape']}: {side}")
             row[f"{side}_ms"] = 1e3 * median_seconds(lambda loss=loss: step(loss), device)
             row[f"{side}_mib"] = peak_bytes(lambda loss=loss: step(loss), device) / 2**20
         rows.append(row)
+        yield row | ratios(row)
     if cases[0][1] == cases[-1][1] and len(cases) > 1:  # what a student with all these maps pays
         figures = ("ours_ms", "ours_mib", "twin_ms", "twin_mib")
         together = {figure: sum(row[figure] for row in rows) for figure in figures}
-        rows.append({"method": name, "batch": BATCH, "shape": "all of them"} | together)
-    for row in rows:
-        row["times_faster"] = row["twin_ms"] / row["ours_ms"]
-        row["times_smaller"] = row["twin_mib"] / row["ours_mib"]
-    return rows
+        yield {"method": name, "batch": BATCH, "shape": "all of them"} | together | ratios(together)
+
+
+def ratios(row: dict[str, Any]) -> dict[str, float]:
+    """How many times as fast, and as small, ours is."""
+    return {
+        "times_faster": row["twin_ms"] / row["ours_ms"],
+        "times_smaller": row["twin_mib"] / row["ours_mib"],
+    }
 
 
 def main() -> None:
@@ -198,32 +204,29 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = default_device()
-    machine = report.machine(device, options.threads)
     names = options.only or [name for name, method in CATALOGUE.items() if method.needs]
     columns = ("method", "batch", "shape", "ours ms", "twin ms", "faster", "ours MiB", "twin MiB")
-    table = Table(*columns, "smaller", title=f"torch {torch.__version__} on {device}")
-    rows = []
-    for name in names:
-        for row in measure(name, device):
-            known = {
-                key: None if isinstance(value, float) and math.isnan(value) else value
-                for key, value in row.items()
-            }
-            rows.append(known)
-            print(json.dumps(known), flush=True)
-            table.add_row(
-                row["method"],
-                str(row["batch"]),
-                row["shape"],
-                f"{row['ours_ms']:.2f}",
-                f"{row['twin_ms']:.1f}",
-                f"{row['times_faster']:.1f}",
-                f"{row['ours_mib']:.1f}",
-                f"{row['twin_mib']:.1f}",
-                f"{row['times_smaller']:.1f}",
-            )
-    Console(width=110).print(table)
-    report.publish("losses", machine, rows)
+    with report.Benchmark("losses", device, options.threads) as benchmark:
+        table = benchmark.table(*columns, "smaller", title="Losses and their naive twins")
+        for name in names:
+            for row in measure(name, device, benchmark):
+                known = {
+                    key: None if isinstance(value, float) and math.isnan(value) else value
+                    for key, value in row.items()
+                }
+                benchmark.add(known)
+                table.add_row(
+                    row["method"],
+                    str(row["batch"]),
+                    row["shape"],
+                    f"{row['ours_ms']:.2f}",
+                    f"{row['twin_ms']:.1f}",
+                    f"{row['times_faster']:.1f}",
+                    f"{row['ours_mib']:.1f}",
+                    f"{row['twin_mib']:.1f}",
+                    f"{row['times_smaller']:.1f}",
+                )
+        Console(width=110).print(table)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from kdcore import narrow_maps
@@ -81,18 +80,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    machine = report.machine(torch.device("cpu"), options.threads)
     # All of them, also those that a network would leave as they are.
     narrow_maps.WIDEST = max(side for *_, side in CASES)
-    table = Table("convolution", "maps", "plain ms", "side by side ms", "times faster")
-    rows = []
-    for case in CASES:
-        row = measure(*case, options.batch)
-        rows.append(row)
-        figures = (row["plain_ms"], row["side_by_side_ms"], row["times_faster"])
-        table.add_row(row["convolution"], row["maps"], *(f"{figure:.2f}" for figure in figures))
-    Console(width=100).print(table)
-    report.publish("narrow_maps", machine, rows, batch=options.batch)
+    columns = ("convolution", "maps", "plain ms", "side by side ms", "times faster")
+    with report.Benchmark(
+        "narrow_maps", torch.device("cpu"), options.threads, batch=options.batch
+    ) as benchmark:
+        table = benchmark.table(*columns, title="Convolutions of narrow maps")
+        for number, case in enumerate(CASES, start=1):
+            benchmark.doing(f"convolution {number} of {len(CASES)}")
+            row = measure(*case, options.batch)
+            benchmark.add(row)
+            figures = (row["plain_ms"], row["side_by_side_ms"], row["times_faster"])
+            table.add_row(row["convolution"], row["maps"], *(f"{figure:.2f}" for figure in figures))
+        Console(width=100).print(table)
 
 
 if __name__ == "__main__":

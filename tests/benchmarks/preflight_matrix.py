@@ -12,11 +12,11 @@ written; the exit status is 1 if anything crashed.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from kdcore.backbones import affine_parameters, build_backbone, probe
@@ -46,6 +46,7 @@ FAMILIES = (
 )
 SIDES = (32, 64, 96, 224)
 CLASSES, TRAIN_IMAGES = 10, 40
+CRASH = "CRASH"
 
 
 @cache
@@ -81,6 +82,30 @@ def rehearsal_of(student: str, teacher: str, side: int) -> Rehearsal:
     return Rehearsal(network(student), network(teacher), where, images, labels)
 
 
+def reasons_of(
+    student: str, teacher: str, side: int | None, methods: Sequence[str]
+) -> dict[str, str]:
+    """By method, why it is refused or how it crashed; empty where it works."""
+    if side is None:
+        return dict.fromkeys(methods, "no common image size")
+    rehearsal = rehearsal_of(student, teacher, side)
+    reasons = {}
+    for method in methods:
+        try:
+            term = TermConfig.model_validate({"method": method})
+            reasons[method] = rehearsal.attempt(term)
+        except Exception as error:  # a crash is what this looks for
+            reasons[method] = f"{CRASH} {type(error).__name__}: {error}"
+    return reasons
+
+
+def counts(reasons: Sequence[str]) -> str:
+    """How many work, are refused and crash, in words."""
+    crash = sum(reason.startswith(CRASH) for reason in reasons)
+    refused = sum(map(bool, reasons)) - crash
+    return f"{len(reasons) - refused - crash} work, {refused} are refused, {crash} crash"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", default=FAMILIES, metavar="NAME")
@@ -89,42 +114,32 @@ def main() -> None:
     console = Console(width=40 + 8 * len(chosen.methods) if not sys.stdout.isatty() else None)
     table = Table("student", "teacher", "image", *chosen.methods, padding=(0, 0))
     reasons: dict[str, int] = {}
-    results: list[dict[str, object]] = []
-    crashes = 0
-    machine = report.machine(torch.device("cpu"), torch.get_num_threads())
-    started = time.perf_counter()
     pairs = [(student, teacher) for teacher in chosen.networks for student in chosen.networks]
-    for student, teacher in track(pairs, console=Console(stderr=True)):
-        sides = [side for side in SIDES if accepts(student, side) and accepts(teacher, side)]
-        cells = []
-        rehearsal = rehearsal_of(student, teacher, sides[0]) if sides else None
-        for method in chosen.methods:
-            if rehearsal is None:
-                reason = "no common image size"
-            else:
-                try:
-                    term = TermConfig.model_validate({"method": method})
-                    reason = rehearsal.attempt(term)
-                except Exception as error:  # a crash is what this looks for
-                    reason = f"CRASH {type(error).__name__}: {error}"
-                    crashes += 1
-            number = reasons.setdefault(reason, len(reasons) + 1) if reason else 0
-            cells.append(str(number) if number else "·")
-            results.append(
-                {"student": student, "teacher": teacher, "method": method, "reason": reason}
+    with report.Benchmark(
+        "preflight_matrix", torch.device("cpu"), torch.get_num_threads()
+    ) as benchmark:
+        started = time.perf_counter()
+        for number, (student, teacher) in enumerate(pairs, start=1):
+            benchmark.doing(f"pair {number} of {len(pairs)}: {student} from {teacher}")
+            sides = [side for side in SIDES if accepts(student, side) and accepts(teacher, side)]
+            found = reasons_of(student, teacher, sides[0] if sides else None, chosen.methods)
+            cells = [
+                str(reasons.setdefault(reason, len(reasons) + 1)) if reason else "·"
+                for reason in found.values()
+            ]
+            table.add_row(student, teacher, str(sides[0] if sides else "-"), *cells)
+            names = {"student": student, "teacher": teacher}
+            benchmark.add(
+                *(names | {"method": method, "reason": why} for method, why in found.items()),
+                shown=f"{student} from {teacher}: {counts(list(found.values()))}",
             )
-        table.add_row(student, teacher, str(sides[0] if sides else "-"), *cells)
-    console.print(table)
-    for reason, number in reasons.items():
-        console.print(f"{number}: {reason}", highlight=False, soft_wrap=True)
-    refused = sum(bool(result["reason"]) for result in results) - crashes
-    console.print(
-        f"{len(results)} combinations in {time.perf_counter() - started:.0f} s: "
-        f"{len(results) - refused - crashes} work, {refused} are refused, {crashes} crash",
-        highlight=False,
-    )
-    report.publish("preflight_matrix", machine, results)
-    sys.exit(bool(crashes))
+        console.print(table)
+        for reason, number in reasons.items():
+            console.print(f"{number}: {reason}", highlight=False, soft_wrap=True)
+        every = [row["reason"] for row in benchmark.rows]
+        seconds = time.perf_counter() - started
+        print(f"{len(every)} combinations in {seconds:.0f} s: {counts(every)}")
+    sys.exit(any(reason.startswith(CRASH) for reason in every))
 
 
 if __name__ == "__main__":

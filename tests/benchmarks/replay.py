@@ -24,7 +24,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, product
 from pathlib import Path
 
@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from search.experiment import Asha
 from search.replay import Curves, simulate
@@ -140,7 +139,11 @@ def compare(
 
 
 def collect(
-    half: str, searches: Mapping[str, Sequence[Sequence[float]]], orders: int, trials: int
+    half: str,
+    searches: Mapping[str, Sequence[Sequence[float]]],
+    orders: int,
+    trials: int,
+    doing: Callable[[str], None],
 ) -> dict[tuple[str, str], dict[str, Figures]]:
     """By a setting and its value, and for all together, what `compare` gave."""
     collected: dict[tuple[str, str], dict[str, list[Figures]]] = {}
@@ -150,6 +153,9 @@ def collect(
         asha = Asha(grace_epochs=grace, reduction=reduction)
         # Other orders for each setting, so that what one order happens to do counts once.
         of = f"{half}, {schedule}, {asha}, {places}"
+        doing(
+            f"{half}, schedule {schedule}, grace {grace}, reduction {reduction:g}, places {places}"
+        )
         ways = compare(curves, asha, places, trials, (f"{of}, {n}" for n in range(orders)))
         for part in (
             ("places", str(places)),
@@ -207,23 +213,28 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=100, help="under each setting; default 100")
     parser.add_argument("--trials", type=int, default=40, help="of each order; default 40, or all")
     options = parser.parse_args()
-    machine = report.machine(torch.device("cpu"), threads=1)
-    rows = []
     failed = False
-    for half, searches in json.loads(CURVES.read_text()).items():
-        sizes = " and ".join(str(min(options.trials, len(curves))) for curves in searches.values())
-        table = Table(title=f"{half}, {sizes} trials: {HALVES[half]}", title_justify="left")
-        for column in ("of", "", "way", *FIGURES):
-            table.add_column(column, justify="right")
-        for (kind, value), ways in collect(half, searches, options.orders, options.trials).items():
-            for way, runs in ways.items():
-                figures = summary(runs, ways["arrival"])
-                rows.append({"curves": half, "of": kind, "value": value, "way": way, **figures})
-                written = cells(figures, compared=way != "arrival")
-                table.add_row(kind, value, way, *written, end_section=way == "promote")
-                failed |= kind == "all" and way == "again" and worse(figures)
-        Console(width=100).print(table)
-    report.publish("replay", machine, rows, orders=options.orders, trials=options.trials)
+    with report.Benchmark("replay", torch.device("cpu"), 1, **vars(options)) as benchmark:
+        for half, searches in json.loads(CURVES.read_text()).items():
+            sizes = " and ".join(
+                str(min(options.trials, len(curves))) for curves in searches.values()
+            )
+            table = benchmark.table(title=f"{half}, {sizes} trials: {HALVES[half]}")
+            for column in ("of", "", "way", *FIGURES):
+                table.add_column(column, justify="right")
+            parts = collect(half, searches, options.orders, options.trials, benchmark.doing)
+            for (kind, value), ways in parts.items():
+                for way, runs in ways.items():
+                    figures = summary(runs, ways["arrival"])
+                    written = cells(figures, compared=way != "arrival")
+                    benchmark.add(
+                        {"curves": half, "of": kind, "value": value, "way": way, **figures},
+                        shown=f"{half}, {kind} {value}, {way}: "
+                        + ", ".join(map(" ".join, zip(FIGURES, written, strict=True))),
+                    )
+                    table.add_row(kind, value, way, *written, end_section=way == "promote")
+                    failed |= kind == "all" and way == "again" and worse(figures)
+            Console(width=100).print(table)
     sys.exit(failed)
 
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import resource
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,6 @@ from typing import Any
 import ray
 from ray import tune
 from rich.console import Console
-from rich.table import Table
 
 from kdcore.training import EpochReport, default_device
 from search import launch
@@ -120,6 +118,8 @@ def measure(trials: int, epochs: int) -> dict[str, Any]:
             (runs,) = store.execute(
                 "SELECT COUNT(*) FROM runs WHERE status IN ('FINISHED', 'KILLED')"
             ).fetchone()
+    if record.state != "finished":  # Ctrl-C ends a search cleanly
+        raise KeyboardInterrupt
     figures = search.figures
     return {
         "trials": len(record.trials),
@@ -137,9 +137,11 @@ def main() -> None:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
-        print(json.dumps(measure(options.one, options.epochs)))
+        try:
+            print(json.dumps(measure(options.one, options.epochs)))
+        except KeyboardInterrupt:
+            sys.exit(130)
         return
-    machine = report.machine(default_device(), threads=1)
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "trials": lambda row: str(row["trials"]),
         "reports": lambda row: str(row["reports"]),
@@ -153,25 +155,22 @@ def main() -> None:
         "closing s": lambda row: f"{row['closing_seconds']:.1f}",
         "in MLflow": lambda row: str(row["mlflow_runs"]),
     }
-    table = Table(*columns)
-    rows: list[dict[str, Any]] = []
-    for trials in options.trials:
-        command = [sys.executable, "-m", "tests.benchmarks.scale", "--one", str(trials)]
-        command += ["--epochs", str(options.epochs)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        row = json.loads(done.stdout.splitlines()[-1])
-        smaller = rows[-1] if rows else dict.fromkeys(row, 0)
-        further = row["trials"] - smaller["trials"]
-        row["seconds_per_trial"] = row["seconds"] / row["trials"]
-        for figure in ("seconds", "driver_cpu_seconds"):
-            row[f"{figure}_per_further_trial"] = (row[figure] - smaller[figure]) / further
-        grown = row["mib_peak"] - (smaller["mib_peak"] or row["mib_before"])
-        row["kib_per_further_trial"] = grown * 2**10 / further
-        rows.append(row)
-        print(row, flush=True)
-        table.add_row(*(text(row) for text in columns.values()))
-    Console(width=110).print(table)
-    report.publish("scale", machine, rows, epochs=options.epochs)
+    with report.Benchmark("scale", default_device(), 1, epochs=options.epochs) as benchmark:
+        table = benchmark.table(*columns, title="Searches whose trials only report")
+        for trials in options.trials:
+            benchmark.doing(f"a search of {trials} trials")
+            command = [sys.executable, "-m", "tests.benchmarks.scale", "--one", str(trials)]
+            row = report.figures_of([*command, "--epochs", str(options.epochs)])
+            smaller = benchmark.rows[-1] if benchmark.rows else dict.fromkeys(row, 0)
+            further = row["trials"] - smaller["trials"]
+            row["seconds_per_trial"] = row["seconds"] / row["trials"]
+            for figure in ("seconds", "driver_cpu_seconds"):
+                row[f"{figure}_per_further_trial"] = (row[figure] - smaller[figure]) / further
+            grown = row["mib_peak"] - (smaller["mib_peak"] or row["mib_before"])
+            row["kib_per_further_trial"] = grown * 2**10 / further
+            benchmark.add(row)
+            table.add_row(*(text(row) for text in columns.values()))
+        Console(width=110).print(table)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import ray
 import torch
 from ray import tune
 from rich.console import Console
-from rich.table import Table
 
 from kdcore.classifier import build_classifier
 from kdcore.data import open_data
@@ -164,6 +163,8 @@ def measure(way: Way, experiment: Experiment, prepared: Path) -> dict[str, Any]:
             finally:
                 ray.shutdown()
         seconds = time.perf_counter() - started
+    if record.state != "finished":  # Ctrl-C ends a search cleanly
+        raise KeyboardInterrupt
     trained = sum(trial.train_seconds for trial in record.trials)
     best = max(trial.heldout_accuracy or 0.0 for trial in record.trials)
     return {
@@ -188,53 +189,56 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--ways", type=int, nargs="*", default=[1, 2, 3, 4], help="which of the 4")
     options = parser.parse_args()
-    machine = report.machine(default_device(), threads=1)
     ways = (
         Way("field's loop", reference_trial, asha=False, warm=False),
         Way("+ ASHA", reference_trial, asha=True, warm=False),
         Way("+ kdcore's loop, cache", run_trial, asha=True, warm=False),
         Way("+ warm workers", run_trial, asha=True, warm=True),
     )
-    table = Table("way", "seconds", "times faster", "epochs", "in training", "best held-out")
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    columns = ("way", "seconds", "times faster", "epochs", "in training", "best held-out")
+    holds = True
+    with (
+        report.Benchmark("search", default_device(), 1, options=vars(options)) as benchmark,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        table = benchmark.table(*columns, title="A whole search")
         prepared = Path(folder)
         experiment = experiment_of(options, asha=True)
+        benchmark.doing("data and teacher")
         data = open_data(experiment.data, prepared)
         for epoch in prepare_teacher(experiment.teacher, data, prepared):
-            print(f"teacher: {epoch.heldout_accuracy:.1%} after epoch {epoch.epoch}", flush=True)
+            benchmark.doing(f"teacher: {epoch.heldout_accuracy:.1%} after epoch {epoch.epoch}")
         # How a network computes fastest is found out by every way for itself.
         (prepared / "executions.json").unlink(missing_ok=True)
         for number in options.ways:
             way = ways[number - 1]
-            rows.append(measure(way, experiment_of(options, asha=way.asha), prepared))
-            print(rows[-1], flush=True)
-    for row in rows:
-        row["times_faster"] = rows[0]["seconds"] / row["seconds"]
-        table.add_row(
-            row["way"],
-            f"{row['seconds']:.0f}",
-            f"{row['times_faster']:.1f}",
-            str(row["epochs"]),
-            f"{row['training_share']:.0%}",
-            f"{row['best_heldout_accuracy']:.1%}",
-        )
-    Console(width=110).print(table)
-    facts: dict[str, Any] = {"options": {key: str(value) for key, value in vars(options).items()}}
-    holds = True
-    if options.ways == [1, 2, 3, 4]:
-        for figure, least in (
-            ("times_faster", REQUIRED_SPEEDUP),
-            ("training_share", REQUIRED_SHARE),
-        ):
-            reached = rows[-1][figure]
-            facts[figure] = {"required": least, "reached": reached, "holds": reached >= least}
-            holds &= reached >= least
-            print(
-                f"{figure}: {reached:.2f}, required {least:g}: "
-                f"{'holds' if reached >= least else 'MISSED'}"
+            benchmark.doing(f"a search: {way.name}")
+            row = measure(way, experiment_of(options, asha=way.asha), prepared)
+            first = benchmark.rows[0] if benchmark.rows else row
+            row["times_faster"] = first["seconds"] / row["seconds"]
+            benchmark.add(row)
+            table.add_row(
+                row["way"],
+                f"{row['seconds']:.0f}",
+                f"{row['times_faster']:.1f}",
+                str(row["epochs"]),
+                f"{row['training_share']:.0%}",
+                f"{row['best_heldout_accuracy']:.1%}",
             )
-    report.publish("search", machine, rows, **facts)
+        Console(width=110).print(table)
+        if options.ways == [1, 2, 3, 4]:
+            for figure, least in (
+                ("times_faster", REQUIRED_SPEEDUP),
+                ("training_share", REQUIRED_SHARE),
+            ):
+                reached = benchmark.rows[-1][figure]
+                fact = {"required": least, "reached": reached, "holds": reached >= least}
+                benchmark.facts[figure] = fact
+                holds &= reached >= least
+                print(
+                    f"{figure}: {reached:.2f}, required {least:g}: "
+                    f"{'holds' if reached >= least else 'MISSED'}"
+                )
     sys.exit(not holds)
 
 

@@ -17,12 +17,13 @@ import argparse
 import itertools
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,7 +32,6 @@ from unittest.mock import patch
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from kdcore import CacheConfig, DataConfig, EpochReport, Recipe, TermConfig
 from kdcore.classifier import build_classifier, describe_classifier, save_classifier
@@ -237,6 +237,7 @@ def matrix_rates() -> Iterator[float]:
 
 def serve(side: str, pair: Pair, options: argparse.Namespace, pipe: Connection) -> None:
     """A trial's process: sends a figure whenever it is asked for one, until the pipe is closed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # with the loader's workers
     torch.set_num_threads(options.threads // options.trials)
     data = synthetic(options.images)
     method, _, how = side.partition(", ")
@@ -256,27 +257,47 @@ def serve(side: str, pair: Pair, options: argparse.Namespace, pipe: Connection) 
             pipe.send(next(rates))
 
 
-def measured(pair: Pair, options: argparse.Namespace) -> dict[str, list[float]]:
+@contextmanager
+def unheard_interrupts() -> Iterator[None]:
+    """What starts inside never hears Ctrl-C: it reaches all processes of a terminal at once, and
+    whoever started them ends them."""
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def measured(
+    pair: Pair, options: argparse.Namespace, doing: Callable[[str], None]
+) -> dict[str, list[float]]:
     """The figures of every side, which take turns; each of its trials in a process of its own."""
+    name = f"{pair.teacher}:{pair.student}"
     spawn = multiprocessing.get_context("spawn")
     figures: dict[str, list[float]] = {side: [] for side in SIDES}
     pipes: dict[str, list[Connection]] = {side: [] for side in SIDES}
     try:
         for side in SIDES:
+            doing(f"{name}: warm-up of {side}")
             environment = PLAIN if side.endswith("reference") else dict(os.environ)
             for _ in range(options.trials):
                 ours, theirs = spawn.Pipe()
                 pipes[side].append(ours)
                 process = spawn.Process(target=serve, args=(side, pair, options, theirs))
-                with patch.dict(os.environ, environment, clear=True):
+                with patch.dict(os.environ, environment, clear=True), unheard_interrupts():
                     process.start()
                 theirs.close()
             assert all(pipe.recv() == "ready" for pipe in pipes[side])
-        for _ in range(options.repetitions):
+        for turn in range(1, options.repetitions + 1):
             for side, trials in pipes.items():
+                doing(f"{name}: {side}, {turn} of {options.repetitions}")
                 for pipe in trials:
                     pipe.send("next")
                 figures[side].append(sum(pipe.recv() for pipe in trials))
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
     finally:
         for pipe in itertools.chain.from_iterable(pipes.values()):
             pipe.close()
@@ -286,12 +307,17 @@ def measured(pair: Pair, options: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def rows_of(
-    name: str, data: ImageData, device: torch.device, options: argparse.Namespace
+    name: str,
+    data: ImageData,
+    device: torch.device,
+    options: argparse.Namespace,
+    doing: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """A row for each way to teach."""
     with tempfile.TemporaryDirectory() as workspace:
+        doing(f"{name}: how the student computes fastest")
         pair = prepared(name, data, Path(workspace), device)
-        figures = measured(pair, options)
+        figures = measured(pair, options, doing)
     medians = {side: statistics.median(values) for side, values in figures.items()}
     student = build_classifier(pair.student, data, seed=0).backbone
     # Forward, and backward by weights and by maps, are three passes; a multiply-add is two
@@ -338,12 +364,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="at once; they share the threads")
     parser.add_argument("--workers", type=int, help="of the reference's DataLoaders together")
     options = parser.parse_args()
+    fewest = (WARMUP_STEPS + 1) * reference.BATCH
+    if options.images < fewest:
+        parser.error(f"--images is {options.images}, but must be at least {fewest}")
     device = default_device()
     on_gpu = device.type == "cuda"
     options.trials = options.trials or (1 if on_gpu else options.threads)
     options.workers = options.workers or max(2, options.trials)
     torch.set_num_threads(options.threads // options.trials)
-    machine = report.machine(device, options.threads)
     data = synthetic(options.images)
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "teacher:student": lambda row: row["pair"],
@@ -363,16 +391,14 @@ def main() -> None:
             f"{row['reference_epoch_seconds']:.1f}"
         )
         columns["ours s"] = lambda row: f"{row['our_epoch_seconds']:.2f}"
-    table = Table(*columns, title="Throughput of distillation")
-    rows = []
-    for name in options.pairs:
-        for row in rows_of(name, data, device, options):
-            rows.append(row)
-            print({key: value for key, value in row.items() if key != "every_figure"}, flush=True)
-            table.add_row(*(text(row) for text in columns.values()))
-    Console(width=130).print(table)
-    report.publish("throughput", machine, rows, **vars(options))
-    sys.exit(any(row["holds"] is False for row in rows))
+    with report.Benchmark("throughput", device, **vars(options)) as benchmark:
+        table = benchmark.table(*columns, title="Throughput of distillation")
+        for name in options.pairs:
+            for row in rows_of(name, data, device, options, benchmark.doing):
+                benchmark.add(row)
+                table.add_row(*(text(row) for text in columns.values()))
+        Console(width=130).print(table)
+    sys.exit(any(row["holds"] is False for row in benchmark.rows))
 
 
 if __name__ == "__main__":

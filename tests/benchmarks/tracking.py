@@ -24,7 +24,6 @@ from typing import Any
 
 from mlflow import MlflowClient
 from rich.console import Console
-from rich.table import Table
 
 from kdcore.data import open_data
 from kdcore.training import EpochReport, default_device
@@ -85,6 +84,8 @@ def write(number: int, uri: str, trials: int, epochs: int) -> dict[str, float]:
                 accuracy = accuracy_of(trial, epoch)
                 tracker.log_epoch(trial, epoch_report(epoch, epochs, accuracy), None)
             tracker.end_trial(known.model_copy(update={"state": "finished"}))
+            if (trial + 1) % 10 == 0:
+                print(f"writer {number}: {trial + 1} of {trials} trials", file=sys.stderr)
         tracker.end_search(record.model_copy(update={"state": "finished"}))
         loop = time.perf_counter() - calling
         lost = 1
@@ -154,15 +155,21 @@ def measure(uri: str, home: Path, writers: int, trials: int, epochs: int) -> dic
             env=os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # Ctrl-C is for this process alone
         )
         for number, share in enumerate(shares)
     ]
     rows = []
-    for process in processes:
-        output, _ = process.communicate()
-        if process.returncode:
-            raise RuntimeError(f"a writer ended with status {process.returncode}")
-        rows.append(json.loads(output.splitlines()[-1]))
+    try:
+        for process in processes:
+            output, _ = process.communicate()
+            if process.returncode:
+                raise RuntimeError(f"a writer ended with status {process.returncode}")
+            rows.append(json.loads(output.splitlines()[-1]))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     seconds = time.perf_counter() - started
     with home_of(home):
         lost = sum(missing(uri, number, share, epochs) for number, share in enumerate(shares))
@@ -204,15 +211,17 @@ def main() -> None:
     if options.writer is not None:
         print(json.dumps(write(options.writer, options.uri, options.trials, options.epochs)))
         return
-    machine = report.machine(default_device(), threads=1)
-    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder)) as server:
-        row = measure(server.url, server.home, options.writers, options.trials, options.epochs)
-    table = Table(*row)
-    table.add_row(
-        *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
-    )
-    Console(width=160).print(table)
-    report.publish("tracking", machine, [row])
+    with report.Benchmark("tracking", default_device(), 1) as benchmark:
+        benchmark.doing("server and database start")
+        with tempfile.TemporaryDirectory() as folder, running_server(Path(folder)) as server:
+            benchmark.doing(f"{options.writers} writers, {options.trials} trials")
+            row = measure(server.url, server.home, options.writers, options.trials, options.epochs)
+        benchmark.add(row)
+        table = benchmark.table(*row, title="Many searches, one server")
+        table.add_row(
+            *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+        )
+        Console(width=160).print(table)
     sys.exit(row["missing_epochs"] > 0)
 
 

@@ -59,6 +59,7 @@ def test_mlflow_listens_on_the_head_alone_and_asks_for_a_password(file: Path) ->
     assert '--allowed-hosts "127.0.0.1:$port,localhost:$port"' in server
     assert "--auth=peer" in script
     assert "listen_addresses=''" in script
+    assert "export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false" in script
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
