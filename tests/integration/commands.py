@@ -16,6 +16,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+# This user's own cluster, storage and server are not the tests'.
+for _name in [*os.environ]:
+    if _name.startswith(("RAY_", "KDSEARCH_")) or _name == "MLFLOW_TRACKING_URI":
+        del os.environ[_name]
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["search.cli", "search.launch", "search.jobs", "search.export", "search.tracking"]
@@ -44,7 +49,7 @@ class Command:
         folder: where its user is.
         arguments: what follows `kdsearch`; or a script of Python that runs the command, and what
             follows that.
-        variables: of the environment.
+        variables: of the environment, beside this process's.
 
     Attributes:
         said: the folder with what it prints.
@@ -54,7 +59,7 @@ class Command:
         self.args = arguments
         self.said = Path(tempfile.mkdtemp(prefix="kdsearch-"))
         self._process = _CONTEXT.Process(
-            target=_run, args=(folder, arguments, variables, self.said)
+            target=_run, args=(folder, arguments, os.environ | variables, self.said)
         )
         self._process.start()
         _STARTED.append(self)

@@ -11,10 +11,9 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-import kdcore
 from search.record import SearchRecord, read_record
-from search.space import trial_config
 from search.storage import Storage
+from tests.integration import checks
 from tests.integration.commands import wait_until
 from tests.integration.ray_cluster import RayCluster
 
@@ -145,20 +144,9 @@ def test_a_stopped_search_goes_on_to_its_end(cluster: RayCluster, resumed: Searc
 def test_every_trial_ends_once_as_if_nothing_had_happened(
     resumed: SearchRecord, storage: Storage
 ) -> None:
-    assert [trial.number for trial in resumed.trials] == [0, 1]
-    assert {trial.state for trial in resumed.trials} == {"finished"}
-    for trial in resumed.trials:
-        config = trial_config(resumed.experiment, trial.point)
-        reports = kdcore.distill(config, workspace=Path(storage.uri))
-        assert trial.accuracies == tuple(report.heldout_accuracy for report in reports)
-    client = MlflowClient(resumed.tracking_uri)
-    assert resumed.mlflow_experiment_id is not None
-    runs = client.search_runs([resumed.mlflow_experiment_id], "tags.`kdsearch.role` = 'trial'")
-    assert sorted(int(run.data.tags["kdsearch.trial"]) for run in runs) == [0, 1]
-    for run in runs:
-        assert run.info.status == "FINISHED"
-        history = client.get_metric_history(run.info.run_id, "heldout_accuracy")
-        assert sorted(entry.step for entry in history) == list(range(1, EPOCHS + 1))
+    checks.every_trial_is_there_once_and_ended(resumed)
+    checks.reports_are_those_of_undisturbed_trials(resumed, Path(storage.uri))
+    checks.mlflow_has_every_epoch_once_and_in_order(resumed)
 
 
 def test_a_job_that_fails_says_so(cluster: RayCluster, storage: Storage) -> None:

@@ -5,22 +5,17 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 import yaml
-from mlflow import MlflowClient
-from mlflow.entities import Run
-from optuna.trial import TrialState
 
-import kdcore
 from search.checkpoints import trial_folder
 from search.record import SearchRecord, read_record
-from search.space import trial_config
 from search.storage import Storage
+from tests.integration import checks
 from tests.integration.commands import EAGER, Command
 from tests.integration.mlflow_server import start_server, stop_server
 from tests.integration.ray_cluster import free_port
@@ -41,9 +36,6 @@ EXPERIMENT: dict[str, Any] = {
 }
 
 START = EAGER + 'from search.cli import app\napp(["launch", "task.yaml", "--name", "faulty"])\n'
-
-STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
-STATUS = {"finished": "FINISHED", "stopped": "KILLED"}
 
 
 def workers(driver: int) -> list[int]:
@@ -151,63 +143,17 @@ def record(folder: Path) -> SearchRecord:
     return read_record(Storage(str(folder / "runs")), "faulty")
 
 
-@pytest.fixture(scope="module")
-def runs(record: SearchRecord) -> Mapping[str, list[Run]]:
-    """MLflow's runs of the search, by role."""
-    assert record.mlflow_experiment_id is not None
-    found: dict[str, list[Run]] = {}
-    for run in MlflowClient(record.tracking_uri).search_runs([record.mlflow_experiment_id]):
-        found.setdefault(run.data.tags["kdsearch.role"], []).append(run)
-    return found
-
-
 def test_every_trial_is_there_once_and_ended(record: SearchRecord) -> None:
-    assert record.state == "finished"
-    assert record.experiment.search.trials == 3
-    assert [trial.number for trial in record.trials] == [0, 1, 2]
-    assert {trial.state for trial in record.trials} <= STATES.keys()
-    for trial in record.trials:
-        assert (trial.epochs_done == trial.epochs) == (trial.state == "finished")
-        assert len(trial.accuracies) == trial.epochs_done
-    assert record.trials[0].state == "finished"
-    points = [trial.point for trial in record.trials]
-    assert all(point not in points[:index] for index, point in enumerate(points))
+    checks.every_trial_is_there_once_and_ended(record)
 
 
 def test_the_reports_are_those_of_undisturbed_trials(folder: Path, record: SearchRecord) -> None:
-    for trial in record.trials:
-        config = trial_config(record.experiment, trial.point)
-        reports = kdcore.distill(config, workspace=folder / "runs")
-        pairs = zip(trial.accuracies, reports, strict=False)
-        assert all(accuracy == report.heldout_accuracy for accuracy, report in pairs)
+    checks.reports_are_those_of_undisturbed_trials(record, folder / "runs")
 
 
 def test_optuna_has_each_trial_once_in_its_true_state(folder: Path, record: SearchRecord) -> None:
-    states = (folder / "runs/searches/faulty/tune").glob("searcher-state-*.pkl")
-    newest = max(states, key=lambda path: path.stat().st_mtime)
-    trials = cloudpickle.loads(newest.read_bytes())["_ot_study"].trials
-    assert [trial.state for trial in trials] == [STATES[trial.state] for trial in record.trials]
-    for known, trial in zip(trials, record.trials, strict=True):
-        assert sorted(known.intermediate_values) == list(range(1, trial.epochs_done + 1))
-        assert known.params.items() <= trial.point.items()
+    checks.optuna_has_each_trial_once_in_its_true_state(record, folder / "runs")
 
 
-def test_mlflow_caught_up_in_order_and_without_duplicates(
-    record: SearchRecord, runs: Mapping[str, list[Run]]
-) -> None:
-    counts = {role: len(found) for role, found in runs.items()}
-    assert counts == {"search": 1, "teacher": 1, "trial": 3}
-    client = MlflowClient(record.tracking_uri)
-    by_number = {int(run.data.tags["kdsearch.trial"]): run for run in runs["trial"]}
-    for trial in record.trials:
-        run = by_number[trial.number]
-        assert run.info.status == STATUS[trial.state]
-        history = client.get_metric_history(run.info.run_id, "heldout_accuracy")
-        logged = sorted((entry.step, entry.timestamp, entry.value) for entry in history)
-        assert [(step, value) for step, _, value in logged] == [
-            *enumerate(trial.accuracies, start=1)
-        ]
-        times = [timestamp for _, timestamp, _ in logged]
-        assert times == sorted(times)
-    assert runs["search"][0].info.status == "FINISHED"
-    assert runs["search"][0].info.run_id == record.mlflow_run_id
+def test_mlflow_caught_up_in_order_and_without_duplicates(record: SearchRecord) -> None:
+    checks.mlflow_has_every_epoch_once_and_in_order(record)

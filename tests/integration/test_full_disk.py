@@ -11,19 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
-from mlflow import MlflowClient
 
 import kdcore
 from search.record import SearchRecord, read_record
-from search.space import trial_config
 from search.storage import RETRY_SECONDS, Storage
+from tests.integration import checks
 from tests.integration.commands import EAGER, Command
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.xdist_group("full disk"),
-    pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk"),
-]
+NEEDS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
+
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("full disk"), NEEDS_ROOT]
 
 EPOCHS = 40
 EXPERIMENT: dict[str, Any] = {
@@ -108,22 +105,12 @@ def record(folder: Path) -> SearchRecord:
 def test_every_trial_finishes_with_the_reports_of_an_undisturbed_one(
     folder: Path, record: SearchRecord
 ) -> None:
-    assert record.state == "finished"
-    assert [trial.state for trial in record.trials] == ["finished"] * 2
-    for trial in record.trials:
-        config = trial_config(record.experiment, trial.point)
-        reports = kdcore.distill(config, workspace=folder / "runs")
-        assert trial.accuracies == tuple(report.heldout_accuracy for report in reports)
+    checks.every_trial_is_there_once_and_ended(record)
+    checks.reports_are_those_of_undisturbed_trials(record, folder / "runs")
 
 
 def test_mlflow_has_every_epoch_once(record: SearchRecord) -> None:
-    assert record.mlflow_experiment_id is not None
-    client = MlflowClient(record.tracking_uri)
-    runs = client.search_runs([record.mlflow_experiment_id], "tags.`kdsearch.role` = 'trial'")
-    assert len(runs) == 2
-    for run in runs:
-        history = client.get_metric_history(run.info.run_id, "heldout_accuracy")
-        assert sorted(entry.step for entry in history) == list(range(1, EPOCHS + 1))
+    checks.mlflow_has_every_epoch_once_and_in_order(record)
 
 
 def test_the_student_is_whole(folder: Path) -> None:

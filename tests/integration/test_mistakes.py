@@ -10,7 +10,7 @@ import yaml
 
 from search.cli import main
 from tests.integration.commands import kdsearch
-from tests.integration.conftest import EXPERIMENT
+from tests.integration.finished_search import EXPERIMENT
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mistakes")]
 

@@ -21,7 +21,7 @@ from search.graphs import GRAPHS
 from search.record import ConfirmationRun, SearchRecord, read_record, write_record
 from search.storage import Storage
 from tests.integration.commands import Command, kdsearch, succeeded
-from tests.integration.conftest import Finished
+from tests.integration.finished_search import Finished
 from tests.integration.ray_cluster import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("finished search")]

@@ -21,7 +21,7 @@ from search.record import SearchRecord
 from search.report import summary
 from search.space import trial_config
 from tests.integration.commands import Command, succeeded
-from tests.integration.conftest import Finished
+from tests.integration.finished_search import Finished
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("finished search")]
 

@@ -12,14 +12,16 @@ from mlflow import MlflowClient
 from tests.benchmarks.tracking import measure
 from tests.integration.tracking_server import Server, running_server, start
 
+NEEDS_POSTGRESQL = pytest.mark.skipif(
+    "CI" not in os.environ
+    and not (find_spec("psycopg") and find_spec("flask_wtf") and shutil.which("psql")),
+    reason="needs Debian's postgresql, and what kdsearch[server] installs",
+)
+
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.xdist_group("tracking server"),
-    pytest.mark.skipif(
-        "CI" not in os.environ
-        and not (find_spec("psycopg") and find_spec("flask_wtf") and shutil.which("psql")),
-        reason="needs Debian's postgresql, and what kdsearch[server] installs",
-    ),
+    NEEDS_POSTGRESQL,
 ]
 
 
