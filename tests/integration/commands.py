@@ -16,11 +16,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-# This user's own cluster, storage and server are not the tests'.
-for _name in [*os.environ]:
-    if _name.startswith(("RAY_", "KDSEARCH_")) or _name == "MLFLOW_TRACKING_URI":
-        del os.environ[_name]
-
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["search.cli", "search.launch", "search.jobs", "search.export", "search.tracking"]
@@ -40,6 +35,13 @@ launch.run_trial = eager
 """
 
 _STARTED: list["Command"] = []
+
+
+def forget_the_user() -> None:
+    """Takes the cluster, storage and server of whoever runs the tests out of the environment."""
+    for name in [*os.environ]:
+        if name.startswith(("RAY_", "KDSEARCH_")) or name == "MLFLOW_TRACKING_URI":
+            del os.environ[name]
 
 
 class Command:

@@ -8,7 +8,10 @@ import yaml
 
 from search.record import read_record
 from search.storage import Storage
+from tests.integration.commands import forget_the_user
 from tests.integration.finished_search import EXPERIMENT, Finished
+
+forget_the_user()
 
 
 @pytest.fixture(scope="session")
