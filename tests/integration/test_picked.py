@@ -75,7 +75,7 @@ def worse(finished: Finished) -> str:
     )
     launch.send(signal.SIGINT)
     done = launch.wait()
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode in (0, 130), done.stdout + done.stderr  # 0 where it was too late
     return done.stdout
 
 
@@ -85,7 +85,7 @@ def test_a_second_launch_finds_the_teacher_and_needs_no_tracking_server(
     assert "teacher resnet14: found" in worse
     assert "search worse" in worse
     assert "MLflow missed" in worse
-    assert read_record(storage, "worse").state == "finished"
+    assert {trial.state for trial in read_record(storage, "worse").trials} == {"finished"}
     assert read_record(storage, "task-1") == record
     assert "none (control)" in succeeded(folder, "compare", "task-1", "worse")
 
