@@ -14,7 +14,7 @@ from search.storage import Storage
 from tests.integration.commands import Command, kdsearch, succeeded
 from tests.integration.test_picked import runs_of
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("cut off")]
+pytestmark = pytest.mark.integration
 
 EXPERIMENT: dict[str, Any] = {
     "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},

@@ -14,7 +14,7 @@ from search.storage import Storage
 from tests.integration import checks
 from tests.integration.commands import Command, succeeded
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("killed drivers")]
+pytestmark = pytest.mark.integration
 
 EXPERIMENT: dict[str, Any] = {
     "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},

@@ -12,7 +12,7 @@ from tests.integration.bucket import running_bucket
 from tests.integration.test_full_disk import NEEDS_ROOT, outlast_a_full_disk, small_disk
 from tests.integration.test_object_store import outlast_an_absence
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("long outages")]
+pytestmark = pytest.mark.integration
 
 SECONDS_AWAY = 60.0
 SECONDS_FULL = 40.0

@@ -11,7 +11,6 @@ from tests.integration.tracking_server import running_server
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.xdist_group("many trials"),
     NEEDS_POSTGRESQL,
 ]
 

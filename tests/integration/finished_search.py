@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.record import SearchRecord
+from search.record import SearchRecord, read_record
 from search.storage import Storage
 
 # kd always fails here: such a weight leaves the range of float32. It is confirmed all the same.
@@ -28,13 +28,15 @@ class Finished:
     Args:
         folder: its user's, with the experiment's file.
         output: what the launch printed.
-        record: of the search, as the launch left it.
     """
 
     folder: Path
     output: str
-    record: SearchRecord
 
     @property
     def storage(self) -> Storage:
         return Storage(str(self.folder / "runs"))
+
+    @property
+    def record(self) -> SearchRecord:
+        return read_record(self.storage, "task-1")

@@ -17,7 +17,7 @@ from tests.integration import checks
 from tests.integration.commands import wait_until
 from tests.integration.ray_cluster import RayCluster
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.integration
 
 # Long enough that a search is still far from its end when it is stopped.
 EPOCHS = 60
@@ -49,7 +49,9 @@ def storage(cluster: RayCluster) -> Storage:
     return Storage(str(folder))
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can hide a folder from a machine")
+@pytest.mark.skipif(
+    os.getuid() != 0, reason="only root can hide a folder from a machine; run as root"
+)
 def test_what_a_cluster_cannot_do_is_found_before_anything_is_trained(
     cluster: RayCluster, storage: Storage
 ) -> None:

@@ -15,7 +15,7 @@ from search.record import SearchRecord, read_record
 from search.storage import Storage
 from tests.integration.commands import Command, succeeded
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("failing trials")]
+pytestmark = pytest.mark.integration
 
 EXPERIMENT: dict[str, Any] = {
     "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},
@@ -126,7 +126,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Cut:
     (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     (folder / "start.py").write_text(LAUNCH.replace("tries-", f"{folder}/tries-"))
     search = Command(folder, "start.py")
-    search.wait_until(lambda: "3 finished of 5" in search.stdout)
+    search.wait_until(lambda: "3 finished, 1 failed of 5" in search.stdout)
 
     def is_told() -> bool:
         now = page(folder)

@@ -20,7 +20,7 @@ from tests.integration.commands import EAGER, Command
 from tests.integration.mlflow_server import start_server, stop_server
 from tests.integration.ray_cluster import free_port
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.integration
 
 EXPERIMENT: dict[str, Any] = {
     "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},

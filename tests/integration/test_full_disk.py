@@ -18,9 +18,11 @@ from search.storage import RETRY_SECONDS, Storage
 from tests.integration import checks
 from tests.integration.commands import EAGER, Command
 
-NEEDS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
+NEEDS_ROOT = pytest.mark.skipif(
+    os.getuid() != 0, reason="only root can mount a small disk; run as root"
+)
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("full disk"), NEEDS_ROOT]
+pytestmark = [pytest.mark.integration, NEEDS_ROOT]
 
 EPOCHS = 40
 EXPERIMENT: dict[str, Any] = {

@@ -12,7 +12,7 @@ from search.cli import main
 from tests.integration.commands import kdsearch
 from tests.integration.finished_search import EXPERIMENT
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("mistakes")]
+pytestmark = pytest.mark.integration
 
 VALID: dict[str, Any] = EXPERIMENT | {"narrow": {}}
 

@@ -19,7 +19,7 @@ from tests.integration.bucket import Bucket, running_bucket
 from tests.integration.commands import EAGER, Command, succeeded
 from tests.unit.kdcore.photographs import rows_of, write_folders, write_parquet
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("object store")]
+pytestmark = pytest.mark.integration
 
 EPOCHS = 40
 EXPERIMENT: dict[str, Any] = {

@@ -25,7 +25,7 @@ from search.view import columns
 from tests.integration.commands import Command
 from tests.synthetic import log_search, made_up_search
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("pages")]
+pytestmark = pytest.mark.integration
 
 NAMES = ("made-up-1", "made-up-2")
 

@@ -24,7 +24,7 @@ from tests.integration.commands import Command, kdsearch, succeeded
 from tests.integration.finished_search import Finished
 from tests.integration.ray_cluster import free_port
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("finished search")]
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
@@ -248,9 +248,11 @@ def test_the_champion_changes_only_for_a_better_one_and_answers_requests(
     def champion() -> str:
         return str(client.get_model_version_by_alias("kdsearch-task", "champion").version)
 
-    first = succeeded(folder, "best", "task-1")
+    first = succeeded(folder, "best", "task-1", "--out", "registered")
     assert "registered as kdsearch-task, version 1: the first champion" in first
-    assert "version 1: the champion already" in succeeded(folder, "best", "task-1")
+    assert "version 1: the champion already" in succeeded(
+        folder, "best", "task-1", "--out", "registered"
+    )
     keys = ("tracking_uri", "mlflow_experiment_id", "mlflow_run_id")
     known = {key: getattr(record, key) for key in keys}
     logged = read_record(storage, "worse").model_copy(update={"name": "logged", **known})
@@ -259,7 +261,7 @@ def test_the_champion_changes_only_for_a_better_one_and_answers_requests(
     assert "version 2: version 1 stays the champion" in second
     assert champion() == "1"
     version = client.get_model_version("kdsearch-task", "1")
-    student = kdcore.load_student(folder / "runs/searches/task-1/best")
+    student = kdcore.load_student(folder / "registered")
     with torch.no_grad():
         right = student(data.test.images).argmax(1) == data.test.labels
     accuracy = float(version.tags["kdsearch.test_accuracy"])

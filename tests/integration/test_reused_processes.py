@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.commands import succeeded
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("reused processes")]
+pytestmark = pytest.mark.integration
 
 # Two trials in one process; each is stopped after its first report, and takes its time to end.
 SEARCH = """

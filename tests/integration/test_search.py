@@ -23,7 +23,7 @@ from search.space import trial_config
 from tests.integration.commands import Command, succeeded
 from tests.integration.finished_search import Finished
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("finished search")]
+pytestmark = pytest.mark.integration
 
 STATES = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 

@@ -20,7 +20,6 @@ NEEDS_POSTGRESQL = pytest.mark.skipif(
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.xdist_group("tracking server"),
     NEEDS_POSTGRESQL,
 ]
 
