@@ -8,10 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from tests.integration.commands import Command, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,6 @@ class RayCluster:
     Attributes:
         address: of the cluster, for drivers.
         job_server: its URL.
-        environment: of its user, and of the machines.
         machines: the head and those that joined, each the first of its processes.
     """
 
@@ -36,14 +35,21 @@ class RayCluster:
         token.parent.mkdir(parents=True)
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
-        inherited = {key: value for key, value in os.environ.items() if "RAY_" not in key}
-        self.environment = inherited | {
-            "HOME": str(folder / "home"),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1",
-        }
+        self._user = {"HOME": str(folder / "home")}
+        self._environment = (
+            os.environ
+            | self._user
+            | {
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "OMP_NUM_THREADS": "1",
+                "RAY_AUTH_MODE": "token",
+                # A machine is lost after three silent seconds, not after a quarter of a minute.
+                "RAY_health_check_period_ms": "1000",
+                "RAY_health_check_failure_threshold": "3",
+            }
+        )
         port, dashboard = free_port(), free_port()
         self.address = f"127.0.0.1:{port}"
         self.job_server = f"http://127.0.0.1:{dashboard}"
@@ -81,23 +87,8 @@ class RayCluster:
 
     def kdsearch(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Runs a command of the user, and waits for it."""
-        process = self.start(*arguments, **variables)
-        try:
-            stdout, stderr = process.communicate(timeout=300)
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-    def start(self, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
-        """Starts a command of the user."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "search", *arguments],
-            cwd=self.folder,
-            env=self.environment | {"RAY_API_SERVER_ADDRESS": self.job_server} | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        known = {"RAY_API_SERVER_ADDRESS": self.job_server, "RAY_AUTH_MODE": "token"}
+        return Command(self.folder, *arguments, **self._user | known | variables).wait()
 
     def _start(self, *options: str, without: Path | None = None) -> "subprocess.Popen[bytes]":
         log = self.folder / f"machine-{len(list(self.folder.glob('machine-*')))}.log"
@@ -111,20 +102,13 @@ class RayCluster:
             machine = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env=self.environment | {"RAY_AUTH_MODE": "token"},
+                env=self._environment,
                 stdout=output,
                 stderr=output,
             )
         self.machines.append(machine)
-        wait_until(lambda: b"Ray runtime started." in log.read_bytes(), 60)
+        wait_until(lambda: b"Ray runtime started." in log.read_bytes(), 120)
         return machine
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.3)
 
 
 def free_port() -> int:

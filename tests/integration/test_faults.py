@@ -1,68 +1,41 @@
-"""A search through faults that happen on one day: a worker killed with its newest checkpoint
-truncated, and a tracking server that is away meanwhile."""
+"""A search through faults that happen on one day: a trial's process killed with its newest
+checkpoint truncated, a tracking server that is away, and a driver that is killed meanwhile."""
 
+import hashlib
+import json
 import os
 import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from mlflow import MlflowClient
 
-import kdcore
 from search.checkpoints import trial_folder
 from search.record import SearchRecord, read_record
-from search.space import trial_config
 from search.storage import Storage
-from search.trial import _CHECKPOINT_SECONDS
-from tests.integration.ray_cluster import free_port, wait_until
+from tests.integration import checks
+from tests.integration.commands import EAGER, Command
+from tests.integration.mlflow_server import start_server, stop_server
+from tests.integration.ray_cluster import free_port
 
 pytestmark = pytest.mark.integration
 
-EPOCHS = 60
 EXPERIMENT: dict[str, Any] = {
     "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},
     "teacher": {"backbone": "resnet8", "training": {"epochs": 2, "learning_rate": 0.1}},
     "student": "resnet8",
-    "objective": [["none", "kd"]],
-    "training": {"epochs": EPOCHS, "learning_rate": 0.1},
-    "search": {"trials": 3, "asha": None, "concurrent_trials": 2},
+    "objective": [["none", "kd", "at"]],
+    "training": {"epochs": 40, "learning_rate": 0.1, "schedule": "constant"},
+    "search": {
+        "trials": 2,
+        "asha": {"grace_epochs": 10, "reduction": 2},
+        "concurrent_trials": 1,
+    },
 }
 
-
-def server(folder: Path, port: int) -> "subprocess.Popen[bytes]":
-    """An MLflow server that answers."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return process
-        except OSError:
-            time.sleep(0.2)
-    raise TimeoutError("MLflow's server did not start")
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """Kills a server of ours with the processes that it started."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+START = EAGER + 'from search.cli import app\napp(["launch", "task.yaml", "--name", "faulty"])\n'
 
 
 def workers(driver: int) -> list[int]:
@@ -91,30 +64,34 @@ def workers(driver: int) -> list[int]:
     ]
 
 
-@contextmanager
-def held(search: "subprocess.Popen[str]") -> Iterator[None]:
-    """The trials stand still meanwhile."""
-    pids = workers(search.pid)
-    for pid in pids:
+def stop_trials(search: Command) -> None:
+    """The trials' processes stand still from now on."""
+    for pid in workers(search.pid):
         os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
-def wait_for_two(checkpoints: Path, search: "subprocess.Popen[str]") -> None:
-    """Waits until a trial has two checkpoints. It makes one every few seconds, in which a fast
-    machine would come to the trial's end: so its process is held for that long, again and again."""
-    deadline = time.monotonic() + 300
-    while len(list(checkpoints.glob("*.pt"))) < 2:
-        assert search.poll() is None
-        assert time.monotonic() < deadline
-        if list(checkpoints.parents[1].glob("search.json")):
-            with held(search):
-                time.sleep(_CHECKPOINT_SECONDS)
-        time.sleep(0.5)
+def kill_trials(search: Command) -> None:
+    for pid in workers(search.pid):
+        os.kill(pid, signal.SIGKILL)
+
+
+def saved_epochs(checkpoints: Path) -> int:
+    """How far the newest checkpoint of a trial is."""
+    index = checkpoints / "checkpoints.json"
+    return json.loads(index.read_text())["saved"][0]["epoch"] if index.exists() else 0
+
+
+def are_whole(checkpoints: Path) -> bool:
+    """Whether both checkpoints are there, as the index has them."""
+    saved = json.loads((checkpoints / "checkpoints.json").read_text())["saved"]
+    sums = [hashlib.sha256((checkpoints / each["file"]).read_bytes()).hexdigest() for each in saved]
+    return len(sums) == 2 and sums == [each["sha256"] for each in saved]
+
+
+def truncate_newest(checkpoints: Path) -> None:
+    saved = json.loads((checkpoints / "checkpoints.json").read_text())["saved"]
+    newest = checkpoints / saved[0]["file"]
+    newest.write_bytes(newest.read_bytes()[:1000])
 
 
 @pytest.fixture(scope="module")
@@ -122,35 +99,43 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A user's folder with a search that came through the faults; MLflow's server is up."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    (folder / "start.py").write_text(START)
     port = free_port()
-    mlflow = server(folder, port)
-    command = [sys.executable, "-m", "search", "launch", "task.yaml", "--name", "faulty"]
-    command += ["--tracking-uri", f"http://127.0.0.1:{port}"]
-    search = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    server = start_server(folder, port)
+    checkpoints = folder / "runs" / trial_folder("faulty", 0)
+    search = Command(folder, "start.py", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
     try:
-        checkpoints = folder / "runs" / trial_folder("faulty", 0)
-        wait_for_two(checkpoints, search)
-        stop(mlflow)
-        newest = max(checkpoints.glob("*.pt"), key=lambda path: path.stat().st_mtime)
-        newest.write_bytes(newest.read_bytes()[:1000])
-        for pid in workers(search.pid):
-            os.kill(pid, signal.SIGKILL)
+
+        def stands_with_two() -> bool:
+            if saved_epochs(checkpoints) < 2:
+                return False
+            stop_trials(search)
+            if are_whole(checkpoints):
+                return True
+            for pid in workers(search.pid):  # it was just saving
+                os.kill(pid, signal.SIGCONT)
+            return False
+
+        search.wait_until(stands_with_two)
+        stop_server(server)
+        truncate_newest(checkpoints)
+        before = saved_epochs(checkpoints)
+        kill_trials(search)
+        search.wait_until(lambda: "trial 0 goes on from its checkpoint" in search.stdout)
         log = folder / "runs/logs/faulty.log"
-        wait_until(lambda: "away, and tried again" in log.read_text(), 120)
-        wait_until(lambda: len(workers(search.pid)) == 2, 120)
-        with held(search):
-            mlflow = server(folder, port)
-        output, _ = search.communicate(timeout=300)
-        assert search.returncode == 0, output
-        assert "MLflow missed" not in output
+        search.wait_until(lambda: "away, and tried again" in log.read_text())
+        search.wait_until(lambda: saved_epochs(checkpoints) > before)
+        search.send(signal.SIGKILL)
+        search.wait()
+        assert read_record(Storage(str(folder / "runs")), "faulty").state == "running"
+        server = start_server(folder, port)
+        resumed = Command(folder, "resume", "faulty", "--more-trials", "1").wait()
+        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+        assert "MLflow missed" not in resumed.stdout
         yield folder
     finally:
-        stop(mlflow)
-        if search.poll() is None:
-            search.kill()
-            search.communicate()
+        search.send(signal.SIGKILL)
+        stop_server(server)
 
 
 @pytest.fixture(scope="module")
@@ -158,27 +143,17 @@ def record(folder: Path) -> SearchRecord:
     return read_record(Storage(str(folder / "runs")), "faulty")
 
 
-def test_every_trial_finishes_with_the_reports_of_an_undisturbed_one(
-    folder: Path, record: SearchRecord
-) -> None:
-    assert [trial.state for trial in record.trials] == ["finished"] * 3
-    for trial in record.trials[:2]:
-        config = trial_config(record.experiment, trial.point)
-        reports = kdcore.distill(config, workspace=folder / "runs")
-        assert trial.accuracies == tuple(report.heldout_accuracy for report in reports)
+def test_every_trial_is_there_once_and_ended(record: SearchRecord) -> None:
+    checks.every_trial_is_there_once_and_ended(record)
+
+
+def test_the_reports_are_those_of_undisturbed_trials(folder: Path, record: SearchRecord) -> None:
+    checks.reports_are_those_of_undisturbed_trials(record, folder / "runs")
+
+
+def test_optuna_has_each_trial_once_in_its_true_state(folder: Path, record: SearchRecord) -> None:
+    checks.optuna_has_each_trial_once_in_its_true_state(record, folder / "runs")
 
 
 def test_mlflow_caught_up_in_order_and_without_duplicates(record: SearchRecord) -> None:
-    assert record.mlflow_experiment_id is not None
-    client = MlflowClient(record.tracking_uri)
-    runs = client.search_runs([record.mlflow_experiment_id], "tags.`kdsearch.role` = 'trial'")
-    assert len(runs) == 3
-    for run in runs:
-        assert run.info.status == "FINISHED"
-        history = client.get_metric_history(run.info.run_id, "heldout_accuracy")
-        logged = sorted(history, key=lambda entry: entry.step)
-        trial = record.trials[int(run.data.tags["kdsearch.trial"])]
-        assert [entry.step for entry in logged] == list(range(1, EPOCHS + 1))
-        assert [entry.value for entry in logged] == list(trial.accuracies)
-        times = [entry.timestamp for entry in logged]
-        assert times == sorted(times)
+    checks.mlflow_has_every_epoch_once_and_in_order(record)

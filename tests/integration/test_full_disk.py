@@ -1,40 +1,43 @@
 """A search whose disk is full for a while: no room for records, checkpoints, MLflow, logs."""
 
 import os
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from mlflow import MlflowClient
 
 import kdcore
 from search.record import SearchRecord, read_record
-from search.space import trial_config
-from search.storage import Storage
-from tests.integration.ray_cluster import wait_until
+from search.storage import RETRY_SECONDS, Storage
+from tests.integration import checks
+from tests.integration.commands import EAGER, Command
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk"),
-]
+NEEDS_ROOT = pytest.mark.skipif(
+    os.getuid() != 0, reason="only root can mount a small disk; run as root"
+)
 
-EPOCHS = 60
+pytestmark = [pytest.mark.integration, NEEDS_ROOT]
+
+EPOCHS = 40
 EXPERIMENT: dict[str, Any] = {
     "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},
     "teacher": {"backbone": "resnet8", "training": {"epochs": 2, "learning_rate": 0.1}},
     "student": "resnet8",
     "objective": [["none", "kd"]],
     "training": {"epochs": EPOCHS, "learning_rate": 0.1},
-    "search": {"trials": 3, "asha": None, "concurrent_trials": 2},
+    "search": {"trials": 2, "asha": None, "concurrent_trials": 1},
 }
 
-# More than the patience of what tries again, less than that of what waits.
-SECONDS_FULL = 20
+START = EAGER + 'from search.cli import app\napp(["launch", "task.yaml", "--name", "full"])\n'
+
+# Whoever waits for room looks several times in vain.
+SECONDS_FULL = 3 * RETRY_SECONDS
 
 
 def fill(disk: Path) -> Path:
@@ -50,36 +53,43 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A user's folder, whose runs lie on a disk that was full for a while."""
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A user's folder for runs, on a disk of 64 MB."""
     disk = folder / "runs"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
     try:
-        search = subprocess.Popen(
-            [sys.executable, "-m", "search", "launch", "task.yaml", "--name", "full"],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            wait_until(lambda: search.poll() is not None or trains(disk), 180)
-            filler = fill(disk)
-            time.sleep(SECONDS_FULL)
-            assert search.poll() is None, search.communicate()[0]
-            filler.unlink()
-            output, _ = search.communicate(timeout=300)
-        finally:
-            search.kill()
-        assert search.returncode == 0, output
-        assert "MLflow missed" not in output
-        yield folder
+        yield disk
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def outlast_a_full_disk(folder: Path, disk: Path, seconds: float) -> None:
+    """Runs a search to its end, on a disk that is full for a while."""
+    (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    (folder / "start.py").write_text(START)
+    search = Command(folder, "start.py")
+    try:
+        search.wait_until(lambda: trains(disk))
+        filler = fill(disk)
+        time.sleep(seconds)
+        assert search.is_running(), search.stdout + search.stderr
+        filler.unlink()
+        done = search.wait()
+    finally:
+        search.send(signal.SIGKILL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "MLflow missed" not in done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's folder, whose runs lie on a disk that was full for a while."""
+    folder = tmp_path_factory.mktemp("user")
+    with small_disk(folder) as disk:
+        outlast_a_full_disk(folder, disk, SECONDS_FULL)
+        yield folder
 
 
 def trains(disk: Path) -> bool:
@@ -97,22 +107,12 @@ def record(folder: Path) -> SearchRecord:
 def test_every_trial_finishes_with_the_reports_of_an_undisturbed_one(
     folder: Path, record: SearchRecord
 ) -> None:
-    assert record.state == "finished"
-    assert [trial.state for trial in record.trials] == ["finished"] * 3
-    for trial in record.trials[:2]:
-        config = trial_config(record.experiment, trial.point)
-        reports = kdcore.distill(config, workspace=folder / "runs")
-        assert trial.accuracies == tuple(report.heldout_accuracy for report in reports)
+    checks.every_trial_is_there_once_and_ended(record)
+    checks.reports_are_those_of_undisturbed_trials(record, folder / "runs")
 
 
 def test_mlflow_has_every_epoch_once(record: SearchRecord) -> None:
-    assert record.mlflow_experiment_id is not None
-    client = MlflowClient(record.tracking_uri)
-    runs = client.search_runs([record.mlflow_experiment_id], "tags.`kdsearch.role` = 'trial'")
-    assert len(runs) == 3
-    for run in runs:
-        history = client.get_metric_history(run.info.run_id, "heldout_accuracy")
-        assert sorted(entry.step for entry in history) == list(range(1, EPOCHS + 1))
+    checks.mlflow_has_every_epoch_once_and_in_order(record)
 
 
 def test_the_student_is_whole(folder: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from search.cli import main
-from tests.integration.test_search import EXPERIMENT
+from tests.integration.commands import kdsearch
+from tests.integration.finished_search import EXPERIMENT
 
 pytestmark = pytest.mark.integration
 
@@ -121,13 +122,7 @@ def test_an_unknown_search_is_refused(capsys: pytest.CaptureFixture[str], comman
 
 def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
     Path("task.yaml").write_text(yaml.safe_dump(VALID))
-    done = subprocess.run(
-        [sys.executable, "-m", "search", "launch", "task.yaml", "--address", "127.0.0.1:1"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = kdsearch(tmp_path, "launch", "task.yaml", "--address", "127.0.0.1:1")
     assert done.returncode == 1
     assert "no Ray at 127.0.0.1:1: [Errno 111] Connection refused" in done.stderr
     assert "Traceback" not in done.stderr
@@ -158,21 +153,3 @@ def test_the_command_itself_ends_with_status_2(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == "absent.yaml: cannot be read: No such file or directory\n"
-
-
-def test_a_trial_that_no_machine_has_room_for_is_refused_before_the_teacher_learns(
-    tmp_path: Path,
-) -> None:
-    Path("task.yaml").write_text(yaml.safe_dump(VALID))
-    done = subprocess.run(
-        [sys.executable, "-m", "search", "launch", "task.yaml", "--set", "resources.cpus=999"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "a trial needs 999 CPUs and 0 GPUs on one machine, but there is one with" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not Path("runs/searches").exists()
-    assert not Path("runs/teachers").exists()

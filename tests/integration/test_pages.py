@@ -3,9 +3,9 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,6 +22,7 @@ from search.record import SearchRecord, write_record
 from search.report import summary
 from search.storage import Storage
 from search.view import columns
+from tests.integration.commands import Command
 from tests.synthetic import log_search, made_up_search
 
 pytestmark = pytest.mark.integration
@@ -143,14 +144,31 @@ return Object.keys(rows).sort((one, other) => one - other).map((index) => rows[i
 
 @pytest.fixture(scope="module")
 def links(storage: Storage, record: SearchRecord) -> Iterator[list[str]]:
-    command = [sys.executable, "-m", "search", "ui", record.name, "--storage", storage.uri]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None
-    try:
-        yield [process.stdout.readline().strip() for _ in range(2)]
-    finally:
-        os.kill(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
+    """What `kdsearch ui` prints, while it runs; at the end SIGTERM stops it and its server."""
+    folder = storage.local
+    assert folder is not None
+    ui = Command(folder, "ui", record.name, "--storage", storage.uri)
+    ui.wait_until(lambda: ui.stdout.count("\n") >= 2)
+    links = ui.stdout.splitlines()[:2]
+    yield links
+    ui.send(signal.SIGTERM)
+    done = ui.wait()
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(links[0].partition("/#/")[0])
+
+
+def test_ui_serves_mlflow_on_this_machine_and_links_to_the_search(
+    links: list[str], record: SearchRecord
+) -> None:
+    base, _, place = links[0].partition("/#/")
+    assert base.startswith("http://127.0.0.1:")
+    assert place.startswith(f"experiments/{record.mlflow_experiment_id}/runs?")
+    assert record.name in place
+    with urllib.request.urlopen(base) as page:
+        assert b"MLflow" in page.read()
+    assert record.mlflow_run_id is not None
+    assert MlflowClient(base).get_run(record.mlflow_run_id).info.status == "FINISHED"
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,64 +13,96 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from mlflow import MlflowClient
 
 import kdcore
 from kdcore.data import ImageData, open_data
 from search.graphs import GRAPHS
-from search.record import SearchRecord, read_record, write_record
+from search.record import ConfirmationRun, SearchRecord, read_record, write_record
 from search.storage import Storage
+from tests.integration.commands import Command, kdsearch, succeeded
+from tests.integration.finished_search import Finished
+from tests.integration.ray_cluster import free_port
 
 pytestmark = pytest.mark.integration
 
-EXPERIMENT: dict[str, Any] = {
-    "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},
-    "teacher": {"backbone": "resnet14", "training": {"epochs": 3, "learning_rate": 0.1}},
-    "student": "resnet8",
-    "objective": [["none", "rkd"]],  # kd is confirmed all the same
-    "training": {"epochs": 3, "learning_rate": 0.1},
-    "search": {"trials": 3, "asha": None},
-    "confirm": {"top": 1, "seeds": 2},
-    "licences": {"student": "Apache-2.0"},
-}
+
+@pytest.fixture
+def folder(finished: Finished) -> Path:
+    """The user's folder."""
+    return finished.folder
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "search", *arguments]
+@pytest.fixture
+def storage(finished: Finished) -> Storage:
+    return finished.storage
 
 
-def kdsearch(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command(*arguments), cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
+@pytest.fixture
+def record(finished: Finished) -> SearchRecord:
+    return finished.record
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder, with a search whose file asks for a confirmation."""
-    path = tmp_path_factory.mktemp("user")
-    (path / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
-    launched = kdsearch(path, "launch", "task.yaml")
-    assert launched.returncode == 0, launched.stdout + launched.stderr
-    assert "Winner's curse" in launched.stdout
-    assert len(re.findall(r"again with seed \d+: held-out", launched.stdout)) == 6
-    return path
-
-
-@pytest.fixture(scope="module")
-def storage(folder: Path) -> Storage:
-    return Storage(str(folder / "runs"))
-
-
-@pytest.fixture(scope="module")
-def record(storage: Storage) -> SearchRecord:
-    return read_record(storage, "task-1")
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def data(record: SearchRecord, folder: Path) -> ImageData:
     return open_data(record.experiment.data, folder / "runs")
+
+
+def runs_of(record: SearchRecord) -> dict[tuple[str, int], ConfirmationRun]:
+    """The runs of a confirmation that have ended, by row and seed."""
+    return {(each.label, run.seed): run for each in record.confirmed for run in each.runs}
+
+
+@pytest.fixture(scope="module")
+def worse(finished: Finished) -> str:
+    """What a second search printed: its tracking server was away, and Ctrl-C came while it
+    confirmed what one epoch had taught."""
+    changes = {
+        "training.epochs": "1",
+        "search.trials": "2",
+        "search.concurrent_trials": "1",
+        "narrow": "{}",
+        "confirm.seeds": "4",
+    }
+    launch = Command(
+        finished.folder,
+        *("launch", "task.yaml", "--name", "worse", "--tracking-uri", "http://127.0.0.1:9"),
+        *(word for change in changes.items() for word in ("--set", "=".join(change))),
+    )
+    file = finished.folder / "runs/searches/worse/search.json"
+    launch.wait_until(
+        lambda: file.exists() and bool(runs_of(read_record(finished.storage, "worse")))
+    )
+    launch.send(signal.SIGINT)
+    done = launch.wait()
+    assert done.returncode in (0, 130), done.stdout + done.stderr  # 0 where it was too late
+    return done.stdout
+
+
+def test_a_second_launch_finds_the_teacher_and_needs_no_tracking_server(
+    folder: Path, storage: Storage, record: SearchRecord, worse: str
+) -> None:
+    assert "teacher resnet14: found" in worse
+    assert "search worse" in worse
+    assert "MLflow missed" in worse
+    assert {trial.state for trial in read_record(storage, "worse").trials} == {"finished"}
+    assert read_record(storage, "task-1") == record
+    assert "none (control)" in succeeded(folder, "compare", "task-1", "worse")
+
+
+def test_a_cut_confirmation_goes_on_and_repeats_nothing(
+    folder: Path, storage: Storage, worse: str
+) -> None:
+    before = read_record(storage, "worse")
+    known = runs_of(before)
+    assert "kdsearch confirm worse goes on" in worse or len(known) == 8
+    said = succeeded(folder, "confirm", "worse", "--seeds", "4")
+    after = read_record(storage, "worse")
+    assert len(runs_of(after)) == 8
+    assert known.items() <= runs_of(after).items()
+    assert len(re.findall(r"again with seed \d+: held-out", said)) == 8 - len(known)
+    assert after.trials == before.trials
+    assert after.state == "finished"
 
 
 def test_best_control_and_published_setting_have_the_same_fresh_seeds(
@@ -84,18 +115,18 @@ def test_best_control_and_published_setting_have_the_same_fresh_seeds(
     assert roles["published"].objective.startswith("kd(weight=0.9, temperature=4")
     for each in record.confirmed:
         assert list(each.test_accuracies) == [1, 2]
-        assert all(len(run.accuracies) == 3 for run in each.runs)
+        assert all(len(run.accuracies) == 4 for run in each.runs)
     assert record.confirmed_gain(roles["best"]) is not None
 
 
 def test_the_leaderboard_has_the_confirmed_first(folder: Path, record: SearchRecord) -> None:
-    shown = kdsearch(folder, "leaderboard", "task-1", "--format", "json")
-    rows = [row for row in json.loads(shown.stdout) if row["rank"]]
+    shown = succeeded(folder, "leaderboard", "task-1", "--format", "json")
+    rows = [row for row in json.loads(shown) if row["rank"]]
     tested = [row["test_accuracy"] for row in rows]
-    assert tested[2] is None
+    assert tested[2:] == [None] * (len(rows) - 2)
     assert tested[:2] == sorted(tested[:2], reverse=True)
     assert {row["trial"] for row in rows[:2]} == {e.trial for e in record.confirmed} - {None}
-    assert "±" in kdsearch(folder, "leaderboard", "task-1").stdout
+    assert "±" in succeeded(folder, "leaderboard", "task-1")
 
 
 def test_mlflow_has_a_child_run_for_each_with_its_curve(record: SearchRecord) -> None:
@@ -116,55 +147,19 @@ def test_mlflow_has_a_child_run_for_each_with_its_curve(record: SearchRecord) ->
         assert run.info.status == "FINISHED"
 
 
-def test_a_cut_confirmation_goes_on_and_repeats_nothing(folder: Path, storage: Storage) -> None:
-    def runs(record: SearchRecord) -> dict[tuple[str, int], Any]:
-        return {(each.label, run.seed): run for each in record.confirmed for run in each.runs}
-
-    before = read_record(storage, "task-1")
-    known = runs(before)
-    arguments = ("confirm", "task-1", "--top", "1", "--seeds", "4")
-    # Both come after a run has ended, at any moment of another, or when all have.
-    for cut in (signal.SIGKILL, signal.SIGINT):
-        process = subprocess.Popen(
-            command(*arguments), cwd=folder, stdout=subprocess.PIPE, text=True
-        )
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and process.poll() is None:
-            if len(runs(read_record(storage, "task-1"))) > len(known):
-                break
-            time.sleep(0.2)
-        os.kill(process.pid, cut)
-        said, _ = process.communicate(timeout=120)
-        after = runs(read_record(storage, "task-1"))
-        assert known.items() <= after.items()
-        assert len(after) > len(known) or len(known) == 12
-        if process.returncode == 130:
-            assert "kdsearch confirm task-1 goes on" in said
-        known = after
-    done = kdsearch(folder, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    whole = read_record(storage, "task-1")
-    assert len(runs(whole)) == 12
-    assert known.items() <= runs(whole).items()
-    assert len(re.findall(r"again with seed \d+: held-out", done.stdout)) == 12 - len(known)
-    assert whole.trials == before.trials
-    assert whole.state == "finished"
-
-
 @pytest.mark.parametrize("form", ["safetensors", *GRAPHS])
 def test_best_gives_files_that_reproduce_what_was_recorded(
     folder: Path, data: ImageData, storage: Storage, form: str
 ) -> None:
-    done = kdsearch(folder, "best", "task-1", "--format", form, "--out", form, "--no-register")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "registered" not in done.stdout
+    said = succeeded(folder, "best", "task-1", "--format", form, "--out", form, "--no-register")
+    assert "registered" not in said
     files = {"README.md", "student.json", "student.safetensors"}
     student = kdcore.load_student(folder / form)
     predict: Any = student
     if form in GRAPHS:
         files.add(GRAPHS[form].file)
         predict = GRAPHS[form].load(folder / form / GRAPHS[form].file)
-        assert "differ from PyTorch's by at most" in done.stdout
+        assert "differ from PyTorch's by at most" in said
     assert {path.name for path in (folder / form).iterdir()} == files
     with torch.no_grad():
         right = (predict(data.test.images).argmax(1) == data.test.labels).double().mean().item()
@@ -190,11 +185,10 @@ def test_best_gives_files_that_reproduce_what_was_recorded(
 
 
 def test_the_cards_command_makes_the_same_weights_again(folder: Path) -> None:
-    assert kdsearch(folder, "best", "task-1", "--out", "first", "--no-register").returncode == 0
+    succeeded(folder, "best", "task-1", "--out", "first", "--no-register")
     card = (folder / "first/README.md").read_text()
     (line,) = [line for line in card.splitlines() if line.startswith("kdsearch rerun")]
-    done = kdsearch(folder, *line.split()[1:])
-    assert done.returncode == 0, done.stdout + done.stderr
+    succeeded(folder, *line.split()[1:])
     weights = [folder / place / "student.safetensors" for place in ("first", "again")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert kdcore.load_student(folder / "again") is not None
@@ -229,44 +223,45 @@ def test_weights_that_changed_are_not_exported(folder: Path, storage: Storage) -
 
 
 def test_a_row_trained_again_is_equal_and_a_changed_record_is_found(
-    folder: Path, storage: Storage
+    folder: Path, record: SearchRecord, storage: Storage
 ) -> None:
-    for arguments in (("1",), ("kd-resnet8", "--seed", "2")):
-        done = kdsearch(folder, "rerun", "task-1", *arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "equal: all 3 epochs" in done.stdout
-    record = read_record(storage, "task-1")
-    first, second, third = record.trials[1].accuracies
-    trial = record.trials[1].model_copy(update={"accuracies": (first, second + 0.01, third)})
-    trials = (record.trials[0], trial, *record.trials[2:])
+    trial = max(record.trials[1:], key=lambda trial: trial.epochs_done)
+    number = str(trial.number)
+    for arguments in ((number,), ("kd-resnet8", "--seed", "2")):
+        said = succeeded(folder, "rerun", "task-1", *arguments)
+        assert "equal: all 4 epochs" in said
+    first, second, *later = trial.accuracies
+    changed = trial.model_copy(update={"accuracies": (first, second + 0.01, *later)})
+    trials = tuple(changed if each is trial else each for each in record.trials)
     write_record(storage, record.model_copy(update={"name": "other", "trials": trials}))
-    done = kdsearch(folder, "rerun", "other", "1")
+    done = kdsearch(folder, "rerun", "other", number)
     assert done.returncode == 1
     assert re.search(r"different: epoch 2: heldout_accuracy .* differs by -0.01\b", done.stdout)
     assert kdsearch(folder, "rerun", "task-1", "9").returncode == 2
 
 
 def test_the_champion_changes_only_for_a_better_one_and_answers_requests(
-    folder: Path, data: ImageData, record: SearchRecord
+    folder: Path, data: ImageData, storage: Storage, record: SearchRecord, worse: str
 ) -> None:
     client = MlflowClient(record.tracking_uri)
 
     def champion() -> str:
         return str(client.get_model_version_by_alias("kdsearch-task", "champion").version)
 
-    first = kdsearch(folder, "best", "task-1")
-    assert first.returncode == 0, first.stderr
-    assert "registered as kdsearch-task, version 1: the first champion" in first.stdout
-    again = kdsearch(folder, "best", "task-1")
-    assert "version 1: the champion already" in again.stdout
-    worse = ["--set", "training.epochs=1", "--set", "search.trials=2", "--set", "confirm=null"]
-    launched = kdsearch(folder, "launch", "task.yaml", "--name", "worse", *worse)
-    assert launched.returncode == 0, launched.stdout + launched.stderr
-    second = kdsearch(folder, "best", "worse")
-    assert "version 2: version 1 stays the champion" in second.stdout
+    first = succeeded(folder, "best", "task-1", "--out", "registered")
+    assert "registered as kdsearch-task, version 1: the first champion" in first
+    assert "version 1: the champion already" in succeeded(
+        folder, "best", "task-1", "--out", "registered"
+    )
+    keys = ("tracking_uri", "mlflow_experiment_id", "mlflow_run_id")
+    known = {key: getattr(record, key) for key in keys}
+    logged = read_record(storage, "worse").model_copy(update={"name": "logged", **known})
+    write_record(storage, logged)
+    second = succeeded(folder, "best", "logged", "--out", "second")
+    assert "version 2: version 1 stays the champion" in second
     assert champion() == "1"
     version = client.get_model_version("kdsearch-task", "1")
-    student = kdcore.load_student(folder / "runs/searches/task-1/best")
+    student = kdcore.load_student(folder / "registered")
     with torch.no_grad():
         right = student(data.test.images).argmax(1) == data.test.labels
     accuracy = float(version.tags["kdsearch.test_accuracy"])
@@ -280,9 +275,7 @@ def test_the_champion_changes_only_for_a_better_one_and_answers_requests(
 
 def _served(tracking_uri: str, request: dict[str, Any]) -> Any:
     """What the champion answers, served by MLflow in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # MLflow starts uvicorn by its name, as it lies beside this interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     serve = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
@@ -316,11 +309,8 @@ def _served(tracking_uri: str, request: dict[str, Any]) -> Any:
         server.wait(30)
 
 
-def test_a_registry_that_is_away_does_not_fail_the_export(folder: Path, storage: Storage) -> None:
-    record = read_record(storage, "task-1")
-    away = {"name": "away", "tracking_uri": "http://127.0.0.1:9"}
-    write_record(storage, record.model_copy(update=away))
-    done = kdsearch(folder, "best", "away", "--out", "exported")
+def test_a_registry_that_is_away_does_not_fail_the_export(folder: Path, worse: str) -> None:
+    done = kdsearch(folder, "best", "worse", "--out", "exported")
     assert done.returncode == 0, done.stderr
     assert "not registered in MLflow" in done.stderr
     assert kdcore.load_student(folder / "exported") is not None

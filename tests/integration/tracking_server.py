@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.integration import mlflow_server
 from tests.integration.ray_cluster import ROOT, free_port
 
 # PostgreSQL refuses to run as root, so root takes the name of another user for it.
@@ -39,11 +40,15 @@ class Server:
 
 def start(home: Path, port: int) -> None:
     user = _AS_A_USER if os.getuid() == 0 else []
-    environment = os.environ | {
-        "HOME": str(home),
-        "MLFLOW_PORT": str(port),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    environment = (
+        os.environ
+        | mlflow_server.ENVIRONMENT
+        | {
+            "HOME": str(home),
+            "MLFLOW_PORT": str(port),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+    )
     command = [
         *user,
         "bash",

@@ -1,0 +1,68 @@
+"""What holds of every search at its end, whatever has happened to it."""
+
+from pathlib import Path
+
+import cloudpickle
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+
+import kdcore
+from search.record import SearchRecord
+from search.space import trial_config
+
+_OPTUNA = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+_MLFLOW = {"finished": "FINISHED", "stopped": "KILLED"}
+
+
+def every_trial_is_there_once_and_ended(record: SearchRecord) -> None:
+    assert record.state == "finished"
+    assert [each.number for each in record.trials] == list(range(record.experiment.search.trials))
+    assert {trial.state for trial in record.trials} <= _OPTUNA.keys()
+    for trial in record.trials:
+        assert (trial.epochs_done == trial.epochs) == (trial.state == "finished")
+        assert len(trial.accuracies) == trial.epochs_done
+    assert record.trials[0].state == "finished"
+    points = [trial.point for trial in record.trials]
+    assert all(point not in points[:index] for index, point in enumerate(points))
+
+
+def reports_are_those_of_undisturbed_trials(record: SearchRecord, workspace: Path) -> None:
+    for trial in record.trials:
+        config = trial_config(record.experiment, trial.point)
+        reports = kdcore.distill(config, workspace=workspace)
+        pairs = zip(trial.accuracies, reports, strict=False)
+        assert all(accuracy == report.heldout_accuracy for accuracy, report in pairs)
+
+
+def optuna_has_each_trial_once_in_its_true_state(record: SearchRecord, runs: Path) -> None:
+    states = (runs / "searches" / record.name / "tune").glob("searcher-state-*.pkl")
+    newest = max(states, key=lambda path: path.stat().st_mtime)
+    trials = cloudpickle.loads(newest.read_bytes())["_ot_study"].trials
+    assert [trial.state for trial in trials] == [_OPTUNA[trial.state] for trial in record.trials]
+    for known, trial in zip(trials, record.trials, strict=True):
+        assert sorted(known.intermediate_values) == list(range(1, trial.epochs_done + 1))
+        assert known.params.items() <= trial.point.items()
+
+
+def mlflow_has_every_epoch_once_and_in_order(record: SearchRecord) -> None:
+    client = MlflowClient(record.tracking_uri)
+    assert record.mlflow_experiment_id is not None
+    runs = client.search_runs([record.mlflow_experiment_id])
+    by_role = {
+        role: [run for run in runs if run.data.tags["kdsearch.role"] == role]
+        for role in ("search", "teacher", "trial")
+    }
+    assert [len(found) for found in by_role.values()] == [1, 1, len(record.trials)]
+    by_number = {int(run.data.tags["kdsearch.trial"]): run for run in by_role["trial"]}
+    for trial in record.trials:
+        run = by_number[trial.number]
+        assert run.info.status == _MLFLOW[trial.state]
+        history = client.get_metric_history(run.info.run_id, "heldout_accuracy")
+        logged = sorted(history, key=lambda entry: entry.step)
+        steps = [(entry.step, entry.value) for entry in logged]
+        assert steps == list(enumerate(trial.accuracies, start=1))
+        times = [entry.timestamp for entry in logged]
+        assert times == sorted(times)
+    (search,) = by_role["search"]
+    assert search.info.status == "FINISHED"
+    assert search.info.run_id == record.mlflow_run_id

@@ -1,0 +1,172 @@
+"""A search that a cluster runs by itself: submitted, followed, stopped and resumed from another
+machine, while the cluster's own machines come and go."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from search.record import SearchRecord, read_record
+from search.storage import Storage
+from tests.integration import checks
+from tests.integration.commands import wait_until
+from tests.integration.ray_cluster import RayCluster
+
+pytestmark = pytest.mark.integration
+
+# Long enough that a search is still far from its end when it is stopped.
+EPOCHS = 60
+EXPERIMENT: dict[str, Any] = {
+    "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},
+    "teacher": {"backbone": "resnet8", "training": {"epochs": 1, "learning_rate": 0.1}},
+    "student": "resnet8",
+    "objective": [["none", "kd"]],
+    "training": {"epochs": EPOCHS, "learning_rate": 0.1},
+    "search": {"trials": 2, "asha": None, "concurrent_trials": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A head that runs no trials."""
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    cluster = RayCluster(folder)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def storage(cluster: RayCluster) -> Storage:
+    """The folder that all machines reach."""
+    folder = cluster.folder / "shared"
+    folder.mkdir()
+    return Storage(str(folder))
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0, reason="only root can hide a folder from a machine; run as root"
+)
+def test_what_a_cluster_cannot_do_is_found_before_anything_is_trained(
+    cluster: RayCluster, storage: Storage
+) -> None:
+    stranger = cluster.add_machine(without=Path(storage.uri))
+    place = ("--address", cluster.address, "--storage", storage.uri)
+    wanted = *place, "--set", "search.concurrent_trials=null"
+    crowded = cluster.kdsearch("check", "task.yaml", *wanted, "--set", "resources.cpus=999")
+    refused = cluster.kdsearch("launch", "task.yaml", *wanted, "--name", "refused")
+    cluster.lose(stranger)
+    for done, words in (
+        (crowded, "a trial needs 999 CPUs and 0 GPUs on one machine, but there is"),
+        (refused, f"{storage.uri} is not shared by all machines"),
+    ):
+        assert done.returncode == 1
+        assert words in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (Path(storage.uri) / "searches/refused").exists()
+    assert not (Path(storage.uri) / "teachers").exists()
+
+
+@pytest.fixture(scope="module")
+def stopped(cluster: RayCluster, storage: Storage) -> SearchRecord:
+    """A submitted search that waited for its machines, lost one while all were busy, and was
+    stopped after that."""
+    submitted = cluster.kdsearch("submit", "task.yaml", "--storage", storage.uri, "--name", "cut")
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "kdsearch stop cut" in submitted.stdout
+    known = Path(storage.uri) / "searches/cut/search.json"
+    wait_until(known.exists, 200)
+    for _ in range(2):
+        cluster.add_machine()
+
+    def all_are_busy() -> bool:
+        trials = read_record(storage, "cut").trials
+        return [trial.state for trial in trials] == ["running"] * 2
+
+    wait_until(all_are_busy, 200)
+    cluster.lose(cluster.machines[-1])
+    wait_until(lambda: lost_trials(cluster) != [], 200)
+    done = cluster.kdsearch("stop", "cut")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "search cut is stopped" in done.stdout
+    return read_record(storage, "cut")
+
+
+def lost_trials(cluster: RayCluster) -> list[int]:
+    """The trials whose machine was lost, as the search's own words tell."""
+    said = cluster.kdsearch("logs", "cut").stdout
+    return [int(number) for number in re.findall(r"trial (\d+) goes on from its checkpoint", said)]
+
+
+def test_a_name_is_given_once(cluster: RayCluster, storage: Storage, stopped: SearchRecord) -> None:
+    again = cluster.kdsearch("submit", "task.yaml", "--storage", storage.uri, "--name", "cut")
+    assert again.returncode == 2
+    assert again.stderr == "--name: 'cut' is taken; choose another, or leave --name out\n"
+
+
+def test_stop_ends_a_search_as_ctrl_c_does(cluster: RayCluster, stopped: SearchRecord) -> None:
+    assert stopped.state == "interrupted"
+    assert "interrupted" in {trial.state for trial in stopped.trials}
+    assert {trial.state for trial in stopped.trials} <= {"interrupted", "finished"}
+    client = MlflowClient(stopped.tracking_uri)
+    assert stopped.mlflow_experiment_id is not None
+    runs = client.search_runs([stopped.mlflow_experiment_id])
+    assert {run.info.status for run in runs} == {"KILLED", "FINISHED"}
+    logs = cluster.kdsearch("logs", "cut").stdout
+    assert "stopping; Ctrl-C again ends at once" in logs
+    assert "The search ended early" in logs
+    assert "cut: stopped" in cluster.kdsearch("status", "cut").stdout
+
+
+@pytest.fixture(scope="module")
+def resumed(cluster: RayCluster, storage: Storage, stopped: SearchRecord) -> SearchRecord:
+    """The same search at its end."""
+    resumed = cluster.kdsearch("resume", "cut", "--address", cluster.job_server)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    followed = cluster.kdsearch("logs", "cut", "--follow")
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    for words in ("trial 1 finished after", "cut (finished)", "none (control)"):
+        assert words in followed.stdout
+    return read_record(storage, "cut")
+
+
+def test_a_stopped_search_goes_on_to_its_end(cluster: RayCluster, resumed: SearchRecord) -> None:
+    status = cluster.kdsearch("status", "cut").stdout
+    assert "cut: succeeded" in status
+    assert "job      cut.2" in status
+    assert "2 finished of 2" in status
+    assert "none (control)" in status
+
+
+def test_every_trial_ends_once_as_if_nothing_had_happened(
+    resumed: SearchRecord, storage: Storage
+) -> None:
+    checks.every_trial_is_there_once_and_ended(resumed)
+    checks.reports_are_those_of_undisturbed_trials(resumed, Path(storage.uri))
+    checks.mlflow_has_every_epoch_once_and_in_order(resumed)
+
+
+def test_a_job_that_fails_says_so(cluster: RayCluster, storage: Storage) -> None:
+    failed = cluster.kdsearch(
+        *("submit", "task.yaml", "--storage", storage.uri, "--follow"),
+        *("--set", "data={name: fashion_mnist, root: /absent}"),
+    )
+    assert failed.returncode == 1
+    assert "search task-1 is on its way" in failed.stdout
+    assert "root is '/absent', but that is no folder" in failed.stdout
+    listed = cluster.kdsearch("status").stdout.splitlines()
+    assert any("task-1" in line and "failed" in line for line in listed)
+
+
+def test_only_the_token_opens_the_job_server(cluster: RayCluster) -> None:
+    without = cluster.kdsearch("status", HOME=str(cluster.folder))
+    assert without.returncode == 2
+    assert "asks for a token; put the cluster's into ~/.ray/auth_token" in without.stderr
+    wrong = cluster.kdsearch("status", RAY_AUTH_TOKEN="0" * 64)
+    assert wrong.returncode == 2
+    assert "refuses this token" in wrong.stderr
