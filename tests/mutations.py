@@ -62,7 +62,7 @@ DEFECTS = (
         "kdcore/method.py",
         "        teacher = teacher.detach()\n",
         "",
-        ("tests/unit/kdcore/test_methods.py", "-k", "gradient and kd"),
+        ("tests/unit/kdcore/test_methods.py", "-k", "gradient and wsld"),
     ),
     Defect(
         "a rung that keeps one too many",
@@ -163,7 +163,7 @@ def first_failure(tests: tuple[str, ...], defect: Defect | None) -> str | None:
         )
     if done.returncode == 0:
         return None
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     if failed is None:
         raise ValueError(f"pytest ended with {done.returncode}: {done.stdout}{done.stderr}")
     return failed[1]
