@@ -75,7 +75,7 @@ class RayCluster:
     def lose(self, machine: "subprocess.Popen[bytes]") -> None:
         """Kills all that runs on a machine at once, as if its plug were pulled."""
         self.machines.remove(machine)
-        for pid in _family(machine.pid):
+        for pid in family(machine.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         machine.wait()
@@ -118,7 +118,7 @@ def free_port() -> int:
         return port
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """A process and all that descend from it."""
     found = [pid]
     for parent in found:

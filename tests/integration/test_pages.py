@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -23,6 +24,7 @@ from search.report import summary
 from search.storage import Storage
 from search.view import columns
 from tests.integration.commands import Command
+from tests.integration.ray_cluster import family
 from tests.synthetic import log_search, made_up_search
 
 pytestmark = pytest.mark.integration
@@ -143,19 +145,31 @@ return Object.keys(rows).sort((one, other) => one - other).map((index) => rows[i
 
 
 @pytest.fixture(scope="module")
-def links(storage: Storage, record: SearchRecord) -> Iterator[list[str]]:
-    """What `kdsearch ui` prints, while it runs; at the end SIGTERM stops it and its server."""
+def ui(storage: Storage, record: SearchRecord) -> Iterator[Command]:
+    """`kdsearch ui`, once its server is up; at the end SIGTERM stops both."""
     folder = storage.local
     assert folder is not None
     ui = Command(folder, "ui", record.name, "--storage", storage.uri)
     ui.wait_until(lambda: ui.stdout.count("\n") >= 2)
-    links = ui.stdout.splitlines()[:2]
-    yield links
+    link = ui.stdout.splitlines()[0]
+    yield ui
     ui.send(signal.SIGTERM)
     done = ui.wait()
     assert done.returncode == 0, done.stderr
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(links[0].partition("/#/")[0])
+        urllib.request.urlopen(link.partition("/#/")[0])
+
+
+@pytest.fixture(scope="module")
+def links(ui: Command) -> list[str]:
+    """What it prints."""
+    return ui.stdout.splitlines()[:2]
+
+
+def test_ui_starts_mlflow_without_its_runner_of_jobs(ui: Command) -> None:
+    started = [Path(f"/proc/{pid}/cmdline").read_text() for pid in family(ui.pid)]
+    assert any("mlflow" in command for command in started)
+    assert not any("mlflow.server.jobs" in command for command in started)
 
 
 def test_ui_serves_mlflow_on_this_machine_and_links_to_the_search(

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.integration import mlflow_server
 from tests.integration.ray_cluster import ROOT, free_port
 
 # PostgreSQL refuses to run as root, so root takes the name of another user for it.
@@ -40,15 +39,11 @@ class Server:
 
 def start(home: Path, port: int) -> None:
     user = _AS_A_USER if os.getuid() == 0 else []
-    environment = (
-        os.environ
-        | mlflow_server.ENVIRONMENT
-        | {
-            "HOME": str(home),
-            "MLFLOW_PORT": str(port),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
-    )
+    environment = os.environ | {
+        "HOME": str(home),
+        "MLFLOW_PORT": str(port),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     command = [
         *user,
         "bash",
@@ -62,10 +57,12 @@ def start(home: Path, port: int) -> None:
 def running_server(home: Path) -> Iterator[Server]:
     """A server that was started by the user with this home, and ends with the block."""
     port = free_port()
-    start(home, port)
     try:
+        start(home, port)
         yield Server(f"http://127.0.0.1:{port}", home)
-    finally:
-        os.killpg(int((home / ".kdsearch/mlflow.pid").read_text()), signal.SIGTERM)
-        postmaster = (home / ".kdsearch/postgresql/postmaster.pid").read_text().split()[0]
-        os.kill(int(postmaster), signal.SIGINT)
+    finally:  # also where the start was cut off, and only one of the two is there
+        mlflow, postgresql = home / ".kdsearch/mlflow.pid", home / ".kdsearch/postgresql"
+        if mlflow.exists():
+            os.killpg(int(mlflow.read_text()), signal.SIGTERM)
+        if (postmaster := postgresql / "postmaster.pid").exists():
+            os.kill(int(postmaster.read_text().split()[0]), signal.SIGINT)
