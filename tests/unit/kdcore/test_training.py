@@ -360,7 +360,7 @@ def test_every_method_learns_in_bfloat16(
     name: str, student: Classifier, teacher: Classifier, one_batch: ImageData
 ) -> None:
     way = Execution("bfloat16", channels_last=True)
-    how = recipe(epochs=6)
+    how = recipe(epochs=4)
     first, *_, last = run(student, terms_of([name], one_batch), teacher, one_batch, how, way)
     # A strong term may hold cross-entropy back, and contrast with fresh banks rises at first.
     crosses = [report.train_terms["cross_entropy"] for report in (first, last)]
