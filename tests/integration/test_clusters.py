@@ -20,7 +20,7 @@ from tests.integration.ray_cluster import RayCluster
 pytestmark = pytest.mark.integration
 
 # Long enough that a search is still far from its end when it is stopped.
-EPOCHS = 80
+EPOCHS = 60
 EXPERIMENT: dict[str, Any] = {
     "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},
     "teacher": {"backbone": "resnet8", "training": {"epochs": 1, "learning_rate": 0.1}},
