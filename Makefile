@@ -18,12 +18,12 @@ unit: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -q -rs -n auto --dist loadfile
 
 integration: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/integration -q -rs -n 4 --dist loadfile \
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/integration -q -rs -n 3 --dist loadfile \
 		--no-loadscope-reorder
 
 # Random kills, outages and many trials: what takes long, and repeats what the tests show once.
 endurance: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/endurance -q -rs -n 4 --dist loadfile \
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/endurance -q -rs -n 3 --dist loadfile \
 		--ignore=tests/endurance/alone
 	$(BIN)/pytest tests/endurance/alone -q -rs
 
