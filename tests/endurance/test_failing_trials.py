@@ -10,9 +10,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from search.launch import default_tracking_uri
 from search.record import SearchRecord, read_record
-from search.storage import Storage
+from search.storage import Storage, default_tracking_uri
 from tests.integration.commands import Command, succeeded
 
 pytestmark = pytest.mark.integration
