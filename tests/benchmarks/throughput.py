@@ -57,6 +57,7 @@ REQUIRED = {
     "vgg13_cifar:vgg8": 5.0,
     "wrn_40_2:wrn_16_2": 5.0,
 }
+REQUIRED_WITH_AMX = REQUIRED | {"wrn_40_2:wrn_16_2": 6.0}
 REQUIRED_ON_GPU = 8.0
 REQUIRED_WITH_LIVE_TEACHER = 1.8
 
@@ -324,8 +325,10 @@ def rows_of(
     # operations.
     operations = 3 * 2 * count_multiply_adds(student, data.image_size)
     on_gpu = device.type == "cuda"
+    with_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    on_cpu = REQUIRED_WITH_AMX if with_amx else REQUIRED
     required = {
-        "kd, cached": REQUIRED_ON_GPU if on_gpu else REQUIRED.get(name),
+        "kd, cached": REQUIRED_ON_GPU if on_gpu else on_cpu.get(name),
         "at, live": None if on_gpu else REQUIRED_WITH_LIVE_TEACHER,
         "at, cached": None,
     }
