@@ -20,6 +20,7 @@ from kdcore.backbones import build_backbone
 from kdcore.checkpoint import FILE_NAME, read_checkpoint
 from kdcore.data import ImageData
 from kdcore.distillation import build_terms, setting_of
+from kdcore.execution import Execution
 from kdcore.methods import CATALOGUE
 from kdcore.training import best_student
 
@@ -195,6 +196,29 @@ def test_other_seeds_give_other_students(
 ) -> None:
     other = next(distill(configure(seed=1), workspace=workspace, device=CPU))
     assert other.heldout_loss != finished()[0][0].heldout_loss
+
+
+@pytest.mark.parametrize("acceleration", ["auto", "off"])
+def test_student_and_teacher_compute_in_what_was_measured_for_each_unless_it_is_switched_off(
+    acceleration: str,
+    configure: Configure,
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ways = {"resnet8": Execution("bfloat16"), "resnet14": Execution(channels_last=True)}
+
+    def measured(name: str, *what: object, **how: object) -> Execution:
+        return ways[name]
+
+    monkeypatch.setattr("kdcore.distillation.fastest_execution", measured)
+    config = configure(SEARCHED, epochs=1, acceleration=acceleration)
+    list(distill(config, workspace=workspace, checkpoint_dir=tmp_path, device=CPU))
+    state = read_checkpoint(tmp_path, CPU)
+    assert state is not None
+    for key, network in (("execution", "resnet8"), ("teacher_execution", "resnet14")):
+        expected = ways[network] if acceleration == "auto" else Execution()
+        assert Execution.restored(state[key]) == expected
 
 
 @pytest.mark.parametrize("seed", [0, 5])
