@@ -39,8 +39,11 @@ class Bucket:
         """Takes the server away."""
         self._server.stop()
 
-    def start(self) -> None:
-        """Brings it back, with all it had."""
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """The server is not there; then it is back, with all it had."""
+        self.stop()
+        yield
         self._server = ThreadedMotoServer(self._host, self._port, verbose=False)
         self._server.start()
 

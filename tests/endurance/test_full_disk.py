@@ -1,9 +1,7 @@
 """A search whose disk is full for a while: no room for records, checkpoints, MLflow, logs."""
 
 import os
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ import yaml
 import kdcore
 from search.record import SearchRecord, read_record
 from search.storage import Storage
+from tests.endurance.outage import outlast
 from tests.integration import checks
 from tests.integration.commands import EAGER, Command
 
@@ -39,8 +38,9 @@ START = EAGER + 'from search.cli import app\napp(["launch", "task.yaml", "--name
 SECONDS_FULL = 40.0
 
 
-def fill(disk: Path) -> Path:
-    """Writes a file that takes all the space that is left."""
+@contextmanager
+def full(disk: Path) -> Iterator[None]:
+    """A file takes all the space that is left."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (2**20, 2**12, 1):
@@ -49,7 +49,8 @@ def fill(disk: Path) -> Path:
                     file.write(bytes(size))
             except OSError:
                 continue
-    return filler
+    yield
+    filler.unlink()
 
 
 @contextmanager
@@ -64,38 +65,17 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def outlast_a_full_disk(folder: Path, disk: Path, seconds: float) -> None:
-    """Runs a search to its end, on a disk that is full for a while."""
-    (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
-    (folder / "start.py").write_text(START)
-    search = Command(folder, "start.py")
-    try:
-        search.wait_until(lambda: trains(disk))
-        filler = fill(disk)
-        time.sleep(seconds)
-        assert search.is_running(), search.stdout + search.stderr
-        filler.unlink()
-        done = search.wait()
-    finally:
-        search.send(signal.SIGKILL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "MLflow missed" not in done.stdout
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A user's folder, whose runs lie on a disk that was full for a while."""
     folder = tmp_path_factory.mktemp("user")
+    (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    (folder / "start.py").write_text(START)
     with small_disk(folder) as disk:
-        outlast_a_full_disk(folder, disk, SECONDS_FULL)
+        search = Command(folder, "start.py")
+        said = outlast(search, Storage(str(disk)), "full", full(disk), SECONDS_FULL)
+        assert "MLflow missed" not in said
         yield folder
-
-
-def trains(disk: Path) -> bool:
-    """Whether a trial has begun."""
-    if not (disk / "searches/full/search.json").exists():
-        return False
-    return bool(read_record(Storage(str(disk)), "full").trials)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """A search whose storage is a bucket, and images that lie in one: an S3 server on this machine."""
 
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,11 @@ import yaml
 
 import kdcore
 from kdcore.data import ImageData, open_data
-from search.record import SearchRecord, read_record
+from search.record import read_record
 from search.storage import Storage
 from search.trial import train_teacher
 from tests.endurance.bucket import Bucket, running_bucket
+from tests.endurance.outage import outlast
 from tests.integration.commands import EAGER, Command, succeeded
 from tests.unit.kdcore.photographs import rows_of, write_folders, write_parquet
 
@@ -44,41 +43,20 @@ def bucket() -> Iterator[Bucket]:
         yield bucket
 
 
-def outlast_an_absence(bucket: Bucket, folder: Path, seconds: float) -> SearchRecord:
-    """Runs a search to its end, whose storage is a bucket that is away for a while."""
-    (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
-    (folder / "start.py").write_text(START)
-    home = str(folder / "home")
-    search = Command(folder, "start.py", "launch", "task.yaml", "--storage", bucket.uri, HOME=home)
-    storage = Storage(bucket.uri)
-
-    def trains() -> bool:
-        if not storage.exists("searches/task-1/search.json"):
-            return False
-        return bool(read_record(storage, "task-1").trials)
-
-    try:
-        search.wait_until(trains)
-        bucket.stop()
-        time.sleep(seconds)
-        assert search.is_running(), search.stdout + search.stderr
-        bucket.start()
-        done = search.wait()
-    finally:
-        search.send(signal.SIGKILL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "teacher: epoch 2/2" in done.stdout
-    return read_record(storage, "task-1")
-
-
 def test_a_search_with_its_storage_in_a_bucket_outlasts_its_absence(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = outlast_an_absence(bucket, tmp_path, SECONDS_AWAY)
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    (tmp_path / "start.py").write_text(START)
+    place, home = ("--storage", bucket.uri), str(tmp_path / "home")
+    search = Command(tmp_path, "start.py", "launch", "task.yaml", *place, HOME=home)
+    storage = Storage(bucket.uri)
+    assert "teacher: epoch 2/2" in outlast(search, storage, "task-1", bucket.away(), SECONDS_AWAY)
+    record = read_record(storage, "task-1")
     assert record.state == "finished"
     assert [trial.epochs_done for trial in record.trials] == [EPOCHS] * 2
     kdcore.load_student(tmp_path / "runs/searches/task-1/best")
-    board = succeeded(tmp_path, "leaderboard", "task-1", "--storage", bucket.uri)
+    board = succeeded(tmp_path, "leaderboard", "task-1", *place)
     assert "none (control)" in board
     # Another machine has neither tables nor teachers; it takes the teacher from the bucket.
     monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))

@@ -14,6 +14,14 @@ _OPTUNA = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
 _MLFLOW = {"finished": "FINISHED", "stopped": "KILLED"}
 
 
+def nothing_was_lost(record: SearchRecord, runs: Path) -> None:
+    """All of them, for a search in a folder for runs."""
+    every_trial_is_there_once_and_ended(record)
+    reports_are_those_of_undisturbed_trials(record, runs)
+    optuna_has_each_trial_once_in_its_true_state(record, runs)
+    mlflow_has_every_epoch_once_and_in_order(record)
+
+
 def every_trial_is_there_once_and_ended(record: SearchRecord) -> None:
     assert record.state == "finished"
     assert [each.number for each in record.trials] == list(range(record.experiment.search.trials))
