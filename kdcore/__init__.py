@@ -1,20 +1,28 @@
 """Distilling a small vision network from a big one.
 
-Read `method.py` first (the contract of a method), then one file of `methods/`, then `training.py`.
+Read `contract/method.py` first (what a method is), then one file of `methods/`, then `training/`.
 """
 
-from kdcore.classifier import Classifier, load_student
-from kdcore.data import DataConfig
-from kdcore.distillation import TermConfig, TrialConfig, distill
-from kdcore.teacher import TeacherConfig
-from kdcore.teacher_cache import CacheConfig
-from kdcore.training import EpochReport, NonFiniteLossError, Recipe
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdcore.data.config import DataConfig
+    from kdcore.distillation.config import TermConfig, TrialConfig
+    from kdcore.distillation.distill import distill
+    from kdcore.errors import KdsearchError, NonFiniteLossError
+    from kdcore.networks.classifier import Classifier, load_student
+    from kdcore.teacher.config import TeacherConfig
+    from kdcore.teacher_cache.config import CacheConfig
+    from kdcore.training.recipe import Recipe
+    from kdcore.training.report import EpochReport
 
 __all__ = [
     "CacheConfig",
     "Classifier",
     "DataConfig",
     "EpochReport",
+    "KdsearchError",
     "NonFiniteLossError",
     "Recipe",
     "TeacherConfig",
@@ -23,3 +31,25 @@ __all__ = [
     "distill",
     "load_student",
 ]
+
+_HOMES = {
+    "CacheConfig": "teacher_cache.config",
+    "Classifier": "networks.classifier",
+    "DataConfig": "data.config",
+    "EpochReport": "training.report",
+    "KdsearchError": "errors",
+    "NonFiniteLossError": "errors",
+    "Recipe": "training.recipe",
+    "TeacherConfig": "teacher.config",
+    "TermConfig": "distillation.config",
+    "TrialConfig": "distillation.config",
+    "distill": "distillation.distill",
+    "load_student": "networks.classifier",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Loads what is asked for: a configuration is checked without waiting for PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

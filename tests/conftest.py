@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kdcore import DataConfig, Recipe, TeacherConfig
-from kdcore.data import ImageData, open_data
-from kdcore.teacher import prepare_teacher, teacher_folder
+from kdcore.data.image_data import ImageData, open_data
+from kdcore.teacher.teacher import prepare_teacher, teacher_folder
 
 # Networks this small lose by more threads, and sums come out in the same bits only for one number
 # of threads.

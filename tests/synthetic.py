@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from kdcore import TermConfig
-from kdcore.data import ImageData
-from kdcore.measure import NetworkCost
+from kdcore.contract.searched import Choice, Span
+from kdcore.data.image_data import ImageData
 from kdcore.methods import CATALOGUE
-from kdcore.span import Choice, Span
-from kdcore.training import EpochReport
-from search.experiment import CONTROL, Experiment, parse_experiment
-from search.record import SearchRecord, TrialRecord
-from search.replay import simulate
-from search.report import Reporter
-from search.rungs import Rungs
-from search.space import IS_CONTROL, STUDENT, Point, published_trials
-from search.tracking import Tracker
+from kdcore.networks.cost import NetworkCost
+from kdcore.training.report import EpochReport
+from search.experiment.reading import parse_experiment
+from search.experiment.schema import CONTROL, Experiment
+from search.experiment.space.point import IS_CONTROL, STUDENT, Point
+from search.experiment.space.space import published_trials
+from search.record.record import SearchRecord, TrialRecord
+from search.report.reporter import Reporter
+from search.stopping.replay import simulate
+from search.stopping.rungs import Rungs
+from search.tracking.tracker import Tracker
 
 _PARAMETERS = {"resnet8": 77_754, "vgg8": 3_963_000, "mobilenetv2": 815_000, "resnet20": 272_000}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from kdcore.taps import Tap, TapInfo, Taps
+from kdcore.contract.taps import Tap, TapInfo, Taps
 
 
 def spatial_mean(maps: Tensor) -> Tensor:

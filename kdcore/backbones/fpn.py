@@ -6,7 +6,6 @@ A pyramid stands over any network with at least three stages and is named after 
 level. Modules are named as in torchvision, so that its state dicts load.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -15,9 +14,8 @@ from torch.func import functional_call
 from torch.nn.functional import interpolate, max_pool2d
 
 from kdcore.backbones.backbone import Backbone, spatial_mean
-from kdcore.taps import TapInfo
-
-_SUFFIX = re.compile(r"fpn([1-9]\d*)?(-extra)?")
+from kdcore.backbones.names import PyramidName
+from kdcore.contract.taps import TapInfo
 
 
 class FeaturePyramid(nn.Module):
@@ -164,32 +162,13 @@ class PyramidClassifier(Backbone):
 
 
 def pyramid_constructor(
-    name: str, constructor_of: Callable[[str], Callable[[int, int], Backbone]]
+    name: PyramidName, body: Callable[[int, int], Backbone]
 ) -> Callable[[int, int], PyramidClassifier]:
-    """The constructor, from (num_classes, in_channels), of a pyramid with this name.
-
-    Args:
-        name: `<body>+fpn`, with a width and `-extra` behind it as wanted.
-        constructor_of: gives the body's constructor.
-
-    Raises:
-        ValueError: the name has another form, or there is no such body.
-    """
-    body_name, _, suffix = name.partition("+")
-    parts = _SUFFIX.fullmatch(suffix)
-    if parts is None:
-        raise ValueError(
-            f"unknown backbone {name!r}: {suffix!r} follows its plus sign, but that must "
-            f"be 'fpn', 'fpn128' for 128 channels, or these with '-extra' for one more level"
-        )
-    body = constructor_of(body_name)
-    width, extra = parts.groups()
+    """The constructor, from (num_classes, in_channels), of a pyramid over a body."""
 
     def construct(num_classes: int, in_channels: int) -> PyramidClassifier:
         return PyramidClassifier(
-            body(num_classes, in_channels),
-            width=int(width) if width else None,
-            extra_level=extra is not None,
+            body(num_classes, in_channels), width=name.width, extra_level=name.extra_level
         )
 
     return construct

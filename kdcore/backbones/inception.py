@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from kdcore.backbones.backbone import Backbone
-from kdcore.taps import TapInfo
+from kdcore.contract.taps import TapInfo
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,6 @@ _BN_MODULES: Sequence[Mapping[str, Split]] = (
         "inception5b": _double(352, 192, 320, 192, 224, _MAX, 128),
     },
 )
-
 
 # Inception v2
 

@@ -21,12 +21,14 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, fx, nn
 
-from kdcore.backbones.anatomy import Anatomy, Outputs, dissect, forbid_writes
 from kdcore.backbones.backbone import Backbone
-from kdcore.normalization import Normalization
-from kdcore.suggestion import did_you_mean
-from kdcore.taps import Tap, TapInfo, Taps
-from kdcore.weights import read_weights
+from kdcore.backbones.foreign_weights import read_weights
+from kdcore.backbones.names import library_name
+from kdcore.backbones.normalization import Normalization
+from kdcore.backbones.tracing.graph import forbid_writes
+from kdcore.backbones.tracing.traced_network import Outputs, TracedNetwork, trace_network
+from kdcore.contract.taps import Tap, TapInfo, Taps
+from kdcore.errors import NetworkError, WeightsError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,10 @@ class Library(Protocol):
     def native_size(self, name: str, network: nn.Module) -> tuple[int, int]:
         """Height and width of the images that the network was designed for."""
 
-    def dissect(self, network: nn.Module, num_classes: int, image_size: tuple[int, int]) -> Anatomy:
-        """Finds the taps; see `anatomy.dissect`."""
+    def trace(
+        self, network: nn.Module, num_classes: int, image_size: tuple[int, int]
+    ) -> TracedNetwork:
+        """Finds the taps; see `tracing`."""
 
     def weights(self, name: str) -> Sequence[str]:
         """The names, aliases too, of the weights that are published for a network."""
@@ -109,8 +113,10 @@ class _Torchvision:
             (side,) = get_model_weights(name).DEFAULT.transforms().crop_size
         return side, side
 
-    def dissect(self, network: nn.Module, num_classes: int, image_size: tuple[int, int]) -> Anatomy:
-        return dissect(network, num_classes, image_size)
+    def trace(
+        self, network: nn.Module, num_classes: int, image_size: tuple[int, int]
+    ) -> TracedNetwork:
+        return trace_network(network, num_classes, image_size)
 
     def weights(self, name: str) -> Sequence[str]:
         from torchvision.models import get_model_weights
@@ -172,13 +178,15 @@ class _Timm:
         _, height, width = settings["input_size"]
         return height, width
 
-    def dissect(self, network: nn.Module, num_classes: int, image_size: tuple[int, int]) -> Anatomy:
+    def trace(
+        self, network: nn.Module, num_classes: int, image_size: tuple[int, int]
+    ) -> TracedNetwork:
         from timm.models import get_notrace_functions, get_notrace_modules
 
         # Batch norms with an activation inside are looked into: a tap may lie between the two.
         modules = [m for m in get_notrace_modules() if not issubclass(m, nn.BatchNorm2d)]
         try:
-            return dissect(
+            return trace_network(
                 network,
                 num_classes,
                 image_size,
@@ -188,7 +196,7 @@ class _Timm:
         except fx.proxy.TraceError:
             return self._without_maps(network, image_size)
 
-    def _without_maps(self, network: nn.Module, image_size: tuple[int, int]) -> Anatomy:
+    def _without_maps(self, network: nn.Module, image_size: tuple[int, int]) -> TracedNetwork:
         """Of what cannot be traced: transformers whose positions follow from the image's size."""
 
         def outputs(network: Any, images: Tensor) -> Outputs:
@@ -197,7 +205,7 @@ class _Timm:
             return network.get_classifier()(embedding), embedding, ()
 
         _, embedding, _ = outputs(network.eval(), torch.empty(1, 3, *image_size))
-        return Anatomy((), {}, embedding.shape[1], (outputs,) * 2, (lambda *_: (),) * 2)
+        return TracedNetwork((), {}, embedding.shape[1], (outputs,) * 2, (lambda *_: (),) * 2)
 
     def weights(self, name: str) -> Sequence[str]:
         import timm
@@ -253,41 +261,44 @@ LIBRARIES: Mapping[str, Library] = {"torchvision": _Torchvision(), "timm": _Timm
 
 def library_of(name: str) -> tuple[Library, str] | None:
     """The library that a name like `timm/resnet50` speaks of, and the name that it has there."""
-    package, slash, network = name.partition("/")
-    return (LIBRARIES[package], network) if slash and package in LIBRARIES else None
+    found = library_name(name)
+    return (LIBRARIES[found[0]], found[1]) if found else None
 
 
-def constructor_of(name: str) -> Callable[[int, int], Backbone] | None:
-    """The constructor, from (num_classes, in_channels), of a library's network; none for others.
+def library_constructor(name: str) -> Callable[[int, int], Backbone]:
+    """The constructor, from (num_classes, in_channels), of a library's network.
 
     Raises:
-        ValueError: the library has no such network, or is not installed.
+        NetworkError: the library has no such network, or is not installed.
     """
     found = library_of(name)
-    if found is None:
-        return None
+    assert found is not None
     library, network = found
     names = library.names()
     if network not in names:
         package = name.partition("/")[0]
         known = [f"{package}/{other}" for other in names]
-        raise ValueError(
+        raise NetworkError(
             f"unknown backbone {name!r}{did_you_mean(name, known)} "
             f"{package} has {len(known)} networks, {known[0]} to {known[-1]}"
         )
     return partial(LibraryNetwork, name)
 
 
-def published_names(name: str) -> Sequence[str]:
-    """The names of the weights that a library publishes for its network; empty for others."""
-    found = _known(name)
-    return found[0].weights(found[1]) if found else ()
-
-
 def published_weights(name: str, weights: str) -> Published:
-    """Published weights of a library's network, by one of `published_names`."""
+    """Weights that a library publishes for its network.
+
+    Raises:
+        WeightsError: it publishes none of this name.
+    """
     found = _known(name)
-    assert found is not None
+    names = found[0].weights(found[1]) if found else ()
+    if found is None or weights not in names:
+        raise WeightsError(
+            f"weights is {weights!r}, but {name} has no such weights"
+            f"{did_you_mean(weights, names)} There are {', '.join(names) or 'none'}; a file "
+            "is named with its folder or its suffix"
+        )
     library, network = found
     return library.published(network, weights)
 
@@ -379,7 +390,7 @@ def _built(name: str, num_classes: int) -> nn.Module:
 
 
 @cache
-def _anatomy_of(name: str) -> tuple[Anatomy, tuple[int, int]]:
+def _anatomy_of(name: str) -> tuple[TracedNetwork, tuple[int, int]]:
     """The same for all weights, so that a process looks for it once; and the native size."""
     found = library_of(name)
     assert found is not None
@@ -389,6 +400,6 @@ def _anatomy_of(name: str) -> tuple[Anatomy, tuple[int, int]]:
         twin = _built(name, num_classes)
         size = library.native_size(network, twin)
         try:
-            return library.dissect(twin, num_classes, size), size
+            return library.trace(twin, num_classes, size), size
         except (fx.proxy.TraceError, ValueError, NotImplementedError) as error:
             raise ValueError(f"{name} cannot be used: {error}") from None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone, spatial_mean
-from kdcore.taps import TapInfo
+from kdcore.contract.taps import TapInfo
 
 # Table 2 by resolution: expansion, output channels at full width, blocks, stride of the first.
 _STAGES = (

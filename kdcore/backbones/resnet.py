@@ -13,7 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
-from kdcore.taps import TapInfo
+from kdcore.contract.taps import TapInfo
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:

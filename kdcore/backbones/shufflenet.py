@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from kdcore.backbones.backbone import Backbone, spatial_mean
-from kdcore.taps import TapInfo
+from kdcore.contract.taps import TapInfo
 
 _STEM_CHANNELS = 24
 _GROUPS = 3

@@ -17,7 +17,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
-from kdcore.taps import TapInfo
+from kdcore.contract.taps import TapInfo
 
 _WIDTHS = (64, 128, 256, 512, 512)
 

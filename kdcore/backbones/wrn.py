@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
-from kdcore.taps import TapInfo
+from kdcore.contract.taps import TapInfo
 
 
 class PreactivationBlock(nn.Module):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kdcore.data.image_table import RawImages, TableSource
-from kdcore.data.splits import stratified_mask
+from kdcore.data.stratified import stratified_mask
 
 # The bundled file has no split of its own. This one is fixed for ever, so that scores can be
 # compared.
@@ -35,7 +35,6 @@ def _read(files: tuple[Path, ...]) -> RawImages:
 
 
 SOURCE = TableSource(
-    summary="1,797 scans of handwritten digits, 8x8, bundled with scikit-learn",
     class_names=tuple("0123456789"),
     crop_padding=1,
     flip=False,

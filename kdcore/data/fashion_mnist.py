@@ -116,7 +116,6 @@ def _download(root: Path) -> None:
 
 
 SOURCE = TableSource(
-    summary="70,000 photographs of clothes, 28x28, grey; read from IDX files",
     class_names=(
         "T-shirt/top",
         "Trouser",

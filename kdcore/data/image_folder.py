@@ -16,19 +16,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from torch import Tensor
 
+from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
+from kdcore.data.config import DataConfig
 from kdcore.data.decoding import EncodedImage
-from kdcore.data.kept import key_of, metadata_of, open_kept, tensor_of
 from kdcore.data.source import Source
 from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
-from kdcore.suggestion import did_you_mean
-
-if TYPE_CHECKING:
-    from kdcore.data import DataConfig
+from kdcore.errors import did_you_mean
 
 _SCHEMA_VERSION = 1
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -65,7 +62,7 @@ class _ClassFolder:
 class ImageFolderSource(Source):
     """Reads image files."""
 
-    def open(self, config: "DataConfig", workspace: Path) -> StreamedCollection:
+    def open(self, config: DataConfig, workspace: Path) -> StreamedCollection:
         root, image_size = config.root, config.image_size
         assert not isinstance(root, str)  # a URI is refused with the configuration
         assert image_size is not None
@@ -91,7 +88,9 @@ class ImageFolderSource(Source):
             )
 
         path = kept.with_name(f"{kept.name}.arrow")
-        images = open_kept(path, "list of files", lambda: _list(root, folders, classes), collection)
+        images = open_or_make(
+            path, "list of files", lambda: _list(root, folders, classes), collection
+        )
         return images.with_test_split(config.test_fraction)
 
 
@@ -168,7 +167,4 @@ def _list(root: Path, folders: list[_ClassFolder], classes: tuple[str, ...]) -> 
     return pa.record_batch(columns).replace_schema_metadata({"digest": digest.hexdigest()[:16]})
 
 
-SOURCE = ImageFolderSource(
-    summary="image files of any size, in one folder for each class",
-    settings={"image_size": (224, 224), "test_fraction": None},
-)
+SOURCE = ImageFolderSource()

@@ -5,18 +5,15 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from kdcore.data.kept import key_of, metadata_of, open_kept, tensor_of
+from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
+from kdcore.data.config import DataConfig
 from kdcore.data.source import Collection, PixelStatistics, Source
 from kdcore.data.split import TableSplit
-
-if TYPE_CHECKING:
-    from kdcore.data import DataConfig
 
 _SCHEMA_VERSION = 1
 
@@ -86,7 +83,7 @@ class TableSource(Source):
     files: Callable[[Path | None], tuple[Path, ...]]
     read: Callable[[tuple[Path, ...]], RawImages]
 
-    def open(self, config: "DataConfig", workspace: Path) -> ImageTable:
+    def open(self, config: DataConfig, workspace: Path) -> ImageTable:
         """Opens the table, and makes it where it is missing, damaged or older than its files."""
         assert not isinstance(config.root, str)  # a URI is refused with the configuration
         files = self.files(config.root)
@@ -114,7 +111,7 @@ class TableSource(Source):
             )
 
         path = workspace / "data" / f"{config.name}-{key}.arrow"
-        return open_kept(path, "image table", lambda: _batch_of(self.read(files)), table)
+        return open_or_make(path, "image table", lambda: _batch_of(self.read(files)), table)
 
 
 def _batch_of(raw: RawImages) -> pa.RecordBatch:

@@ -31,16 +31,16 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
 from kdcore.data.decoding import EncodedImage
-from kdcore.data.kept import key_of, metadata_of, open_kept, tensor_of
 from kdcore.data.source import Source
 from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
-from kdcore.suggestion import did_you_mean
+from kdcore.errors import did_you_mean
 
 if TYPE_CHECKING:
     from pyarrow import dataset, fs
 
-    from kdcore.data import DataConfig
+    from kdcore.data.config import DataConfig
 
 T = TypeVar("T")
 
@@ -229,7 +229,7 @@ class ParquetSource(Source):
             )
 
         path = kept.with_name(f"{kept.name}.arrow")
-        images = open_kept(path, "list of rows", make, collection)
+        images = open_or_make(path, "list of rows", make, collection)
         return images.with_test_split(config.test_fraction)
 
 
@@ -413,13 +413,4 @@ def _labels(
     return labels.to_numpy().astype(np.int64), list(names or map(str, known))
 
 
-SOURCE = ParquetSource(
-    summary="images of any size in Parquet files, in a folder or a bucket",
-    settings={
-        "image_size": (224, 224),
-        "test_fraction": None,
-        "image_column": "image",
-        "label_column": "label",
-    },
-    takes_uri=True,
-)
+SOURCE = ParquetSource()

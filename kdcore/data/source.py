@@ -1,17 +1,14 @@
 """The contract of a data set: what it says about itself, and how it is opened."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from kdcore.data.config import DataConfig
 from kdcore.data.split import Split
-
-if TYPE_CHECKING:
-    from kdcore.data import DataConfig
 
 PixelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of pixels, for each channel, on the scale 0 to 1."""
@@ -48,25 +45,18 @@ class Collection(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """A data set that can be searched on; each file of this folder that reads one defines `SOURCE`.
+    """Opens a data set; the file that is named like it defines one as `SOURCE`.
 
     Args:
-        summary: one line for people.
-        settings: those fields of `DataConfig` that only some data sets take, with the defaults
-            that they have for this one.
-        takes_uri: whether its root may be a URI.
         download: fetches its files into a root folder; absent where there is nothing to fetch.
     """
 
-    summary: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    takes_uri: bool = False
     download: Callable[[Path], None] | None = None
 
     @abstractmethod
-    def open(self, config: "DataConfig", workspace: Path) -> Collection:
+    def open(self, config: DataConfig, workspace: Path) -> Collection:
         """Opens the data set; what takes long is done once and kept in `data/` of the workspace.
 
         Raises:
-            ValueError: files are missing or damaged.
+            DataError: files are missing or damaged.
         """

@@ -10,12 +10,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from kdcore.data.arrow_files import key_of, open_or_make
 from kdcore.data.decoding import EncodedImage, Part
 from kdcore.data.decoding_pool import show_in_order
-from kdcore.data.kept import key_of, open_kept
 from kdcore.data.source import Collection, PixelStatistics
 from kdcore.data.split import Split
-from kdcore.data.splits import stratified_mask
+from kdcore.data.stratified import stratified_mask
 
 # One part takes a process some 40 ms at 224x224, and 2.4 MB: enough to be worth a message, little
 # enough that the processes share a batch evenly.
@@ -211,7 +211,7 @@ class StreamedCollection(Collection):
             )
 
         key = key_of([self.digest, self.image_size, sample.tolist()])
-        return open_kept(
+        return open_or_make(
             self.kept.with_name(f"{self.kept.name}-{key}.arrow"),
             "statistics file",
             estimate,

@@ -2,29 +2,32 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from kdcore.method import Method
-from kdcore.suggestion import did_you_mean
+from kdcore.contract.catalogue import Catalogue
+from kdcore.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from kdcore.contract.method import Method
 
 __all__ = ["CATALOGUE", "check_method"]
 
 
-def _collect() -> dict[str, type[Method]]:
-    catalogue: dict[str, type[Method]] = {}
-    for found in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{found.name}")
-        (catalogue[found.name],) = (
-            value
-            for value in vars(module).values()
-            if isinstance(value, type)
-            and issubclass(value, Method)
-            and value.__module__ == module.__name__
-        )
-    return catalogue
+def _load(name: str) -> "type[Method]":
+    from kdcore.contract.method import Method
+
+    module = importlib.import_module(f"{__name__}.{name}")
+    (method,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
+    )
+    return method
 
 
-CATALOGUE: Mapping[str, type[Method]] = _collect()
+CATALOGUE = Catalogue((found.name for found in pkgutil.iter_modules(__path__)), _load)
 """Name -> method, in alphabetical order."""
 
 
@@ -32,10 +35,10 @@ def check_method(name: str) -> str:
     """Returns the name of a known method.
 
     Raises:
-        ValueError: the catalogue has no such method.
+        ConfigError: the catalogue has no such method.
     """
     if name not in CATALOGUE:
-        raise ValueError(
+        raise ConfigError(
             f"unknown method {name!r}{did_you_mean(name, CATALOGUE)} "
             f"The catalogue has {', '.join(CATALOGUE)}"
         )

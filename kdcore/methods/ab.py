@@ -10,13 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from kdcore.connectors import connector
-from kdcore.layers import ALL, resolve_layers
-from kdcore.method import full_precision
-from kdcore.span import LayerChoice, Span
-from kdcore.spatial import match_spatial
-from kdcore.staging import StagedMethod
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract.layer_pairs import ALL, resolve_layers
+from kdcore.contract.method import full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import LayerChoice, Span
+from kdcore.contract.staged_method import StagedMethod
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.connectors import connector
+from kdcore.operations.match_spatial import match_spatial
 
 Normalization = Literal["sum", "mean"]
 
@@ -86,7 +87,7 @@ class AB(StagedMethod):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
         self.connectors = nn.ModuleList()

@@ -17,11 +17,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcore import method
-from kdcore.directions import unit_vectors
-from kdcore.method import Method, full_precision
-from kdcore.span import Choice, Span
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.unit_vectors import unit_vectors
 
 Kernel = Literal["bilinear", "taylor", "rbf"]
 
@@ -102,7 +103,7 @@ class CC(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         self.projector: nn.Linear | None = None
         if params.projected:

@@ -8,10 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from kdcore import method
-from kdcore.method import Method, full_precision
-from kdcore.span import Choice, Span
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
 
 # Shorter vectors stay short: dividing by a smaller length would make gradients explode. Embeddings
 # have lengths of about 1.
@@ -272,7 +273,7 @@ class CRD(Method):
     next_entry: Tensor
     log_normalizers: Tensor
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         images, width = setting.train_images, params.width
         self.student_embedding = UnitEmbedding(setting.student.embedding_width, width)

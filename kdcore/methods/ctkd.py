@@ -6,12 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcore import method
-from kdcore.logits import check_classes, softened_divergence, standardized
-from kdcore.method import Method, full_precision
-from kdcore.ramps import cosine_ramp
-from kdcore.span import Choice, Span
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.logits import check_classes, softened_divergence, standardized
+from kdcore.operations.warmup import cosine_warmup
 
 
 def reversed_gradient(value: Tensor, factor: float) -> Tensor:
@@ -67,7 +68,7 @@ class CTKD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         check_classes(setting)
         # Begins at 1 + 20 * sigmoid(1) = 15.6, as published.
@@ -80,7 +81,7 @@ class CTKD(Method):
         return self.params.lowest_temperature + self.params.temperature_range * share
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        opposition = cosine_ramp(batch.epoch, batch.epochs, share=self.params.ramp_share)
+        opposition = cosine_warmup(batch.epoch, batch.epochs, share=self.params.ramp_share)
         return ctkd_loss(
             student.logits,
             teacher.logits,

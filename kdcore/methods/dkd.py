@@ -6,12 +6,18 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from kdcore import method
-from kdcore.logits import check_classes, softened_divergence, standardized, target_and_others
-from kdcore.method import Method, full_precision
-from kdcore.ramps import linear_ramp
-from kdcore.span import Choice, Span
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.logits import (
+    check_classes,
+    softened_divergence,
+    standardized,
+    target_and_others,
+)
+from kdcore.operations.warmup import linear_warmup
 
 
 def _target_divergence(student_logit: Tensor, teacher_logit: Tensor) -> Tensor:
@@ -84,12 +90,12 @@ class DKD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         check_classes(setting, at_least=3)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        ramp = linear_ramp(batch.epoch, batch.epochs, share=self.params.warmup_share)
+        ramp = linear_warmup(batch.epoch, batch.epochs, share=self.params.warmup_share)
         return ramp * dkd_loss(
             student.logits,
             teacher.logits,

@@ -6,13 +6,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from kdcore.connectors import connector
-from kdcore.layers import MIDDLE, resolve_layers
-from kdcore.method import full_precision
-from kdcore.span import Choice, LayerChoice, Span
-from kdcore.spatial import match_spatial
-from kdcore.staging import PREPARATION_SHARES, StagedMethod
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract.layer_pairs import MIDDLE, resolve_layers
+from kdcore.contract.method import full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, LayerChoice, Span
+from kdcore.contract.staged_method import PREPARATION_SHARES, StagedMethod
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.connectors import connector
+from kdcore.operations.match_spatial import match_spatial
 
 
 @full_precision
@@ -54,7 +55,7 @@ class FitNet(StagedMethod):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
         self.regressors = nn.ModuleList(

@@ -10,11 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d, mse_loss
 
-from kdcore.layers import LayerPair, equal_depth_pairs
-from kdcore.method import full_precision
-from kdcore.span import Span
-from kdcore.staging import StagedMethod
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract.layer_pairs import LayerPair, equal_depth_pairs
+from kdcore.contract.method import full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Span
+from kdcore.contract.staged_method import StagedMethod
+from kdcore.contract.taps import Batch, Tap, Taps
 
 
 def flow(lower_map: Tensor, upper_map: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class FSP(StagedMethod):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         student, teacher = setting.student, setting.teacher
         stages = equal_depth_pairs(student, teacher)

@@ -11,14 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from kdcore import method
-from kdcore.attention import attention
-from kdcore.directions import unit_vectors
-from kdcore.layers import LAST, resolve_layers
-from kdcore.method import Method, full_precision
-from kdcore.span import Choice, LayerChoice, Span
-from kdcore.spatial import match_spatial
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.layer_pairs import LAST, resolve_layers
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, LayerChoice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.attention import attention
+from kdcore.operations.match_spatial import match_spatial
+from kdcore.operations.unit_vectors import unit_vectors
 
 Form = Literal["factor", "attention"]
 
@@ -126,7 +127,7 @@ class FT(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         self.preparation_share = params.preparation_share
         self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)

@@ -8,11 +8,12 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcore import method
-from kdcore.directions import unit_vectors
-from kdcore.method import Method, full_precision
-from kdcore.span import Span
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.unit_vectors import unit_vectors
 
 # Units that vary less over a batch are taken for constant, which bounds their gradient.
 _SMALLEST_VARIANCE = 1e-6
@@ -121,7 +122,7 @@ class ITRD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         width = setting.student.embedding_width, setting.teacher.embedding_width
         self.same_width = width[0] == width[1]

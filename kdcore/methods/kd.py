@@ -5,11 +5,12 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import method
-from kdcore.logits import check_classes, softened_divergence, standardized
-from kdcore.method import Method, full_precision
-from kdcore.span import Choice, Span
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.logits import check_classes, softened_divergence, standardized
 
 
 @full_precision
@@ -52,7 +53,7 @@ class KD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         check_classes(setting)
 

@@ -6,12 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcore import method
-from kdcore.layers import LAST, resolve_layers
-from kdcore.method import Method, full_precision
-from kdcore.span import Choice, LayerChoice, Span
-from kdcore.spatial import match_spatial
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.layer_pairs import LAST, resolve_layers
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, LayerChoice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.match_spatial import match_spatial
 
 Mask = Literal["channels", "positions"]
 
@@ -96,7 +97,7 @@ class MGD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
         self.generators = nn.ModuleList(

@@ -9,11 +9,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import log_softmax, nll_loss
 
-from kdcore import method
-from kdcore.logits import check_classes, target_and_others
-from kdcore.method import Method, full_precision
-from kdcore.span import Span
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.logits import check_classes, target_and_others
 
 
 @full_precision
@@ -64,7 +65,7 @@ class NKD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         check_classes(setting, at_least=3)
 

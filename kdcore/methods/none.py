@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import method
-from kdcore.method import Method
-from kdcore.taps import Batch, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method
+from kdcore.contract.taps import Batch, Tap, Taps
 
 
 class NoDistillation(Method):

@@ -9,13 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import method
-from kdcore.directions import unit_vectors
-from kdcore.layers import ALL, resolve_layers
-from kdcore.method import Method, full_precision
-from kdcore.span import Choice, LayerChoice, Span
-from kdcore.spatial import match_spatial
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.layer_pairs import ALL, resolve_layers
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, LayerChoice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.match_spatial import match_spatial
+from kdcore.operations.unit_vectors import unit_vectors
 
 Kernel = Literal["linear", "polynomial", "gaussian"]
 
@@ -142,7 +143,7 @@ class NST(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
 

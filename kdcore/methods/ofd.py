@@ -11,13 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from kdcore import method
-from kdcore.connectors import connector
-from kdcore.layers import ALL, resolve_layers
-from kdcore.method import Method, full_precision
-from kdcore.span import Choice, LayerChoice, Span
-from kdcore.spatial import match_spatial
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.layer_pairs import ALL, resolve_layers
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, LayerChoice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.connectors import connector
+from kdcore.operations.match_spatial import match_spatial
 
 Normalization = Literal["sum", "mean"]
 
@@ -161,7 +162,7 @@ class OFD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         self.teacher_batch_statistics = params.teacher_bn == "batch"
         self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)

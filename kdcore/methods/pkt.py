@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import method
-from kdcore.directions import unit_vectors
-from kdcore.method import Method, full_precision
-from kdcore.span import Span
-from kdcore.taps import Batch, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.searched import Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.unit_vectors import unit_vectors
 
 Reduction = Literal["pairs", "rows"]
 

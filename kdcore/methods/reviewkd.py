@@ -11,13 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from kdcore import method
-from kdcore.connectors import ConnectorNorm
-from kdcore.layers import equal_depth_pairs
-from kdcore.method import Method, full_precision
-from kdcore.ramps import linear_ramp
-from kdcore.span import Span
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.layer_pairs import equal_depth_pairs
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.connectors import ConnectorNorm
+from kdcore.operations.warmup import linear_warmup
 
 # Sides of the pyramid's levels, below the map itself.
 _PYRAMID = (4, 2, 1)
@@ -135,7 +136,7 @@ class ReviewKD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         student, teacher = setting.student, setting.teacher
         self.pairs = equal_depth_pairs(student, teacher)
@@ -162,4 +163,4 @@ class ReviewKD(Method):
             fused, deeper = fusion(ours, deeper, tuple(theirs.shape[2:]))
             losses.append(reviewkd_loss(fused, theirs))
         total = sum(losses[1:], start=losses[0])
-        return total * linear_ramp(batch.epoch, batch.epochs, share=self.params.warmup_share)
+        return total * linear_warmup(batch.epoch, batch.epochs, share=self.params.warmup_share)

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 from torch.utils.checkpoint import checkpoint
 
-from kdcore import method
-from kdcore.method import Method, full_precision
-from kdcore.span import Span
-from kdcore.taps import Batch, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.searched import Span
+from kdcore.contract.taps import Batch, Tap, Taps
 
 # Squared distances below this share of the mean count as zero: what float32 leaves of equal rows.
 _EQUAL_ROWS = 1e-6

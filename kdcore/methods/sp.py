@@ -5,12 +5,13 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import method
-from kdcore.directions import unit_vectors
-from kdcore.layers import LAST, resolve_layers
-from kdcore.method import Method, full_precision
-from kdcore.span import LayerChoice, Span
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.layer_pairs import LAST, resolve_layers
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import LayerChoice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.unit_vectors import unit_vectors
 
 # The batch of the published weights.
 _PUBLISHED_BATCH = 64
@@ -66,7 +67,7 @@ class SP(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
 

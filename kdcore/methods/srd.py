@@ -10,10 +10,11 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdcore import method
-from kdcore.method import Method, full_precision
-from kdcore.span import Span
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Span
+from kdcore.contract.taps import Batch, Tap, Taps
 
 # Of the authors' batch norms.
 _EPSILON = 1e-4
@@ -62,7 +63,7 @@ class SRD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         # Without a bias: batch norm would take it out again.
         self.projector = nn.Linear(

@@ -11,12 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from kdcore import method
-from kdcore.layers import ALL, resolve_layers
-from kdcore.method import Method, full_precision
-from kdcore.span import LayerChoice, Span
-from kdcore.spatial import match_spatial
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.layer_pairs import ALL, resolve_layers
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import LayerChoice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.match_spatial import match_spatial
 
 _SMALLEST_VARIANCE = 1e-5
 
@@ -64,7 +65,7 @@ class VID(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
         self.channels = [setting.teacher.maps[pair.teacher][0] for pair in self.pairs]

@@ -8,11 +8,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from kdcore import method
-from kdcore.logits import check_classes
-from kdcore.method import Method, full_precision
-from kdcore.span import Span
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.operations.logits import check_classes
 
 
 @full_precision
@@ -57,7 +58,7 @@ class WTTM(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: Setting) -> None:
+    def __init__(self, params: Params, setting: NetworkPair) -> None:
         super().__init__(params, setting)
         check_classes(setting)
 

@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore.methods import CATALOGUE
-from kdcore.training import default_device
+from kdcore.training.evaluation import default_device
 from tests.benchmarks import report
 
 MAPS = ((32, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8))

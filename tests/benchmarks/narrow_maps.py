@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from kdcore import narrow_maps
-from kdcore.execution import Execution, keep_freed_memory
+from kdcore.execution import side_by_side
+from kdcore.execution.execution import Execution, keep_freed_memory
 from tests.benchmarks import report
 
 # Kernel, stride, channels in and out, side of the map: of CIFAR's networks, and beyond the widest.
@@ -81,7 +81,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     # All of them, also those that a network would leave as they are.
-    narrow_maps.WIDEST = max(side for *_, side in CASES)
+    side_by_side.WIDEST = max(side for *_, side in CASES)
     columns = ("convolution", "maps", "plain ms", "side by side ms", "times faster")
     with report.Benchmark(
         "narrow_maps", torch.device("cpu"), options.threads, batch=options.batch

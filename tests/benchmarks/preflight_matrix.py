@@ -19,12 +19,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kdcore.backbones import affine_parameters, build_backbone, probe
-from kdcore.classifier import Classifier
-from kdcore.distillation import TermConfig
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.backbones.probe import affine_parameters, probe
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.distillation.config import TermConfig
+from kdcore.distillation.method_check import MethodCheck
 from kdcore.methods import CATALOGUE
-from kdcore.rehearsal import Rehearsal
-from kdcore.taps import Setting
+from kdcore.networks.classifier import Classifier
 from tests.benchmarks import report
 
 FAMILIES = (
@@ -65,21 +66,21 @@ def accepts(name: str, side: int) -> bool:
 
 
 @cache
-def setting(student: str, teacher: str, side: int) -> Setting:
+def setting(student: str, teacher: str, side: int) -> NetworkPair:
     shapes = [
         probe(name, num_classes=CLASSES, in_channels=3, image_size=(side, side)).shapes
         for name in (student, teacher)
     ]
     norms = affine_parameters(network(teacher).backbone)
-    return Setting(*shapes, torch.arange(TRAIN_IMAGES) % CLASSES, norms)
+    return NetworkPair(*shapes, torch.arange(TRAIN_IMAGES) % CLASSES, norms)
 
 
-def rehearsal_of(student: str, teacher: str, side: int) -> Rehearsal:
+def rehearsal_of(student: str, teacher: str, side: int) -> MethodCheck:
     shape = (2, 3, side, side)
     images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
     labels = torch.arange(2)
     where = setting(student, teacher, side)
-    return Rehearsal(network(student), network(teacher), where, images, labels)
+    return MethodCheck(network(student), network(teacher), where, images, labels)
 
 
 def reasons_of(

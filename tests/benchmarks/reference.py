@@ -21,10 +21,11 @@ from torch.nn.functional import (
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from kdcore.backbones import Backbone
-from kdcore.data import ImageData, TableSplit
-from kdcore.layers import LayerPair
-from kdcore.taps import Tap, Taps
+from kdcore.backbones.backbone import Backbone
+from kdcore.contract.layer_pairs import LayerPair
+from kdcore.contract.taps import Tap, Taps
+from kdcore.data.image_data import ImageData
+from kdcore.data.split import TableSplit
 
 BATCH = 64
 _NEEDS = frozenset({Tap.MAPS})

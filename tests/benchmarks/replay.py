@@ -33,9 +33,9 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from search.experiment import Asha
-from search.replay import Curves, simulate
-from search.rungs import Rungs
+from search.experiment.schema import Asha
+from search.stopping.replay import Curves, simulate
+from search.stopping.rungs import Rungs
 from tests.benchmarks import report
 
 CURVES = Path(__file__).parents[2] / "experiments" / "results" / "learning_curves.json"

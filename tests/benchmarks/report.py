@@ -21,7 +21,7 @@ from typing import Any, Self
 import torch
 from rich.table import Table
 
-from kdcore.measure import device_name
+from kdcore.networks.measurement import device_name
 
 FOLDER = Path("runs/bench")
 

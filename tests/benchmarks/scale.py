@@ -26,14 +26,16 @@ import ray
 from ray import tune
 from rich.console import Console
 
-from kdcore.training import EpochReport, default_device
-from search import launch
-from search.experiment import Experiment, parse_experiment
-from search.preflight import plan
-from search.progress import Progress
-from search.record import SAVED
-from search.space import Point
-from search.storage import Storage
+from kdcore.training.evaluation import default_device
+from kdcore.training.report import EpochReport
+from search.experiment.reading import parse_experiment
+from search.experiment.schema import Experiment
+from search.experiment.space.point import Point
+from search.record.record import SAVED
+from search.record.storage import Storage
+from search.session import launch
+from search.session.live_display import LiveDisplay
+from search.session.preflight import plan
 from tests.benchmarks import report
 
 
@@ -105,7 +107,7 @@ def measure(trials: int, epochs: int) -> dict[str, Any]:
         experiment = parse_experiment(content, "benchmark")
         prepared = plan(experiment, storage, "benchmark")
         fresh = launch.fresh_record(experiment, storage, "benchmark", None)
-        with launch.output_to(log) as console, Progress(console) as progress:
+        with launch.output_to(log) as console, LiveDisplay(console) as progress:
             launch._connect(None, log)
             try:
                 search = _EmptySearch(prepared, storage, fresh, progress, log)

@@ -26,19 +26,22 @@ import torch
 from ray import tune
 from rich.console import Console
 
-from kdcore.classifier import build_classifier
-from kdcore.data import open_data
+from kdcore.data.image_data import open_data
 from kdcore.methods.kd import KD
-from kdcore.teacher import load_teacher, prepare_teacher, teacher_folder
-from kdcore.training import EpochReport, default_device
-from search import launch
-from search.experiment import Experiment, parse_experiment
-from search.preflight import plan
-from search.progress import Progress
-from search.record import SAVED, SearchRecord
-from search.space import Point, trial_config
-from search.storage import Storage, workspace_of
-from search.trial import run_trial
+from kdcore.networks.classifier import build_classifier
+from kdcore.teacher.teacher import load_teacher, prepare_teacher, teacher_folder
+from kdcore.training.evaluation import default_device
+from kdcore.training.report import EpochReport
+from search.experiment.reading import parse_experiment
+from search.experiment.schema import Experiment
+from search.experiment.space.point import Point
+from search.experiment.space.trial_config import trial_config
+from search.record.record import SAVED, SearchRecord
+from search.record.storage import Storage, workspace_of
+from search.session import launch
+from search.session.live_display import LiveDisplay
+from search.session.preflight import plan
+from search.session.trial import run_trial
 from tests.benchmarks import reference, report
 
 REQUIRED_SPEEDUP = 6.0
@@ -148,7 +151,7 @@ def measure(way: Way, experiment: Experiment, prepared: Path) -> dict[str, Any]:
         storage = Storage(folder)
         log = Path(folder) / "log"
         started = time.perf_counter()
-        with launch.output_to(log) as console, Progress(console) as progress:
+        with launch.output_to(log) as console, LiveDisplay(console) as progress:
             launch._connect(None, log)
             try:
                 search = _TimedSearch(

@@ -34,16 +34,18 @@ import torch
 from rich.console import Console
 
 from kdcore import CacheConfig, DataConfig, EpochReport, Recipe, TermConfig
-from kdcore.classifier import build_classifier, describe_classifier, save_classifier
-from kdcore.data import ImageData, TableSplit
-from kdcore.distillation import build_terms, setting_of
-from kdcore.execution import Execution, fastest_execution
-from kdcore.measure import count_multiply_adds
+from kdcore.data.image_data import ImageData
+from kdcore.data.split import TableSplit
+from kdcore.distillation.distill import build_terms, network_pair
+from kdcore.execution.execution import Execution, fastest_execution
 from kdcore.methods.at import AT
 from kdcore.methods.kd import KD
-from kdcore.teacher import WEIGHTS, load_teacher
-from kdcore.teacher_cache import TeacherCache
-from kdcore.training import default_device, train
+from kdcore.networks.classifier import build_classifier, describe_classifier, save_classifier
+from kdcore.networks.measurement import count_multiply_adds
+from kdcore.teacher.teacher import WEIGHTS, load_teacher
+from kdcore.teacher_cache.cache import TeacherCache
+from kdcore.training.evaluation import default_device
+from kdcore.training.loop import train
 from tests.benchmarks import reference, report
 
 # What the reference's processes start with is Python's own; ours find what trials find.
@@ -149,7 +151,7 @@ def reference_rates(
         published = KD.Params()
         distance = reference.kd(published.weight, published.temperature)
     else:
-        term = AT(AT.Params(), setting_of(pair.student, pair.teacher, data))
+        term = AT(AT.Params(), network_pair(pair.student, pair.teacher, data))
         distance = reference.at(term.params.weight, term.pairs)
     run = reference.ReferenceRun(
         build_classifier(pair.student, data, seed=0).backbone,
@@ -189,7 +191,7 @@ def our_rates(pair: Pair, method: str, data: ImageData, *, cached: bool) -> Iter
         device=device,
         execution=pair.teacher_execution,
     )
-    setting = setting_of(pair.student, pair.teacher, data)
+    setting = network_pair(pair.student, pair.teacher, data)
     epochs: Iterator[EpochReport] = train(
         build_classifier(pair.student, data, seed=0),
         build_terms((TermConfig.model_validate({"method": method}),), setting, seed=0),

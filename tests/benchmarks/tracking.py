@@ -25,11 +25,12 @@ from typing import Any
 from mlflow import MlflowClient
 from rich.console import Console
 
-from kdcore.data import open_data
-from kdcore.training import EpochReport, default_device
-from search.experiment import parse_experiment
-from search.record import SearchRecord, TrialRecord
-from search.tracking import Tracker
+from kdcore.data.image_data import open_data
+from kdcore.training.evaluation import default_device
+from kdcore.training.report import EpochReport
+from search.experiment.reading import parse_experiment
+from search.record.record import SearchRecord, TrialRecord
+from search.tracking.tracker import Tracker
 from tests.benchmarks import report
 from tests.integration.tracking_server import running_server
 

@@ -4,8 +4,8 @@ import signal
 import time
 from contextlib import AbstractContextManager
 
-from search.record import read_record
-from search.storage import Storage
+from search.record.files import read_record
+from search.record.storage import Storage
 from tests.integration.commands import Command
 
 

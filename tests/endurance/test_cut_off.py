@@ -9,8 +9,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from search.record import read_record
-from search.storage import Storage
+from search.record.files import read_record
+from search.record.storage import Storage
 from tests.integration.commands import Command, kdsearch, succeeded
 from tests.integration.test_picked import runs_of
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from search.record import SearchRecord, read_record
-from search.storage import Storage, default_tracking_uri
+from search.record.files import read_record
+from search.record.record import SearchRecord
+from search.record.storage import Storage, default_tracking_uri
 from tests.integration.commands import Command, succeeded
 
 pytestmark = pytest.mark.integration
@@ -37,8 +38,8 @@ from ray import tune
 
 from kdcore.training import _Run
 from search import launch, report
-from search.cli import app
-from search.trial import run_trial
+from search.cli.app import app
+from search.session.trial import run_trial
 
 add_gradients = _Run._add_gradients
 tell = tune.report

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 import kdcore
-from search.record import SearchRecord, read_record
-from search.storage import Storage
+from search.record.files import read_record
+from search.record.record import SearchRecord
+from search.record.storage import Storage
 from tests.endurance.outage import outlast
 from tests.integration import checks
 from tests.integration.commands import EAGER, Command
@@ -32,7 +33,7 @@ EXPERIMENT: dict[str, Any] = {
     "search": {"trials": 2, "asha": None, "concurrent_trials": 1},
 }
 
-START = EAGER + 'from search.cli import app\napp(["launch", "task.yaml", "--name", "full"])\n'
+START = EAGER + 'from search.cli.app import app\napp(["launch", "task.yaml", "--name", "full"])\n'
 
 # Longer than anyone tries at once.
 SECONDS_FULL = 40.0

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search.record import read_record
-from search.storage import Storage
+from search.record.files import read_record
+from search.record.storage import Storage
 from tests.integration import checks
 from tests.integration.commands import Command, succeeded
 

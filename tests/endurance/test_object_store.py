@@ -9,10 +9,10 @@ import torch
 import yaml
 
 import kdcore
-from kdcore.data import ImageData, open_data
-from search.record import read_record
-from search.storage import Storage
-from search.trial import train_teacher
+from kdcore.data.image_data import ImageData, open_data
+from search.record.files import read_record
+from search.record.storage import Storage
+from search.session.trial import train_teacher
 from tests.endurance.bucket import Bucket, running_bucket
 from tests.endurance.outage import outlast
 from tests.integration.commands import EAGER, Command, succeeded
@@ -31,7 +31,7 @@ EXPERIMENT: dict[str, Any] = {
     "search": {"trials": 2, "asha": None, "concurrent_trials": 1},
 }
 
-START = EAGER + "from search.cli import main\nmain()\n"
+START = EAGER + "from search.cli.app import main\nmain()\n"
 
 # Longer than anyone tries at once.
 SECONDS_AWAY = 60.0

@@ -7,8 +7,8 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 import kdcore
-from search.record import SearchRecord
-from search.space import trial_config
+from search.experiment.space.trial_config import trial_config
+from search.record.record import SearchRecord
 
 _OPTUNA = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
 _MLFLOW = {"finished": "FINISHED", "stopped": "KILLED"}

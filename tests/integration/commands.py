@@ -18,7 +18,13 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["search.cli", "search.launch", "search.jobs", "search.export", "search.tracking"]
+    [
+        "search.cli.app",
+        "search.session.launch",
+        "search.cluster.jobs",
+        "search.export.export",
+        "search.tracking.tracker",
+    ]
 )
 
 # The start of a script: its trials save a checkpoint after each epoch, not every few seconds.
@@ -157,7 +163,7 @@ def _run(folder: Path, arguments: tuple[str, ...], variables: dict[str, str], sa
         sys.argv = list(arguments)
         runpy.run_path(arguments[0], run_name="__main__")
     else:
-        from search.cli import main
+        from search.cli.app import main
 
         sys.argv = ["kdsearch", *arguments]
         main()

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.record import SearchRecord, read_record
-from search.storage import Storage
+from search.record.files import read_record
+from search.record.record import SearchRecord
+from search.record.storage import Storage
 
 # kd always fails here: such a weight leaves the range of float32. It is confirmed all the same.
 EXPERIMENT: dict[str, Any] = {

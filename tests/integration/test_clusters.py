@@ -11,8 +11,9 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from search.record import SearchRecord, read_record
-from search.storage import Storage
+from search.record.files import read_record
+from search.record.record import SearchRecord
+from search.record.storage import Storage
 from tests.integration import checks
 from tests.integration.commands import wait_until
 from tests.integration.ray_cluster import RayCluster

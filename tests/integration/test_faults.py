@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from search.checkpoints import trial_folder
-from search.record import read_record
-from search.storage import Storage
+from search.record.files import read_record
+from search.record.storage import Storage
+from search.record.trial_checkpoints import trial_folder
 from tests.integration import checks
 from tests.integration.commands import EAGER, Command
 from tests.integration.mlflow_server import start_server, stop_server
@@ -35,7 +35,7 @@ EXPERIMENT: dict[str, Any] = {
     },
 }
 
-START = EAGER + 'from search.cli import app\napp(["launch", "task.yaml", "--name", "faulty"])\n'
+START = EAGER + 'from search.cli.app import app\napp(["launch", "task.yaml", "--name", "faulty"])\n'
 
 
 def workers(driver: int) -> list[int]:

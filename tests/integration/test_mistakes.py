@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from search.cli import main
+from search.cli.app import main
 from tests.integration.commands import kdsearch
 from tests.integration.finished_search import EXPERIMENT
 

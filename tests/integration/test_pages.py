@@ -17,12 +17,14 @@ from mlflow.entities import Run
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from kdcore.data import ImageData
-from search.leaderboard import percent, rank
-from search.record import SearchRecord, write_record
-from search.report import summary
-from search.storage import Storage
-from search.view import columns
+from kdcore.data.image_data import ImageData
+from search.leaderboard.ranking import rank
+from search.record.files import write_record
+from search.record.record import SearchRecord
+from search.record.storage import Storage
+from search.record.wording import percent
+from search.report.summary import summary
+from search.tracking.runs_table import columns
 from tests.integration.commands import Command
 from tests.integration.ray_cluster import family
 from tests.synthetic import log_search, made_up_search

@@ -16,10 +16,11 @@ import torch
 from mlflow import MlflowClient
 
 import kdcore
-from kdcore.data import ImageData, open_data
-from search.graphs import GRAPHS
-from search.record import ConfirmationRun, SearchRecord, read_record, write_record
-from search.storage import Storage
+from kdcore.data.image_data import ImageData, open_data
+from search.export.graph_formats import GRAPHS
+from search.record.files import read_record, write_record
+from search.record.record import ConfirmationRun, SearchRecord
+from search.record.storage import Storage
 from tests.integration.commands import Command, kdsearch, succeeded
 from tests.integration.finished_search import Finished
 from tests.integration.ray_cluster import free_port

@@ -16,10 +16,10 @@ from optuna.trial import TrialState
 from pyarrow import parquet
 
 import kdcore
-from kdcore.data import open_data
-from search.record import SearchRecord
-from search.report import summary
-from search.space import trial_config
+from kdcore.data.image_data import open_data
+from search.experiment.space.trial_config import trial_config
+from search.record.record import SearchRecord
+from search.report.summary import summary
 from tests.integration.commands import Command, succeeded
 from tests.integration.finished_search import Finished
 

@@ -1,4 +1,4 @@
-"""Who may import whom: DESIGN.md, section 3, read from the sources."""
+"""Who may import whom: the rules between folders, and the picture of them in README's tour."""
 
 import ast
 import subprocess
@@ -10,20 +10,42 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("kdcore", "search")
 
-# Library -> the only files that may import it.
+# From the ground up: a folder (or file) imports only those of the lines above its own.
+LAYERS = {
+    "kdcore": (
+        ("errors",),
+        ("contract",),
+        ("operations",),
+        ("methods", "backbones", "data"),
+        ("networks",),
+        ("execution",),
+        ("teacher_cache",),
+        ("training",),
+        ("teacher",),
+        ("distillation",),
+    ),
+    "search": (
+        ("errors", "environment"),
+        ("experiment",),
+        ("record",),
+        ("stopping", "leaderboard"),
+        ("report", "export", "cluster"),
+        ("tracking",),
+        ("session",),
+        ("cli",),
+    ),
+}
+
+# Library -> the only places that may import it.
 ALLOWED = {
-    "ray": {
-        "search/launch.py",
-        "search/cluster.py",
-        "search/confirm.py",
-        "search/jobs.py",
-        "search/trial.py",
-        "search/asha.py",
-        "search/searcher.py",
+    "ray": {"search/session", "search/cluster", "search/stopping/scheduler.py"},
+    "mlflow": {"search/tracking"},
+    "optuna": {
+        "search/session/sampler.py",
+        "search/experiment/space",
+        "search/report/importance.py",
     },
-    "mlflow": {"search/tracking.py", "search/registry.py"},
-    "optuna": {"search/searcher.py", "search/space.py", "search/importance.py"},
-    "matplotlib": {"search/plots.py"},
+    "matplotlib": {"search/report/plots"},
 }
 
 
@@ -56,9 +78,12 @@ def reaches(names: set[str], package: str) -> set[str]:
 
 
 FILES = [file for package in PACKAGES for file in sources(package)]
-every_file = pytest.mark.parametrize(
-    "file", FILES, ids=[str(file.relative_to(ROOT)) for file in FILES]
-)
+
+
+def place(file: Path) -> tuple[str, str]:
+    """The package of a file, and its folder (or its own name) in there."""
+    package, *inside = file.relative_to(ROOT).with_suffix("").parts
+    return package, inside[0]
 
 
 def test_imports_of_every_form_are_read() -> None:
@@ -81,40 +106,76 @@ def test_there_are_sources_to_read() -> None:
     assert len(sources("kdcore")) > 20
 
 
-@pytest.mark.parametrize("file", sources("kdcore"), ids=lambda file: str(file.relative_to(ROOT)))
-def test_kdcore_knows_nothing_of_the_search(file: Path) -> None:
-    names = imports_of(file)
-    for package in ("ray", "optuna", "mlflow", "search"):
-        assert not reaches(names, package)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_folder_has_its_layer_and_there_are_at_most_a_dozen(package: str) -> None:
+    found = {place(file)[1] for file in sources(package)} - {"__init__", "__main__"}
+    assert found == {name for layer in LAYERS[package] for name in layer}
+    assert len(found) <= 12
 
 
-@every_file
-def test_a_library_of_the_search_is_imported_only_where_it_belongs(file: Path) -> None:
-    names = imports_of(file)
-    for library, allowed in ALLOWED.items():
-        if file.relative_to(ROOT).as_posix() not in allowed:
-            assert not reaches(names, library)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_folder_imports_only_what_lies_below_it(package: str) -> None:
+    height = {name: i for i, layer in enumerate(LAYERS[package]) for name in layer}
+    wrong = []
+    for file in sources(package):
+        _, own = place(file)
+        if own in ("__init__", "__main__"):
+            continue
+        for name in reaches(imports_of(file), package):
+            other = (name.split(".") + [""])[1]
+            if other in height and other != own and height[other] >= height[own]:
+                wrong.append(f"{file.relative_to(ROOT)} imports {name}")
+    assert wrong == []
 
 
-@pytest.mark.parametrize(
-    "file",
-    [file for file in sources("kdcore/methods") if file.name != "__init__.py"],
-    ids=lambda file: file.stem,
-)
-def test_a_method_imports_neither_another_method_nor_a_backbone(file: Path) -> None:
-    names = imports_of(file)
-    assert not reaches(names, "kdcore.methods")
-    assert not reaches(names, "kdcore.backbones")
+def test_no_two_files_import_each_other() -> None:
+    """Not even by a longer way, functions and type hints included."""
+    modules = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in FILES}
+    graph = {name: imports_of(file) & modules.keys() for name, file in modules.items()}
+    done: set[str] = set()
+
+    def walk(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in graph[name] - {name}:
+                walk(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        walk(name, ())
 
 
-@every_file
-def test_files_have_names_of_their_own(file: Path) -> None:
-    assert file.name not in {"utils.py", "helpers.py", "common.py", "base.py"}
+def test_kdcore_knows_nothing_of_the_search() -> None:
+    for file in sources("kdcore"):
+        for package in ("ray", "optuna", "mlflow", "search"):
+            assert not reaches(imports_of(file), package), file
+
+
+def test_a_library_of_the_search_is_imported_only_where_it_belongs() -> None:
+    for file in FILES:
+        path = file.relative_to(ROOT)
+        for library, allowed in ALLOWED.items():
+            if not any(path.is_relative_to(each) for each in allowed):
+                assert not reaches(imports_of(file), library), file
+
+
+def test_a_method_imports_neither_another_method_nor_a_backbone() -> None:
+    for file in sources("kdcore/methods"):
+        if file.name != "__init__.py":
+            names = imports_of(file)
+            assert not reaches(names, "kdcore.methods"), file
+            assert not reaches(names, "kdcore.backbones"), file
+
+
+def test_files_have_names_of_their_own_and_no_more_than_450_lines() -> None:
+    for file in FILES:
+        assert file.name not in {"utils.py", "helpers.py", "common.py", "base.py"}
+        assert len(file.read_text().splitlines()) <= 450, file
 
 
 TRIAL = """
 import sys
-import search.trial
+import search.session.trial
 from kdcore import TrialConfig, distill
 
 config = TrialConfig.model_validate({

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search.record import read_record
-from search.storage import Storage
+from search.record.files import read_record
+from search.record.storage import Storage
 from tests.integration.commands import succeeded
 
 pytestmark = pytest.mark.integration
@@ -40,8 +40,8 @@ import time
 from pathlib import Path
 
 from search import launch
-from search.cli import app
-from search.trial import run_trial
+from search.cli.app import app
+from search.session.trial import run_trial
 
 
 def greedy(point, **settings):

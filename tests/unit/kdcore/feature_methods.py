@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdcore.backbones import probe_shapes
-from kdcore.method import Method
+from kdcore.backbones.probe import probe_shapes
+from kdcore.contract.method import Method
+from kdcore.contract.network_pair import NetworkPair, Shapes
+from kdcore.contract.taps import Batch, Taps
 from kdcore.methods import CATALOGUE
-from kdcore.taps import Batch, Setting, Shapes, Taps
 
 TRAIN_IMAGES = 40
 
@@ -42,14 +43,14 @@ def setting(
     *,
     image_size: tuple[int, int] = (8, 12),
     train_labels: Tensor | None = None,
-) -> Setting:
+) -> NetworkPair:
     """Two networks on images that are not square."""
     if train_labels is None:
         train_labels = torch.arange(TRAIN_IMAGES) % 10
-    return Setting(_shapes(student, image_size), _shapes(teacher, image_size), train_labels)
+    return NetworkPair(_shapes(student, image_size), _shapes(teacher, image_size), train_labels)
 
 
-def build(name: str, where: Setting, **params: Any) -> Method:
+def build(name: str, where: NetworkPair, **params: Any) -> Method:
     """A method of the catalogue, with its published settings but for those given."""
     torch.manual_seed(0)
     method = CATALOGUE[name]
@@ -67,7 +68,7 @@ def leaves(taps: Taps) -> Taps:
     return taps.changed(lambda value: value.detach().clone().requires_grad_())
 
 
-def taps_of(where: Setting, images: int) -> tuple[Taps, Taps]:
+def taps_of(where: NetworkPair, images: int) -> tuple[Taps, Taps]:
     """Random outputs of student and teacher, float64."""
     both = []
     for seed, network in enumerate((where.student, where.teacher)):

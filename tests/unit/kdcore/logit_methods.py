@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from kdcore import DataConfig, EpochReport, Recipe, TeacherConfig, TrialConfig, distill
-from kdcore.backbones import probe_shapes
-from kdcore.checkpoint import read_checkpoint
-from kdcore.method import Method
+from kdcore.backbones.probe import probe_shapes
+from kdcore.contract.method import Method
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.taps import Batch, Taps
 from kdcore.methods import CATALOGUE
-from kdcore.taps import Batch, Setting, Taps
+from kdcore.training.checkpoint import read_checkpoint
 from tests.cases import Case
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -32,12 +33,12 @@ def labels_of(images: int, classes: int) -> Tensor:
     return (classes - 1 - torch.arange(images)) % classes
 
 
-def setting(classes: int = 10, teacher_classes: int | None = None) -> Setting:
+def setting(classes: int = 10, teacher_classes: int | None = None) -> NetworkPair:
     student, teacher = (
         probe_shapes(network, num_classes=count, in_channels=1, image_size=(8, 8))
         for network, count in (("resnet8", classes), ("resnet14", teacher_classes or classes))
     )
-    return Setting(student, teacher, torch.arange(12) % classes)
+    return NetworkPair(student, teacher, torch.arange(12) % classes)
 
 
 def build(name: str, classes: int = 10, **params: Any) -> Method:

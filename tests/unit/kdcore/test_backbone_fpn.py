@@ -9,12 +9,14 @@ from torch.nn.functional import conv2d
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from kdcore.backbones import BACKBONES, build_backbone, check_backbone, probe, probe_shapes
+from kdcore.backbones.catalogue import BACKBONES, build_backbone
 from kdcore.backbones.fpn import FeaturePyramid, PyramidClassifier
+from kdcore.backbones.names import check_backbone
+from kdcore.backbones.probe import probe, probe_shapes
 from kdcore.backbones.resnet import BasicBlock, ResNet
-from kdcore.layers import equal_depth_pairs
+from kdcore.contract.layer_pairs import equal_depth_pairs
+from kdcore.contract.taps import Tap
 from kdcore.methods.fitnet import fitnet_loss
-from kdcore.taps import Tap
 
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
 

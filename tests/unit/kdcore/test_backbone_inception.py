@@ -20,12 +20,14 @@ from torchvision.models.inception import (
 )
 
 from kdcore import Classifier, Recipe
-from kdcore.backbones import BACKBONES, Backbone, build_backbone, probe_shapes
+from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.catalogue import BACKBONES, build_backbone
 from kdcore.backbones.inception import NETWORKS
-from kdcore.classifier import ClassifierCard, load_classifier, save_classifier
-from kdcore.data import ImageData, open_data
-from kdcore.taps import Tap, Taps
-from kdcore.training import train
+from kdcore.backbones.probe import probe_shapes
+from kdcore.contract.taps import Tap, Taps
+from kdcore.data.image_data import ImageData, open_data
+from kdcore.networks.classifier import ClassifierCard, load_classifier, save_classifier
+from kdcore.training.loop import train
 
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
 WITH_AUXILIARY = ["inception_v1", "inception_v1_bn"]

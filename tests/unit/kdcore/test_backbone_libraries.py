@@ -11,17 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcore import DataConfig, Recipe, TeacherConfig, TermConfig, TrialConfig, distill
-from kdcore.backbones import (
-    Backbone,
-    build_backbone,
-    check_backbone,
-    constructor_of,
-    probe_shapes,
-)
-from kdcore.backbones.anatomy import dissect
+from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.catalogue import build_backbone, constructor_of
 from kdcore.backbones.libraries import LibraryNetwork, library_of
-from kdcore.classifier import Classifier, ClassifierCard, load_classifier, save_classifier
-from kdcore.taps import Tap
+from kdcore.backbones.names import check_backbone
+from kdcore.backbones.probe import probe_shapes
+from kdcore.backbones.tracing.traced_network import trace_network
+from kdcore.contract.taps import Tap
+from kdcore.networks.classifier import Classifier, ClassifierCard, load_classifier, save_classifier
 
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
 
@@ -490,7 +487,7 @@ class _Toy(nn.Module):
 
 def test_expansions_branches_and_pooled_maps_are_no_taps_and_none_is_written_to() -> None:
     with torch.device("meta"):
-        anatomy = dissect(_Toy(), 7, (32, 32))
+        anatomy = trace_network(_Toy(), 7, (32, 32))
     assert [(tap.name, tap.channels, tap.reduction, tap.activation) for tap in anatomy.taps] == [
         ("stem", 4, 2, "none"),
         ("stage1", 6, 4, "none"),

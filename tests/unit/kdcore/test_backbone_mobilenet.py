@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, linear
 
-from kdcore.backbones import Backbone, build_backbone
-from kdcore.taps import Tap
+from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.contract.taps import Tap
 
 # By stage, each block's stride.
 STRIDES = [(1, 1, 1), (2, 1, 1), (2, 1, 1, 1, 1, 1, 1), (2, 1, 1, 1)]

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from kdcore.backbones import BACKBONES
+from kdcore.backbones.catalogue import BACKBONES
 
 
 @pytest.mark.parametrize(

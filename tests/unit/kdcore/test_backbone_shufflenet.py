@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, linear
 
-from kdcore.backbones import Backbone, build_backbone
+from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.shufflenet import GroupUnit
 
 

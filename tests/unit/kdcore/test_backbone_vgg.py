@@ -9,8 +9,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, max_pool2d
 
-from kdcore.backbones import BACKBONES, Backbone, build_backbone, probe
-from kdcore.taps import Tap
+from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.catalogue import BACKBONES, build_backbone
+from kdcore.backbones.probe import probe
+from kdcore.contract.taps import Tap
 
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
 

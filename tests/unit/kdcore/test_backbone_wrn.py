@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
-from kdcore.backbones import Backbone, build_backbone
-from kdcore.taps import Tap
+from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.contract.taps import Tap
 
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
 

@@ -9,18 +9,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
-from kdcore.backbones import (
-    BACKBONES,
-    Backbone,
-    build_backbone,
-    check_backbone,
-    constructor_of,
-    probe_shapes,
-)
-from kdcore.backbones.backbone import spatial_mean
-from kdcore.classifier import Classifier, ClassifierCard, load_student, save_classifier
-from kdcore.execution import Execution
-from kdcore.taps import Shapes, Tap
+from kdcore.backbones.backbone import Backbone, spatial_mean
+from kdcore.backbones.catalogue import BACKBONES, build_backbone, constructor_of
+from kdcore.backbones.names import check_backbone
+from kdcore.backbones.probe import probe_shapes
+from kdcore.contract.network_pair import Shapes
+from kdcore.contract.taps import Tap
+from kdcore.execution.execution import Execution
+from kdcore.networks.classifier import Classifier, ClassifierCard, load_student, save_classifier
 
 # At 100 classes and 3 channels, unless the name says otherwise; those of the distillation
 # literature and of torchvision.

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdcore.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
-from kdcore.training import best_student
+from kdcore.training.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
+from kdcore.training.loop import best_student
 
 CPU = torch.device("cpu")
 STATE = {

@@ -11,14 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kdcore import Classifier, load_student
-from kdcore.backbones import build_backbone
-from kdcore.classifier import (
-    ClassifierCard,
-    load_card,
-    load_classifier,
-    save_classifier,
-)
-from kdcore.taps import Tap
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.contract.taps import Tap
+from kdcore.networks.classifier import ClassifierCard, load_card, load_classifier, save_classifier
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.23, 0.22, 0.27)
 CARD = ClassifierCard(

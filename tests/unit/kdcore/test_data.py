@@ -19,9 +19,10 @@ from pyarrow import ipc
 from pydantic import ValidationError
 
 from kdcore import DataConfig
-from kdcore.data import SOURCES, ImageData, open_data
 from kdcore.data.fashion_mnist import read_idx
+from kdcore.data.image_data import ImageData, open_data, source_of
 from kdcore.data.image_table import TableSource
+from kdcore.data.registry import DATA_SETS
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -223,7 +224,8 @@ def test_splits_and_sources_that_cannot_be_are_refused_with_the_reason(
 
 
 def test_every_source_describes_itself() -> None:
-    for source in SOURCES.values():
+    for name, source in DATA_SETS.items():
+        assert source_of(name)
         assert source.summary
         assert source.settings.keys() <= DataConfig.model_fields.keys()
         if isinstance(source, TableSource):
@@ -435,7 +437,7 @@ def test_debians_files_are_the_whole_data_set(tmp_path: Path) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(missing)
         pytest.skip(missing)
-    table = SOURCES["fashion_mnist"].open(fashion(DEBIAN), tmp_path)
+    table = source_of("fashion_mnist").open(fashion(DEBIAN), tmp_path)
     assert table.images.shape == (70_000, 1, 28, 28)
     assert table.is_test.sum() == 10_000
     assert table.labels[~table.is_test].bincount().tolist() == [6000] * 10

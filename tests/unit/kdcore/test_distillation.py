@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from kdcore import DataConfig, EpochReport, Recipe, TeacherConfig, TermConfig, TrialConfig, distill
-from kdcore.backbones import build_backbone
-from kdcore.checkpoint import FILE_NAME, read_checkpoint
-from kdcore.data import ImageData
-from kdcore.distillation import build_terms, setting_of
-from kdcore.execution import Execution
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.data.image_data import ImageData
+from kdcore.distillation.distill import build_terms, network_pair
+from kdcore.execution.execution import Execution
 from kdcore.methods import CATALOGUE
-from kdcore.training import best_student
+from kdcore.training.checkpoint import FILE_NAME, read_checkpoint
+from kdcore.training.loop import best_student
 
 CPU = torch.device("cpu")
 CONTROL = next(name for name, method in CATALOGUE.items() if not method.needs)
@@ -120,7 +120,7 @@ def test_it_learns_from_the_labels_and_from_the_teacher(
     reports, _ = finished(name)
     first, *_, last = (report.train_terms["cross_entropy"] for report in reports)
     assert last < first
-    setting = setting_of("resnet8", "resnet14", digits)
+    setting = network_pair("resnet8", "resnet14", digits)
     (term,) = build_terms((TermConfig.model_validate({"method": name}),), setting, seed=0)
     # What a memory holds in the first epoch is random, and easy to tell from anything.
     remembers = any(len(digits.train) in buffer.shape for buffer in term.method.buffers())
@@ -137,7 +137,7 @@ def test_reports_are_consistent(
     assert [report.epoch for report in reports] == list(range(1, EPOCHS + 1))
     weights = {term.method: term.params.weight for term in config.objective}
     steps = len(digits.train) // config.training.batch_size
-    setting = setting_of("resnet8", "resnet14", digits)
+    setting = network_pair("resnet8", "resnet14", digits)
     (term,) = build_terms(config.objective, setting, seed=0)
     for number, report in enumerate(reports, start=1):
         assert report.epochs == EPOCHS
@@ -211,7 +211,7 @@ def test_student_and_teacher_compute_in_what_was_measured_for_each_unless_it_is_
     def measured(name: str, *what: object, **how: object) -> Execution:
         return ways[name]
 
-    monkeypatch.setattr("kdcore.distillation.fastest_execution", measured)
+    monkeypatch.setattr("kdcore.distillation.distill.fastest_execution", measured)
     config = configure(SEARCHED, epochs=1, acceleration=acceleration)
     list(distill(config, workspace=workspace, checkpoint_dir=tmp_path, device=CPU))
     state = read_checkpoint(tmp_path, CPU)
@@ -269,7 +269,7 @@ def test_a_missing_teacher_is_trained_first_and_only_once(
 
 
 def test_a_setting_is_measured_on_the_data(digits: ImageData) -> None:
-    setting = setting_of("resnet8", "resnet14", digits)
+    setting = network_pair("resnet8", "resnet14", digits)
     assert setting.train_images == len(digits.train) == 384
     assert (setting.student.network, setting.teacher.network) == ("resnet8", "resnet14")
     assert setting.student.num_classes == setting.teacher.num_classes == 10

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcore import execution
-from kdcore.backbones import build_backbone
-from kdcore.classifier import Classifier
-from kdcore.execution import FILE_NAME, Execution, candidates, fastest_execution
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.execution import execution
+from kdcore.execution.execution import FILE_NAME, Execution, candidates, fastest_execution
+from kdcore.networks.classifier import Classifier
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcore.backbones import probe_shapes
+from kdcore.backbones.probe import probe_shapes
+from kdcore.contract.network_pair import NetworkPair, Shapes
+from kdcore.contract.taps import Batch, Taps
 from kdcore.methods import CATALOGUE
-from kdcore.taps import Batch, Setting, Shapes, Taps
 
 # The loss of each method with its published settings, for the inputs of `_golden_inputs`.
 GOLDEN = {
@@ -70,7 +71,7 @@ def _wave_taps(shapes: Shapes, images: int, frequency: float) -> Taps:
 
 
 def _golden_loss(name: str) -> float:
-    where = Setting(_shapes("resnet8"), _shapes("resnet50", 16), torch.arange(32) % 10)
+    where = NetworkPair(_shapes("resnet8"), _shapes("resnet50", 16), torch.arange(32) % 10)
     torch.manual_seed(0)  # for the few methods that draw
     method = CATALOGUE[name](CATALOGUE[name].Params(), where).double().train()
     with torch.no_grad():

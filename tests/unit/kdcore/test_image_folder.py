@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from kdcore import DataConfig
-from kdcore.data import ImageData, image_folder, open_data
+from kdcore.data import image_folder
+from kdcore.data.image_data import ImageData, open_data
 from tests.unit.kdcore.photographs import CLASSES, encoded, photograph, write_folders
 
 

@@ -8,7 +8,12 @@ from logit_methods import labels_of, random_logits, setting
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from kdcore.logits import check_classes, softened_divergence, standardized, target_and_others
+from kdcore.operations.logits import (
+    check_classes,
+    softened_divergence,
+    standardized,
+    target_and_others,
+)
 
 # Standardisation
 

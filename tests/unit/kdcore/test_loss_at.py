@@ -18,11 +18,11 @@ from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
 
 from kdcore import DataConfig, TeacherConfig
-from kdcore.attention import attention
-from kdcore.backbones import build_backbone
-from kdcore.layers import resolve_layers
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.contract.layer_pairs import resolve_layers
+from kdcore.contract.taps import Tap, Taps
 from kdcore.methods.at import AT, at_loss, flip_symmetry_loss, gradient_at_loss
-from kdcore.taps import Tap, Taps
+from kdcore.operations.attention import attention
 from tests.twins.at import naive_at, naive_flip_symmetry, naive_gradient_at
 
 # Of the images: some maps of the deepest network are then one pixel.

@@ -21,6 +21,7 @@ from torch.autograd import gradcheck
 from torch.nn.functional import normalize
 
 from kdcore import DataConfig, TeacherConfig
+from kdcore.contract.taps import Batch, Taps
 from kdcore.methods.crd import (
     CRD,
     OtherClassSampler,
@@ -31,7 +32,6 @@ from kdcore.methods.crd import (
     log_normalizer,
     nce_loss,
 )
-from kdcore.taps import Batch, Taps
 from tests.twins.crd import naive_crd, naive_info_nce, naive_log_normalizer
 
 

@@ -20,7 +20,7 @@ from torch.autograd import gradcheck
 from torch.nn.functional import adaptive_avg_pool2d
 
 from kdcore import DataConfig, TeacherConfig
-from kdcore.layers import resolve_layers
+from kdcore.contract.layer_pairs import resolve_layers
 from kdcore.methods.fitnet import FitNet, fitnet_loss
 from tests.twins.fitnet import naive_fitnet
 

@@ -19,9 +19,9 @@ from torch.autograd import gradcheck
 from torch.nn.functional import adaptive_avg_pool2d
 
 from kdcore import DataConfig, TeacherConfig
-from kdcore.backbones import build_backbone
-from kdcore.checkpoint import read_checkpoint
+from kdcore.backbones.catalogue import build_backbone
 from kdcore.methods.ft import FT, ft_loss, reconstruction_loss
+from kdcore.training.checkpoint import read_checkpoint
 from tests.twins.ft import naive_ft, naive_reconstruction
 
 # Of the images: some maps of the deepest network are then one pixel.

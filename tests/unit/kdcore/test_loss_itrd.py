@@ -16,8 +16,9 @@ from feature_methods import (
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.taps import Taps
 from kdcore.methods.itrd import ITRD, correlation_loss, itrd_loss, mutual_information_loss
-from kdcore.taps import Setting, Taps
 from tests.twins.itrd import naive_correlation, naive_itrd, naive_mutual_information
 
 # Images, the student's width, the teacher's.
@@ -29,7 +30,7 @@ every_alpha = pytest.mark.parametrize("alpha", [0.5, 1.01, 1.5, 2.0])
 
 
 @cache
-def small(student: str, teacher: str) -> tuple[Setting, Taps, Taps]:
+def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
     where = setting(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))

@@ -15,14 +15,15 @@ from feature_methods import (
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from kdcore.layers import resolve_layers
+from kdcore.contract.layer_pairs import resolve_layers
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.taps import Taps
 from kdcore.methods.nst import NST, Kernel, nst_loss
-from kdcore.taps import Setting, Taps
 from tests.twins.nst import naive_nst
 
 
 @cache
-def small(student: str, teacher: str) -> tuple[Setting, Taps, Taps]:
+def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
     where = setting(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))

@@ -24,9 +24,9 @@ from torch.autograd import gradcheck
 from torch.nn.functional import adaptive_avg_pool2d
 
 from kdcore import DataConfig, TeacherConfig
-from kdcore.layers import resolve_layers
+from kdcore.contract.layer_pairs import resolve_layers
+from kdcore.contract.network_pair import NetworkPair
 from kdcore.methods.ofd import OFD, ExpectedMargin, MeasuredMargin, expected_margin, ofd_loss
-from kdcore.taps import Setting
 from tests.cases import Case
 from tests.twins.ofd import naive_expected_margin, naive_ofd
 
@@ -38,7 +38,7 @@ SIZES = [(2, 3, 4, 4), (1, 5, 6, 3), (3, 1, 1, 1)]
 normalizations = pytest.mark.parametrize("normalization", ["sum", "mean"])
 
 
-def _with_norms(where: Setting, *taps: str) -> Setting:
+def _with_norms(where: NetworkPair, *taps: str) -> NetworkPair:
     norms = {}
     for number, tap in enumerate(taps):
         channels = where.teacher.maps[tap][0]

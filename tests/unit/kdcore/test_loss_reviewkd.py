@@ -12,9 +12,10 @@ from feature_methods import (
 )
 from torch.autograd import gradcheck
 
-from kdcore.layers import equal_depth_pairs
+from kdcore.contract.layer_pairs import equal_depth_pairs
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.taps import Taps
 from kdcore.methods.reviewkd import Fusion, ReviewKD, resized, reviewkd_loss
-from kdcore.taps import Setting, Taps
 from tests.twins.reviewkd import naive_fusion, naive_resized, naive_reviewkd
 
 SIZES = [
@@ -100,7 +101,7 @@ def test_a_fusion_is_its_twin(size: tuple[int, int], deepest: bool) -> None:
 # The method
 
 
-def _naive_term(method: ReviewKD, where: Setting, student: Taps, teacher: Taps) -> float:
+def _naive_term(method: ReviewKD, where: NetworkPair, student: Taps, teacher: Taps) -> float:
     """From the embedding to the first stage, every fusion's loss."""
     pairs = equal_depth_pairs(where.student, where.teacher)
     levels = [(student.preactivations[p.student], teacher.preactivations[p.teacher]) for p in pairs]

@@ -16,9 +16,10 @@ from feature_methods import (
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.taps import Taps
 from kdcore.methods import rkd
 from kdcore.methods.rkd import rkd_loss
-from kdcore.taps import Setting, Taps
 from tests.twins.rkd import naive_rkd
 
 PUBLISHED = {"distance_weight": 25.0, "angle_weight": 50.0}
@@ -52,7 +53,7 @@ EMBEDDINGS = {
 
 
 @cache
-def small(student: str, teacher: str) -> tuple[Setting, Taps, Taps]:
+def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
     where = setting(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))

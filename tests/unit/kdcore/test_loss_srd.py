@@ -15,15 +15,16 @@ from feature_methods import (
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.taps import Taps
 from kdcore.methods.srd import SRD, srd_loss
-from kdcore.taps import Setting, Taps
 from tests.twins.srd import naive_srd
 
 every_exponent = pytest.mark.parametrize("exponent", [1.0, 2.5, 4.0, 8.0])
 
 
 @cache
-def small(student: str, teacher: str) -> tuple[Setting, Taps, Taps]:
+def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
     where = setting(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))

@@ -20,17 +20,18 @@ from torch.autograd import gradcheck
 from torch.nn.functional import softplus
 
 from kdcore import DataConfig, TeacherConfig
-from kdcore.layers import resolve_layers
+from kdcore.contract.layer_pairs import resolve_layers
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.taps import Taps
 from kdcore.methods.vid import VID, raw_variance, vid_loss
-from kdcore.spatial import match_spatial
-from kdcore.taps import Setting, Taps
+from kdcore.operations.match_spatial import match_spatial
 from tests.twins.vid import naive_vid
 
 SIZES = [(1, 3, 4, 4), (4, 5, 3, 7), (6, 2, 1, 1), (2, 1, 5, 2)]
 
 
 @cache
-def small(student: str, teacher: str) -> tuple[Setting, Taps, Taps]:
+def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
     where = setting(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))

@@ -7,13 +7,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import method
-from kdcore.backbones import probe_shapes
-from kdcore.method import Method, full_precision
-from kdcore.span import Choice, LayerChoice, Span
-from kdcore.spatial import match_spatial
-from kdcore.suggestion import did_you_mean
-from kdcore.taps import Batch, Setting, Tap, Taps
+from kdcore.backbones.probe import probe_shapes
+from kdcore.contract import method
+from kdcore.contract.method import Method, full_precision
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, LayerChoice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.errors import did_you_mean
+from kdcore.operations.match_spatial import match_spatial
 
 
 class _Squares(Method):
@@ -48,7 +49,7 @@ def test_what_is_searched_cannot_be_changed() -> None:
 
 def test_the_contract_detaches_the_teacher_even_where_the_loss_does_not() -> None:
     shapes = probe_shapes("resnet8", num_classes=3, in_channels=1, image_size=(8, 8))
-    squares = _Squares(_Squares.Params(), Setting(shapes, shapes, 10))
+    squares = _Squares(_Squares.Params(), NetworkPair(shapes, shapes, 10))
     student = Taps(torch.randn(4, 3), torch.randn(4, 64, requires_grad=True))
     teacher = Taps(torch.randn(4, 3), torch.randn(4, 64, requires_grad=True))
     squares(student, teacher, Batch(torch.zeros(4), torch.arange(4), 1, 1)).backward()

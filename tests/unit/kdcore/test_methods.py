@@ -24,12 +24,14 @@ from feature_methods import (
 from pydantic import ValidationError
 from torch import Tensor
 
-from kdcore.distillation import TermConfig, build_terms
-from kdcore.layers import layer_options, resolve_layers
-from kdcore.method import Method, Params
+from kdcore.contract.layer_pairs import layer_options, resolve_layers
+from kdcore.contract.method import Method, Params
+from kdcore.contract.network_pair import NetworkPair, Shapes
+from kdcore.contract.searched import Choice, LayerChoice, Span
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.distillation.config import TermConfig
+from kdcore.distillation.distill import build_terms
 from kdcore.methods import CATALOGUE, check_method
-from kdcore.span import Choice, LayerChoice, Span
-from kdcore.taps import Batch, Setting, Shapes, Tap, Taps
 from tests.cases import Case
 
 IMAGES = 6
@@ -67,7 +69,7 @@ def variants(name: str) -> dict[str, Params]:
     return made
 
 
-def build(name: str, where: Setting, params: Params | None = None) -> Method:
+def build(name: str, where: NetworkPair, params: Params | None = None) -> Method:
     """The method, with its published settings unless others are given, ready to train."""
     term = TermConfig.model_validate({"method": name, "params": params or {}})
     (built,) = build_terms((term,), where, seed=0)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from kdcore import DataConfig
-from kdcore.data import SOURCES, ImageData, open_data, parquet
+from kdcore.data import parquet
+from kdcore.data.image_data import ImageData, open_data, source_of
 from tests.unit.kdcore.photographs import (
     CLASSES,
     encoded,
@@ -159,7 +160,7 @@ def test_opening_reads_no_image(train: Rows, test: Rows, tmp_path: Path) -> None
     for row in train:
         content = content.replace(row["image"]["bytes"], bytes(len(row["image"]["bytes"])))
     path.write_bytes(content)
-    images = SOURCES["parquet"].open(config_of(path), tmp_path)
+    images = source_of("parquet").open(config_of(path), tmp_path)
     assert images.labels.bincount().tolist() == [16, 16, 16]
     with pytest.raises(ValueError, match=r"damaged image row 0 of row group 0 of .*train.parquet"):
         list(images.split(torch.arange(48)).batches(48))
@@ -188,7 +189,7 @@ def test_labels_are_sorted_values(
 ) -> None:
     given = [values[number % 3] for number in range(len(train))]
     pq.write_table(_with_labels(train, given, kind), tmp_path / "all.parquet")
-    images = SOURCES["parquet"].open(config_of(tmp_path / "all.parquet"), tmp_path)
+    images = source_of("parquet").open(config_of(tmp_path / "all.parquet"), tmp_path)
     assert images.class_names == names
     assert [names[label] for label in images.labels] == [str(value) for value in given]
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from kdcore import DataConfig
-from kdcore.data import ImageData, decoding_pool, open_data
+from kdcore.data import decoding_pool
 from kdcore.data.decoding_pool import show_in_order
+from kdcore.data.image_data import ImageData, open_data
 from kdcore.data.streamed_split import StreamedSplit
 from tests.unit.kdcore.photographs import write_folders
 
@@ -231,7 +232,7 @@ def test_images_that_are_decoded_already_need_no_decoder_and_no_library_of_netwo
     program = f"""
 import sys, pathlib, torch
 from kdcore import DataConfig
-from kdcore.data import open_data
+from kdcore.data.image_data import open_data
 data = open_data(DataConfig(name="digits"), pathlib.Path({str(tmp_path)!r}))
 next(data.train.views(torch.arange(64), 0, 64))
 from kdcore.data import decoding_pool

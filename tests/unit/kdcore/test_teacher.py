@@ -17,12 +17,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from kdcore import DataConfig, Recipe, TeacherConfig
-from kdcore.backbones import build_backbone
+from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.libraries import published_weights, usual_normalization
-from kdcore.classifier import load_card
-from kdcore.data import ImageData, TableSplit, open_data
-from kdcore.teacher import is_ready, load_teacher, prepare_teacher, teacher_folder
-from kdcore.training import evaluate
+from kdcore.data.image_data import ImageData, open_data
+from kdcore.data.split import TableSplit
+from kdcore.networks.classifier import load_card
+from kdcore.teacher.teacher import is_ready, load_teacher, prepare_teacher, teacher_folder
+from kdcore.training.evaluation import evaluate
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=3, batch_size=64, acceleration="off")

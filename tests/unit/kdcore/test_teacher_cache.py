@@ -16,20 +16,14 @@ import torch
 from torch import Tensor
 
 from kdcore import CacheConfig, DataConfig, EpochReport, TeacherConfig, TrialConfig, distill
-from kdcore.data import ImageData
-from kdcore.execution import Execution, Precision
+from kdcore.contract.taps import Tap, Taps
+from kdcore.data.image_data import ImageData
+from kdcore.execution.execution import Execution, Precision
 from kdcore.methods import CATALOGUE
 from kdcore.methods.kd import kd_loss
-from kdcore.taps import Tap, Taps
-from kdcore.teacher import WEIGHTS, load_teacher
-from kdcore.teacher_cache import (
-    FOLDER,
-    CachedView,
-    TeacherCache,
-    Wanted,
-    cached_files,
-    rounded,
-)
+from kdcore.teacher.teacher import WEIGHTS, load_teacher
+from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
+from kdcore.teacher_cache.files import FOLDER, cached_files
 
 CPU = torch.device("cpu")
 MAPS = Wanted(
@@ -299,7 +293,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from kdcore import CacheConfig, DataConfig
-from kdcore.data import open_data
+from kdcore.data.image_data import open_data
 from kdcore.execution import Execution
 from kdcore.taps import Tap
 from kdcore.teacher import WEIGHTS, load_teacher

@@ -17,17 +17,22 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore import Classifier, EpochReport, NonFiniteLossError, Recipe, TermConfig
-from kdcore.backbones import build_backbone, probe_shapes
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.backbones.probe import probe_shapes
 from kdcore.backbones.resnet import BasicBlock, ResNet
-from kdcore.checkpoint import FILE_NAME, read_checkpoint
-from kdcore.data import ImageData, TableSplit, open_data
-from kdcore.distillation import build_terms, setting_of
-from kdcore.execution import Execution, Precision
-from kdcore.method import Method
+from kdcore.contract.method import Method
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.data.image_data import ImageData, open_data
+from kdcore.data.split import TableSplit
+from kdcore.distillation.distill import build_terms, network_pair
+from kdcore.execution.execution import Execution, Precision
 from kdcore.methods import CATALOGUE
-from kdcore.taps import Batch, Setting, Tap, Taps
-from kdcore.teacher import load_teacher
-from kdcore.training import Term, best_student, evaluate, identity_of, train
+from kdcore.teacher.teacher import load_teacher
+from kdcore.training.checkpoint import FILE_NAME, read_checkpoint
+from kdcore.training.evaluation import evaluate
+from kdcore.training.loop import best_student, identity_of, train
+from kdcore.training.run import Term
 
 CPU = torch.device("cpu")
 NEEDY = [name for name, method in CATALOGUE.items() if method.needs]
@@ -65,7 +70,7 @@ def terms_of(names: Sequence[str], data: ImageData, **params: float) -> tuple[Te
     objective = tuple(
         TermConfig.model_validate({"method": name, "params": params}) for name in names
     )
-    return build_terms(objective, setting_of("resnet8", "resnet14", data), seed=0)
+    return build_terms(objective, network_pair("resnet8", "resnet14", data), seed=0)
 
 
 def train_of(
@@ -281,9 +286,9 @@ class _Recorder(Method):
         return student.logits.float().sum() * 0
 
 
-def setting(data: ImageData) -> Setting:
+def setting(data: ImageData) -> NetworkPair:
     shapes = probe_shapes("resnet8", num_classes=10, in_channels=1, image_size=data.image_size)
-    return Setting(shapes, shapes, len(data.train))
+    return NetworkPair(shapes, shapes, len(data.train))
 
 
 def test_a_method_is_told_labels_positions_and_progress_and_sees_the_teachers_answers(

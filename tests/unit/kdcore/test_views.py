@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kdcore.data import ImageData
-from kdcore.data.splits import stratified_halves, stratified_order
+from kdcore.data.image_data import ImageData
+from kdcore.data.stratified import stratified_halves, stratified_order
 from kdcore.data.views import crop_and_flip, draw, is_mirrored, patch_draws, patch_of
 
 _WORD = (1 << 64) - 1

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdcore.methods import CATALOGUE
-from search.catalogue import methods_markdown
+from search.cli.catalogue import methods_markdown
 
 
 def test_the_readme_has_the_generated_table_of_methods() -> None:

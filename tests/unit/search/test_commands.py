@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from search.cli import app
-from search.record import SearchRecord, write_record
-from search.storage import Storage
+from search.cli.app import app
+from search.record.files import write_record
+from search.record.record import SearchRecord
+from search.record.storage import Storage
 from tests.synthetic import made_up_search
 
 
@@ -53,7 +54,7 @@ def test_a_watched_leaderboard_ends_with_its_search(
         if len(waits) == 3:
             write_record(storage, record)
 
-    monkeypatch.setattr("search.cli.time.sleep", wait)
+    monkeypatch.setattr("search.cli.app.time.sleep", wait)
     output = typed(storage, "leaderboard", "made-up-1", "--watch")
     assert len(waits) == 3
     assert "made-up-1 (finished)" in output
@@ -66,7 +67,7 @@ def test_ctrl_c_ends_watching_cleanly(storage: Storage, monkeypatch: pytest.Monk
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("search.cli.time.sleep", interrupt)
+    monkeypatch.setattr("search.cli.app.time.sleep", interrupt)
     assert "made-up-1 (running)" in typed(storage, "leaderboard", "made-up-1", "--watch")
 
 

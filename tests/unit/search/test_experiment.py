@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search.experiment import ExperimentError, parse_experiment, read_experiment
+from search.errors import ExperimentError
+from search.experiment.reading import parse_experiment, read_experiment
 
 VALID: dict[str, Any] = {
     "data": {"name": "digits"},

@@ -6,19 +6,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kdcore.backbones import build_backbone
-from kdcore.classifier import (
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.data.image_data import ImageData
+from kdcore.networks.classifier import (
     Classifier,
     build_classifier,
     describe_classifier,
     load_student,
     save_classifier,
 )
-from kdcore.data import ImageData
-from kdcore.training import evaluate
-from search.export import measure_files
-from search.graphs import GRAPHS, compare
-from search.pick import Picked
+from kdcore.training.evaluation import evaluate
+from search.export.choice import Picked
+from search.export.export import measure_files
+from search.export.graph_formats import GRAPHS, measure_graph
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_graph_takes_any_number_of_stored_images_and_gives_the_students_logits
         images = digits.test.images[:count]
         assert images.dtype == torch.uint8
         torch.testing.assert_close(predict(images), student(images), rtol=1e-4, atol=1e-5)
-    accuracy, difference = compare(predict, student, digits.heldout)
+    accuracy, difference = measure_graph(predict, student, digits.heldout)
     assert accuracy == picked.heldout_accuracy
     assert difference < 1e-4
     score, words = measure_files(folder, form, picked, digits)

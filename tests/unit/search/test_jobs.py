@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from search.cli import main
+from search.cli.app import main
 
 TASK: dict[str, Any] = {
     "data": {"name": "digits"},

@@ -6,7 +6,8 @@ import pytest
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from search.launch import _outlasting_full_memory, reason_of
+from search.cluster.ray_private import outlasting_full_memory
+from search.session.recorder import reason_of
 
 DIED = """ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.
 \tclass_name: ImplicitFunc
@@ -44,7 +45,7 @@ def test_a_trial_that_ray_ended_for_want_of_memory_counts_as_one_that_died() -> 
     task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
     manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
     error = OutOfMemoryError("pages of figures")
-    with _outlasting_full_memory():
+    with outlasting_full_memory():
         RayActorManager._actor_task_failed(manager, tracked_actor_task=task, exception=error)
         RayActorManager._actor_start_failed(manager, tracked_actor=actor, exception=error)
     assert [type(each) for each in told] == [RayActorError] * 2

@@ -11,11 +11,14 @@ import pytest
 from pyarrow import parquet
 from rich.console import Console
 
-from kdcore.measure import NetworkCost
-from search.experiment import parse_experiment
-from search.leaderboard import as_bytes, as_table, leaderboard
-from search.record import SearchRecord, TrialRecord, read_record, search_storage, write_record
-from search.storage import Storage
+from kdcore.networks.cost import NetworkCost
+from search.experiment.reading import parse_experiment
+from search.leaderboard.formats import as_bytes
+from search.leaderboard.ranking import leaderboard
+from search.leaderboard.tables import leaderboard_table
+from search.record.files import read_record, search_storage, write_record
+from search.record.record import SearchRecord, TrialRecord
+from search.record.storage import Storage
 
 
 def trial(number: int, accuracy: float | None, **changes: Any) -> TrialRecord:
@@ -157,7 +160,7 @@ def test_the_table_fits_a_terminal_of_80_columns_and_marks_the_control() -> None
     console = Console(width=80, file=io.StringIO(), force_terminal=False)
     long = trial(1, 0.95, objective="fitnet(weight=438.3, relu=False, layers=stage3:stage2)")
     with console.capture() as captured:
-        console.print(as_table(record_of(CONTROL, long)))
+        console.print(leaderboard_table(record_of(CONTROL, long)))
     text = captured.get()
     assert "none (control)" in text
     assert "+5.00" in text
@@ -188,7 +191,9 @@ def test_what_students_cost_is_shown_in_columns_where_there_are_several_else_bel
     def shown(**changes: Any) -> str:
         console = Console(width=120, file=io.StringIO())
         with console.capture() as captured:
-            console.print(as_table(record_of(CONTROL, student_costs={"resnet8": COST}, **changes)))
+            console.print(
+                leaderboard_table(record_of(CONTROL, student_costs={"resnet8": COST}, **changes))
+            )
         return captured.get()
 
     head, *rows = (line for line in shown(student=["resnet8", "resnet14"]).splitlines()[2:])

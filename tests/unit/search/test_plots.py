@@ -7,22 +7,17 @@ from itertools import pairwise
 import pytest
 from matplotlib.figure import Figure
 
-from search.plots import (
-    DRAWINGS,
-    Drawing,
-    accuracy_against_cost,
-    accuracy_by_method,
-    accuracy_by_setting,
-    importance,
-    learning_curves,
-    method_colours,
-    parallel_coordinates,
-    pareto,
-    png,
-)
-from search.record import SearchRecord
-from search.rungs import Rungs
-from search.space import published_trials
+from search.experiment.space.space import published_trials
+from search.record.record import SearchRecord
+from search.report.plots.accuracy_against_cost import accuracy_against_cost, pareto
+from search.report.plots.accuracy_by_method import accuracy_by_method
+from search.report.plots.accuracy_by_setting import accuracy_by_setting
+from search.report.plots.drawings import DRAWINGS, Drawing, png
+from search.report.plots.importance_bars import importance
+from search.report.plots.learning_curves import learning_curves
+from search.report.plots.parallel_coordinates import parallel_coordinates
+from search.report.plots.style import method_colours
+from search.stopping.rungs import Rungs
 from tests.synthetic import made_up_search
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from kdcore.methods import CATALOGUE
-from search.experiment import ExperimentError, parse_experiment
-from search.preflight import plan
-from search.storage import Storage
+from search.errors import ExperimentError
+from search.experiment.reading import parse_experiment
+from search.record.storage import Storage
+from search.session.preflight import plan
 
 
 def planned(folder: Path, **changes: Any) -> Any:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from search.experiment import Asha, parse_experiment
-from search.record import SearchRecord, TrialRecord
-from search.replay import replay, simulate
-from search.rungs import Rungs
+from search.experiment.reading import parse_experiment
+from search.experiment.schema import Asha
+from search.record.record import SearchRecord, TrialRecord
+from search.stopping.replay import replay, simulate
+from search.stopping.rungs import Rungs
 
 EPOCHS = 9
 

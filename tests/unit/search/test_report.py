@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from search.record import ConfirmationRun, Confirmed, SearchRecord
-from search.report import SUMMARY, TABLE, Reporter, gap_closed, summary, write_report
+from search.record.record import ConfirmationRun, Confirmed, SearchRecord
+from search.report.files import write_report
+from search.report.reporter import Reporter
+from search.report.summary import SUMMARY, TABLE, gap_closed, summary
 from tests.synthetic import made_up_search
 
 
@@ -79,10 +81,10 @@ def test_a_picture_that_cannot_be_drawn_is_told_of_and_leaves_the_others(
     def broken(record: SearchRecord) -> None:
         raise ZeroDivisionError("no such luck")
 
-    from search import plots
+    from search.report.plots import drawings
 
-    drawings = {"broken": broken, "curves": plots.learning_curves}
-    monkeypatch.setattr("search.plots.DRAWINGS", drawings)
+    drawings = {"broken": broken, "curves": drawings.learning_curves}
+    monkeypatch.setattr("search.report.plots.drawings.DRAWINGS", drawings)
     write_report(made_up_search(6), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {SUMMARY, TABLE, "curves.png"}
     assert "no such luck" in capsys.readouterr().err
@@ -98,7 +100,7 @@ def test_reports_come_once_a_minute_from_another_process_and_once_at_the_end(
     for _ in range(100):
         reporter.update(record)  # the first minute is not over
     assert not folder.exists()
-    monkeypatch.setattr("search.report._SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("search.report.reporter._SECONDS_BETWEEN", 0.0)
     reporter.update(record)
     first = reporter._process
     assert first is not None

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from kdcore import DataConfig, Recipe, TeacherConfig, TrialConfig, distill
-from search.rerun import Row, rerun
-from search.storage import Storage, workspace_of
+from search.record.storage import Storage, workspace_of
+from search.session.rerun import RecordedTraining, rerun
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -21,7 +21,7 @@ def test_batches_go_through_the_networks_as_they_did(parts: int, tmp_path: Path)
     )
     storage = Storage(str(tmp_path))
     reports = distill(config, workspace=workspace_of(storage), checkpoint_dir=None, parts=parts)
-    row = Row("none", config, tuple(asdict(report) for report in reports))
+    row = RecordedTraining("none", config, tuple(asdict(report) for report in reports))
     assert rerun(row, storage, threads=1) == ""
     otherwise = tuple({**report, "parts": 3 - parts} for report in row.reports)
     assert rerun(replace(row, reports=otherwise), storage, threads=1).startswith("epoch 1: train_")

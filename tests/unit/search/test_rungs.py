@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from search.experiment import Asha
-from search.rungs import Rungs
+from search.experiment.schema import Asha
+from search.stopping.rungs import Rungs
 
 
 @pytest.mark.parametrize(

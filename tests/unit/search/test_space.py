@@ -7,20 +7,18 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from kdcore.data import open_data
-from kdcore.distillation import setting_of
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import LayerChoice
+from kdcore.data.image_data import open_data
+from kdcore.distillation.distill import network_pair
 from kdcore.methods import CATALOGUE
-from kdcore.span import LayerChoice
-from kdcore.taps import Setting
-from search.experiment import CONTROL, Experiment, ExperimentError, parse_experiment
-from search.space import (
-    IS_CONTROL,
-    LEARNING_RATE,
-    Space,
-    derive_space,
-    plain_name,
-    trial_config,
-)
+from search.errors import ExperimentError
+from search.experiment.reading import parse_experiment
+from search.experiment.schema import CONTROL, Experiment
+from search.experiment.space.derivation import derive_space
+from search.experiment.space.point import IS_CONTROL, LEARNING_RATE, plain_name
+from search.experiment.space.space import Space
+from search.experiment.space.trial_config import trial_config
 
 
 def experiment_of(**changes: Any) -> Experiment:
@@ -37,9 +35,9 @@ def experiment_of(**changes: Any) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+def setting(tmp_path_factory: pytest.TempPathFactory) -> NetworkPair:
     folder = tmp_path_factory.mktemp("space")
-    return setting_of("resnet8", "resnet20", open_data(experiment_of().data, Path(folder)))
+    return network_pair("resnet8", "resnet20", open_data(experiment_of().data, Path(folder)))
 
 
 def study_of(space: Space) -> optuna.Study:
@@ -62,7 +60,7 @@ def points(space: Space, count: int) -> list[dict[str, Any]]:
 
 
 def test_the_first_trials_are_the_control_and_every_candidate_as_published(
-    setting: Setting,
+    setting: NetworkPair,
 ) -> None:
     experiment = experiment_of()
     space = derive_space(experiment, {"resnet8": setting}, "")
@@ -80,7 +78,7 @@ def test_the_first_trials_are_the_control_and_every_candidate_as_published(
                 assert getattr(term.params, name) == getattr(published, name)
 
 
-def test_a_methods_fields_exist_only_with_it_and_stay_in_their_spans(setting: Setting) -> None:
+def test_a_methods_fields_exist_only_with_it_and_stay_in_their_spans(setting: NetworkPair) -> None:
     experiment = experiment_of()
     space = derive_space(experiment, {"resnet8": setting}, "")
     sampled = points(space, 200)[len(space.first_points()) :]
@@ -91,7 +89,7 @@ def test_a_methods_fields_exist_only_with_it_and_stay_in_their_spans(setting: Se
         trial_config(experiment, point)  # raises if a value is not legal
 
 
-def test_two_slots_are_searched_together(setting: Setting) -> None:
+def test_two_slots_are_searched_together(setting: NetworkPair) -> None:
     experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]])
     space = derive_space(experiment, {"resnet8": setting}, "")
     first = [trial_config(experiment, point) for point in points(space, 4)]
@@ -105,7 +103,7 @@ def test_two_slots_are_searched_together(setting: Setting) -> None:
     assert {"kd", "at"} in [{term.method for term in terms} for terms in both]
 
 
-def test_combinations_run_together_after_each_has_run_alone(setting: Setting) -> None:
+def test_combinations_run_together_after_each_has_run_alone(setting: NetworkPair) -> None:
     search = {"trials": 9, "combinations": [["kd", "at"], ["rkd", "kd"]]}
     experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]], search=search)
     space = derive_space(experiment, {"resnet8": setting}, "")
@@ -122,7 +120,7 @@ def test_combinations_run_together_after_each_has_run_alone(setting: Setting) ->
 
 @pytest.mark.parametrize("combination", [["at", "rkd"], ["kd", "fitnet"], ["kd", "kd"]])
 def test_a_combination_within_a_slot_or_of_no_candidates_is_refused(
-    setting: Setting, combination: list[str]
+    setting: NetworkPair, combination: list[str]
 ) -> None:
     search = {"trials": 9, "combinations": [combination]}
     experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]], search=search)
@@ -131,7 +129,7 @@ def test_a_combination_within_a_slot_or_of_no_candidates_is_refused(
 
 
 def test_a_slot_without_none_keeps_its_method_in_every_trial_but_the_control(
-    setting: Setting,
+    setting: NetworkPair,
 ) -> None:
     experiment = experiment_of(objective=[["kd"], ["none", "at"]])
     found = points(derive_space(experiment, {"resnet8": setting}, ""), 20)
@@ -140,7 +138,7 @@ def test_a_slot_without_none_keeps_its_method_in_every_trial_but_the_control(
 
 
 def test_the_control_is_not_sampled_again_unless_its_settings_can_differ(
-    setting: Setting,
+    setting: NetworkPair,
 ) -> None:
     fixed = derive_space(experiment_of(objective=[["none", "kd"]]), {"resnet8": setting}, "")
     assert all(point["objective.1"] == "kd" for point in points(fixed, 30)[1:])
@@ -152,7 +150,7 @@ def test_the_control_is_not_sampled_again_unless_its_settings_can_differ(
     assert trial_config(experiment, found[0]).training.learning_rate == pytest.approx(0.04)
 
 
-def test_narrowing_holds_for_sampled_and_published_values(setting: Setting) -> None:
+def test_narrowing_holds_for_sampled_and_published_values(setting: NetworkPair) -> None:
     narrow = {
         "kd.temperature": [5, 8],
         "at.layers": ["stage3:stage2", "stem:stem"],
@@ -168,7 +166,7 @@ def test_narrowing_holds_for_sampled_and_published_values(setting: Setting) -> N
     assert {point["at.power"] for point in at} == {4}
 
 
-def test_one_value_fixes_a_setting_also_one_that_is_not_searched(setting: Setting) -> None:
+def test_one_value_fixes_a_setting_also_one_that_is_not_searched(setting: NetworkPair) -> None:
     narrow = {"kd.temperature": [3], "rkd.distance_weight": [7]}
     experiment = experiment_of(objective=[["none", "kd", "rkd"]], narrow=narrow)
     space = derive_space(experiment, {"resnet8": setting}, "")
@@ -194,7 +192,7 @@ def test_one_value_fixes_a_setting_also_one_that_is_not_searched(setting: Settin
     ],
 )
 def test_a_wrong_narrowing_is_told_with_its_key(
-    setting: Setting, narrow: dict[str, Any], words: str
+    setting: NetworkPair, narrow: dict[str, Any], words: str
 ) -> None:
     experiment = experiment_of(objective=[["none", "kd", "at"]], narrow=narrow)
     with pytest.raises(ExperimentError) as caught:
@@ -204,7 +202,7 @@ def test_a_wrong_narrowing_is_told_with_its_key(
     assert words in problem.message
 
 
-def test_a_trials_config_survives_json(setting: Setting) -> None:
+def test_a_trials_config_survives_json(setting: NetworkPair) -> None:
     experiment = experiment_of()
     for point in points(derive_space(experiment, {"resnet8": setting}, ""), 40):
         config = trial_config(experiment, point)
@@ -212,9 +210,9 @@ def test_a_trials_config_survives_json(setting: Setting) -> None:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Setting]:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NetworkPair]:
     data = open_data(experiment_of().data, Path(tmp_path_factory.mktemp("space")))
-    return {name: setting_of(name, "resnet20", data) for name in ("resnet8", "resnet50")}
+    return {name: network_pair(name, "resnet20", data) for name in ("resnet8", "resnet50")}
 
 
 def of_two_students(**changes: Any) -> Experiment:
@@ -223,7 +221,7 @@ def of_two_students(**changes: Any) -> Experiment:
 
 
 def test_each_student_has_a_control_and_the_first_shows_the_published_settings(
-    settings: dict[str, Setting],
+    settings: dict[str, NetworkPair],
 ) -> None:
     experiment = of_two_students()
     space = derive_space(experiment, settings, "")
@@ -239,7 +237,7 @@ def test_each_student_has_a_control_and_the_first_shows_the_published_settings(
 
 
 def test_the_student_is_searched_and_so_are_the_layers_that_it_has(
-    settings: dict[str, Setting],
+    settings: dict[str, NetworkPair],
 ) -> None:
     experiment = of_two_students()
     found = points(derive_space(experiment, settings, ""), 80)
@@ -257,7 +255,7 @@ def test_the_student_is_searched_and_so_are_the_layers_that_it_has(
     assert {plain_name(name) for name in names} >= {"at.layers", "at.power", "objective.1"}
 
 
-def test_a_narrowing_must_suit_every_student(settings: dict[str, Setting]) -> None:
+def test_a_narrowing_must_suit_every_student(settings: dict[str, NetworkPair]) -> None:
     fits = of_two_students(narrow={"at.layers": ["last", "stage1:stage1"]})
     found = points(derive_space(fits, settings, ""), 40)
     assert {point["at.layers"] for point in found if "at.layers" in point} == {

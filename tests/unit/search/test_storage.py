@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from pyarrow import fs
 
-from search.storage import Storage
+from search.record.storage import Storage
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -18,7 +18,9 @@ def storage(
     # Arrow's in-memory file system stands for a bucket; one instance, as a bucket is one place.
     memory, _ = fs.FileSystem.from_uri("mock://")
     opened = SimpleNamespace(from_uri=lambda uri: (memory, uri.split("//")[1]))
-    monkeypatch.setattr("search.storage.fs", SimpleNamespace(**vars(fs) | {"FileSystem": opened}))
+    monkeypatch.setattr(
+        "search.record.storage.fs", SimpleNamespace(**vars(fs) | {"FileSystem": opened})
+    )
     return Storage("mock://bucket/store")
 
 
@@ -56,7 +58,7 @@ def test_an_interrupted_write_leaves_the_old_content(
     def fail(*args: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("search.storage.os.replace", fail)
+    monkeypatch.setattr("search.record.storage.os.replace", fail)
     with pytest.raises(OSError, match="no space left"):
         storage.write("a", b"new")
     assert storage.read("a") == b"old"

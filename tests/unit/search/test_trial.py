@@ -10,14 +10,15 @@ import pytest
 import torch
 from ray import tune
 
-import search.trial
+import search.session.trial
 from kdcore import EpochReport, distill
 from kdcore.methods.kd import KD
-from search.experiment import Experiment, parse_experiment
-from search.record import SAVED
-from search.space import NUMBER
-from search.storage import Storage
-from search.trial import run_trial
+from search.experiment.reading import parse_experiment
+from search.experiment.schema import Experiment
+from search.experiment.space.point import NUMBER
+from search.record.record import SAVED
+from search.record.storage import Storage
+from search.session.trial import run_trial
 
 EPOCHS = 4
 POINT = {"objective.1": "kd", NUMBER: 3}
@@ -44,7 +45,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What trials tell Tune."""
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(tune, "report", told.append)
-    monkeypatch.setattr(search.trial, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(search.session.trial, "RETRY_SECONDS", 0.0)
     return told
 
 
@@ -111,7 +112,7 @@ def test_a_trial_waits_for_a_full_disk_and_repeats_no_epoch(
             return
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(search.trial, "distill", on_a_full_disk)
+    monkeypatch.setattr(search.session.trial, "distill", on_a_full_disk)
     run(experiment, tmp_path)
     assert [report["epoch"] for report in reports] == [1, 2, 3, 4]
     assert reports[-1][SAVED] == EPOCHS
@@ -127,7 +128,7 @@ def test_another_failure_of_the_system_ends_the_try(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         yield
 
-    monkeypatch.setattr(search.trial, "distill", forbidden)
+    monkeypatch.setattr(search.session.trial, "distill", forbidden)
     with pytest.raises(PermissionError):
         run(experiment, tmp_path)
 
@@ -158,9 +159,9 @@ def test_slow_copies_of_checkpoints_take_a_small_share_of_the_time(
             now += 30
             super().copy_in(local, path)
 
-    monkeypatch.setattr(search.trial, "time", Clock)
-    monkeypatch.setattr(search.trial, "distill", epochs)
-    monkeypatch.setattr(search.trial, "Storage", SlowStorage)
+    monkeypatch.setattr(search.session.trial, "time", Clock)
+    monkeypatch.setattr(search.session.trial, "distill", epochs)
+    monkeypatch.setattr(search.session.trial, "Storage", SlowStorage)
     longer = experiment.training.model_copy(update={"epochs": 40})
     run(experiment.model_copy(update={"training": longer}), tmp_path)
     assert 3 <= len({report[SAVED] for report in reports} - {0}) <= 5

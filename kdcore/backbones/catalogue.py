@@ -1,0 +1,63 @@
+"""The networks that can teach or learn, by name.
+
+Two kinds of name stand for more than the catalogue lists: `resnet50+fpn` for a pyramid over another
+network (see `fpn`), `torchvision/resnet50` and `timm/resnet50` for the networks of these libraries
+(see `libraries`).
+"""
+
+import importlib
+from collections.abc import Callable
+
+import torch
+
+from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.names import FAMILY_OF, check_backbone, library_name, pyramid_name
+from kdcore.contract.catalogue import Catalogue
+
+Constructor = Callable[[int, int], Backbone]
+
+
+def _load(name: str) -> Constructor:
+    family = importlib.import_module(f"kdcore.backbones.{FAMILY_OF[name]}")
+    constructor: Constructor = family.NETWORKS[name]
+    return constructor
+
+
+BACKBONES = Catalogue(FAMILY_OF, _load)
+"""Name -> constructor from (num_classes, in_channels)."""
+
+
+def constructor_of(name: str) -> Constructor:
+    """The constructor, from (num_classes, in_channels), of a network with this name.
+
+    Raises:
+        NetworkError: there is no such network.
+    """
+    check_backbone(name)
+    if (pyramid := pyramid_name(name)) is not None:
+        from kdcore.backbones.fpn import pyramid_constructor
+
+        return pyramid_constructor(pyramid, constructor_of(pyramid.body))
+    if library_name(name) is not None:
+        from kdcore.backbones.libraries import library_constructor
+
+        return library_constructor(name)
+    return BACKBONES[name]
+
+
+def build_backbone(name: str, *, num_classes: int, in_channels: int, seed: int) -> Backbone:
+    """Builds a network with fresh weights; the same seed gives the same weights.
+
+    Args:
+        name: of the network.
+        num_classes: K, >= 2.
+        in_channels: channels of the images, >= 1.
+        seed: of the initial weights; PyTorch's global random state is left as it was.
+
+    Raises:
+        ValueError: there is no such network, or it does not take so many channels.
+    """
+    constructor = constructor_of(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return constructor(num_classes, in_channels)

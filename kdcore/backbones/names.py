@@ -1,0 +1,96 @@
+"""The names of the networks, checked without loading PyTorch."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from kdcore.errors import NetworkError, did_you_mean
+
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "inception": (
+        "inception_v1",
+        "inception_v1_bn",
+        "inception_v1_cifar",
+        "bn_inception",
+        "inception_v2",
+        "inception_v2_cifar",
+    ),
+    "mobilenet": ("mobilenetv2",),
+    "resnet": (
+        *(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110)),
+        *("resnet8x4", "resnet32x4", "resnet50_cifar"),
+        *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    ),
+    "shufflenet": ("shufflenetv1", "shufflenetv2"),
+    "vgg": (
+        *("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
+        *("vgg8", "vgg11_cifar", "vgg13_cifar", "vgg16_cifar", "vgg19_cifar"),
+    ),
+    "wrn": ("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"),
+}
+"""By file of this folder, the networks that its `NETWORKS` builds."""
+
+FAMILY_OF: Mapping[str, str] = {name: family for family in FAMILIES for name in FAMILIES[family]}
+"""By network, the file that builds it."""
+
+LIBRARIES = ("torchvision", "timm")
+"""Packages whose networks are `PACKAGE/NAME`; which they have, only they know."""
+
+_PYRAMID = re.compile(r"fpn([1-9]\d*)?(-extra)?")
+
+
+class PyramidName(NamedTuple):
+    """A name like `resnet50+fpn128-extra`, taken apart.
+
+    Args:
+        body: the name of the network below.
+        width: channels of each level; none: what the pyramid takes by itself.
+        extra_level: whether there is one more, coarser level.
+    """
+
+    body: str
+    width: int | None
+    extra_level: bool
+
+
+def pyramid_name(name: str) -> PyramidName | None:
+    """The parts of a pyramid's name; none where the name is none.
+
+    Raises:
+        NetworkError: what follows the plus sign has another form.
+    """
+    body, plus, suffix = name.partition("+")
+    if not plus:
+        return None
+    parts = _PYRAMID.fullmatch(suffix)
+    if parts is None:
+        raise NetworkError(
+            f"unknown backbone {name!r}: {suffix!r} follows its plus sign, but that must "
+            f"be 'fpn', 'fpn128' for 128 channels, or these with '-extra' for one more level"
+        )
+    width, extra = parts.groups()
+    return PyramidName(body, int(width) if width else None, extra is not None)
+
+
+def library_name(name: str) -> tuple[str, str] | None:
+    """The library and its network of a name like `timm/resnet50`; none for other names."""
+    package, slash, network = name.partition("/")
+    return (package, network) if slash and package in LIBRARIES and "+" not in network else None
+
+
+def check_backbone(name: str) -> str:
+    """Returns the name of a known network. One of a library is taken at its word: whether the
+    library has it is found out when it is built.
+
+    Raises:
+        NetworkError: there is no such network.
+    """
+    pyramid = pyramid_name(name)
+    if pyramid is not None:
+        check_backbone(pyramid.body)
+    elif library_name(name) is None and name not in FAMILY_OF:
+        raise NetworkError(
+            f"unknown backbone {name!r}{did_you_mean(name, FAMILY_OF)} "
+            f"The catalogue has {', '.join(FAMILY_OF)}"
+        )
+    return name

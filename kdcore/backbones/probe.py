@@ -1,0 +1,114 @@
+"""TODO-DOC"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.catalogue import constructor_of
+from kdcore.contract.network_pair import Shapes
+from kdcore.contract.taps import Tap
+
+
+def affine_parameters(backbone: Backbone) -> dict[str, tuple[Tensor, Tensor]]:
+    """By tap name, copies of gamma and beta [C] of the batch norms that `Backbone.norms` names."""
+    return {
+        name: (
+            torch.cat([norm.weight.detach() for norm in norms]),
+            torch.cat([norm.bias.detach() for norm in norms]),
+        )
+        for name, norms in backbone.norms().items()
+    }
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is known of a network without computing anything.
+
+    Args:
+        shapes: of its outputs.
+        fresh_norms: `affine_parameters` before any training.
+    """
+
+    shapes: Shapes
+    fresh_norms: Mapping[str, tuple[Tensor, Tensor]]
+
+
+def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> Probe:
+    """Measures a network's outputs on a probe image, without allocating or computing anything.
+
+    Args:
+        name: of the network.
+        num_classes: K, >= 2.
+        in_channels: channels of the images, >= 1.
+        image_size: height and width in pixels.
+
+    Raises:
+        ValueError: there is no such network, or the images are too small for it; the message says
+            which size is the smallest.
+    """
+    with torch.device("meta"), torch.no_grad():
+        backbone = constructor_of(name)(num_classes, in_channels).eval()
+        try:
+            taps = backbone.taps(torch.empty(2, in_channels, *image_size), frozenset({Tap.MAPS}))
+        except _REFUSALS as error:
+            raise ValueError(_size_refusal(name, backbone, image_size, error)) from None
+    shapes = Shapes(
+        network=name,
+        stem=backbone.stem.name if backbone.stem else "",
+        stages=tuple(tap.name for tap in backbone.stages),
+        maps={
+            key: (value.shape[1], value.shape[2], value.shape[3])
+            for key, value in taps.maps.items()
+        },
+        embedding_width=taps.embedding.shape[1],
+        num_classes=taps.logits.shape[1],
+    )
+    fresh = {
+        key: (torch.ones(len(gamma)), torch.zeros(len(gamma)))
+        for key, (gamma, _) in affine_parameters(backbone).items()
+    }
+    return Probe(shapes, fresh)
+
+
+def probe_shapes(
+    name: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int]
+) -> Shapes:
+    """The shapes alone of what `probe` measures."""
+    return probe(
+        name, num_classes=num_classes, in_channels=in_channels, image_size=image_size
+    ).shapes
+
+
+# What networks raise for images that they cannot take; an assertion from some of the libraries'.
+_REFUSALS = (RuntimeError, ValueError, AssertionError)
+
+
+def _size_refusal(
+    name: str, backbone: Backbone, image_size: tuple[int, int], error: Exception
+) -> str:
+    """Why images of this size cannot be used; the network lies on the meta device."""
+    height, width = image_size
+
+    def takes(height: int, width: int) -> bool:
+        try:
+            backbone.taps(torch.empty(2, backbone.in_channels, height, width), frozenset())
+        except _REFUSALS:
+            return False
+        return True
+
+    native_height, native_width = backbone.native_size
+    low, high = 0, max(backbone.native_size)  # the native size works
+    while high - low > 1:
+        side = (low + high) // 2
+        if takes(side, side):
+            high = side
+        else:
+            low = side
+    if not takes(2 * native_height, 2 * native_width):
+        return f"images are {height}x{width}, but {name} takes {native_height}x{native_width} alone"
+    if min(image_size) >= high:  # not too small, then: perhaps no multiple of something
+        return f"images are {height}x{width}, which {name} does not take: {error}"
+    return f"images are {height}x{width}, too small for {name}: the smallest are {high}x{high}"

@@ -1,0 +1,333 @@
+"""TODO-DOC"""
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from kdcore.backbones.tracing.graph import Sizes, first_input, modules_around, normalized
+from kdcore.contract.taps import TapInfo
+
+# Sides grow by these; every usual stride divides them, and their ratio tells height from width.
+_TALLER, _WIDER = 64, 128
+_ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish", "mish", "elu", "leaky_relu")
+_SHAPING = {torch.flatten, "flatten", "reshape", "view", "squeeze"}
+_DROPPING = {functional.dropout, functional.dropout2d, functional.alpha_dropout}
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A node of the main path: a map [B, C, H, W] or, with channels last, [B, H, W, C]."""
+
+    node: fx.Node
+    reduction: int
+    channels: int
+    channels_last: bool
+    modules: tuple[str, ...]
+
+
+class TapFinder:
+    """One graph of a network: for evaluation or for training."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        graph: fx.Graph,
+        num_classes: int,
+        image_size: tuple[int, int],
+    ) -> None:
+        self._network, self._graph = network, graph
+        self._order = {node: position for position, node in enumerate(graph.nodes)}
+        self._sizes = self._measure(*image_size)
+        (self._end,) = (node for node in graph.nodes if node.op == "output")
+        (self._logits,) = self._end.args
+        if self._sizes[self._end] != (2, num_classes):
+            raise ValueError("it is no classifier")
+        classifier = self._classifier()
+        self._embedding = self._embedding_before(classifier)
+        self.embedding_width = self._width(classifier)
+        self._places = self._named(self._tapped(self._maps(classifier, image_size)))
+
+    # What the graph says
+
+    def _measure(self, height: int, width: int) -> dict[fx.Node, tuple[int, ...]]:
+        sizes = Sizes(self._network, self._graph)
+        with torch.no_grad():
+            sizes.run(torch.empty(2, 3, height, width, device="meta"))
+        return sizes.sizes
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self._network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def _drops(self, node: fx.Node) -> bool:
+        """Whether the node is an identity, at least in evaluation."""
+        module = self._module(node)
+        return node.target in _DROPPING or isinstance(
+            module, nn.Identity | nn.modules.dropout._DropoutNd
+        )
+
+    def _undropped(self, node: fx.Node) -> fx.Node:
+        while self._drops(node):
+            node = first_input(node)
+        return node
+
+    def _has_weights(self, node: fx.Node) -> bool:
+        module = self._module(node)
+        return any(read.op == "get_attr" for read in node.all_input_nodes) or (
+            module is not None and next(module.parameters(), None) is not None
+        )
+
+    # The classifier
+
+    def _classifier(self) -> fx.Node:
+        functions = (functional.linear, functional.conv2d)
+        layers: list[fx.Node] = [
+            node
+            for node in self._graph.nodes
+            if isinstance(self._module(node), nn.Linear | nn.Conv2d) or node.target in functions
+        ]
+        return layers[-1]
+
+    def _width(self, classifier: fx.Node) -> int:
+        """What the classifier reads; the second dimension of any weight."""
+        module = self._module(classifier)
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            return module.weight.shape[1]
+        weight = classifier.args[1]
+        assert isinstance(weight, fx.Node)
+        return self._sizes[weight][1]
+
+    def _embedding_before(self, classifier: fx.Node) -> fx.Node:
+        """The classifier's input before dropout, as a new node [B, D].
+
+        A classifier that is a convolution reads a map: its mean over the positions stands for it.
+        """
+        node = source = first_input(classifier)
+        while self._drops(node) or self._shapes(node):
+            dropped, node = self._drops(node), first_input(node)
+            source = node if dropped else source
+        width, size = self._width(classifier), self._sizes[source]
+        embedding: fx.Node
+        with self._graph.inserting_after(source):
+            if math.prod(size[1:]) == width:
+                embedding = self._graph.call_method("flatten", (source, 1))
+            elif width in (size[1], size[-1]):
+                places = [axis for axis in range(1, len(size)) if axis != size.index(width, 1)]
+                embedding = self._graph.call_method("mean", (source, places))
+            else:
+                raise ValueError(f"its classifier reads {width} numbers of {size}")
+        return embedding
+
+    def _shapes(self, node: fx.Node) -> bool:
+        return node.target in _SHAPING or isinstance(self._module(node), nn.Flatten)
+
+    # The taps
+
+    def _main_path(self, end: fx.Node) -> list[fx.Node]:
+        """What every path from the image to this node passes, in order."""
+        (image,) = (node for node in self._graph.nodes if node.op == "placeholder")
+        leading = {end}
+        for node in reversed(self._graph.nodes):
+            if node in leading:
+                leading |= {read for read in node.all_input_nodes if read in self._sizes}
+        position = {image: 0}
+        for node in self._graph.nodes:
+            if node in leading and any(read in position for read in node.all_input_nodes):
+                position[node] = len(position)
+        main, farthest = [], 0  # where the paths that pass the nodes so far arrive
+        for node, number in position.items():
+            if number >= farthest:
+                main.append(node)
+            farthest = max([farthest, *(position[user] for user in node.users if user in position)])
+        return main[1:]
+
+    def _maps(self, classifier: fx.Node, image_size: tuple[int, int]) -> list[_Map]:
+        height, width = image_size
+        try:
+            larger = self._measure(height + _TALLER, width + _WIDER)
+        except Exception:  # the library's; the network takes one size only
+            larger = {}
+        maps: list[_Map] = []
+        for node in self._main_path(first_input(classifier)):
+            found = self._as_map(node, height, larger)
+            if found is not None and (not maps or found.reduction >= maps[-1].reduction):
+                maps.append(found)
+        return maps
+
+    def _as_map(
+        self, node: fx.Node, image_height: int, larger: Mapping[fx.Node, tuple[int, ...]]
+    ) -> _Map | None:
+        size = self._sizes[node]
+        if len(size) != 4:
+            return None
+        for height, width, channels in ((2, 3, 1), (1, 2, 3)):
+            side = size[height]
+            if larger:
+                taller, wider = (larger[node][axis] - size[axis] for axis in (height, width))
+                reduction = _TALLER // max(taller, 1)
+                grows = taller * reduction == _TALLER and 2 * taller == wider
+            else:
+                reduction = 2 ** max(0, round(math.log2(image_height / side)))
+                grows = side == size[width] == -(-image_height // reduction)
+            if grows and side > 1:
+                last = channels == 3
+                return _Map(node, reduction, size[channels], last, modules_around(node))
+        return None
+
+    def _tapped(self, maps: Sequence[_Map]) -> list[_Map]:
+        """Of all maps of the main path, one for the stem and one for each stage."""
+        spans: dict[str, tuple[int, int]] = {}
+        for number, found in enumerate(maps):
+            for path in found.modules:
+                spans[path] = (spans.get(path, (number, number))[0], number)
+
+        def leads_on(number: int) -> bool:
+            """Whether it belongs to a block that begins here and ends at the next resolution."""
+            here = maps[number].reduction
+            after = next((found.reduction for found in maps if found.reduction > here), here)
+            return any(
+                first > 0 and maps[first - 1].reduction == here < after == maps[last].reduction
+                for first, last in (spans[path] for path in maps[number].modules)
+            )
+
+        levels: dict[int, list[int]] = {}
+        for number, found in enumerate(maps):
+            if not leads_on(number):
+                levels.setdefault(found.reduction, []).append(number)
+        weighty = [self._order[node] for node in self._graph.nodes if self._has_weights(node)]
+        tapped: list[_Map] = []
+        before = -1
+        for numbers in levels.values():
+            here = self._order[maps[numbers[-1]].node]
+            # What only pools and goes on to the next resolution is no stage.
+            if any(before < position <= here for position in weighty):
+                tapped.append(maps[numbers[-1]])
+            before = here
+        if len(tapped) < 2:  # tokens, after the maps of the stem
+            return []
+        if tapped[0].reduction >= 4:
+            # The image is cut into patches: the first stage has the resolution of the stem.
+            stem = maps[self._end_of_stem(maps, spans, tapped[0].reduction)]
+            tapped = [stem, *(found for found in tapped if found is not stem)]
+        return tapped
+
+    def _end_of_stem(
+        self, maps: Sequence[_Map], spans: Mapping[str, tuple[int, int]], reduction: int
+    ) -> int:
+        """The last map of the outermost module that cuts the patches, and of what refines it."""
+        at_stem = [number for number, found in enumerate(maps) if found.reduction == reduction]
+        start = next((n for n in at_stem if self._has_weights(maps[n].node)), at_stem[0])
+        end = start
+        for path in maps[start].modules:
+            first, last = spans[path]
+            if first <= start and last in at_stem:
+                end = last
+                break
+        while end + 1 in at_stem:
+            node = maps[end + 1].node
+            norm = isinstance(self._module(node), nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm)
+            norm = norm or node.target is normalized
+            if not (norm or self._drops(node) or self._activation(node) != "none"):
+                break
+            end += 1
+        return end
+
+    def _activation(self, node: fx.Node) -> str:
+        """The name of the function of `torch.nn.functional` that this node is, found by trying."""
+        if len(node.all_input_nodes) != 1 or self._has_weights(node):
+            return "none"
+        function: Callable[..., Any]
+        if node.op == "call_module":
+            function = self._network.get_submodule(str(node.target))
+        elif node.op == "call_method":
+            function = getattr(Tensor, str(node.target))
+        elif callable(node.target):
+            function = node.target
+        else:
+            return "none"
+        given = torch.linspace(-8, 8, 99, device="cpu")
+        try:
+            made = function(given, *node.args[1:], **node.kwargs)
+        except Exception:  # whatever it is, it is no activation
+            return "none"
+        for name in _ACTIVATIONS:
+            if isinstance(made, Tensor) and torch.equal(getattr(functional, name)(given), made):
+                return name
+        return "none"
+
+    def _named(self, tapped: Iterable[_Map]) -> list[tuple[TapInfo, _Map]]:
+        places = []
+        for number, found in enumerate(tapped):
+            name = f"stage{number}" if number else "stem"
+            at = replace(found, node=self._undropped(found.node))
+            info = TapInfo(name, at.channels, at.reduction, self._activation(at.node))
+            places.append((info, at))
+        return places
+
+    @property
+    def taps(self) -> tuple[TapInfo, ...]:
+        return tuple(info for info, _ in self._places)
+
+    @property
+    def norms(self) -> dict[str, tuple[str, ...]]:
+        depths: dict[fx.Node, int] = {}
+        for node in self._graph.nodes:
+            depths[node] = 1 + max((depths[read] for read in node.all_input_nodes), default=0)
+        found = {
+            info.name: self._norms_behind(first_input(at.node), depths)
+            for info, at in self._places
+            if info.activation != "none"
+        }
+        return {name: paths for name, paths in found.items() if paths}
+
+    def _norms_behind(self, node: fx.Node, depths: Mapping[fx.Node, int]) -> tuple[str, ...]:
+        node = self._undropped(node)
+        if node.target in (operator.add, torch.add, "add"):  # the deeper one is no shortcut
+            summands = sorted(node.all_input_nodes, key=depths.__getitem__, reverse=True)
+            return next(filter(None, (self._norms_behind(s, depths) for s in summands)), ())
+        if node.target is torch.cat:
+            parts = [self._norms_behind(part, depths) for part in node.all_input_nodes]
+            return tuple(path for part in parts for path in part) if all(parts) else ()
+        if node.op != "call_module" and node.target is not normalized:
+            return ()
+        path = modules_around(node)[-1]
+        module = self._network.get_submodule(path)
+        return (path,) if isinstance(module, nn.BatchNorm2d) and module.affine else ()
+
+    # The functions
+
+    def compiled(self) -> tuple[Any, Any]:
+        """Functions from a network of this architecture and images: to all outputs, to the maps."""
+        end = self._end
+        maps = tuple(self._read_out(info, at) for info, at in self._places)
+        end.args = ((self._logits, self._embedding, maps),)
+        outputs = self._function()
+        end.args = (maps,)
+        needed = {node for pair in maps for node in pair}
+        for node in reversed(self._graph.nodes):
+            if node is not end and node in needed:
+                break
+            if node is not end and node.op != "placeholder":
+                self._graph.erase_node(node)
+        return outputs, self._function()
+
+    def _read_out(self, info: TapInfo, at: _Map) -> tuple[fx.Node, fx.Node]:
+        after = self._channels_first(at.node, at)
+        if info.activation == "none":
+            return after, after
+        return self._channels_first(first_input(at.node), at), after
+
+    def _channels_first(self, node: fx.Node, at: _Map) -> fx.Node:
+        if not at.channels_last:
+            return node
+        with self._graph.inserting_after(node):
+            return self._graph.call_method("permute", (node, 0, 3, 1, 2))
+
+    def _function(self) -> Any:
+        # A class of its own for every graph; its method runs on any network with these modules.
+        return type(fx.GraphModule(self._network, self._graph)).forward

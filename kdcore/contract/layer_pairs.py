@@ -1,0 +1,94 @@
+"""Which map of the student learns from which map of the teacher."""
+
+from dataclasses import dataclass
+
+from kdcore.contract.network_pair import Shapes
+from kdcore.errors import did_you_mean
+
+ALL = "all"
+MIDDLE = "middle"
+LAST = "last"
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """A student tap and the teacher tap that it learns from; written `student:teacher`."""
+
+    student: str
+    teacher: str
+
+    def __str__(self) -> str:
+        return f"{self.student}:{self.teacher}"
+
+
+def equal_depth_pairs(student: Shapes, teacher: Shapes) -> tuple[LayerPair, ...]:
+    """Pairs every stage of the shallower network with the other's stage of nearest relative depth.
+
+    Stage i of n lies at relative depth (i + 1) / n, so that the last stages always meet.
+
+    Raises:
+        ValueError: one of the networks shows no maps.
+    """
+    for shapes in (student, teacher):
+        if not shapes.stages:
+            raise ValueError(
+                f"{shapes.network} shows no spatial maps, so that only methods that read logits or "
+                f"the embedding can use it"
+            )
+    fewer, more = len(student.stages), len(teacher.stages)
+    if fewer > more:
+        return tuple(LayerPair(p.teacher, p.student) for p in equal_depth_pairs(teacher, student))
+    # round half up in integers: (2ab + c) // 2c is the nearest integer to ab/c
+    partner = [(2 * (i + 1) * more + fewer) // (2 * fewer) - 1 for i in range(fewer)]
+    return tuple(
+        LayerPair(name, teacher.stages[j]) for name, j in zip(student.stages, partner, strict=True)
+    )
+
+
+def layer_options(student: Shapes, teacher: Shapes) -> tuple[str, ...]:
+    """What a search tries for a layer choice: pairs of near-equal depth, and all stages at once.
+
+    Near-equal means: the stage of equal relative depth, or the one before or after it.
+    """
+    partner = {pair.student: pair.teacher for pair in equal_depth_pairs(student, teacher)}
+    pairs = [
+        LayerPair(name, teacher.stages[j])
+        for name, stage in partner.items()
+        for j in range(len(teacher.stages))
+        if abs(j - teacher.stages.index(stage)) <= 1
+    ]
+    return (ALL, *map(str, pairs))
+
+
+def resolve_layers(layers: str, student: Shapes, teacher: Shapes) -> tuple[LayerPair, ...]:
+    """Turns a layer choice into pairs of taps.
+
+    Args:
+        layers: `all` (every stage with the stage of equal relative depth), `middle` or `last` (one
+            of those pairs), or one pair `student:teacher`; a pair may name the stem.
+        student: shapes of the network that learns.
+        teacher: shapes of the network that teaches.
+
+    Raises:
+        ValueError: the text has another form, or names a tap that its network does not have.
+    """
+    pairs = equal_depth_pairs(student, teacher)
+    if layers == ALL:
+        return pairs
+    if layers == MIDDLE:
+        return (pairs[len(pairs) // 2],)
+    if layers == LAST:
+        return pairs[-1:]
+    names = layers.split(":")
+    if len(names) != 2:
+        raise ValueError(
+            f"layers is {layers!r}, but must be {ALL!r}, {MIDDLE!r}, {LAST!r} or a pair "
+            f"'student tap:teacher tap' like {str(pairs[-1])!r}"
+        )
+    for role, name, shapes in zip(("student", "teacher"), names, (student, teacher), strict=True):
+        if name not in shapes.maps:
+            raise ValueError(
+                f"layers is {layers!r}, but the {role} {shapes.network} has no tap {name!r}"
+                f"{did_you_mean(name, shapes.maps)} Its taps: {', '.join(shapes.maps)}"
+            )
+    return (LayerPair(*names),)

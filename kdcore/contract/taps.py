@@ -1,0 +1,114 @@
+"""What a network shows to a distillation method, and the shapes that a method is built from."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+
+class Tap(StrEnum):
+    """A kind of output that a method may ask for."""
+
+    LOGITS = "logits"
+    EMBEDDING = "embedding"
+    MAPS = "maps"
+    PREACTIVATIONS = "preactivations"
+    INPUT_GRADIENT = "input gradient"
+    FLIPPED_INPUT_GRADIENT = "flipped input gradient"
+
+
+@dataclass(frozen=True)
+class TapInfo:
+    """A place in a network where a feature map can be read, declared by the network as data.
+
+    Args:
+        name: the tap's name, unique within its network.
+        channels: the map's channels.
+        reduction: image side / map side, for image sides that the reduction divides; the map is a
+            few pixels smaller where the network has unpadded convolutions.
+        activation: what stands between the map before and the map after: the name of a function of
+            `torch.nn.functional` like `relu`, or `none` where the two are one.
+    """
+
+    name: str
+    channels: int
+    reduction: int
+    activation: str = "relu"
+
+
+@dataclass(frozen=True)
+class Taps:
+    """One network's outputs for one batch of B images.
+
+    Args:
+        logits: [B, K], before the softmax.
+        embedding: [B, D], what the last linear layer reads, before any dropout.
+        maps: by tap name, [B, C, H, W] after the activation; empty unless asked for.
+        preactivations: by tap name, [B, C, H, W] before that activation; empty unless asked for.
+        input_gradient: [B, C, H, W], the gradient of each image's cross-entropy with respect to its
+            normalised pixels; the student's can itself be differentiated. None unless asked for.
+        flipped_input_gradient: [B, C, H, W], the same for the mirrored images. None unless asked
+            for.
+        auxiliary_logits: [B, K] each, of the auxiliary classifiers that some networks have while
+            they train; methods do not read them.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    preactivations: Mapping[str, Tensor] = field(default_factory=dict)
+    input_gradient: Tensor | None = None
+    flipped_input_gradient: Tensor | None = None
+    auxiliary_logits: tuple[Tensor, ...] = ()
+
+    def detach(self) -> "Taps":
+        """The same values, cut from the graph that made them."""
+        return self.changed(Tensor.detach)
+
+    def widened(self) -> "Taps":
+        """The same values, in float32 where they were in half precision."""
+        half = (torch.float16, torch.bfloat16)
+        return self.changed(lambda tensor: tensor.float() if tensor.dtype in half else tensor)
+
+    def tensors(self) -> list[Tensor]:
+        """All outputs that there are."""
+        gradients = (self.input_gradient, self.flipped_input_gradient)
+        return [
+            self.logits,
+            self.embedding,
+            *self.maps.values(),
+            *self.preactivations.values(),
+            *(gradient for gradient in gradients if gradient is not None),
+            *self.auxiliary_logits,
+        ]
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Taps":
+        """The same outputs, each tensor changed."""
+        return Taps(
+            change(self.logits),
+            change(self.embedding),
+            {name: change(tensor) for name, tensor in self.maps.items()},
+            {name: change(tensor) for name, tensor in self.preactivations.items()},
+            None if self.input_gradient is None else change(self.input_gradient),
+            None if self.flipped_input_gradient is None else change(self.flipped_input_gradient),
+            tuple(map(change, self.auxiliary_logits)),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step knows beside the networks' outputs.
+
+    Args:
+        labels: [B], int64 classes.
+        indices: [B], int64 positions of the images in the training split, 0 to N-1.
+        epoch: the running epoch, from 1.
+        epochs: the trial's budget of epochs.
+    """
+
+    labels: Tensor
+    indices: Tensor
+    epoch: int
+    epochs: int

@@ -1,0 +1,85 @@
+"""TODO-DOC"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from kdcore.backbones.names import check_backbone
+from kdcore.contract.method import Params
+from kdcore.data.config import DataConfig
+from kdcore.methods import CATALOGUE, check_method
+from kdcore.teacher.config import TeacherConfig
+from kdcore.teacher_cache.config import CacheConfig
+from kdcore.training.recipe import Recipe
+
+
+class TermConfig(BaseModel):
+    """A method of an objective, with its settings; those left out have the published values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Annotated[str, AfterValidator(check_method)]
+    params: SerializeAsAny[Params]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_unless_given(cls, value: Any) -> Any:
+        return {"params": {}, **value} if isinstance(value, Mapping) else value
+
+    @field_validator("params", mode="wrap")
+    @classmethod
+    def _of_the_method(cls, value: Any, handler: Any, info: ValidationInfo) -> Params:
+        if "method" not in info.data:  # unknown, and said so already
+            return Params()
+        return CATALOGUE[info.data["method"]].Params.model_validate(value)
+
+    def __str__(self) -> str:
+        """The method with every searched setting, like `kd(weight=0.9, temperature=4)`."""
+        searched = type(self.params).searched()
+        settings = ", ".join(
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.params
+            if name in searched
+        )
+        return f"{self.method}({settings})" if settings else self.method
+
+
+class TrialConfig(BaseModel):
+    """Everything that decides the numbers of one distillation.
+
+    Args:
+        data: the images.
+        teacher: the network that teaches.
+        student: the name of the network that learns.
+        objective: the terms beside cross-entropy; none of them is the control.
+        training: the recipe.
+        seed: of the student's and the helpers' initial weights, and of the order of the images.
+        cache: of the teacher's outputs; none: the teacher computes in every step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: DataConfig
+    teacher: TeacherConfig
+    student: Annotated[str, AfterValidator(check_backbone)]
+    objective: tuple[TermConfig, ...] = ()
+    training: Recipe
+    seed: int = Field(0, ge=0, lt=2**32)
+    cache: CacheConfig | None = None
+
+    @model_validator(mode="after")
+    def _each_method_once(self) -> Self:
+        methods = [term.method for term in self.objective]
+        if len(set(methods)) < len(methods):
+            raise ValueError(f"objective is {methods}, but a method may stand in it only once")
+        return self

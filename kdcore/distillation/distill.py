@@ -1,0 +1,148 @@
+"""Distilling one student once: from a frozen configuration to a stream of epoch reports."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.probe import Probe, affine_parameters, probe
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.data.image_data import ImageData, open_data
+from kdcore.distillation.config import TermConfig, TrialConfig
+from kdcore.execution.execution import Execution, fastest_execution
+from kdcore.methods import CATALOGUE
+from kdcore.networks.classifier import build_classifier
+from kdcore.teacher.teacher import WEIGHTS, load_teacher, prepare_teacher, teacher_folder
+from kdcore.teacher_cache.cache import TeacherCache
+from kdcore.training.evaluation import default_device
+from kdcore.training.loop import identity_of, train
+from kdcore.training.report import EpochReport
+from kdcore.training.run import Term
+
+
+def network_pair(
+    student: str, teacher: str, data: ImageData, teacher_backbone: Backbone | None = None
+) -> NetworkPair:
+    """What a method is built from, for two networks of the catalogue on these images.
+
+    Args:
+        student: the name of the network that learns.
+        teacher: the name of the network that teaches.
+        data: the images.
+        teacher_backbone: the teacher with its weights; none: as it would be before training.
+
+    Raises:
+        ValueError: a network is unknown, or the images are too small for it.
+    """
+
+    def probed(name: str) -> Probe:
+        return probe(
+            name,
+            num_classes=data.num_classes,
+            in_channels=data.in_channels,
+            image_size=data.image_size,
+        )
+
+    teaching = probed(teacher)
+    norms = teaching.fresh_norms
+    if teacher_backbone is not None:
+        norms = affine_parameters(teacher_backbone)
+    return NetworkPair(probed(student).shapes, teaching.shapes, data.train.labels, norms)
+
+
+def build_terms(
+    objective: tuple[TermConfig, ...], setting: NetworkPair, seed: int
+) -> tuple[Term, ...]:
+    """Builds the methods of an objective; the same seed gives their helpers the same weights.
+
+    Raises:
+        ValueError: a method cannot work on these networks; the message says why.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return tuple(
+            Term(term.method, CATALOGUE[term.method](term.params, setting)) for term in objective
+        )
+
+
+def distill(
+    config: TrialConfig,
+    *,
+    workspace: str | Path = "runs",
+    checkpoint_dir: str | Path | None = None,
+    device: torch.device | None = None,
+    parts: int = 1,
+) -> Iterator[EpochReport]:
+    """Trains one student and yields a report after each epoch.
+
+    Args:
+        config: what to do.
+        workspace: a folder for what is made once and kept: image tables and teachers. A teacher
+            that is not there yet is trained first.
+        checkpoint_dir: where a checkpoint is written before each report. A checkpoint found there
+            is continued, with the reports that the uninterrupted run would have given.
+        device: where to compute; none: the GPU where there is one.
+        parts: for a device without memory for a whole batch: a batch goes through the networks in
+            so many parts, one after the other, and their gradients are added up for one step. The
+            learning rate stays right, but batch norms, and methods that compare the images of a
+            batch, see a part at a time.
+
+    Raises:
+        NonFiniteLossError: a loss became NaN or infinite; the message names the term.
+        ValueError: data, weights or checkpoint are missing or damaged, or a method cannot work
+            here.
+    """
+    workspace = Path(workspace)
+    device = device or default_device()
+    data = open_data(config.data, workspace)
+    student = build_classifier(config.student, data, seed=config.seed)
+    execution = teacher_execution = Execution()
+    fast = config.training.acceleration == "auto"
+    if fast:
+        execution = fastest_execution(
+            config.student,
+            student,
+            data.image_size,
+            device,
+            workspace,
+            batch_size=config.training.batch_size,
+        )
+    teacher = cache = None
+    if any(CATALOGUE[term.method].needs for term in config.objective):
+        for _ in prepare_teacher(config.teacher, data, workspace, device):
+            pass
+        folder = teacher_folder(config.teacher, data, workspace)
+        teacher = load_teacher(folder)
+        if fast:
+            teacher_execution = fastest_execution(
+                config.teacher.backbone, teacher, data.image_size, device, workspace
+            )
+        if config.cache is not None:
+            cache = TeacherCache(
+                config.cache,
+                workspace,
+                teacher,
+                folder / WEIGHTS,
+                data,
+                device=device,
+                execution=teacher_execution,
+            )
+    setting = network_pair(
+        config.student, config.teacher.backbone, data, teacher.backbone if teacher else None
+    )
+    yield from train(
+        student,
+        build_terms(config.objective, setting, config.seed),
+        teacher,
+        data,
+        config.training,
+        seed=config.seed,
+        identity=identity_of(config),
+        device=device,
+        checkpoint_dir=Path(checkpoint_dir) if checkpoint_dir is not None else None,
+        execution=execution,
+        teacher_execution=teacher_execution,
+        cache=cache,
+        parts=parts,
+    )

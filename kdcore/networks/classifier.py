@@ -1,0 +1,220 @@
+"""A network with its normalisation, from stored images to logits; and its form on disk."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.backbones.normalization import Normalization
+from kdcore.contract.taps import Tap, Taps
+from kdcore.data.image_data import ImageData
+
+
+class ClassifierCard(BaseModel):
+    """What the JSON file beside the weights says.
+
+    Args:
+        backbone: the network's name in the catalogue.
+        class_names: the K classes in the order of the logits.
+        in_channels: channels of the images.
+        image_size: height and width that it was trained on, pixels.
+        mean: subtracted from every pixel on the scale 0 to 1, for each channel.
+        std: every pixel is then divided by it, for each channel.
+        metrics: accuracies as shares of 1, losses in nats.
+        made_by: the settings that it was trained with.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    class_names: tuple[str, ...] = Field(min_length=2)
+    in_channels: int = Field(ge=1)
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    metrics: dict[str, float] = {}
+    made_by: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def _one_number_for_each_channel(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.in_channels:
+            raise ValueError(
+                f"mean and std have {len(self.mean)} and {len(self.std)} numbers, but in_channels "
+                f"is {self.in_channels}"
+            )
+        return self
+
+
+class Classifier(nn.Module):
+    """A backbone behind its own normalisation.
+
+    Args:
+        backbone: the network.
+        mean: for each channel, on the scale 0 to 1.
+        std: for each channel, on the scale 0 to 1, > 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.normalization = Normalization(mean, std)
+        # Not in the state dict: the weights file holds the network, the card its normalisation.
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Float images, with about mean 0 and deviation 1."""
+        scaled = images.float()
+        if images.dtype == torch.uint8:
+            scaled = scaled / 255
+        return (scaled - self.mean) / self.std
+
+    def taps(self, images: Tensor, needs: frozenset[Tap], labels: Tensor) -> Taps:
+        """Runs the network, once unless `needs` asks for more; see `Backbone.taps`.
+
+        Args:
+            images: as in `forward`.
+            needs: the kinds of output to keep.
+            labels: [B], int64; only input gradients read them.
+        """
+        normalized = self.normalize(images)
+        if Tap.INPUT_GRADIENT not in needs:
+            return self.backbone.taps(normalized, needs)
+        taps, gradient = self._with_input_gradient(normalized, needs, labels)
+        flipped = None
+        if Tap.FLIPPED_INPUT_GRADIENT in needs:
+            _, flipped = self._with_input_gradient(normalized.flip(3), frozenset(), labels)
+        return replace(taps, input_gradient=gradient, flipped_input_gradient=flipped)
+
+    def _with_input_gradient(
+        self, normalized: Tensor, needs: frozenset[Tap], labels: Tensor
+    ) -> tuple[Taps, Tensor]:
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            pixels = normalized.detach().requires_grad_()
+            taps = self.backbone.taps(pixels, needs)
+            loss = cross_entropy(taps.logits.float(), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, pixels, create_graph=differentiable)
+        return taps if differentiable else taps.detach(), gradient
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K] for images [B, C, H, W], uint8 or floats from 0 to 1."""
+        logits: Tensor = self.backbone(self.normalize(images))
+        return logits
+
+
+def build_classifier(
+    name: str, data: ImageData, *, seed: int, normalization: Normalization | None = None
+) -> Classifier:
+    """A fresh network for these images, behind a normalisation: the data's, unless one is given."""
+    backbone = build_backbone(
+        name, num_classes=data.num_classes, in_channels=data.in_channels, seed=seed
+    )
+    return Classifier(backbone, *(normalization or (data.mean, data.std)))
+
+
+def describe_classifier(
+    classifier: Classifier,
+    name: str,
+    data: ImageData,
+    metrics: dict[str, float],
+    made_by: dict[str, JsonValue],
+) -> ClassifierCard:
+    """The card of a network that classifies these images; `name` is the network's."""
+    return ClassifierCard(
+        backbone=name,
+        class_names=data.class_names,
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+        mean=classifier.normalization.mean,
+        std=classifier.normalization.std,
+        metrics=metrics,
+        made_by=made_by,
+    )
+
+
+def save_classifier(folder: Path, role: str, classifier: Classifier, card: ClassifierCard) -> None:
+    """Writes `<role>.safetensors` and `<role>.json`, each whole or not at all.
+
+    Args:
+        folder: made where it is missing.
+        role: `student` or `teacher`.
+        classifier: only its backbone's weights are written, without its auxiliary classifiers.
+        card: what the JSON file says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in classifier.backbone.state_dict().items()
+        if not name.startswith("auxiliary.")
+    }
+    partial = folder / f".{role}.partial"
+    save_file(state, partial)
+    os.replace(partial, folder / f"{role}.safetensors")
+    partial.write_text(card.model_dump_json(indent=2) + "\n")
+    os.replace(partial, folder / f"{role}.json")
+
+
+def load_card(folder: Path, role: str) -> ClassifierCard:
+    """Reads `<role>.json`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged.
+    """
+    path = folder / f"{role}.json"
+    try:
+        return ClassifierCard.model_validate_json(path.read_text())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} is damaged: {where or 'content'}: {first['msg']}") from None
+
+
+def load_classifier(folder: Path, role: str) -> Classifier:
+    """Loads what `save_classifier` wrote, in evaluation mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or weights and card do not belong together.
+    """
+    card = load_card(folder, role)
+    weights = folder / f"{role}.safetensors"
+    backbone = build_backbone(
+        card.backbone, num_classes=len(card.class_names), in_channels=card.in_channels, seed=0
+    )
+    backbone.drop_auxiliary()
+    try:
+        backbone.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights} does not fit {card.backbone}: {error}") from None
+    return Classifier(backbone, card.mean, card.std).eval()
+
+
+def load_student(folder: str | os.PathLike[str]) -> Classifier:
+    """Loads an exported student, ready to classify images: uint8, or floats from 0 to 1.
+
+    No code is unpickled: the weights are safetensors, the rest is JSON.
+
+    Args:
+        folder: holds `student.safetensors` and `student.json`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or weights and card do not belong together.
+    """
+    return load_classifier(Path(folder), "student")

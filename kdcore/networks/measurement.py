@@ -1,0 +1,177 @@
+"""What a network costs: parameters, multiply-adds, latency."""
+
+import platform
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.catalogue import build_backbone, constructor_of
+from kdcore.networks.cost import LATENCY_BATCH, NetworkCost, TrainingCost
+
+# Enough repetitions for a median, but not longer than that for a large network.
+_REPETITIONS, _SECONDS = 50, 1.0
+
+# Images that a step is measured with: seconds for the largest networks, on any machine.
+_TRAINED = 8
+
+
+def count_parameters(network: nn.Module) -> int:
+    """The number of a network's parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def count_multiply_adds(backbone: Backbone, image_size: tuple[int, int]) -> int:
+    """Multiply-adds of the convolutions and matrix products for one image, in evaluation.
+
+    Args:
+        backbone: on any device; on the meta device nothing is computed.
+        image_size: height and width in pixels.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    device = next(backbone.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone(torch.empty(1, backbone.in_channels, *image_size, device=device))
+    backbone.train(was_training)
+    flops: int = counter.get_total_flops()
+    return flops // 2  # a multiply-add is two floating-point operations
+
+
+def count_costs(
+    name: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Parameters and multiply-adds of a network of the catalogue; nothing is computed.
+
+    Args:
+        name: of the network.
+        num_classes: K.
+        in_channels: channels of the images.
+        image_size: height and width in pixels; none: those that it was designed for.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    with torch.device("meta"):
+        backbone = constructor_of(name)(num_classes, in_channels)
+    backbone.drop_auxiliary()
+    size = image_size or backbone.native_size
+    return count_parameters(backbone), count_multiply_adds(backbone, size)
+
+
+def measure_latency(network: nn.Module, images: torch.Tensor) -> float:
+    """The median time of a forward pass in milliseconds, in evaluation, after a warm-up.
+
+    Args:
+        network: on the device of the images.
+        images: a batch, as the network takes it.
+    """
+    was_training = network.training
+    network.eval()
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        network(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        return time.perf_counter() - started
+
+    with torch.inference_mode():
+        for _ in range(3):
+            seconds()
+        times = [seconds()]
+        while len(times) < _REPETITIONS and sum(times) < _SECONDS:
+            times.append(seconds())
+    network.train(was_training)
+    return 1000 * statistics.median(times)
+
+
+def measure_training(
+    network: Backbone, image_size: tuple[int, int], batch_size: int, device: torch.device
+) -> TrainingCost:
+    """Measures forward and backward passes of a few images, and concludes from them to a batch.
+
+    Args:
+        network: is put on the device, and into training mode.
+        image_size: height and width in pixels.
+        batch_size: images in a step, at least 2.
+        device: where to compute.
+    """
+    network.to(device).train()
+    images = torch.zeros(min(batch_size, _TRAINED), network.in_channels, *image_size, device=device)
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def seconds() -> float:
+        kept.clear()
+        started = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = network(images).logsumexp(1).sum()
+        torch.autograd.backward(loss)
+        if images.is_cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    seconds()
+    times = [seconds() for _ in range(3)]
+    batches = batch_size / len(images)
+    maps = sum(size for storage, size in kept.items() if storage not in own)
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    return TrainingCost(batches * statistics.median(times), int(batches * maps) + 4 * weights)
+
+
+def measure_network(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int],
+    device: torch.device,
+) -> NetworkCost:
+    """Measures a network of the catalogue on the device at hand, in float32.
+
+    Args:
+        name: of the network.
+        num_classes: K.
+        in_channels: channels of the images.
+        image_size: height and width in pixels.
+        device: where the latencies are measured.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    backbone = build_backbone(name, num_classes=num_classes, in_channels=in_channels, seed=0)
+    backbone.drop_auxiliary()
+    backbone.to(device)
+    images = torch.zeros(LATENCY_BATCH, in_channels, *image_size, device=device)
+    on_gpu = device.type == "cuda"
+    return NetworkCost(
+        parameters=count_parameters(backbone),
+        multiply_adds=count_multiply_adds(backbone, image_size),
+        latency_ms=measure_latency(backbone, images[:1]),
+        batch_latency_ms=measure_latency(backbone, images),
+        device=device_name(device),
+        threads=0 if on_gpu else torch.get_num_threads(),
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU or of this machine's processor, as far as the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()

@@ -1,0 +1,75 @@
+"""Which teacher: the `teacher` of an experiment."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from kdcore.backbones.names import check_backbone, library_name
+from kdcore.training.recipe import Recipe
+
+
+class TeacherConfig(BaseModel):
+    """The network that teaches: either its weights, or how to train it.
+
+    Args:
+        backbone: its name in the catalogue.
+        weights: a file with a state dict, as safetensors or saved by PyTorch; or, for a network of
+            torchvision or timm, the name of published weights, like `IMAGENET1K_V2`, or a tag of
+            timm's, like `a1_in1k`. `DEFAULT` are those that the library recommends.
+        training: the recipe to train it with labels alone.
+        seed: of that training.
+        mean: subtracted from every pixel on the scale 0 to 1, for each channel of the images. None:
+            what the library of its network does, where the weights come from elsewhere (for gray
+            images the average of its three channels); otherwise the mean of the training images.
+        std: every pixel is then divided by it; given together with the mean.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: Annotated[str, AfterValidator(check_backbone)]
+    weights: Path | str | None = None
+    training: Recipe | None = None
+    seed: int = Field(0, ge=0, lt=2**32)
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+
+    @field_validator("weights", mode="plain")
+    @classmethod
+    def _file_or_published(cls, value: object, info: ValidationInfo) -> Path | str | None:
+        """A name as a text, a file as a path that means the same in every process."""
+        if value is None:
+            return None
+        if not isinstance(value, str | os.PathLike):
+            # pydantic reports ValueErrors alone
+            raise ValueError(f"weights is {value!r}, but must be a file or a name")  # noqa: TRY004
+        path = Path(value).expanduser().absolute()
+        is_word = path.name == str(value) and not path.suffix
+        of_library = library_name(info.data.get("backbone", "")) is not None
+        # Whether the library publishes weights of this name, only it can tell, when it is loaded.
+        if isinstance(value, str) and of_library and is_word and not path.exists():
+            return value
+        return path
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.weights is None) == (self.training is None):
+            given = "neither" if self.weights is None else "both"
+            raise ValueError(f"of weights and training {given} is given, but a teacher needs one")
+        return self
+
+    @model_validator(mode="after")
+    def _mean_with_std(self) -> Self:
+        mean, std = len(self.mean or ()), len(self.std or ())
+        if mean != std:
+            raise ValueError(f"mean has {mean} numbers and std {std}, but both need as many")
+        return self

@@ -1,0 +1,180 @@
+"""The frozen teacher: trained or imported once, found by all later trials and searches."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from pydantic import JsonValue
+from torch import Tensor
+
+from kdcore.backbones.foreign_weights import load_weights, read_weights
+from kdcore.backbones.libraries import published_weights, usual_normalization
+from kdcore.backbones.normalization import Normalization
+from kdcore.data.image_data import ImageData
+from kdcore.execution.execution import Execution, fastest_execution
+from kdcore.networks.classifier import (
+    Classifier,
+    build_classifier,
+    describe_classifier,
+    load_classifier,
+    save_classifier,
+)
+from kdcore.teacher.config import TeacherConfig
+from kdcore.training.evaluation import default_device, evaluate
+from kdcore.training.loop import best_student, train
+from kdcore.training.report import EpochReport
+
+WEIGHTS = "teacher.safetensors"
+"""The file of a ready teacher's weights in its folder."""
+
+
+def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> Path:
+    """Where this teacher lies once it is there; another recipe, seed or split gives another folder.
+
+    Raises:
+        ValueError: the weights file does not exist, the published weights know other classes, or
+            the mean is of images with other channels.
+    """
+    origin: dict[str, JsonValue]
+    if config.weights is None:
+        origin = config.model_dump(mode="json", exclude={"weights", "mean", "std"})
+    elif isinstance(config.weights, Path):
+        if not config.weights.is_file():
+            raise ValueError(f"weights is {str(config.weights)!r}, but there is no such file")
+        digest = hashlib.sha256(config.weights.read_bytes()).hexdigest()
+        origin = {"backbone": config.backbone, "weights": digest}
+    else:
+        published = published_weights(config.backbone, config.weights)
+        if published.num_classes != data.num_classes:
+            raise ValueError(
+                f"weights is {config.weights!r}, which tells {published.num_classes} classes "
+                f"apart, but the data has {data.num_classes}: give a file that was trained on "
+                "these classes, or a training instead of weights"
+            )
+        origin = {
+            "backbone": config.backbone,
+            "weights": published.name,
+            "source": published.source,
+        }
+    if config.mean and config.std:
+        if len(config.mean) != data.in_channels:
+            raise ValueError(
+                f"mean and std have {len(config.mean)} numbers, but the images have "
+                f"{data.in_channels} channels"
+            )
+        origin |= {"mean": list(config.mean), "std": list(config.std)}
+    # The root is where the images happen to lie; their digest says what they are.
+    identity = [
+        origin,
+        data.digest,
+        data.config.model_dump(mode="json", exclude={"root", "download"}),
+    ]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    network = config.backbone.replace("/", "-")
+    return workspace / "teachers" / f"{data.config.name}-{network}-{key}"
+
+
+def is_ready(folder: Path) -> bool:
+    """Whether the teacher's folder is complete; it appears by one rename, whole or not at all."""
+    return folder.is_dir()
+
+
+def load_teacher(folder: Path) -> Classifier:
+    """A ready teacher, in evaluation mode; no gradient reaches its weights."""
+    return load_classifier(folder, "teacher").requires_grad_(False)
+
+
+def prepare_teacher(
+    config: TeacherConfig, data: ImageData, workspace: Path, device: torch.device | None = None
+) -> Iterator[EpochReport]:
+    """Puts the teacher's folder in place; yields a report for each epoch that had to be trained.
+
+    Nothing is yielded where the teacher is there already, or comes from a weights file. An
+    interrupted training goes on where it stopped. A second process waits for the first.
+
+    Args:
+        config: which teacher.
+        data: what it learns from; the split's digest belongs to the teacher's identity.
+        workspace: the folder lies under `teachers/` in it.
+        device: where to train; none: the GPU where there is one.
+
+    Raises:
+        ValueError: the weights are missing, damaged, out of reach, or of another network.
+    """
+    folder = teacher_folder(config, data, workspace)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    device = device or default_device()
+    with FileLock(f"{folder}.lock"):
+        if is_ready(folder):
+            return
+        teacher = build_classifier(
+            config.backbone, data, seed=config.seed, normalization=_normalization(config, data)
+        )
+        training_dir = folder.with_name(f"{folder.name}.training")
+        if config.training is not None:
+            execution = Execution()
+            if config.training.acceleration == "auto":
+                execution = fastest_execution(
+                    config.backbone,
+                    teacher,
+                    data.image_size,
+                    device,
+                    workspace,
+                    batch_size=config.training.batch_size,
+                )
+            yield from train(
+                teacher,
+                (),
+                None,
+                data,
+                config.training,
+                seed=config.seed,
+                identity=folder.name,
+                device=device,
+                checkpoint_dir=training_dir,
+                execution=execution,
+            )
+            teacher.backbone.load_state_dict(best_student(training_dir)["student"])
+        else:
+            _load_weights(teacher.backbone, config)
+        teacher.to(device)
+        accuracy, loss = evaluate(teacher, data.heldout)
+        metrics = {"heldout_accuracy": accuracy, "heldout_loss": loss}
+        made_by = config.model_dump(mode="json")
+        card = describe_classifier(teacher, config.backbone, data, metrics, made_by)
+        partial = folder.with_name(f"{folder.name}.partial")
+        save_classifier(partial, "teacher", teacher, card)
+        os.replace(partial, folder)
+        shutil.rmtree(training_dir, ignore_errors=True)
+
+
+def _normalization(config: TeacherConfig, data: ImageData) -> Normalization | None:
+    """The teacher's own; none: the data's."""
+    if config.mean and config.std:
+        return Normalization(config.mean, config.std)
+    if config.weights is None:
+        return None
+    if isinstance(config.weights, str):
+        normalization = published_weights(config.backbone, config.weights).normalization
+    elif (usual := usual_normalization(config.backbone)) is not None:
+        normalization = usual
+    else:
+        return None
+    return normalization.for_channels(data.in_channels)
+
+
+def _load_weights(backbone: torch.nn.Module, config: TeacherConfig) -> None:
+    weights: Mapping[str, Tensor]
+    if isinstance(config.weights, Path):
+        source = f"weights file {config.weights}"
+        weights = read_weights(config.weights)
+    else:
+        assert config.weights is not None
+        source = f"weights {config.weights}"
+        weights = published_weights(config.backbone, config.weights).fetch()
+    load_weights(backbone, weights, source=source)

@@ -1,0 +1,311 @@
+"""The teacher's outputs, computed once for each view of the training images.
+
+A file holds one group of outputs for one view: logits and embedding, or one map. Files are Arrow,
+mapped into memory and read without copies, and lie in a folder that is named by all that decides
+their content. Whoever first needs a view computes it in one pass; the others wait for it.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from kdcore.contract.taps import Tap, Taps
+from kdcore.data.image_data import ImageData
+from kdcore.execution.execution import Execution
+from kdcore.networks.classifier import Classifier
+from kdcore.teacher_cache.config import CacheConfig
+from kdcore.teacher_cache.files import (
+    FOLDER,
+    OutputFile,
+    cached_files,
+    read_outputs,
+    reserved_array,
+    write_outputs,
+)
+from kdcore.teacher_cache.shared import SharedFolder
+
+# Groups of columns. A file with logits and embedding is always there; each map has its own.
+_OUTPUTS = "outputs"
+_KINDS = {Tap.MAPS: "map", Tap.PREACTIVATIONS: "preactivation"}
+_CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, *_KINDS})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a trial's methods read of the teacher.
+
+    Args:
+        kinds: of outputs.
+        maps: names of the taps whose maps are read.
+    """
+
+    kinds: frozenset[Tap]
+    maps: frozenset[str]
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether the outputs depend on the image alone, and are among those that are kept."""
+        return self.kinds <= _CACHED
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the groups of outputs, like `outputs` and `map-stage1`."""
+        kinds = [name for kind, name in _KINDS.items() if kind in self.kinds]
+        return (_OUTPUTS, *(f"{kind}-{tap}" for kind in kinds for tap in sorted(self.maps)))
+
+
+@dataclass(frozen=True)
+class CachedView:
+    """A teacher's outputs for one view of all training images.
+
+    Args:
+        columns: by name, [N, ...]; maps as [N, H, W, C] where they are channels-last.
+        channels_last: the layout of maps in memory. It belongs to what a teacher gives, because
+            sums over a map have another rounding in another order.
+        computed: whether this process computed any of them, which took what follows off others.
+        seconds_saved: what a live teacher would have taken; 0 where it was computed now.
+    """
+
+    columns: Mapping[str, Tensor]
+    channels_last: bool
+    computed: bool
+    seconds_saved: float
+
+    def at(self, positions: Tensor) -> Taps:
+        """The outputs for some images of the training split, by their positions [B]."""
+        rows = {name: column[positions].float() for name, column in self.columns.items()}
+        found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS.values()}
+        for name, values in rows.items():
+            kind, dash, tap = name.partition("-")
+            if dash:
+                found[kind][tap] = values.permute(0, 3, 1, 2) if self.channels_last else values
+        return Taps(rows["logits"], rows["embedding"], found["map"], found["preactivation"])
+
+
+def _dtype(config: CacheConfig) -> torch.dtype:
+    return torch.float16 if config.precision == "float16" else torch.float32
+
+
+def rounded(taps: Taps, config: CacheConfig) -> Taps:
+    """What the cache would give for these outputs."""
+    return taps.changed(lambda tensor: _stored_as(tensor, _dtype(config)).float())
+
+
+def _stored_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in the precision in which it is kept; values beyond its range become its ends."""
+    kept = tensor.to(dtype)
+    if dtype is torch.float16:
+        # After the conversion: bfloat16 does not have the largest number of float16.
+        limit = torch.finfo(dtype).max
+        kept = kept.clamp(-limit, limit)
+    return kept
+
+
+class TeacherCache:
+    """The cached outputs of one teacher for one split and recipe of views.
+
+    Args:
+        config: how outputs are kept.
+        workspace: the files lie in `teacher_cache/` under it.
+        teacher: in evaluation mode; is moved to the device when it has to compute.
+        weights: the file with the teacher's weights.
+        data: the images.
+        device: where the teacher computes, and where outputs are wanted.
+        execution: how the teacher computes.
+    """
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        workspace: Path,
+        teacher: Classifier,
+        weights: Path,
+        data: ImageData,
+        *,
+        device: torch.device,
+        execution: Execution,
+    ) -> None:
+        self.config = config
+        self._teacher, self._data = teacher, data
+        self._device, self._execution = device, execution
+        self._rows = len(data.train)
+        identity = [
+            "1",
+            hashlib.sha256(weights.read_bytes()).hexdigest(),
+            teacher.mean.flatten().tolist(),
+            teacher.std.flatten().tolist(),
+            data.digest,
+            hashlib.sha256(data.train.image_ids.numpy().tobytes()).hexdigest(),
+            data.train.view_recipe,
+            config.precision,
+            f"{device.type} {execution}",
+        ]
+        self.key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        self._root = workspace / FOLDER
+        self._folder = self._root / f"{weights.parent.name}-{self.key}"
+        self._shared = (
+            None if config.shared is None else SharedFolder(config.shared, self._folder.name)
+        )
+
+    def view(self, view: int, wanted: Wanted) -> CachedView | None:
+        """The outputs for a view; computed now where they are nowhere yet.
+
+        Args:
+            view: which view, >= 0.
+            wanted: what is read; must be cacheable.
+
+        Returns:
+            None where there is no room for them.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._folder / f"view{view:04d}.lock"):
+            files = {group: self._open(group, view) for group in wanted.groups}
+            missing = [group for group, file in files.items() if file is None]
+            computed = False
+            if missing:
+                if not self._make_room(missing):
+                    return None
+                try:
+                    computed = self._compute(view, missing, wanted)
+                    for group in missing:
+                        files[group] = read_outputs(self._path(group, view), self.key, self._rows)
+                except OSError as error:
+                    warnings.warn(
+                        f"the teacher's outputs cannot be kept in {self._folder} ({error}); it "
+                        f"computes in every step instead",
+                        stacklevel=3,
+                    )
+                    return None
+        columns: dict[str, Tensor] = {}
+        seconds = 0.0
+        for file in files.values():
+            assert file is not None
+            columns |= file.columns
+            seconds = max(seconds, file.seconds)
+        on_device = {name: column.to(self._device) for name, column in columns.items()}
+        return CachedView(
+            on_device, self._execution.channels_last, computed, 0.0 if computed else seconds
+        )
+
+    def _path(self, group: str, view: int) -> Path:
+        return self._folder / f"view{view:04d}-{group}.arrow"
+
+    def _open(self, group: str, view: int) -> "OutputFile | None":
+        """The file of a group, from this machine or the shared place; none where it is in neither
+        or damaged."""
+        path = self._path(group, view)
+        if not path.exists() and (self._shared is None or not self._shared.fetch(path)):
+            return None
+        try:
+            return read_outputs(path, self.key, self._rows)
+        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+            warnings.warn(
+                f"cached outputs {path} are damaged ({error}); computing them again", stacklevel=4
+            )
+            path.unlink(missing_ok=True)
+            if self._shared is not None:
+                self._shared.drop(path)
+            return None
+
+    def _make_room(self, groups: Sequence[str]) -> bool:
+        """Whether the groups of one view fit, after larger ones were removed where need be.
+
+        Any group saves one pass of the teacher, so that the smallest save the most for their size.
+        """
+        sizes = {group: self._row_bytes(group) * self._rows for group in groups}
+        room = self.config.max_gb * 1e9 - sum(sizes.values())
+        kept = [(path.stat().st_size, path) for path in cached_files(self._root)]
+        total = sum(size for size, _ in kept)
+        for size, path in sorted(kept, key=lambda entry: -entry[0]):
+            if total <= room or size <= max(sizes.values()):
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+        return total <= room
+
+    @cached_property
+    def _sample(self) -> Taps:
+        """The outputs for one image, for their shapes."""
+        device = self._teacher.mean.device
+        image = torch.zeros(1, self._data.in_channels, *self._data.image_size, device=device)
+        with torch.no_grad():
+            return self._teacher.taps(image, _CACHED, torch.zeros(1, dtype=torch.int64))
+
+    def _row_bytes(self, group: str) -> int:
+        values = sum(tensor.numel() for tensor in _columns_of(group, self._sample).values())
+        return values * _dtype(self.config).itemsize
+
+    def _compute(self, view: int, groups: Sequence[str], wanted: Wanted) -> bool:
+        """Puts the missing groups of a view in place; whether this process had to compute them."""
+        paths = {group: self._path(group, view) for group in groups}
+        if self._shared is not None and self._shared.wait_or_claim(list(paths.values())):
+            return False
+        started = time.perf_counter()
+        scratch = self._folder / f".scratch-{view:04d}"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+        scratch.mkdir()
+        try:
+            columns = {
+                group: {
+                    name: reserved_array(
+                        scratch / name, self.config.precision, (self._rows, *tensor.shape[1:])
+                    )
+                    for name, tensor in self._stored(group, self._sample).items()
+                }
+                for group in groups
+            }
+            first = 0
+            for taps in self._pass(view, wanted):
+                for group in groups:
+                    for name, tensor in self._stored(group, taps).items():
+                        kept = _stored_as(tensor, _dtype(self.config)).cpu().contiguous().numpy()
+                        columns[group][name][first : first + len(kept)] = kept
+                first += len(taps.logits)
+            seconds = time.perf_counter() - started
+            for group, path in paths.items():
+                write_outputs(path, columns[group], self.key, seconds)
+                if self._shared is not None:
+                    self._shared.keep(path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            if self._shared is not None:
+                self._shared.release(list(paths.values()))
+        return True
+
+    def _stored(self, group: str, taps: Taps) -> dict[str, Tensor]:
+        """A group's tensors with their dimensions in the order of the memory."""
+        return {
+            name: tensor.permute(0, 2, 3, 1)
+            if tensor.ndim == 4 and self._execution.channels_last
+            else tensor
+            for name, tensor in _columns_of(group, taps).items()
+        }
+
+    @torch.no_grad()
+    def _pass(self, view: int, wanted: Wanted) -> Iterator[Taps]:
+        self._execution.place(self._teacher, self._device)
+        split = self._data.train.to(self._device)
+        order = torch.arange(self._rows, device=self._device)
+        for images in split.views(order, view, split.batch_without_gradients()):
+            with self._execution.autocast(self._device):
+                yield self._teacher.taps(images, wanted.kinds, split.labels[: len(images)])
+
+
+def _columns_of(group: str, taps: Taps) -> dict[str, Tensor]:
+    """The tensors of a group by their columns' names."""
+    kind, _, tap = group.partition("-")
+    if kind == _OUTPUTS:
+        return {"logits": taps.logits, "embedding": taps.embedding}
+    maps = taps.maps if kind == _KINDS[Tap.MAPS] else taps.preactivations
+    return {group: maps[tap]}

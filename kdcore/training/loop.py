@@ -1,0 +1,163 @@
+"""The training loop: cross-entropy plus weighted terms, one report after each epoch."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from kdcore.data.image_data import ImageData
+from kdcore.errors import NonFiniteLossError
+from kdcore.execution.execution import Execution, keep_freed_memory
+from kdcore.networks.classifier import Classifier
+from kdcore.teacher_cache.cache import TeacherCache
+from kdcore.training.checkpoint import read_checkpoint, write_checkpoint
+from kdcore.training.evaluation import evaluate
+from kdcore.training.recipe import Recipe
+from kdcore.training.report import EpochReport
+from kdcore.training.run import Meters, Run, Term
+
+
+def train(
+    student: Classifier,
+    terms: Sequence[Term],
+    teacher: Classifier | None,
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    seed: int,
+    identity: str,
+    device: torch.device,
+    checkpoint_dir: Path | None,
+    execution: Execution = Execution(),  # noqa: B008  (frozen)
+    teacher_execution: Execution = Execution(),  # noqa: B008
+    cache: TeacherCache | None = None,
+    parts: int = 1,
+) -> Iterator[EpochReport]:
+    """Trains a student, and yields a report after each epoch.
+
+    Args:
+        student: is trained in place; after the last epoch it has the last epoch's weights.
+        terms: the objective beside cross-entropy.
+        teacher: in evaluation mode and frozen; none where no term needs one.
+        data: what to learn from.
+        recipe: how.
+        seed: of the order of the images, and of what methods draw.
+        identity: names the run; a checkpoint of another run is refused.
+        device: where to compute.
+        checkpoint_dir: written before each report; a checkpoint found there is continued.
+        execution: how the student computes. A continued checkpoint keeps its own.
+        teacher_execution: how the teacher does, likewise.
+        cache: of the teacher's outputs; none: the teacher computes in every step.
+        parts: as `kdcore.distill` explains.
+
+    Raises:
+        NonFiniteLossError: a loss became NaN or infinite.
+        ValueError: the checkpoint is damaged or belongs to another run.
+    """
+    state = read_checkpoint(checkpoint_dir, device) if checkpoint_dir is not None else None
+    if state is not None:
+        if state["identity"] != identity:
+            raise ValueError(f"checkpoint in {checkpoint_dir} belongs to another run; remove it")
+        execution = Execution.restored(state["execution"])
+        # In version 0.1.0 both computed in the same way.
+        teacher_execution = Execution.restored(state.get("teacher_execution", state["execution"]))
+    if device.type == "cpu":
+        keep_freed_memory()
+    run = Run(
+        student, terms, teacher, data, recipe, device, execution, teacher_execution, cache, parts
+    )
+    heldout = data.heldout.to(device)
+    finished, best = 0, None
+    if state is not None:
+        run.restore(state)
+        finished, best = state["epoch"], state["best"]
+
+    for epoch in range(finished + 1, recipe.epochs + 1):
+        started = time.perf_counter()
+        view = data.view_of(epoch)
+        lesson = run.lesson(view)
+        # An epoch draws from a state of its own: what is drawn between epochs, or before a
+        # resumption, changes nothing, and a checkpoint need not hold it.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(_epoch_seed(seed, epoch))
+            meters = run.epoch(epoch, data.train.shuffled().to(device), view, lesson)
+        _refuse_non_finite(meters, run.names, epoch)
+        accuracy, heldout_loss = evaluate(student, heldout)
+        if not math.isfinite(heldout_loss):
+            raise NonFiniteLossError(
+                f"the held-out loss is not finite after epoch {epoch}; lower the learning rate"
+            )
+        if best is None or (accuracy, -heldout_loss) > (best["accuracy"], -best["loss"]):
+            best = {
+                "epoch": epoch,
+                "accuracy": accuracy,
+                "loss": heldout_loss,
+                "student": {k: v.clone() for k, v in student.backbone.state_dict().items()},
+            }
+        if checkpoint_dir is not None:
+            progress = {
+                "identity": identity,
+                "execution": asdict(execution),
+                "teacher_execution": asdict(teacher_execution),
+                "epoch": epoch,
+                "best": best,
+            }
+            write_checkpoint(checkpoint_dir, run.state() | progress)
+        means = (meters.sums / run.steps).tolist()
+        yield EpochReport(
+            epoch=epoch,
+            epochs=recipe.epochs,
+            train_loss=means[0],
+            train_terms=dict(zip(run.names, means[1:], strict=True)),
+            train_accuracy=meters.right.item() / (run.steps * run.batch_size),
+            heldout_accuracy=accuracy,
+            heldout_loss=heldout_loss,
+            best_heldout_accuracy=best["accuracy"],
+            best_epoch=best["epoch"],
+            learning_rate=float(run.optimizer.param_groups[0]["lr"]),
+            epoch_seconds=time.perf_counter() - started,
+            teacher=run.source(lesson),
+            teacher_seconds_saved=lesson.seconds_saved if lesson is not None else 0.0,
+            parts=parts,
+        )
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for an epoch; runs with neighbouring seeds share none."""
+    return seed * 1_000_003 + epoch
+
+
+def _refuse_non_finite(meters: Meters, names: Sequence[str], epoch: int) -> None:
+    steps = meters.first_bad_step.tolist()
+    first = min(range(len(names)), key=steps.__getitem__)
+    if steps[first] == torch.iinfo(torch.int64).max:
+        return
+    raise NonFiniteLossError(
+        f"the term {names[first]} is not finite at epoch {epoch}, step {steps[first] + 1}; "
+        f"lower the learning rate or the term's weight"
+    )
+
+
+def best_student(checkpoint_dir: Path) -> dict[str, Any]:
+    """The best epoch in a run's checkpoint: `student` (weights), `epoch`, `accuracy` and `loss`.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: the checkpoint is damaged.
+    """
+    state = read_checkpoint(checkpoint_dir, torch.device("cpu"))
+    if state is None:
+        raise FileNotFoundError(f"no checkpoint in {checkpoint_dir}")
+    best: dict[str, Any] = state["best"]
+    return best
+
+
+def identity_of(*parts: BaseModel) -> str:
+    """A text that two runs share only if their settings are the same."""
+    return json.dumps([part.model_dump(mode="json") for part in parts], sort_keys=True)

@@ -1,0 +1,269 @@
+"""TODO-DOC"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from kdcore.contract.method import Method
+from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.data.image_data import ImageData
+from kdcore.execution.cuda_graph import WARMUP_STEPS, CapturedStep
+from kdcore.execution.execution import Execution
+from kdcore.networks.classifier import Classifier
+from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
+from kdcore.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Term:
+    """A method at work in an objective, under its name in the catalogue."""
+
+    name: str
+    method: Method
+
+
+def _optimizer(
+    recipe: Recipe,
+    decayed: Sequence[nn.Parameter],
+    undecayed: Sequence[nn.Parameter],
+    *,
+    captured: bool,
+) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}]
+    if undecayed:
+        groups.append({"params": undecayed, "weight_decay": 0.0})
+    if recipe.optimizer == "sgd":
+        sgd = torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, fused=True)
+        if recipe.momentum > 0:
+            # The fused step cannot make the momentum of parameters whose first gradient comes
+            # later than others', as that of what waits for a preparation does. Momentum 0 is where
+            # all begin anyway.
+            for parameter in (*decayed, *undecayed):
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
+    return torch.optim.AdamW(groups, recipe.learning_rate, fused=True, capturable=captured)
+
+
+class Meters:
+    """Sums over an epoch that stay on the device: nothing in the loop waits for them."""
+
+    def __init__(self, terms: int, device: torch.device) -> None:
+        self.sums = torch.zeros(terms + 1, dtype=torch.float64, device=device)
+        self.right = torch.zeros((), dtype=torch.int64, device=device)
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        self.first_bad_step = torch.full((terms,), torch.iinfo(torch.int64).max, device=device)
+
+    def add(
+        self, terms: Tensor, weighted: Tensor, logits: Tensor, labels: Tensor, share: float
+    ) -> None:
+        """Counts a part of a step's images, which are a share of them."""
+        # All in place: a captured step finds the sums where it left them.
+        self.sums += share * torch.cat([weighted.sum()[None], terms])
+        self.right += (logits.argmax(1) == labels).sum()
+        this_step = torch.minimum(self.first_bad_step, self.step)
+        self.first_bad_step.copy_(torch.where(weighted.isfinite(), self.first_bad_step, this_step))
+
+
+class Run:
+    """Student, helpers and optimiser on their device: what changes while training."""
+
+    def __init__(
+        self,
+        student: Classifier,
+        terms: Sequence[Term],
+        teacher: Classifier | None,
+        data: ImageData,
+        recipe: Recipe,
+        device: torch.device,
+        execution: Execution,
+        teacher_execution: Execution,
+        cache: TeacherCache | None,
+        parts: int,
+    ) -> None:
+        self.execution, self.teacher_execution, self.parts = execution, teacher_execution, parts
+        self.student = student.train()
+        self.methods = [term.method for term in terms]
+        self.helpers = nn.ModuleList(self.methods).train()
+        # Small gradients vanish in float16 unless they are scaled up; elsewhere this does nothing.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "float16")
+        # The scaler waits for the device, which a graph cannot.
+        graphs = device.type == "cuda" and not self.scaler.is_enabled()
+        self.captures = recipe.cuda_graph and graphs
+        self.look: Callable[..., Taps] = student.taps
+        if recipe.compile:
+            self.look = torch.compile(student.taps, dynamic=False)
+        execution.place(self.student, device)
+        execution.place(self.helpers, device)
+        self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
+        self.wanted = Wanted(
+            self.needs,
+            frozenset(pair.teacher for method in self.methods for pair in method.pairs),
+        )
+        self.teacher = teacher
+        batch_statistics = any(method.teacher_batch_statistics for method in self.methods)
+        if teacher and batch_statistics:
+            _use_batch_statistics(teacher)
+        cacheable = self.wanted.cacheable and not batch_statistics
+        self.cache = cache if teacher and cacheable else None
+        # A network's auxiliary classifiers, where it has any, are one more term.
+        backbone = student.backbone
+        auxiliary = {"auxiliary": backbone.auxiliary_weight} if backbone.auxiliary else {}
+        self.names = ["cross_entropy", *auxiliary, *(term.name for term in terms)]
+        self.weights = torch.tensor(
+            [1.0, *auxiliary.values(), *(method.params.weight for method in self.methods)],
+            device=device,
+        )
+        self.data, self.recipe, self.device = data, recipe, device
+        self.split = data.train.to(device)
+        self.batch_size = min(recipe.batch_size, len(self.split))
+        self.steps = len(self.split) // self.batch_size
+        spared = {
+            id(parameter)
+            for method in self.methods
+            for name, parameter in method.named_parameters()
+            if name in method.undecayed
+        }
+        self.parameters = [*student.parameters(), *self.helpers.parameters()]
+        self.optimizer = _optimizer(
+            recipe,
+            [parameter for parameter in self.parameters if id(parameter) not in spared],
+            [parameter for parameter in self.parameters if id(parameter) in spared],
+            captured=self.captures,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "student": self.student.backbone.state_dict(),
+            "helpers": self.helpers.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state` gave."""
+        self.student.backbone.load_state_dict(state["student"])
+        self.helpers.load_state_dict(state["helpers"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+
+    def lesson(self, view: int) -> CachedView | None:
+        """The teacher's outputs for a view, where they are cached; else the teacher is made ready
+        to give them."""
+        cached = self.cache.view(view, self.wanted) if self.cache is not None else None
+        if cached is None and self.teacher is not None:
+            self.teacher_execution.place(self.teacher, self.device)
+        return cached
+
+    def source(self, lesson: CachedView | None) -> Literal["none", "live", "computed", "cached"]:
+        """Where the teacher's outputs come from in an epoch with this lesson."""
+        if self.teacher is None:
+            return "none"
+        if lesson is None:
+            return "live"
+        return "computed" if lesson.computed else "cached"
+
+    def epoch(self, epoch: int, order: Tensor, view: int, lesson: CachedView | None) -> Meters:
+        """Trains on the images in the given order of positions."""
+        meters = Meters(len(self.names), self.device)
+        preparing = [
+            epoch <= method.preparation_epochs(self.recipe.epochs) for method in self.methods
+        ]
+        # While any method prepares, nothing else trains: its preparation alone is minimised.
+        weights, counted = self.weights, [True] * len(self.names)
+        if any(preparing):
+            counted = [False] * (len(self.names) - len(preparing)) + preparing
+            weights = torch.tensor([float(counts) for counts in counted], device=self.device)
+        for method in self.methods:
+            method.begin_epoch(epoch, self.recipe.epochs)
+        order = order[: self.steps * self.batch_size]
+        views = self.split.views(order, view, self.batch_size)
+
+        def step(images: Tensor, positions: Tensor) -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            for part, places in zip(
+                images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
+            ):
+                batch = Batch(self.split.labels[places], places, epoch, self.recipe.epochs)
+                share = len(places) / len(positions)
+                self._add_gradients(part, batch, lesson, weights, counted, meters, share)
+            meters.step += 1
+            if self.recipe.gradient_clip_norm is not None:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+        captured: CapturedStep | None = None
+        for number, images in enumerate(views):
+            positions = order[number * self.batch_size : (number + 1) * self.batch_size]
+            self._set_rate(self.recipe.learning_rate_at(epoch - 1 + (number + 0.5) / self.steps))
+            if self.captures and number == WARMUP_STEPS:
+                captured = CapturedStep(step, images, positions)
+            (captured or step)(images, positions)
+        return meters
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            if self.captures:  # a captured step reads it where it lies
+                if not isinstance(group["lr"], Tensor):
+                    group["lr"] = torch.tensor(rate, device=self.device)
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _add_gradients(
+        self,
+        images: Tensor,
+        batch: Batch,
+        lesson: CachedView | None,
+        weights: Tensor,
+        counted: Sequence[bool],
+        meters: Meters,
+        share: float,
+    ) -> None:
+        """Adds those of some images, which are a share of the step's."""
+        labels = batch.labels
+        with self.execution.autocast(self.device):
+            shown = self.look(images, self.needs, labels)
+            taught = self._taught(images, batch, lesson, shown)
+            terms = [cross_entropy(shown.logits.float(), labels)]
+            if shown.auxiliary_logits:
+                guesses = [cross_entropy(each.float(), labels) for each in shown.auxiliary_logits]
+                terms.append(torch.stack(guesses).sum())
+            terms += [method(shown, taught, batch).float() for method in self.methods]
+        # What does not count gives no gradient. A gradient of zero would leave weights that wait
+        # to weight decay: 0.05 / (1 - 0.9) * 5e-4 * 23,430 steps (the field's 30 epochs of CIFAR)
+        # = 5.9, and e^-5.9 = 0.003 of them would be left.
+        values = torch.stack(
+            [term if counts else term.detach() for term, counts in zip(terms, counted, strict=True)]
+        )
+        weighted = weights * values
+        torch.autograd.backward(self.scaler.scale(share * weighted.sum()))
+        for method in self.methods:
+            method.after_step()
+        meters.add(values.detach(), weighted.detach(), shown.logits.detach(), labels, share)
+
+    def _taught(self, images: Tensor, batch: Batch, lesson: CachedView | None, shown: Taps) -> Taps:
+        """The teacher's outputs; where no term reads any, the student's stand in for them."""
+        if self.teacher is None:
+            return shown
+        if lesson is not None:
+            return lesson.at(batch.indices)
+        with torch.no_grad(), self.teacher_execution.autocast(self.device):
+            taps = self.teacher.taps(images, self.needs, batch.labels)
+        # In float32, as the cache gives them: then it changes nothing that is learned.
+        return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
+
+
+def _use_batch_statistics(network: nn.Module) -> None:
+    """Makes batch norms normalise by the batch, and leaves their running statistics as they are."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.training = True
+            module.momentum = 0.0  # running = 1 * running + 0 * batch

@@ -1,0 +1,74 @@
+"""TODO-DOC"""
+
+import socket
+from pathlib import Path
+
+import ray
+
+from search.cluster.console_log import output_to
+from search.cluster.machines import (
+    machines,
+    machines_in_words,
+    machines_without_storage,
+    trial_places,
+)
+from search.errors import SearchFailedError
+from search.experiment.schema import Experiment
+from search.record.storage import Storage, local_home
+from search.record.wording import as_typed
+
+
+def connect(address: str | None, log: Path) -> None:
+    try:
+        if address is None:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False)
+        else:
+            host, colon, port = address.removeprefix("ray://").rpartition(":")
+            if colon and port.isdigit():
+                # Ray itself knocks at a closed port for minutes, without a word.
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(address=address, log_to_driver=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SearchFailedError(
+            f"no Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; "
+            f"see {as_typed(log)}"
+        ) from None
+
+
+def places_for_trials(experiment: Experiment, storage: Storage) -> int:
+    """How many trials run at a time: what was asked for, else what the cluster holds now.
+
+    Raises:
+        SearchFailedError: the cluster has no room for one trial, or a machine does not see the
+            storage.
+    """
+    resources, asked = experiment.resources, experiment.search.concurrent_trials
+    places = trial_places(resources)
+    if places == 0 and asked is None:
+        raise SearchFailedError(
+            f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs on one machine, "
+            f"but there is {machines_in_words()}; change resources, or name "
+            f"search.concurrent_trials where the cluster will grow"
+        )
+    if len(machines()) > 1 and (found := machines_without_storage(storage)):
+        raise SearchFailedError(
+            f"{storage.uri} is not shared by all machines ({'; '.join(found)}); give --storage a "
+            f"folder that all of them mount, or a bucket like s3://bucket/folder"
+        )
+    return asked or places
+
+
+def check_cluster(experiment: Experiment, storage: Storage, address: str) -> None:
+    """Refuses what a search would refuse of a cluster.
+
+    Raises:
+        SearchFailedError: there is no cluster, it has no room for a trial, or a machine does not
+            see the storage.
+    """
+    log = local_home(storage) / "logs" / "check.log"
+    with output_to(log):
+        connect(address, log)
+        try:
+            places_for_trials(experiment, storage)
+        finally:
+            ray.shutdown()

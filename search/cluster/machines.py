@@ -1,0 +1,102 @@
+"""What a connected Ray cluster has, and whether its machines see the storage."""
+
+import secrets
+import time
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from search.experiment.schema import Resources
+from search.record.storage import Storage
+
+# A machine that hangs on its mount must not hold up a launch for ever.
+_ANSWER_SECONDS = 60.0
+_FOLDER = ".reach-test"
+
+
+def machines() -> list[dict[str, Any]]:
+    """Ray's descriptions of the machines that are alive."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
+
+
+def trial_places(resources: Resources) -> int:
+    """How many trials fit on the machines at a time; a trial runs on one of them."""
+    places = 0
+    for machine in machines():
+        has = machine["Resources"]
+        on_this = int(has.get("CPU", 0) // resources.cpus)
+        if resources.gpus:
+            on_this = min(on_this, int(has.get("GPU", 0) / resources.gpus))
+        places += on_this
+    return places
+
+
+def machines_in_words() -> str:
+    """The machines' CPUs and GPUs, in words."""
+    found = [
+        f"{machine['Resources'].get('CPU', 0):g} CPUs and {machine['Resources'].get('GPU', 0):g} "
+        f"GPUs"
+        for machine in machines()
+    ]
+    words = [
+        f"{found.count(each)} machines with {each}" if found.count(each) > 1 else f"one with {each}"
+        for each in dict.fromkeys(found)
+    ]
+    return "; ".join(words) or "no machines"
+
+
+def machines_without_storage(storage: Storage) -> list[str]:
+    """The machines for trials that don't see what this process writes to the storage, or whose
+    files this process doesn't see; each with the reason."""
+    token = secrets.token_hex(8)
+    ours = f"{_FOLDER}/{token}"
+    storage.write(ours, token.encode())
+    answers: dict[Any, tuple[str, str]] = {}
+    alive: set[str] = set()
+    for machine in machines():
+        if machine["Resources"].get("CPU", 0):
+            identity, address = machine["NodeID"], machine["NodeManagerAddress"]
+            there = ray.remote(_answer).options(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(identity, soft=False),
+            )
+            answers[there.remote(storage.uri, ours, f"{ours}-{identity}")] = identity, address
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    silent = list(answers)
+    while silent and time.monotonic() < deadline:
+        silent = ray.wait(silent, num_returns=len(silent), timeout=1.0)[1]
+        alive = {machine["NodeID"] for machine in machines()}
+        silent = [answer for answer in silent if answers[answer][0] in alive]
+    found = []
+    for answer, (identity, address) in answers.items():
+        if identity not in alive:  # it was lost just now
+            continue
+        reason = "it did not answer"
+        if ray.wait([answer], timeout=0)[0]:
+            try:
+                reason = ray.get(answer)
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().splitlines()[-1]
+        theirs = f"{ours}-{identity}"
+        if not reason and not storage.exists(theirs):
+            reason = "what it writes stays there"
+        if storage.exists(theirs):
+            storage.remove(theirs)
+        if reason:
+            found.append(f"{address}: {reason}")
+    storage.remove(ours)
+    return found
+
+
+def _answer(uri: str, question: str, answer: str) -> str:
+    """Runs on a machine: reads the question, and writes the answer; the reason if it cannot."""
+    storage = Storage(uri)
+    try:
+        storage.read(question)
+        storage.write(answer, b"")
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

@@ -1,0 +1,47 @@
+"""What libraries read from the environment when they are loaded, or when a process starts.
+
+`prepare` is called by the command before anything else, and by the functions of the Python
+interface; to import a module of this package changes nothing. What its user has set stays.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+_DEFAULTS = {
+    # PyTorch: how often a thread looks whether the others are done before it sleeps. Sleeping at
+    # once costs an idle machine a tenth of a step. Never sleeping halves the rate where anything
+    # else needs a core; so many looks lose nothing in either case.
+    "GOMP_SPINCOUNT": "30000",
+    # glibc asks for huge pages, with which a step on a CPU is some 4 % faster. It is read when a
+    # process starts, so it holds for the trials, not for this one.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    # Ray, where a trial's process is taken over by the next trial. After Tune's own two seconds a
+    # trial that was stopped may still be ending, where the cores are busy; then the next one would
+    # be lost.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+    # Tune's own CSV, JSON and TensorBoard files repeat what MLflow keeps.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # The session has a handler of its own, which says that the search is stopping.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Usage reports leave the machine.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Two quick retries: the delivery queue tries again by itself.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+def prepare() -> None:
+    """Sets what is not set yet; to call it twice does no harm."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    # A cluster asks for its token, and Ray sends it only when told so before it is imported.
+    # Where Ray was imported earlier, the mode stays: what Ray starts and this process must agree.
+    if "ray" not in sys.modules and (
+        {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+        or Path("~/.ray/auth_token").expanduser().exists()
+    ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

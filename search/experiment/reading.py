@@ -1,0 +1,177 @@
+"""The experiment file: its schema, overrides from the command line, and errors that help."""
+
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from kdcore.errors import did_you_mean
+from search.errors import ExperimentError, Problem
+from search.experiment.schema import NAME_PATTERN, TAGS, Experiment
+
+
+def check_name(name: str) -> None:
+    """Refuses a search's name that could leave its folder.
+
+    Raises:
+        ExperimentError: it is none.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        message = f"{name!r} is no name: letters, digits, '.', '_' and '-', at most 100, please"
+        raise ExperimentError("--name", [Problem(key="", message=message)])
+
+
+def read_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Reads an experiment file.
+
+    Args:
+        path: a YAML file.
+        overrides: texts like `search.trials=20`; the value is read as YAML.
+
+    Raises:
+        ExperimentError: with all mistakes of the file.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ExperimentError(str(path), [Problem(key="", message=_reason(error))]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        raise ExperimentError(
+            str(path), [Problem(key="", message=f"not valid YAML: {text}")]
+        ) from None
+    if not isinstance(content, dict):
+        message = f"holds {type(content).__name__}, but must hold keys like data, teacher, student"
+        raise ExperimentError(str(path), [Problem(key="", message=message)])
+    content.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(content, override)
+    return parse_experiment(content, str(path))
+
+
+# What may change in a search that has begun: its trials stay comparable.
+_BUDGETS = tuple(
+    f"search.{key}" for key in ("trials", "hours", "gpu_hours", "cpu_hours", "concurrent_trials")
+)
+
+
+def with_budgets(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
+    """An experiment with other budgets.
+
+    Raises:
+        ExperimentError: an override is of something else, or not legal.
+    """
+    content = experiment.model_dump(mode="json")
+    for override in overrides:
+        if override.partition("=")[0].strip() not in _BUDGETS:
+            message = f"a search that has begun keeps all but {', '.join(_BUDGETS)}"
+            raise ExperimentError(f"--set {override}", [Problem(key="", message=message)])
+        _apply(content, override)
+    return parse_experiment(content, "--set")
+
+
+def parse_experiment(content: Mapping[str, Any], source: str) -> Experiment:
+    """Validates an experiment that is already a tree of plain values.
+
+    Raises:
+        ExperimentError: with all mistakes.
+    """
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        errors = error.errors()
+        problems = [
+            _problem(details)
+            for details in errors
+            if not (
+                # a list whose items are wrong is also called too short
+                details["type"] == "too_short"
+                and any(
+                    other["loc"][: len(details["loc"])] == details["loc"] != other["loc"]
+                    for other in errors
+                )
+            )
+        ]
+        raise ExperimentError(source, problems) from None
+
+
+def _reason(error: OSError) -> str:
+    return f"cannot be read: {error.strerror or error}"
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Sets one key of the tree, as `--set key.path=value` says."""
+    source = f"--set {override}"
+    path, equals, value = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        message = "must have the form key.path=value"
+        raise ExperimentError(source, [Problem(key="", message=message)])
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        text = " ".join(str(error).split())
+        raise ExperimentError(
+            source, [Problem(key="", message=f"value is not valid YAML: {text}")]
+        ) from None
+    if keys[0] == "narrow" and len(keys) > 1:
+        keys = ["narrow", ".".join(keys[1:])]  # its own keys have a dot in them
+    node = content
+    for key in keys[:-1]:
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            message = f"{key} is {node!r}, which has no keys"
+            raise ExperimentError(source, [Problem(key="", message=message)])
+    node[keys[-1]] = parsed
+
+
+def _problem(details: Any) -> Problem:
+    """One of pydantic's errors in our words."""
+    place = [part for part in details["loc"] if part not in TAGS]
+    key = ".".join(map(str, place))
+    value = details["input"]
+    match details["type"]:
+        case "extra_forbidden":
+            known = _known_keys(place[:-1])
+            name = str(place[-1])
+            message = (
+                f"unknown key {name!r}{did_you_mean(name, known)} Known here: {', '.join(known)}"
+            )
+        case "missing":
+            message = "is missing, but has no default"
+        case "value_error":
+            message = str(details["ctx"]["error"])
+        case _:
+            rule = details["msg"].replace("Tuple should", "It should")
+            message = f"is {_short(value)}, but {rule[0].lower()}{rule[1:]}"
+    return Problem(key=key, message=message)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _known_keys(place: Sequence[object]) -> list[str]:
+    """The keys of the schema at a path."""
+    model: Any = Experiment
+    for part in place:
+        annotation = model.model_fields[part].annotation
+        choices = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+        model = next(
+            choice
+            for choice in choices
+            if isinstance(choice, type) and issubclass(choice, BaseModel)
+        )
+    return list(model.model_fields)
+
+
+def _is_union(annotation: object) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)

@@ -1,0 +1,237 @@
+"""TODO-DOC"""
+
+import math
+from typing import Annotated, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from kdcore import CacheConfig, DataConfig, Recipe, TeacherConfig
+from kdcore.backbones.names import check_backbone
+from kdcore.methods import check_method
+
+CONTROL = "none"
+
+# A name becomes a folder; this is what keeps it inside its place.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+Option = bool | int | float | str
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SearchedRange(_Closed):
+    """A number that the search chooses, both ends included.
+
+    Args:
+        low: the smallest value, > 0.
+        high: the largest value.
+        log: sample evenly in the logarithm.
+    """
+
+    low: float = Field(gt=0)
+    high: float
+    log: bool = True
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low}, but must be below high, which is {self.high}")
+        return self
+
+    @property
+    def middle(self) -> float:
+        """Where the first trials stand: the centre on the scale that is sampled."""
+        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+
+
+# Pydantic puts the tag of the chosen alternative into an error's path; the user never wrote it.
+_NUMBER, _RANGE, _ONE, _SEVERAL = "a number", "a range", "one name", "several names"
+TAGS = (_NUMBER, _RANGE, _ONE, _SEVERAL)
+
+
+class Training(Recipe):
+    """The students' recipe; see `kdcore.Recipe`. The learning rate may be searched."""
+
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0), Tag(_NUMBER)] | Annotated[SearchedRange, Tag(_RANGE)],
+        Discriminator(lambda value: _NUMBER if isinstance(value, int | float | str) else _RANGE),
+    ] = 0.05  # type: ignore[assignment]
+
+
+class Asha(_Closed):
+    """Asynchronous successive halving: Li et al., MLSys 2020, arXiv:1810.05934.
+
+    Args:
+        grace_epochs: no trial is stopped before this epoch.
+        reduction: at every rung the best 1/reduction go on, two at least; rungs are that factor
+            apart.
+    """
+
+    grace_epochs: int = Field(1, ge=1)
+    reduction: float = Field(3.0, gt=1)
+
+
+class Search(_Closed):
+    """How the space is searched.
+
+    Args:
+        trials: how many, the control and the published settings among them.
+        seed: of the sampler.
+        asha: early stopping; none runs every trial to its end.
+        concurrent_trials: at most so many at a time; none: as many as the cluster holds.
+        hours: of wall-clock for the trials, in all sessions together; none: no limit.
+        gpu_hours: of GPUs that trials occupy; none: no limit.
+        cpu_hours: of CPU cores that trials occupy, where they use no GPU; none: no limit.
+        warm_start: names of earlier searches on the same data. The sampler learns from their
+            trials, where these fit into the space.
+        combinations: candidates of different slots that also run together at the start, at their
+            published settings, after each has run alone.
+    """
+
+    trials: int = Field(ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    asha: Asha | None = Asha()
+    concurrent_trials: int | None = Field(None, ge=1)
+    hours: float | None = Field(None, gt=0)
+    gpu_hours: float | None = Field(None, gt=0)
+    cpu_hours: float | None = Field(None, gt=0)
+    warm_start: tuple[str, ...] = ()
+    combinations: tuple[tuple[str, ...], ...] = ()
+
+
+class Confirm(_Closed):
+    """Which students are trained again at the end, with fresh seeds, and then seen on the test
+    split.
+
+    Args:
+        top: the best so many trials; their controls and `kd` as published come with them.
+        seeds: runs of each, with the same seeds for all.
+    """
+
+    top: int = Field(3, ge=1)
+    seeds: int = Field(5, ge=2, le=1000)
+
+
+class Licences(_Closed):
+    """Who may use what, in words, for the model card; the card asks for what is left out.
+
+    Args:
+        data: of the images.
+        teacher: of its weights.
+        student: under which the exported student is passed on.
+    """
+
+    data: str = ""
+    teacher: str = ""
+    student: str = ""
+
+
+class Resources(_Closed):
+    """What one trial occupies. Fractions of a GPU share it; its memory is not divided.
+
+    Args:
+        cpus: cores, also the number of its threads.
+        gpus: GPUs.
+    """
+
+    cpus: int = Field(1, ge=1)
+    gpus: float = Field(0.0, ge=0)
+
+
+_BackboneName = Annotated[str, AfterValidator(check_backbone)]
+
+
+class Experiment(_Closed):
+    """A search, as its user writes it.
+
+    Args:
+        name: of the task; searches of one task are compared. The file's name where it is left out.
+        data: see `kdcore.DataConfig`.
+        teacher: see `kdcore.TeacherConfig`.
+        student: the name of a backbone, or a list of names from which the search chooses.
+        objective: slots, each a list of candidate methods; a trial has one method of each slot.
+        training: the recipe of the students.
+        seed: of the students' initial weights and of the order of their images.
+        search: how the space is searched.
+        resources: what one trial occupies.
+        cache: see `kdcore.CacheConfig`; null lets the teacher compute in every step.
+        narrow: settings like `kd.temperature`, each with a smaller range [low, high], fewer
+            options, or one value that fixes it.
+        confirm: what is trained again at the end of the search; none: nothing, until
+            `kdsearch confirm` is called.
+        licences: for the model card.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN)
+    data: DataConfig
+    teacher: TeacherConfig
+    student: Annotated[
+        Annotated[_BackboneName, Tag(_ONE)]
+        | Annotated[tuple[_BackboneName, ...], Field(min_length=1), Tag(_SEVERAL)],
+        Discriminator(lambda value: _SEVERAL if isinstance(value, list | tuple) else _ONE),
+    ]
+    objective: tuple[
+        Annotated[tuple[Annotated[str, AfterValidator(check_method)], ...], Field(min_length=1)],
+        ...,
+    ] = Field(min_length=1)
+    training: Training
+    seed: int = Field(0, ge=0, lt=2**32)
+    search: Search
+    resources: Resources = Resources()
+    cache: CacheConfig | None = CacheConfig()
+    narrow: dict[str, tuple[Option, ...]] = {}
+    confirm: Confirm | None = None
+    licences: Licences = Licences()
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        """The networks that may learn."""
+        return (self.student,) if isinstance(self.student, str) else self.student
+
+    @field_validator("student")
+    @classmethod
+    def _each_student_once(cls, student: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(student, str) and len(set(student)) < len(student):
+            raise ValueError(f"is {list(student)}, but each student may stand in it once")
+        return student
+
+    @field_validator("objective")
+    @classmethod
+    def _each_method_once(cls, slots: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        seen: set[str] = set()
+        for slot in slots:
+            for name in slot:
+                if slot.count(name) > 1 or (name in seen and name != CONTROL):
+                    raise ValueError(f"{name!r} stands in it twice, but a method may stand once")
+            seen |= set(slot)
+        if seen == {CONTROL}:
+            raise ValueError(f"it has only {CONTROL!r}, but needs a method to search")
+        return slots
+
+    @model_validator(mode="after")
+    def _rungs_within_budget(self) -> Self:
+        asha = self.search.asha
+        if asha is not None and asha.grace_epochs > self.training.epochs:
+            raise ValueError(
+                f"search.asha.grace_epochs is {asha.grace_epochs}, but must be at most "
+                f"training.epochs, which is {self.training.epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _budget_of_what_trials_use(self) -> Self:
+        if self.search.gpu_hours is not None and not self.resources.gpus:
+            raise ValueError("search.gpu_hours is given, but resources.gpus is 0; use cpu_hours")
+        if self.search.cpu_hours is not None and self.resources.gpus:
+            raise ValueError("search.cpu_hours is given, but the trials use GPUs; use gpu_hours")
+        return self

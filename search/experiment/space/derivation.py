@@ -1,0 +1,153 @@
+"""The search space, derived from the catalogue's declarations; it names no method."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from kdcore.contract.layer_pairs import layer_options, resolve_layers
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.searched import Choice, LayerChoice, Span
+from kdcore.errors import did_you_mean
+from kdcore.methods import CATALOGUE
+from search.errors import ExperimentError, Problem
+from search.experiment.schema import Experiment, Option, SearchedRange
+from search.experiment.space.fields import ChoiceField, NumberField, SearchedField
+from search.experiment.space.point import LEARNING_RATE
+from search.experiment.space.space import Space
+
+
+def derive_space(experiment: Experiment, settings: Mapping[str, NetworkPair], source: str) -> Space:
+    """Derives the space from the candidates' declarations, narrowed as the experiment says.
+
+    Args:
+        experiment: names the candidates and narrows their fields.
+        settings: by student, with the teacher; the layer choices follow from it.
+        source: the experiment's file, for messages.
+
+    Raises:
+        ExperimentError: `narrow` names something that is not searched, or a value that is not
+            legal.
+    """
+    methods = list(dict.fromkeys(name for slot in experiment.objective for name in slot))
+    problems = _wrong_names(experiment, methods)
+    fields: dict[tuple[str, str], tuple[SearchedField, ...]] = {}
+    for method in methods:
+        of_students = []
+        for student in experiment.students:
+            of_method, wrong = _narrowed_fields(method, settings[student], experiment.narrow)
+            of_students.append(of_method)
+            problems += [problem for problem in wrong if problem not in problems]
+        for number, student in enumerate(experiment.students, start=1):
+            fields[student, method] = tuple(
+                field
+                if all(other.get(name) == field for other in of_students)
+                else replace(field, name=f"{name}.{number}")
+                for name, field in of_students[number - 1].items()
+            )
+    if problems:
+        raise ExperimentError(source, problems)
+    shared: tuple[SearchedField, ...] = ()
+    rate = experiment.training.learning_rate
+    if isinstance(rate, SearchedRange):
+        shared = (NumberField(LEARNING_RATE, rate.low, rate.high, rate.log, False, rate.middle),)
+    return Space(
+        experiment.students, experiment.objective, fields, shared, experiment.search.combinations
+    )
+
+
+def _wrong_names(experiment: Experiment, methods: Sequence[str]) -> list[Problem]:
+    """Names in `narrow` and `combinations` that no candidate has."""
+    problems: list[Problem] = []
+    known = [f"{name}.{field}" for name in methods for field in CATALOGUE[name].Params.model_fields]
+    for key in experiment.narrow:
+        if key not in known:
+            hint = f"{did_you_mean(key, known)} Known are: {', '.join(known)}"
+            message = f"{key!r} is no setting of a candidate{hint}"
+            problems.append(Problem(key=f"narrow.{key}", message=message))
+    for number, combination in enumerate(experiment.search.combinations):
+        slots = [i for name in combination for i, s in enumerate(experiment.objective) if name in s]
+        if len(set(slots)) < len(combination) or len(slots) != len(combination):
+            message = f"{list(combination)} must be candidates of different slots"
+            problems.append(Problem(key=f"search.combinations.{number}", message=message))
+    return problems
+
+
+def _narrowed_fields(
+    method: str, setting: NetworkPair, narrow: Mapping[str, Sequence[Option]]
+) -> tuple[dict[str, SearchedField], list[Problem]]:
+    """A method's searched fields by name, with the user's values; and what is wrong with these."""
+    try:
+        fields = _fields(method, setting)
+    except ValueError as error:
+        message = f"{method} cannot teach {setting.student.network}: {error}"
+        return {}, [Problem(key="objective", message=message)]
+    problems = []
+    for name in CATALOGUE[method].Params.model_fields:
+        key = f"{method}.{name}"
+        if key in narrow:
+            try:
+                fields[key] = _narrow(method, name, fields.get(key), narrow[key], setting)
+            except ValueError as error:
+                problems.append(Problem(key=f"narrow.{key}", message=str(error)))
+    return fields, problems
+
+
+def _fields(method: str, setting: NetworkPair) -> dict[str, SearchedField]:
+    """A method's searched fields by name."""
+    params = CATALOGUE[method].Params
+    published = params()
+    fields: dict[str, SearchedField] = {}
+    for name, mark in params.searched().items():
+        value = getattr(published, name)
+        key = f"{method}.{name}"
+        match mark:
+            case Span():
+                integer = params.model_fields[name].annotation is int
+                fields[key] = NumberField(key, mark.low, mark.high, mark.log, integer, value)
+            case Choice():
+                fields[key] = ChoiceField(key, mark.options, value)
+            case LayerChoice():
+                options = layer_options(setting.student, setting.teacher)
+                if value not in options:  # a word like `middle`: the pair that it stands for here
+                    (pair,) = resolve_layers(value, setting.student, setting.teacher)
+                    value = str(pair)
+                fields[key] = ChoiceField(key, options, value, layers=True)
+    return fields
+
+
+def _narrow(
+    method: str,
+    name: str,
+    field: SearchedField | None,
+    values: Sequence[Option],
+    setting: NetworkPair,
+) -> SearchedField:
+    """A field with the user's values: a smaller range, fewer options, or one value that is fixed.
+
+    A setting that is not searched by itself may be fixed, or given options.
+    """
+    key = f"{method}.{name}"
+    params = CATALOGUE[method].Params
+    legal = []
+    for value in values:
+        try:
+            legal.append(getattr(params.model_validate({name: value}), name))
+        except ValidationError as error:
+            rule = error.errors()[0]["msg"]
+            raise ValueError(f"{value!r} is not legal: {rule}") from None
+        if isinstance(params.searched().get(name), LayerChoice):
+            resolve_layers(legal[-1], setting.student, setting.teacher)
+    if isinstance(field, NumberField) and len(legal) != 1:
+        if len(legal) != 2 or not legal[0] < legal[1]:
+            raise ValueError(f"is {list(values)}, but must be [low, high] with low < high")
+        low, high = legal
+        if field.log and low <= 0:
+            raise ValueError(f"low is {low}, but the field is searched in its logarithm: low > 0")
+        published = min(max(field.published, low), high)
+        return NumberField(key, low, high, field.log, field.integer, published)
+    if not legal or len(set(legal)) < len(legal):
+        raise ValueError(f"is {list(values)}, but must be one or more different values")
+    published = field.published if field else getattr(params(), name)
+    layers = isinstance(params.searched().get(name), LayerChoice)
+    return ChoiceField(key, tuple(legal), published if published in legal else legal[0], layers)

@@ -1,0 +1,59 @@
+"""TODO-DOC"""
+
+from dataclasses import dataclass
+
+import optuna
+
+from search.experiment.schema import Option
+
+
+@dataclass(frozen=True)
+class NumberField:
+    """A searched number.
+
+    Args:
+        name: like `kd.temperature`.
+        low: the smallest value.
+        high: the largest value, itself included.
+        log: sampled evenly in the logarithm.
+        integer: only whole numbers.
+        published: the value of the first trial, within the range.
+    """
+
+    name: str
+    low: float
+    high: float
+    log: bool
+    integer: bool
+    published: float
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Option:
+        if self.integer:
+            return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
+
+    def __str__(self) -> str:
+        scale = ", logarithmic" if self.log else ""
+        return f"{self.low:g} to {self.high:g}{scale}"
+
+
+@dataclass(frozen=True)
+class ChoiceField:
+    """A searched choice; `published` is the option of the first trial, and `layers` tells whether
+    it is a choice of layers."""
+
+    name: str
+    options: tuple[Option, ...]
+    published: Option
+    layers: bool = False
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Option:
+        chosen = trial.suggest_categorical(self.name, self.options)
+        assert chosen is not None
+        return chosen
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.options))
+
+
+SearchedField = NumberField | ChoiceField

@@ -1,0 +1,128 @@
+"""TODO-DOC"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import optuna
+
+from kdcore.contract.searched import Span
+from kdcore.methods import CATALOGUE
+from search.experiment.schema import CONTROL, Experiment, SearchedRange
+from search.experiment.space.fields import ChoiceField, SearchedField
+from search.experiment.space.point import IS_CONTROL, LEARNING_RATE, SLOT, STUDENT, Point, slot
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search chooses from. A call proposes a point; a method's fields exist only with it.
+
+    Args:
+        students: the networks that may learn.
+        slots: the candidate methods of each slot.
+        fields: by student and method, the searched fields.
+        shared: fields that every trial has, whatever its student and methods.
+        combinations: methods that are also tried together at the start.
+    """
+
+    students: tuple[str, ...]
+    slots: tuple[tuple[str, ...], ...]
+    fields: Mapping[tuple[str, str], tuple[SearchedField, ...]]
+    shared: tuple[SearchedField, ...]
+    combinations: tuple[tuple[str, ...], ...] = ()
+
+    def __call__(self, trial: optuna.trial.BaseTrial) -> Point | None:
+        """Optuna's define-by-run function. The study's first trials are the students' controls."""
+        student = self.students[0]
+        if len(self.students) > 1:
+            student = trial.suggest_categorical(STUDENT, self.students)
+        for field in self.shared:
+            field.suggest(trial)
+        if trial.number < len(self.students):
+            return self._control()
+        for number, candidates in enumerate(self.slots, start=1):
+            method = trial.suggest_categorical(slot(number), self._sampled(candidates))
+            for field in self.fields[student, method]:
+                field.suggest(trial)
+        return None
+
+    def _control(self) -> Point:
+        return {IS_CONTROL: True} | {
+            slot(number): CONTROL for number in range(1, len(self.slots) + 1)
+        }
+
+    def _sampled(self, candidates: tuple[str, ...]) -> tuple[str, ...]:
+        """The controls run anyway; where they could only come again with equal settings, they are
+        not sampled."""
+        if len(self.slots) > 1 or self.shared:
+            return candidates
+        return tuple(name for name in candidates if name != CONTROL)
+
+    def first_points(self) -> list[Point]:
+        """The trials that every search begins with: each student's control, then, with the first
+        student, each candidate as published, beside the control's choice (else the first candidate)
+        in the other slots, and the combinations."""
+        shared: Point = {field.name: field.published for field in self.shared}
+        points = [shared]
+        if len(self.students) > 1:
+            points = [{STUDENT: student} | shared for student in self.students]
+            shared = points[0]
+        alone = [(method,) for candidates in self.slots for method in candidates]
+        for methods in (*alone, *self.combinations):
+            chosen = [
+                next((name for name in methods if name in candidates), None)
+                or (CONTROL if CONTROL in candidates else candidates[0])
+                for candidates in self.slots
+            ]
+            if set(chosen) == {CONTROL}:
+                continue
+            point: Point = {slot(i): name for i, name in enumerate(chosen, start=1)}
+            for name in chosen:
+                fields = self.fields[self.students[0], name]
+                point |= {field.name: field.published for field in fields}
+            if shared | point not in points:
+                points.append(shared | point)
+        return points
+
+    def rehearsed_points(self) -> list[Point]:
+        """For the first student, each candidate as published with each of its choices of layers."""
+        points: list[Point] = []
+        for point in self.first_points()[len(self.students) :]:
+            points.append(point)
+            for method in {value for key, value in point.items() if key.startswith(SLOT)}:
+                for field in self.fields[self.students[0], method]:
+                    if isinstance(field, ChoiceField) and field.layers:
+                        points += [point | {field.name: option} for option in field.options]
+        return points
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Name and range of everything that is searched."""
+        slots = [
+            (slot(number), ", ".join(candidates))
+            for number, candidates in enumerate(self.slots, start=1)
+        ]
+        if len(self.students) > 1:
+            slots.insert(0, (STUDENT, ", ".join(self.students)))
+        fields = [field for of_method in self.fields.values() for field in of_method]
+        named = {field.name: str(field) for field in (*self.shared, *fields)}
+        return slots + list(named.items())
+
+
+def is_logarithmic(experiment: Experiment, name: str) -> bool:
+    """Whether a setting is searched in its logarithm; `name` is a plain one."""
+    rate = experiment.training.learning_rate
+    if name == LEARNING_RATE:
+        return isinstance(rate, SearchedRange) and rate.log
+    method, _, field = name.partition(".")
+    if method not in CATALOGUE:
+        return False
+    mark = CATALOGUE[method].Params.searched().get(field)
+    return isinstance(mark, Span) and mark.log
+
+
+def published_trials(experiment: Experiment) -> range:
+    """The numbers of the trials with published settings; they follow the controls."""
+    students = experiment.students
+    methods = {name for slot in experiment.objective for name in slot}
+    fields = {(student, name): () for student in students for name in methods}
+    space = Space(students, experiment.objective, fields, (), experiment.search.combinations)
+    return range(len(students), len(space.first_points()))

@@ -1,0 +1,32 @@
+"""TODO-DOC"""
+
+from kdcore import Recipe, TermConfig, TrialConfig
+from search.experiment.schema import CONTROL, Experiment
+from search.experiment.space.point import LEARNING_RATE, STUDENT, Point, plain_name, slot
+
+
+def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
+    """The trial that a point stands for."""
+    terms = []
+    for number in range(1, len(experiment.objective) + 1):
+        method = point[slot(number)]
+        if method != CONTROL:
+            prefix = f"{method}."
+            params = {
+                plain_name(key).removeprefix(prefix): value
+                for key, value in point.items()
+                if key.startswith(prefix)
+            }
+            terms.append(TermConfig.model_validate({"method": method, "params": params}))
+    recipe = experiment.training.model_dump()
+    if LEARNING_RATE in point:
+        recipe["learning_rate"] = point[LEARNING_RATE]
+    return TrialConfig(
+        data=experiment.data,
+        teacher=experiment.teacher,
+        student=point.get(STUDENT, experiment.students[0]),
+        objective=tuple(terms),
+        training=Recipe.model_validate(recipe),
+        seed=experiment.seed,
+        cache=experiment.cache,
+    )

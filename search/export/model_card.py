@@ -1,0 +1,172 @@
+"""The model card of an exported student: how good it is, what it cost, how to make it again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcore.data.image_data import ImageData
+from search.experiment.space.trial_config import trial_config
+from search.export.choice import Picked
+from search.record.record import Confirmed, SearchRecord
+from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies of one network, shares of 1."""
+
+    name: str
+    heldout_accuracy: float
+    test_accuracy: float
+
+
+def model_card(
+    record: SearchRecord,
+    picked: Picked,
+    scores: Sequence[Score],
+    data: ImageData,
+    commands: Sequence[str],
+    folder: Path,
+) -> str:
+    """Markdown.
+
+    Args:
+        record: the search.
+        picked: the student.
+        scores: its own, then the teacher's and the control's, measured on files.
+        data: the images.
+        commands: that train it again, and export it again.
+        folder: where it was exported to.
+    """
+    experiment = record.experiment
+    config = trial_config(experiment, picked.point)
+    height, width = data.image_size
+    lines = [
+        f"# {picked.student}, distilled from {experiment.teacher.backbone}",
+        "",
+        f"A classifier of {data.num_classes} classes for {data.in_channels}x{height}x{width} "
+        f"images, the best of {len(record.trials)} trials of the search `{record.name}`.",
+        "",
+        "| network | held-out % | test % |",
+        "| --- | --- | --- |",
+        *(
+            f"| {s.name} | {percent(s.heldout_accuracy)} | {percent(s.test_accuracy)} |"
+            for s in scores
+        ),
+        "",
+        f"The {len(data.heldout):,} held-out images ranked the trials; the {len(data.test):,} test "
+        "images chose none of them.",
+        "",
+        *_spread(record, picked),
+        "",
+        "## How it was made",
+        "",
+        f"- data: {experiment.data.name}, {len(data.train):,} training images, digest "
+        f"{data.digest}",
+        f"- teacher: {experiment.teacher.backbone}, {_teacher_origin(record)}",
+        f"- objective: {picked.objective}, beside cross-entropy",
+        f"- training: {config.training.model_dump_json(exclude_none=True)}",
+        f"- epochs: {config.training.epochs}; the weights are those of epoch {picked.best_epoch}",
+        f"- seed: {picked.seed}; of the search: {experiment.seed}, of its sampler: "
+        f"{experiment.search.seed}",
+        f"- cost of the search: {record.cost}{_cost_of_confirmation(record)}",
+        *_network_cost(record, picked),
+        "",
+        "The first command trains it again, compares each epoch with the record, and writes its "
+        "weights; the second exports the recorded ones again:",
+        "",
+        "```",
+        *commands,
+        "```",
+        "",
+        "## Licences",
+        "",
+        *_licences(record),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import kdcore",
+        f'student = kdcore.load_student("{folder}")',
+        "```",
+        "",
+        "`student(images)` gives logits for uint8 images, or floats from 0 to 1; it normalises",
+        "them itself.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _spread(record: SearchRecord, picked: Picked) -> list[str]:
+    """What is known of the seeds' part in these scores."""
+    confirmed = picked.confirmed
+    if confirmed is None:
+        trial = next((each for each in record.trials if each.number == picked.trial), None)
+        gain = record.gain(trial) if trial is not None else None
+        if gain is None:
+            return ["These are scores of one seed."]
+        return [
+            f"The gain over the same network without distillation is {points(gain)} percentage "
+            "points on the held-out images, from one seed: differences of a few tenths are within "
+            "the noise of a seed."
+        ]
+    controls = [
+        each
+        for each in record.confirmed
+        if each.student == picked.student and each.label != picked.label and each.role != "best"
+    ]
+    rows = [confirmed, *(each for each in controls if each.is_confirmed)]
+    return [
+        "Trained with fresh seeds, mean ± standard deviation; gains are paired by seed, with their "
+        "95 % interval:",
+        "",
+        "| network | seeds | test % | gain, points |",
+        "| --- | --- | --- | --- |",
+        *(_row(record, each) for each in rows),
+        "",
+        f"The file has the weights of seed {picked.seed}, its best one on the held-out images.",
+        WINNERS_CURSE,
+    ]
+
+
+def _row(record: SearchRecord, each: Confirmed) -> str:
+    name = each.objective if each.role == "best" else f"{each.objective} ({each.role})"
+    seeds = ", ".join(map(str, each.test_accuracies))
+    gain = gain_in_words(record.confirmed_gain(each))
+    return f"| {name} | {seeds} | {spread(each.test_accuracy, each.test_deviation)} | {gain} |"
+
+
+def _teacher_origin(record: SearchRecord) -> str:
+    teacher = record.experiment.teacher
+    if teacher.weights is not None:
+        return f"weights {teacher.weights}"
+    assert teacher.training is not None
+    return f"trained for {teacher.training.epochs} epochs"
+
+
+def _cost_of_confirmation(record: SearchRecord) -> str:
+    seconds = sum(run.train_seconds for each in record.confirmed for run in each.runs)
+    return f"; of the confirmation: {seconds / 3600:.3g} h of training" if seconds else ""
+
+
+def _network_cost(record: SearchRecord, picked: Picked) -> list[str]:
+    cost = record.student_costs.get(picked.student)
+    if cost is None:
+        return []
+    threads = f", {cost.threads} threads" if cost.threads else ""
+    return [
+        f"- cost of an image: {cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds,"
+        f" {cost.latency_ms:.3g} ms ({cost.device}{threads})"
+    ]
+
+
+def _licences(record: SearchRecord) -> list[str]:
+    licences = record.experiment.licences
+    return [
+        f"- {part}: {words or '(to be filled in: licences.' + part + ' in the experiment)'}"
+        for part, words in (
+            ("student", licences.student),
+            ("teacher", licences.teacher),
+            ("data", licences.data),
+        )
+    ]

@@ -1,0 +1,120 @@
+"""The leaderboard: trials ranked by held-out accuracy, with teacher and control always shown."""
+
+import re
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from kdcore.networks.cost import LATENCY_BATCH
+from search.experiment.schema import CONTROL
+from search.leaderboard.ranking import by_test_accuracy, leaderboard
+from search.record.record import SearchRecord
+from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
+
+
+def leaderboard_table(record: SearchRecord, method: str = "", state: str = "") -> Table:
+    """The leaderboard for a terminal; accuracies in percent, gains in percentage points.
+
+    Students have columns where there are several, else a line below. Method and state leave rows
+    out, as `leaderboard` does.
+    """
+    several = len(record.experiment.students) > 1
+    table = Table(
+        title=f"{record.name} ({record.state})",
+        title_justify="left",
+        title_style="bold",
+        caption=None if several else _costs(record),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("rank", "trial"):
+        table.add_column(column, justify="right")
+    if several:
+        table.add_column("student", overflow="fold")
+    table.add_column("objective", overflow="fold")
+    confirmed = any(each.is_confirmed for each in record.confirmed)
+    tested = ["test %"] if confirmed else []
+    numbers = [*tested, "held-out %", "gain", *(["parameters", "ms"] if several else [])]
+    for column in (*numbers, "epochs", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("status", overflow="fold")
+    styles = {"teacher": "cyan", "finished": "", "running": "green"}
+    for row in leaderboard(record, method, state):
+        status = re.split("[:,]", row.status)[0]
+        control = row.objective == CONTROL
+        objective = f"{row.objective} (control)" if control else row.objective
+        if row.trial is None and not several:
+            objective = f"teacher {row.student}"
+        table.add_row(
+            str(row.rank or ""),
+            "" if row.trial is None else str(row.trial),
+            *([row.student] if several else []),
+            objective,
+            *([spread(row.test_accuracy, row.test_deviation)] if confirmed else []),
+            percent(row.heldout_accuracy),
+            points(row.gain),
+            *([_count(row.parameters), _milliseconds(row.latency_ms)] if several else []),
+            row.epochs,
+            "" if row.seconds is None else f"{row.seconds:.1f}",
+            row.status,
+            style="bold" if control else styles.get(status, "dim"),
+        )
+    return table
+
+
+def confirmed_table(record: SearchRecord) -> Table:
+    """What fresh seeds gave: accuracies in percent, mean ± standard deviation over the seeds; gains
+    over the same student's control in percentage points, with Student's 95 % interval."""
+    table = Table(
+        title=f"{record.name} confirmed with fresh seeds",
+        title_justify="left",
+        title_style="bold",
+        caption=WINNERS_CURSE,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("trial")
+    table.add_column("objective", overflow="fold")
+    for column in ("seeds", "searched %", "held-out %", "test %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("gain", overflow="fold")
+    searched = {
+        trial.number: trial.heldout_accuracy for trial in record.trials if trial.state == "finished"
+    }
+    for each in by_test_accuracy(record.confirmed):
+        seeds = len(each.test_accuracies)
+        words = record.words(each)
+        table.add_row(
+            each.label,
+            words if each.role == "best" else f"{words} ({each.role})",
+            str(seeds) if seeds == len(each.runs) else f"{seeds} of {len(each.runs)}",
+            percent(searched.get(each.trial)) if each.trial is not None else "",
+            percent(each.heldout_accuracy) if seeds else "",
+            spread(each.test_accuracy, each.test_deviation) if each.is_confirmed else "",
+            gain_in_words(record.confirmed_gain(each)),
+            style="bold" if each.role == "control" else "",
+        )
+    return table
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _milliseconds(latency: float | None) -> str:
+    return "" if latency is None else f"{latency:.3g}"
+
+
+def _costs(record: SearchRecord) -> str | None:
+    """What the one student costs, in words."""
+    lines = [
+        f"student {name}: {cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds, "
+        f"{_milliseconds(cost.latency_ms)} ms an image, {_milliseconds(cost.batch_latency_ms)} ms "
+        f"a batch of {LATENCY_BATCH}"
+        for name, cost in record.student_costs.items()
+    ]
+    return "\n".join(lines) or None

@@ -1,0 +1,263 @@
+"""What is known of a search and of its trials: one frozen record each, one JSON file a search."""
+
+import re
+import statistics
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from kdcore.networks.cost import NetworkCost
+from search.experiment.schema import CONTROL, Experiment, Option
+from search.record.paired_gain import PairedGain, paired_gain
+
+# What a trial reports after an epoch, beside the rest of kdcore's report.
+METRIC = "best_heldout_accuracy"
+TIME = "epoch"
+SAVED = "saved_epoch"  # of the newest checkpoint on the storage; 0 before the first
+REASON = "failed_because"  # in a last report: why another try would change nothing
+State = Literal["running", "finished", "stopped", "failed", "interrupted"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrialRecord(_Record):
+    """A trial, as the leaderboard shows it.
+
+    Args:
+        number: from 0, in the order of their choice; the first are the students' controls.
+        student: the network that learns.
+        point: what the search chose.
+        objective: the methods with their searched settings, in words.
+        state: `finished` only after its last epoch; `stopped` early by ASHA; `failed`;
+            `interrupted` by the end of the search.
+        reason: why it failed.
+        epochs_done: so far.
+        accuracies: held out, of each epoch so far, shares of 1.
+        epochs: its budget.
+        heldout_accuracy: of the best epoch, a share of 1; none before the first report.
+        heldout_loss: of the best epoch, nats.
+        best_epoch: the epoch whose weights are kept.
+        train_seconds: training and evaluation.
+        views_computed: epochs for which it computed the teacher's outputs, for itself and others.
+        views_cached: epochs for which it found them.
+        teacher_seconds_saved: what computing those had taken.
+        checkpoint: the folder of its checkpoints, relative to the storage.
+        parts: that its batches went through the networks in, for want of GPU memory.
+    """
+
+    number: int
+    student: str
+    point: dict[str, Option]
+    objective: str
+    state: State
+    reason: str = ""
+    epochs_done: int = 0
+    accuracies: tuple[float, ...] = ()
+    epochs: int
+    heldout_accuracy: float | None = None
+    heldout_loss: float | None = None
+    best_epoch: int | None = None
+    train_seconds: float = 0.0
+    views_computed: int = 0
+    views_cached: int = 0
+    teacher_seconds_saved: float = 0.0
+    checkpoint: str | None = None
+    parts: int = 1
+
+    @property
+    def is_control(self) -> bool:
+        return self.objective == CONTROL
+
+    @property
+    def methods(self) -> str:
+        """The methods without their settings, like `kd + at`; `none` is the control."""
+        return re.sub(r"\([^)]*\)", "", self.objective)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it can be gone on with."""
+        return self.state in ("running", "interrupted")
+
+
+class ConfirmationRun(_Record):
+    """A student trained again with a fresh seed, at the full budget.
+
+    Args:
+        seed: of its initial weights and of the order of its images.
+        reason: why it failed; empty where it did not, and all that follows is known.
+        accuracies: held out, of each epoch, shares of 1.
+        heldout_accuracy: of the best epoch, a share of 1.
+        heldout_loss: of the best epoch, nats.
+        best_epoch: the epoch whose weights are kept.
+        test_accuracy: of those weights, a share of 1.
+        train_seconds: training and evaluation.
+        checkpoint: the folder of its checkpoints, relative to the storage.
+    """
+
+    seed: int
+    reason: str = ""
+    accuracies: tuple[float, ...] = ()
+    heldout_accuracy: float | None = None
+    heldout_loss: float | None = None
+    best_epoch: int | None = None
+    test_accuracy: float | None = None
+    train_seconds: float = 0.0
+    checkpoint: str | None = None
+
+
+class Confirmed(_Record):
+    """A student that was trained again with fresh seeds.
+
+    Args:
+        label: the trial's number; for a published setting that the search never tried, the
+            method's and the student's name.
+        role: what it is there for: one of the search's best, the control, or the published setting
+            of the field's baseline.
+        trial: its number in the search, where it was there.
+        student: the network that learns.
+        objective: the methods with their searched settings, in words.
+        point: what a search would have chosen.
+        runs: by seed; those that failed too.
+    """
+
+    label: str
+    role: Literal["best", "control", "published"]
+    trial: int | None
+    student: str
+    objective: str
+    point: dict[str, Option]
+    runs: tuple[ConfirmationRun, ...] = ()
+
+    @property
+    def test_accuracies(self) -> dict[int, float]:
+        """By seed, of the runs that ended well; shares of 1."""
+        return {run.seed: run.test_accuracy for run in self.runs if run.test_accuracy is not None}
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether there are enough runs to speak of a spread."""
+        return len(self.test_accuracies) >= 2
+
+    @property
+    def test_accuracy(self) -> float:
+        """The mean over the seeds; there must be one."""
+        return statistics.fmean(self.test_accuracies.values())
+
+    @property
+    def test_deviation(self) -> float:
+        """The sample's standard deviation over the seeds; there must be two."""
+        return statistics.stdev(self.test_accuracies.values())
+
+    @property
+    def heldout_accuracy(self) -> float:
+        """The mean over the seeds; there must be one."""
+        return statistics.fmean(
+            run.heldout_accuracy for run in self.runs if run.heldout_accuracy is not None
+        )
+
+
+class SearchRecord(_Record):
+    """A search.
+
+    Args:
+        name: unique within its storage.
+        experiment: as resolved.
+        state: of the search as a whole.
+        teacher: the teacher's folder, relative to the storage.
+        teacher_metrics: `heldout_accuracy` and `heldout_loss`.
+        student_costs: by student, measured where the trials run.
+        tracking_uri: where MLflow keeps the runs.
+        mlflow_experiment_id: once it is known.
+        mlflow_run_id: of the parent run, once it is known.
+        started: when.
+        updated: when this record was written.
+        host: the machine whose process runs it.
+        ended: why it ended before all trials had run, in words.
+        seconds: that its trials were being run, in all its sessions.
+        device_seconds: of GPUs that its trials occupied; of CPU cores, where they use no GPU.
+        trials: in the order of their numbers.
+        confirmed: students that were trained again with fresh seeds.
+    """
+
+    name: str
+    experiment: Experiment
+    state: Literal["running", "finished", "interrupted", "failed"]
+    teacher: str | None = None
+    teacher_metrics: dict[str, float] = {}
+    student_costs: dict[str, NetworkCost] = {}
+    tracking_uri: str
+    mlflow_experiment_id: str | None = None
+    mlflow_run_id: str | None = None
+    started: datetime
+    updated: datetime
+    host: str = ""
+    ended: str = ""
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+    trials: tuple[TrialRecord, ...] = ()
+    confirmed: tuple[Confirmed, ...] = ()
+
+    @property
+    def cost(self) -> str:
+        """What the trials took until now, in words."""
+        device = "GPU" if self.experiment.resources.gpus else "CPU"
+        return f"{self.seconds / 3600:.3g} h, {self.device_seconds / 3600:.3g} {device}-hours"
+
+    @property
+    def spent_budget(self) -> str:
+        """The first budget that is spent, in words; empty while there is some left."""
+        search, device_hours = self.experiment.search, self.device_seconds / 3600
+        budgets = (
+            ("hours", search.hours, self.seconds / 3600),
+            ("GPU-hours", search.gpu_hours, device_hours),
+            ("CPU-hours", search.cpu_hours, device_hours),
+        )
+        for unit, limit, used in budgets:
+            if limit is not None and used >= limit:
+                return f"the budget of {limit:g} {unit} is spent"
+        return ""
+
+    def control_of(self, student: str) -> TrialRecord | None:
+        """The best trial of this student without distillation that ran to its end."""
+        controls = [
+            trial
+            for trial in self.trials
+            if trial.is_control and trial.state == "finished" and trial.student == student
+        ]
+        return max(controls, key=lambda trial: trial.heldout_accuracy or 0.0, default=None)
+
+    def gain(self, trial: TrialRecord) -> float | None:
+        """What distillation gave: the accuracy beyond that of the same student's control, a share
+        of 1; none for a control, and before there is anything to compare."""
+        control = self.control_of(trial.student)
+        if trial.is_control or control is None:
+            return None
+        if trial.heldout_accuracy is None or control.heldout_accuracy is None:
+            return None
+        return trial.heldout_accuracy - control.heldout_accuracy
+
+    def confirmed_gain(self, confirmed: Confirmed) -> PairedGain | None:
+        """What distillation gave on the test split, seed by seed; none for a control, and where
+        too few seeds have both."""
+        controls = [
+            other
+            for other in self.confirmed
+            if other.role == "control" and other.student == confirmed.student
+        ]
+        # The first is that of the last confirmation; a search that was extended may have two.
+        if confirmed.role == "control" or not controls:
+            return None
+        return paired_gain(confirmed.test_accuracies, controls[0].test_accuracies)
+
+    def words(self, trial: TrialRecord | Confirmed) -> str:
+        """A trial in words: its objective, and its student where there are several."""
+        if len(self.experiment.students) == 1:
+            return trial.objective
+        return f"{trial.student}, {trial.objective}"
+
+    def method_names(self, trial: TrialRecord) -> str:
+        """A trial's methods without their settings, and its student where there are several."""
+        return self.words(trial.model_copy(update={"objective": trial.methods}))

@@ -1,0 +1,47 @@
+"""How the figures of a search are written: percent, points, time spans, paths."""
+
+from pathlib import Path
+
+from search.record.paired_gain import PairedGain
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+def spread(mean: float | None, deviation: float | None) -> str:
+    """Mean and standard deviation in percent, like `96.41 ± 0.20`."""
+    return "" if deviation is None else f"{percent(mean)} ± {100 * deviation:.2f}"
+
+
+def points(gain: float | None) -> str:
+    return "" if gain is None else f"{100 * gain:+.2f}"
+
+
+WINNERS_CURSE = (
+    "Winner's curse: the best of many trials is also the luckiest, so the accuracy that it was "
+    "chosen by is too high; fresh seeds on test images, which chose nothing, say what is left."
+)
+
+
+def gain_in_words(gain: PairedGain | None) -> str:
+    """A paired gain in percentage points, with its interval and what that says."""
+    if gain is None:
+        return ""
+    verdict = "more than noise" if gain.is_more_than_noise else "within noise"
+    return f"{points(gain.mean)} [{points(gain.low)}, {points(gain.high)}] {verdict}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def as_typed(path: Path) -> str:
+    """A path as the user would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -1,0 +1,126 @@
+"""TODO-DOC"""
+
+from collections.abc import Callable, Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from search.leaderboard.ranking import rank
+from search.record.record import SearchRecord, TrialRecord
+from search.report.plots.axes import scale_accuracies, scale_costs
+from search.report.plots.style import (
+    HALO,
+    INK,
+    MUTED,
+    counted,
+    method_colours,
+    methods_in_words,
+    new_figure,
+    percents,
+    teacher_accuracy,
+)
+
+
+def accuracy_against_cost(record: SearchRecord) -> Figure | None:
+    """Accuracy of the finished trials against their students' parameters and latency, with the
+    students that no other beats in both."""
+    trials = [
+        trial
+        for trial in rank(record.trials)
+        if trial.state == "finished" and trial.student in record.student_costs
+    ]
+    if not trials:
+        return None
+    best = {trial.student: trial for trial in reversed(trials)}
+    figure = new_figure(
+        5.4,
+        f"What accuracy costs, with {counted(len(best), 'student')}",
+        "each finished trial is a dot; the line joins the students that none beats in both",
+    )
+    colours, teacher = method_colours(record), teacher_accuracy(record)
+    costs: tuple[tuple[str, str, Callable[[TrialRecord], float]], ...] = (
+        ("parameters", "parameters", lambda t: record.student_costs[t.student].parameters),
+        (
+            "latency_ms",
+            "milliseconds for one image",
+            lambda t: record.student_costs[t.student].latency_ms,
+        ),
+    )
+    values = percents(trial.heldout_accuracy or 0.0 for trial in trials)
+    for panel, (name, words, cost) in enumerate(costs, start=1):
+        axes = figure.add_subplot(1, 2, panel)
+        xs = [cost(trial) for trial in trials]
+        axes.scatter(
+            xs,
+            values,
+            s=34,
+            color=[colours[trial.methods] for trial in trials],
+            edgecolor="white",
+            linewidth=0.6,
+            alpha=0.75,
+            gid="trial",
+            zorder=2,
+        )
+        scale_accuracies(axes, "y", [*values, *teacher], ends=values)
+        scale_costs(axes, xs)
+        leaders = [(cost(trial), 100 * (trial.heldout_accuracy or 0)) for trial in best.values()]
+        front = [leaders[index] for index in pareto(leaders)]
+        front_costs, front_accuracies = zip(*front, strict=True)
+        axes.plot(front_costs, front_accuracies, color=INK, linewidth=1.2, zorder=3)
+        axes.scatter(
+            front_costs,
+            front_accuracies,
+            s=90,
+            facecolor="none",
+            edgecolor=INK,
+            linewidth=1.6,
+            zorder=4,
+            gid=f"pareto {name}",
+        )
+        for student, (x, y) in zip(best, leaders, strict=True):
+            above = (x, y) in front
+            axes.annotate(
+                student,
+                (x, y),
+                xytext=(0, 9 if above else -9),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+                fontsize=9.5,
+                path_effects=HALO,
+                zorder=5,
+            )
+        for value in teacher:
+            axes.axhline(value, color=MUTED, linewidth=1.4, linestyle=(0, (5, 3)))
+            axes.annotate(
+                f"teacher {value:.2f}",
+                (0, value),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(4, 3),
+                textcoords="offset points",
+                fontsize=9,
+                color=MUTED,
+                path_effects=HALO,
+            )
+        axes.set(xlabel=words, ylabel="held-out accuracy, %" if panel == 1 else "")
+    names = [name for name in colours if name in {trial.methods for trial in trials}]
+    handles = [
+        Line2D([], [], linestyle="", marker="o", color=colours[name], label=methods_in_words(name))
+        for name in names[:10]
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+    return figure
+
+
+def pareto(costs_and_accuracies: Sequence[tuple[float, float]]) -> list[int]:
+    """The indices of those that no other beats: none is cheaper and at least as accurate, nor more
+    accurate at equal cost; the cheapest first."""
+    order = sorted(
+        range(len(costs_and_accuracies)),
+        key=lambda index: (costs_and_accuracies[index][0], -costs_and_accuracies[index][1]),
+    )
+    front: list[int] = []
+    for index in order:
+        if not front or costs_and_accuracies[index][1] > costs_and_accuracies[front[-1]][1]:
+            front.append(index)
+    return front

@@ -1,0 +1,72 @@
+"""TODO-DOC"""
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from search.experiment.space.space import is_logarithmic, published_trials
+from search.record.record import SearchRecord
+from search.report.plots.axes import few_log_ticks, scale_accuracies
+from search.report.plots.settings import panels_by_methods, setting_of
+from search.report.plots.style import (
+    INK,
+    counted,
+    method_colours,
+    methods_in_words,
+    new_figure,
+    percents,
+)
+
+
+def accuracy_by_setting(record: SearchRecord) -> Figure | None:
+    """Accuracy against each numeric setting of each method, on the scale that it is searched on."""
+    panels = panels_by_methods(record, fewest_fields=1, numeric=True)
+    if not panels:
+        return None
+    columns = max(len(fields) for _, fields in panels.values())
+    figure = new_figure(
+        1.3 + 2.3 * len(panels),
+        "Accuracy against weight, temperature and the other numbers",
+        "each trial is a dot: filled where it finished, hollow where it did not; "
+        "a diamond is the published setting",
+    )
+    colours, published = method_colours(record), published_trials(record.experiment)
+    shown = [trial for trials, _ in panels.values() for trial in trials]
+    values = percents(trial.heldout_accuracy or 0.0 for trial in shown)
+    finished = [v for v, trial in zip(values, shown, strict=True) if trial.state == "finished"]
+    grid = figure.add_gridspec(len(panels), columns)
+    for row, (methods, (trials, fields)) in enumerate(panels.items()):
+        for column, name in enumerate(fields):
+            axes = figure.add_subplot(grid[row, column])
+            for trial in trials:
+                known = trial.number in published
+                axes.scatter(
+                    float(setting_of(trial, name)),
+                    100 * (trial.heldout_accuracy or 0.0),
+                    s=52 if known else 34,
+                    marker="D" if known else "o",
+                    facecolor=colours[methods] if trial.state == "finished" else "white",
+                    edgecolor=INK if known else colours[methods],
+                    linewidth=1.2,
+                    zorder=4 if known else 3,
+                    gid="published" if known else "trial",
+                )
+            scale_accuracies(axes, "y", values, ends=finished or values, ticks=5)
+            if is_logarithmic(record.experiment, name):
+                axes.set_xscale("log")
+                few_log_ticks(axes, [float(setting_of(trial, name)) for trial in trials])
+            else:
+                numbers = [setting_of(trial, name) for trial in trials]
+                whole = all(isinstance(number, int) for number in numbers)
+                axes.xaxis.set_major_locator(MaxNLocator(4 if columns < 5 else 2, integer=whole))
+            axes.set_xlabel(name if "." in name and columns == 1 else name.rpartition(".")[2])
+            if column == 0:
+                axes.set_ylabel("held-out, %")
+                axes.set_title(
+                    f"{methods_in_words(methods)}, {counted(len(trials), 'trial')}",
+                    loc="left",
+                    fontsize=11,
+                    fontweight="bold",
+                )
+            else:
+                axes.tick_params(labelleft=False)
+    return figure

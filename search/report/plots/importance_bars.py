@@ -1,0 +1,44 @@
+"""TODO-DOC"""
+
+from matplotlib.figure import Figure
+
+from search.record.record import SearchRecord
+from search.report.importance import importances
+from search.report.plots.settings import _MOST_PANELS
+from search.report.plots.style import MUTED, method_colours, methods_in_words, new_figure
+
+
+def importance(record: SearchRecord) -> Figure | None:
+    """What the accuracy depends on, over all trials and within each method."""
+    groups = importances(record)[:_MOST_PANELS]
+    if not groups:
+        return None
+    bars = sum(len(group.shares) for group in groups)
+    figure = new_figure(
+        1.7 + 0.34 * (bars + 1.5 * len(groups)),
+        "What the accuracy depends on",
+        f"share of its variance that a setting explains (fANOVA), at epoch {groups[0].epoch}, "
+        "which all these trials reached",
+    )
+    axes = figure.add_subplot()
+    colours = method_colours(record)
+    position, ticks = 0.0, []
+    for group in groups:
+        axes.text(
+            *(0.0, position),
+            f" {methods_in_words(group.group)}, {group.trials} trials",
+            fontweight="bold",
+            va="center",
+        )
+        for name, share in group.shares.items():
+            position += 1
+            colour = colours.get(group.group, MUTED)
+            axes.barh(position, 100 * share, 0.72, color=colour, gid="share")
+            axes.text(100 * share + 1, position, f"{100 * share:.0f} %", va="center", fontsize=10)
+            ticks.append((position, name.removeprefix(f"{group.group}.")))
+        position += 1.5
+    axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
+    axes.set(ylim=(position - 0.8, -0.7), xlim=(0, 108), xlabel="share of the variance, %")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    return figure

@@ -1,0 +1,105 @@
+"""TODO-DOC"""
+
+from itertools import accumulate
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from search.leaderboard.ranking import rank
+from search.record.record import SearchRecord, TrialRecord
+from search.report.plots.axes import label_right, scale_accuracies
+from search.report.plots.style import (
+    HALO,
+    MUTED,
+    OTHER,
+    counted,
+    method_colours,
+    methods_in_words,
+    new_figure,
+    percents,
+    teacher_accuracy,
+)
+from search.stopping.rungs import Rungs
+
+
+def learning_curves(record: SearchRecord) -> Figure | None:
+    """The best accuracy so far of each trial after each epoch, with the ends by early stopping."""
+    trials = [trial for trial in reversed(rank(record.trials)) if trial.accuracies]
+    if not trials:
+        return None
+    best, control = trials[-1], record.control_of(trials[-1].student)
+    stopped = sum(trial.state == "stopped" for trial in trials)
+    figure = new_figure(
+        5.8,
+        f"Learning curves of {counted(len(trials), 'trial')}",
+        "best held-out accuracy so far"
+        + (f"; a cross ends each of the {stopped} that were stopped early" if stopped else ""),
+    )
+    axes = figure.add_subplot()
+    colours = method_colours(record)
+    curves = {trial.number: percents(accumulate(trial.accuracies, max)) for trial in trials}
+    for trial in trials:
+        curve = curves[trial.number]
+        leads = trial is best or trial is control
+        axes.plot(
+            range(1, len(curve) + 1),
+            curve,
+            color=colours[trial.methods],
+            linewidth=2.4 if leads else 1.1,
+            alpha=1.0 if leads else 0.6,
+            gid="curve",
+            solid_capstyle="round",
+            marker="o" if len(curve) == 1 else None,
+            markersize=3,
+        )
+        if trial.state == "stopped":
+            axes.plot(
+                *(len(curve), curve[-1]), "x", color=colours[trial.methods], markersize=6, gid="cut"
+            )
+    budget = max(trial.epochs for trial in trials)
+    asha = record.experiment.search.asha
+    rungs = Rungs(asha, epochs=record.experiment.training.epochs).results if asha else {}
+    for epoch in rungs:
+        axes.axvline(epoch, color=OTHER, linewidth=1, linestyle=(0, (1, 2)), zorder=0, gid="rung")
+    shown = [value for curve in curves.values() for value in curve]
+    teacher = teacher_accuracy(record)
+    scale_accuracies(axes, "y", [*shown, *teacher], ends=[curve[-1] for curve in curves.values()])
+    axes.set(xlabel="epoch", ylabel="held-out accuracy, %", xlim=(1, max(2, budget)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="x", visible=False)
+    for number, epoch in enumerate(rungs):
+        words = " rung of early stopping" if number == 0 else " rung"
+        axes.annotate(
+            words,
+            (epoch, 0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(0, 4),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=MUTED,
+            path_effects=HALO,
+        )
+    labels = [(value, f"teacher {value:.2f}", MUTED) for value in teacher]
+    named: set[str] = set()
+    for trial in reversed(trials):  # the best of each method
+        if trial.methods not in named and len(curves[trial.number]) == budget:
+            text = f"{_method_words(trial)} {curves[trial.number][-1]:.2f}"
+            labels.append((curves[trial.number][-1], text, colours[trial.methods]))
+            named.add(trial.methods)
+    for value in teacher:
+        axes.axhline(value, color=MUTED, linewidth=1.4, linestyle=(0, (5, 3)), gid="teacher")
+    label_right(axes, labels)
+    rest = [name for name in colours if name not in named and name in {t.methods for t in trials}]
+    if rest:
+        handles = [
+            Line2D([], [], color=colours[name], label=methods_in_words(name)) for name in rest
+        ]
+        axes.legend(
+            handles=handles[:12], title="not finished", loc="lower right", ncols=1 + len(rest) // 6
+        )
+    return figure
+
+
+def _method_words(trial: TrialRecord) -> str:
+    return "control" if trial.is_control else trial.methods

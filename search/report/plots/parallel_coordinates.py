@@ -1,0 +1,118 @@
+"""TODO-DOC"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from search.experiment.space.point import is_number
+from search.experiment.space.space import is_logarithmic, published_trials
+from search.record.record import SearchRecord, TrialRecord
+from search.report.plots.axes import log_error, short_number
+from search.report.plots.settings import panels_by_methods, setting_of
+from search.report.plots.style import (
+    HALO,
+    MUTED,
+    OTHER,
+    SHADES,
+    methods_in_words,
+    new_figure,
+    percents,
+)
+
+
+def parallel_coordinates(record: SearchRecord) -> Figure | None:
+    """Every trial a line through its settings to its accuracy, for each method."""
+    panels = panels_by_methods(record, fewest_fields=2)
+    if not panels:
+        return None
+    figure = new_figure(
+        1.2 + 2.5 * len(panels),
+        "Settings and what they gave",
+        "a line is a trial, from its settings to its accuracy; the darker, the better; "
+        "dashed is the published setting",
+    )
+    published = published_trials(record.experiment)
+    for number, (methods, (trials, fields)) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(len(panels), 1, number)
+        accuracies = percents(trial.heldout_accuracy or 0.0 for trial in trials)
+        columns = [_Coordinate(record, name, trials) for name in fields]
+        last = _Coordinate.of_accuracies(accuracies)
+        heights = np.array([*(column.heights for column in columns), last.heights])
+        order = Normalize(0, max(1, len(trials) - 1))
+        for place, trial in reversed(list(enumerate(trials))):
+            known = trial.number in published
+            axes.plot(
+                range(len(heights)),
+                heights[:, place],
+                color=SHADES(order(len(trials) - 1 - place)),
+                linewidth=2.2 if place == 0 else 1.2,
+                linestyle=(0, (4, 2)) if known else "-",
+                gid="trial",
+                zorder=3 if place == 0 else 2,
+            )
+        for place, column in enumerate((*columns, last)):
+            axes.axvline(place, color=OTHER, linewidth=1, zorder=1)
+            for height, text in column.ticks:
+                axes.annotate(
+                    text,
+                    (place, height),
+                    xytext=(5, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=9,
+                    color=MUTED,
+                    path_effects=HALO,
+                    zorder=4,
+                )
+        names = [name.removeprefix(f"{methods}.") for name in fields]
+        axes.set_xticks(range(len(heights)), [*names, "held-out accuracy, %"])
+        axes.set(xlim=(-0.08, len(heights) - 0.7), ylim=(-0.08, 1.08))
+        axes.set_title(
+            f"{methods_in_words(methods)}, {len(trials)} trials",
+            loc="left",
+            fontsize=11,
+            fontweight="bold",
+        )
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+class _Coordinate:
+    """A vertical axis of parallel coordinates: a height from 0 to 1 for each trial, and ticks."""
+
+    def __init__(self, record: SearchRecord, name: str, trials: Sequence[TrialRecord]) -> None:
+        values = [setting_of(trial, name) for trial in trials]
+        self.ticks: list[tuple[float, str]]
+        if all(map(is_number, values)):
+            log = is_logarithmic(record.experiment, name)
+            numbers = [float(value) for value in values]
+            self._place(numbers, math.log if log else float, short_number)
+        else:
+            options = sorted({str(value) for value in values})
+            places = {
+                option: (number + 0.5) / len(options) for number, option in enumerate(options)
+            }
+            self.heights = [places[str(value)] for value in values]
+            self.ticks = [(height, option) for option, height in places.items()]
+
+    @classmethod
+    def of_accuracies(cls, values: Sequence[float]) -> "_Coordinate":
+        made = cls.__new__(cls)
+        made._place(values, log_error(values), "{:.2f}".format)
+        return made
+
+    def _place(
+        self,
+        values: Sequence[float],
+        scale: Callable[[float], float],
+        words: Callable[[float], str],
+    ) -> None:
+        low, high = scale(min(values)), scale(max(values))
+        self.heights = [(scale(value) - low) / (high - low or 1.0) for value in values]
+        self.ticks = [(0.0, words(min(values))), (1.0, words(max(values)))]

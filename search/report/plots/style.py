@@ -1,0 +1,84 @@
+"""TODO-DOC"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from search.experiment.schema import CONTROL
+from search.leaderboard.ranking import rank
+from search.record.record import SearchRecord
+
+_PALETTE = (
+    *("#3b6fb6", "#d9822b", "#3a9a6d", "#8a62a8", "#c4504f"),
+    *("#3aa6b0", "#8f6b4a", "#cf7fae", "#8f9a3a", "#64748b"),
+)
+INK, MUTED, FAINT, OTHER = "#2b2f36", "#7a808a", "#e6e8ec", "#b4b9c2"
+SHADES = LinearSegmentedColormap.from_list("shades", ["#d5dbe5", "#7fa3d1", "#2f5d9e", "#173562"])
+STYLE: Mapping[Any, Any] = {
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": OTHER,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+}
+_WIDTH = 10.0  # inches
+
+# MLflow's pages show a picture as large as it is: 860 pixels leave room beside it on a laptop, and
+# its letters are as high as theirs.
+DPI = 86
+_HEAD = 0.85  # inches of title and subtitle
+HALO = (withStroke(linewidth=3, foreground="white"),)
+
+
+def method_colours(record: SearchRecord) -> dict[str, str]:
+    """A colour for each combination of methods, the same in all pictures. Where there are more than
+    colours, the best have them, and the rest are gray."""
+    ranked = list(dict.fromkeys(trial.methods for trial in rank(record.trials)))
+    names = [name for name in ranked if name != CONTROL]
+    if len(names) <= len(_PALETTE):  # then no colour changes while the search runs
+        started = [trial.methods for trial in record.trials]
+        names.sort(key=started.index)
+    colours = dict.fromkeys(names, OTHER)
+    colours |= dict(zip(names, _PALETTE, strict=False))
+    return {name: INK if name == CONTROL else colours[name] for name in ranked}
+
+
+def new_figure(height: float, title: str, subtitle: str) -> Figure:
+    """An empty figure with a head; height in inches."""
+    figure = Figure((_WIDTH, height), dpi=DPI, layout="constrained")
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0.01, 0.0, 0.98, 1 - _HEAD / height), h_pad=0.06)
+    figure.text(0.015, 1 - 0.2 / height, title, fontsize=15, fontweight="bold", va="top")
+    figure.text(0.015, 1 - 0.52 / height, subtitle, fontsize=10.5, color=MUTED, va="top")
+    return figure
+
+
+def teacher_accuracy(record: SearchRecord) -> list[float]:
+    """In percent; none before the teacher is ready."""
+    return percents(
+        value for key, value in record.teacher_metrics.items() if key == "heldout_accuracy"
+    )
+
+
+def percents(shares: Iterable[float]) -> list[float]:
+    return [100 * share for share in shares]
+
+
+def methods_in_words(methods: str) -> str:
+    return "none (control)" if methods == CONTROL else methods
+
+
+def counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"

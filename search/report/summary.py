@@ -1,0 +1,105 @@
+"""TODO-DOC"""
+
+from search.leaderboard.formats import as_markdown
+from search.leaderboard.ranking import by_test_accuracy, leaderboard, rank
+from search.record.record import Confirmed, SearchRecord, TrialRecord
+from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
+
+SUMMARY, TABLE = "summary.md", "leaderboard.json"
+
+# MLflow keeps at most 8,000 characters, and the addresses of the pictures come after them.
+_MOST_ROWS = 12
+_MOST_CHARACTERS = 5500
+
+
+def summary(record: SearchRecord) -> str:
+    """The search in a few sentences of Markdown, with the head of its leaderboard."""
+    ranked = [trial for trial in rank(record.trials) if trial.heldout_accuracy is not None]
+    parts = [f"{'**Still running.** ' if record.state == 'running' else ''}{_states(record)}"]
+    if ranked:
+        parts.insert(0, _best(record, ranked[0]))
+    confirmed = [each for each in by_test_accuracy(record.confirmed) if each.is_confirmed]
+    if confirmed:
+        parts.insert(0, _confirmed(record, confirmed[0]))
+    rows = leaderboard(record)[:_MOST_ROWS]
+    while len(table := _spaced(as_markdown(record, rows))) > _MOST_CHARACTERS:
+        rows = rows[:-1]
+    parts.append(table)
+    if len(rows) <= len(record.trials):
+        parts.append(
+            f"`kdsearch leaderboard {record.name}` and the artifact {TABLE} have all "
+            f"{len(record.trials)} trials."
+        )
+    return "\n\n".join(parts)
+
+
+def _spaced(table: str) -> str:
+    """A Markdown table with room between its columns, which MLflow's pages give it none of."""
+    head, rule, *rows = table.strip().splitlines()
+    wide = [line.replace(" |", "&nbsp;&nbsp; |") for line in (head, *rows)]
+    return "\n".join((wide[0], rule, *wide[1:]))
+
+
+def _best(record: SearchRecord, best: TrialRecord) -> str:
+    """What the best trial reached, beside control and teacher."""
+    experiment = record.experiment
+    unfinished = "" if best.state == "finished" else f" ({best.state} at epoch {best.epochs_done})"
+    text = (
+        f"**{best.student}** with **{best.objective}** reaches **{percent(best.heldout_accuracy)} "
+        f"%** on the held-out images of {experiment.data.name} (trial {best.number}{unfinished})."
+    )
+    control = record.control_of(best.student)
+    teacher = record.teacher_metrics.get("heldout_accuracy")
+    if control is None or control.heldout_accuracy is None:
+        text += " Its control has not finished, so there is no gain to tell yet."
+    else:
+        text += f" Without a teacher it reaches {percent(control.heldout_accuracy)} %"
+        gain = record.gain(best)
+        text += "." if gain is None else f": distillation gives {points(gain)} percentage points."
+    if teacher is not None:
+        text += f" The teacher {experiment.teacher.backbone} has {percent(teacher)} %"
+        share = gap_closed(record, best)
+        text += "." if share is None else f"; {100 * share:.0f} % of the gap to it is closed."
+    return text + " One seed proves little: a few tenths of a point can be chance."
+
+
+def _confirmed(record: SearchRecord, best: Confirmed) -> str:
+    """What fresh seeds say of the best confirmed student."""
+    gain = gain_in_words(record.confirmed_gain(best))
+    return (
+        f"Trained again with {len(best.test_accuracies)} fresh seeds, **{best.student}** with "
+        f"**{best.objective}** reaches **{spread(best.test_accuracy, best.test_deviation)} %** on "
+        f"the test split"
+        + (f"; its gain over the control, in points: {gain}. " if gain else ". ")
+        + WINNERS_CURSE
+    )
+
+
+def gap_closed(record: SearchRecord, trial: TrialRecord) -> float | None:
+    """The share of the distance between control and teacher that a trial covers; none where the
+    teacher is no better than the control, and before there is anything to compare."""
+    gain, control = record.gain(trial), record.control_of(trial.student)
+    teacher = record.teacher_metrics.get("heldout_accuracy")
+    if gain is None or control is None or control.heldout_accuracy is None or teacher is None:
+        return None
+    gap = teacher - control.heldout_accuracy
+    return gain / gap if gap > 0 else None
+
+
+def _states(record: SearchRecord) -> str:
+    """How the trials ended, what stopping saved, and what all cost."""
+    trials = record.trials
+    states = ("finished", "stopped", "failed", "interrupted", "running")
+    counts = {state: sum(trial.state == state for trial in trials) for state in states}
+    words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    text = f"Of {record.experiment.search.trials} trials: {words or 'none has begun'}."
+    stopped = [trial for trial in trials if trial.state == "stopped"]
+    if stopped:
+        saved = sum(trial.epochs - trial.epochs_done for trial in stopped)
+        budget = sum(trial.epochs for trial in trials)
+        text += (
+            f" Early stopping saved {saved:,} of their {budget:,} epochs "
+            f"({100 * saved / budget:.0f} %)."
+        )
+    text += f" Cost: {record.cost}."
+    return text + (f" The search ended early: {record.ended}." if record.ended else "")

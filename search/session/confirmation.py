@@ -1,0 +1,269 @@
+"""The best students again: fresh seeds, the full budget, and the test split, once for each."""
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from kdcore.data.image_data import open_data
+from kdcore.errors import NonFiniteLossError
+from kdcore.networks.classifier import build_classifier
+from kdcore.training.evaluation import default_device, evaluate
+from kdcore.training.loop import best_student
+from kdcore.training.report import EpochReport
+from search.experiment.schema import CONTROL, Confirm, Experiment
+from search.experiment.space.point import Point, with_published
+from search.experiment.space.trial_config import trial_config
+from search.leaderboard.ranking import rank
+from search.record.files import HEARTBEAT, write_record
+from search.record.record import ConfirmationRun, Confirmed, SearchRecord, TrialRecord
+from search.record.storage import Storage, workspace_of
+from search.record.trial_checkpoints import Checkpoints
+from search.record.wording import percent
+from search.session.live_display import LiveDisplay
+from search.session.trial import release_gpu_memory, resumable_reports
+from search.tracking.tracker import Tracker
+
+# The baseline of the field, whatever the search tried.
+_PUBLISHED = "kd"
+
+# A run whose process or machine died is started again so many times, from its checkpoint.
+_RETRIES = 3
+
+
+def contenders(record: SearchRecord, top: int) -> tuple[Confirmed, ...]:
+    """Who is trained again: the best finished trials, with the control and the published setting of
+    each of their students. Equal settings stand in it once.
+
+    Args:
+        record: the search.
+        top: how many trials, the controls not counted.
+
+    Returns:
+        They, with the runs that they have already; none where no trial with a method has finished.
+    """
+    known = {each.label: each for each in record.confirmed}
+    configs = {
+        trial.number: trial_config(record.experiment, trial.point) for trial in record.trials
+    }
+    chosen: dict[str, Confirmed] = {}
+
+    def add(role: Any, point: Point, trial: TrialRecord | None) -> None:
+        config = trial_config(record.experiment, point)
+        if any(trial_config(record.experiment, each.point) == config for each in chosen.values()):
+            return
+        objective = " + ".join(map(str, config.objective)) or CONTROL
+        label = f"{_PUBLISHED}-{config.student}" if trial is None else str(trial.number)
+        chosen[label] = Confirmed(
+            label=label,
+            role=role,
+            trial=None if trial is None else trial.number,
+            student=config.student,
+            objective=objective,
+            point=point,
+            runs=known[label].runs if label in known else (),
+        )
+
+    finished = tuple(trial for trial in record.trials if trial.state == "finished")
+    for trial in rank(finished):
+        if len(chosen) < top and not trial.is_control:
+            add("best", trial.point, trial)
+    for example in {each.student: each for each in chosen.values()}.values():
+        control = record.control_of(example.student)
+        # With the learning rate of the control, where that is searched.
+        point = with_published(example.point if control is None else control.point, _PUBLISHED)
+        config = trial_config(record.experiment, point)
+        add(
+            "published",
+            point,
+            next((t for t in record.trials if configs[t.number] == config), None),
+        )
+        if control is not None:
+            add("control", control.point, control)
+    return tuple(chosen.values())
+
+
+def fresh_seeds(experiment: Experiment, count: int) -> tuple[int, ...]:
+    """Seeds that the search did not use; the same ones whenever they are asked for."""
+    return tuple((experiment.seed + 1 + number) % 2**32 for number in range(count))
+
+
+def missing(chosen: Sequence[Confirmed], seeds: Sequence[int]) -> list[tuple[Confirmed, int]]:
+    """The runs that have not ended well yet. All students with one seed come first, so that
+    whatever is there after an interruption can be compared."""
+    return [(each, seed) for seed in seeds for each in chosen if seed not in each.test_accuracies]
+
+
+def run_again(
+    point: Point, seed: int, *, experiment_json: str, storage_uri: str, folder: str
+) -> tuple[ConfirmationRun, list[dict[str, Any]]]:
+    """Trains one student with this seed, and looks at the test split once.
+
+    Args:
+        point: its settings.
+        seed: of its initial weights and of the order of its images.
+        experiment_json: the experiment.
+        storage_uri: where the teacher lies and the checkpoints go.
+        folder: of the checkpoints, relative to the storage; a run that was cut off goes on.
+
+    Returns:
+        What the record keeps, and each epoch's report.
+    """
+    experiment = Experiment.model_validate_json(experiment_json)
+    torch.set_num_threads(experiment.resources.cpus)
+    config = trial_config(experiment, point).model_copy(update={"seed": seed})
+    storage = Storage(storage_uri)
+    checkpoints = Checkpoints(storage, folder)
+    with tempfile.TemporaryDirectory() as local:
+        try:
+            stream = resumable_reports(config, storage, checkpoints, Path(local))
+            reports = [report for report, _ in stream]
+        except NonFiniteLossError as error:  # it would be the same again
+            return ConfirmationRun(seed=seed, reason=str(error)), []
+        finally:
+            release_gpu_memory()
+        best = best_student(Path(local))
+    data = open_data(config.data, workspace_of(storage))
+    student = build_classifier(config.student, data, seed=0)
+    student.backbone.load_state_dict(best["student"])
+    test_accuracy, _ = evaluate(student.to(default_device()), data.test)
+    run = ConfirmationRun(
+        seed=seed,
+        accuracies=tuple(report["heldout_accuracy"] for report in reports),
+        heldout_accuracy=best["accuracy"],
+        heldout_loss=best["loss"],
+        best_epoch=best["epoch"],
+        test_accuracy=test_accuracy,
+        train_seconds=sum(report["epoch_seconds"] for report in reports),
+        checkpoint=folder,
+    )
+    return run, reports
+
+
+class Confirmation:
+    """The runs of one search on a connected Ray. Each is in the record as soon as it has ended.
+
+    Args:
+        record: of the search.
+        storage: where it is kept.
+        tracker: gets each run.
+        progress: says how each ended.
+        parallel: how many run at a time.
+
+    Attributes:
+        record: with the runs that have ended.
+    """
+
+    def __init__(
+        self,
+        record: SearchRecord,
+        storage: Storage,
+        tracker: Tracker,
+        progress: LiveDisplay,
+        parallel: int,
+    ) -> None:
+        self.record = record
+        self._storage, self._tracker, self._progress = storage, tracker, progress
+        self._parallel = parallel
+
+    def run(self, asked: Confirm) -> None:
+        """Trains what the record does not have yet; runs that failed are tried again."""
+        chosen = contenders(self.record, asked.top)
+        if not chosen:
+            self._progress.say("no trial with a method has finished, so none is confirmed")
+            return
+        labels = {each.label for each in chosen}
+        earlier = [each for each in self.record.confirmed if each.label not in labels]
+        self._write((*chosen, *earlier))
+        waiting = iter(missing(chosen, fresh_seeds(self.record.experiment, asked.seeds)))
+        running: dict[Any, tuple[Confirmed, int]] = {}
+        while True:
+            while len(running) < self._parallel and (ahead := next(waiting, None)):
+                running[self._start(*ahead)] = ahead
+            if not running:
+                return
+            done, _ = ray.wait(list(running), timeout=HEARTBEAT.total_seconds())
+            for reference in done:
+                self._ended(*running.pop(reference), reference)
+            self._write(self.record.confirmed)
+
+    def _start(self, contender: Confirmed, seed: int) -> Any:
+        resources = self.record.experiment.resources
+        task: Any = ray.remote(run_again)  # type: ignore[arg-type]  # it knows no keyword arguments
+        task = task.options(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            max_retries=_RETRIES,
+            retry_exceptions=True,
+        )
+        return task.remote(
+            contender.point,
+            seed,
+            experiment_json=self.record.experiment.model_dump_json(),
+            storage_uri=self._storage.uri,
+            folder=f"searches/{self.record.name}/confirmation/{contender.label}-seed{seed}",
+        )
+
+    def _ended(self, contender: Confirmed, seed: int, reference: Any) -> None:
+        reports: list[dict[str, Any]] = []
+        try:
+            run, reports = ray.get(reference)
+        except RayTaskError as error:
+            cause = str(error.cause) or repr(error.cause)
+            run = ConfirmationRun(seed=seed, reason=cause.splitlines()[0])
+        except RayError as error:
+            run = ConfirmationRun(seed=seed, reason=str(error).splitlines()[0])
+        confirmed = tuple(
+            each.model_copy(update={"runs": _with(each.runs, run)})
+            if each.label == contender.label
+            else each
+            for each in self.record.confirmed
+        )
+        self.record = self.record.model_copy(update={"confirmed": confirmed})
+        words = self.record.words(contender)
+        outcome = (
+            f"failed ({run.reason})"
+            if run.reason
+            else f"held-out {percent(run.heldout_accuracy)} %, test {percent(run.test_accuracy)} %"
+        )
+        self._progress.say(f"again with seed {seed}: {outcome}, {words}")
+        self._tracker.log_confirmation(
+            f"{contender.label}-seed{seed}",
+            words,
+            contender.trial,
+            _params(self.record.experiment, contender, seed),
+            [EpochReport(**report) for report in reports],
+            run,
+        )
+
+    def _write(self, confirmed: tuple[Confirmed, ...]) -> None:
+        """Writes the record; a storage that is away gets it at the next event or heartbeat."""
+        self.record = self.record.model_copy(
+            update={"confirmed": confirmed, **self._tracker.ids},
+        )
+        try:
+            self.record = write_record(self._storage, self.record)
+        except OSError as error:
+            print(f"the record could not be written: {error}", file=sys.stderr)
+
+
+def _with(runs: tuple[ConfirmationRun, ...], run: ConfirmationRun) -> tuple[ConfirmationRun, ...]:
+    """The runs with a new one, in the place of an earlier one with its seed."""
+    others = [each for each in runs if each.seed != run.seed]
+    return tuple(sorted((*others, run), key=lambda each: each.seed))
+
+
+def _params(experiment: Experiment, contender: Confirmed, seed: int) -> Mapping[str, str]:
+    return {
+        "objective": contender.objective,
+        "student": contender.student,
+        "teacher": experiment.teacher.backbone,
+        "data": experiment.data.name,
+        "epochs": str(experiment.training.epochs),
+        "seed": str(seed),
+    }

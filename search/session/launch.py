@@ -1,0 +1,183 @@
+"""Running a search: Ray, the teacher, the tuner, and the record of what happens."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import ray
+
+from search.cluster.connection import connect
+from search.cluster.console_log import output_to
+from search.errors import ExperimentError, Problem
+from search.experiment.reading import check_name, with_budgets
+from search.experiment.schema import Confirm, Experiment
+from search.record.files import interrupted, read_record
+from search.record.record import SearchRecord
+from search.record.storage import Storage, default_tracking_uri, local_home
+from search.record.wording import as_typed
+from search.session.confirmation import contenders
+from search.session.live_display import LiveDisplay
+from search.session.owner import only_process
+from search.session.preflight import Plan, cautions, plan, tracking_caution
+from search.session.session import Session
+
+
+def free_name(storage: Storage, task: str) -> str:
+    """The task's name with the first number that no search has."""
+    taken = set((storage / "searches").names())
+    number = 1
+    while f"{task}-{number}" in taken:
+        number += 1
+    return f"{task}-{number}"
+
+
+def launch(
+    experiment: Experiment,
+    *,
+    source: str,
+    storage: Storage,
+    name: str | None = None,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+) -> SearchRecord:
+    """Runs a search to its end, or until Ctrl-C.
+
+    Args:
+        experiment: what to search.
+        source: the experiment's file, for messages.
+        storage: where teachers and searches are kept; on a cluster every node must reach it.
+        name: of the search; none: the task's name and a number.
+        address: of a Ray cluster; none: Ray is started on this machine.
+        tracking_uri: of MLflow; none: a SQLite file below the storage.
+
+    Raises:
+        ExperimentError: the experiment cannot be run; nothing was made.
+        SearchFailedError: Ray could not be reached, or the teacher could not be trained.
+    """
+    if name is not None:
+        check_name(name)
+    prepared = plan(experiment, storage, source)
+    if name is not None and name in (storage / "searches").names():
+        message = f"{name!r} is taken; choose another, or leave --name out"
+        raise ExperimentError("--name", [Problem(key="", message=message)])
+    record = fresh_record(
+        experiment, storage, name or free_name(storage, experiment.name), tracking_uri
+    )
+    with only_process(storage, record):
+        return _run(prepared, storage, record, address)
+
+
+def fresh_record(
+    experiment: Experiment, storage: Storage, name: str, tracking_uri: str | None
+) -> SearchRecord:
+    """The record of a search that has not begun; without a URI, MLflow's is the embedded store."""
+    now = datetime.now(UTC)
+    return SearchRecord(
+        name=name,
+        experiment=experiment,
+        state="running",
+        tracking_uri=tracking_uri or default_tracking_uri(storage),
+        started=now,
+        updated=now,
+    )
+
+
+def resume(
+    name: str,
+    *,
+    storage: Storage,
+    address: str | None = None,
+    more_trials: int = 0,
+    overrides: Sequence[str] = (),
+) -> SearchRecord:
+    """Goes on with a search that was cut off, or extends one that has ended.
+
+    Trials that have ended stay as they are. Those that were cut off go on from their checkpoints.
+    What early stopping and the sampler know is built from the record.
+
+    Args:
+        name: of the search.
+        storage: where it is kept.
+        address: of a Ray cluster; none: Ray is started on this machine.
+        more_trials: how many to add to those that the experiment asks for.
+        overrides: of the budgets, like `search.hours=4`.
+
+    Raises:
+        ValueError: there is no such search, it still runs, or its budget is spent.
+        ExperimentError: the experiment cannot be run any more.
+        SearchFailedError: as `launch`.
+    """
+    record = read_record(storage, name)
+    with only_process(storage, record):
+        record = read_record(storage, name)
+        experiment = with_budgets(record.experiment, overrides)
+        search = experiment.search
+        search = search.model_copy(update={"trials": search.trials + more_trials})
+        experiment = experiment.model_copy(update={"search": search})
+        changes = {"experiment": experiment, "state": "running", "ended": ""}
+        record = interrupted(record).model_copy(update=changes)
+        unfinished = sum(not trial.unfinished for trial in record.trials) < search.trials
+        if unfinished and record.spent_budget:
+            raise ValueError(
+                f"{record.spent_budget}, {record.cost} in all; "
+                f"give it more with --set search.hours=..., gpu_hours or cpu_hours"
+            )
+        return _run(plan(experiment, storage, name), storage, record, address)
+
+
+def confirm(
+    name: str,
+    *,
+    storage: Storage,
+    address: str | None = None,
+    top: int | None = None,
+    seeds: int | None = None,
+) -> SearchRecord:
+    """Trains a search's best students again with fresh seeds, and looks at the test split once for
+    each. What an earlier call has done stays.
+
+    Args:
+        name: of the search.
+        storage: where it is kept.
+        address: of a Ray cluster; none: Ray is started on this machine.
+        top: how many trials; none: as the experiment says, else as `Confirm` does.
+        seeds: runs of each; likewise.
+
+    Raises:
+        ValueError: there is no such search, it still runs, or none of its trials with a method has
+            finished.
+        ExperimentError: the experiment cannot be run any more.
+        SearchFailedError: as `launch`.
+        KeyboardInterrupt: Ctrl-C cut it off; what had ended is in the record.
+    """
+    record = read_record(storage, name)
+    with only_process(storage, record):
+        record = interrupted(read_record(storage, name))
+        asked = record.experiment.confirm or Confirm()
+        asked = Confirm(top=top or asked.top, seeds=seeds or asked.seeds)
+        if not contenders(record, asked.top):
+            raise ValueError(
+                f"no trial of {name} with a method has finished, so there is none to confirm"
+            )
+        record = record.model_copy(update={"state": "running"})
+        prepared = plan(record.experiment, storage, name)
+        return _run(prepared, storage, record, address, confirm_only=asked)
+
+
+def _run(
+    prepared: Plan,
+    storage: Storage,
+    record: SearchRecord,
+    address: str | None,
+    confirm_only: Confirm | None = None,
+) -> SearchRecord:
+    log = local_home(storage) / "logs" / f"{record.name}.log"
+    with output_to(log) as console, LiveDisplay(console) as progress:
+        progress.say(f"search {record.name}; what Ray and MLflow say goes to {as_typed(log)}")
+        uri = record.tracking_uri
+        for caution in (*cautions(record.experiment), *tracking_caution(uri)):
+            progress.say(f"caution: {caution}")
+        connect(address, log)
+        try:
+            return Session(prepared, storage, record, progress, log).run(confirm_only)
+        finally:
+            ray.shutdown()

@@ -1,0 +1,216 @@
+"""Everything that can be refused before anything is trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import torch
+
+from kdcore.contract.network_pair import NetworkPair
+from kdcore.data.image_data import ImageData, open_data
+from kdcore.distillation.distill import network_pair
+from kdcore.distillation.method_check import MethodCheck
+from kdcore.networks.classifier import build_classifier
+from kdcore.networks.measurement import measure_training
+from kdcore.teacher.teacher import is_ready, teacher_folder
+from kdcore.training.evaluation import default_device
+from search.errors import ExperimentError, Problem
+from search.experiment.schema import Experiment
+from search.experiment.space.derivation import derive_space
+from search.experiment.space.space import Space
+from search.experiment.space.trial_config import trial_config
+from search.record.files import read_record
+from search.record.storage import Storage, workspace_of
+from search.record.wording import duration
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment that can be run.
+
+    Args:
+        experiment: what was asked for.
+        data: its images.
+        space: what is searched.
+        first_trials: the points that come first.
+        teacher_path: the teacher's folder on this machine.
+        teacher_ready: whether it is there already.
+    """
+
+    experiment: Experiment
+    data: ImageData
+    space: Space
+    teacher_path: Path
+    teacher_ready: bool
+
+
+def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
+    """Checks storage, data, teacher, taps and methods.
+
+    Args:
+        experiment: what a user asks for.
+        storage: where the search would be kept.
+        source: the experiment's file, for messages.
+
+    Raises:
+        ExperimentError: with all that is wrong.
+    """
+    workspace = workspace_of(storage)
+    try:
+        data = open_data(experiment.data, workspace)
+    except ValueError as error:
+        raise ExperimentError(source, [Problem(key="data", message=str(error))]) from None
+    except OSError as error:  # the table is made in the storage
+        raise ExperimentError(source, [_unwritable(storage, error)]) from None
+    problems = _storage_problems(storage) + _warm_start_problems(experiment, storage)
+    teacher_path = workspace
+    try:
+        teacher_path = teacher_folder(experiment.teacher, data, workspace)
+    except ValueError as error:
+        problems.append(Problem(key="teacher.weights", message=str(error)))
+    settings = _settings(experiment, data, problems)
+    if len(settings) < len(experiment.students):
+        raise ExperimentError(source, problems)
+    try:
+        space = derive_space(experiment, settings, source)
+    except ExperimentError as error:
+        raise ExperimentError(source, (*problems, *error.problems)) from None
+    for student, setting in settings.items():
+        one = experiment.model_copy(update={"student": student})
+        alone = derive_space(one, {student: setting}, source)
+        problems += _refusals(one, alone, setting, data)
+    if problems:
+        raise ExperimentError(source, problems)
+    return Plan(experiment, data, space, teacher_path, is_ready(teacher_path))
+
+
+def _settings(
+    experiment: Experiment, data: ImageData, problems: list[Problem]
+) -> dict[str, NetworkPair]:
+    """By student; one that cannot be built is missing, and its reason among the problems."""
+    settings = {}
+    for student in experiment.students:
+        try:
+            settings[student] = network_pair(student, experiment.teacher.backbone, data)
+        except ValueError as error:
+            problem = Problem(key="student", message=str(error))
+            if problem not in problems:  # the teacher's comes with every student
+                problems.append(problem)
+    return settings
+
+
+def _refusals(
+    experiment: Experiment, space: Space, setting: NetworkPair, data: ImageData
+) -> list[Problem]:
+    """What of the space cannot work with the one student: every candidate, as published or as
+    narrowed, with every choice of layers, goes forward and backward on a few images."""
+    student = setting.student.network
+    chosen = torch.stack([(data.train.labels == label).nonzero()[0, 0] for label in (0, 1)])
+    (images,) = data.train.views(chosen, 0, len(chosen))
+    labels = data.train.labels[chosen]
+    rehearsal = MethodCheck(
+        build_classifier(student, data, seed=0),
+        build_classifier(experiment.teacher.backbone, data, seed=0),
+        setting,
+        images,
+        labels,
+    )
+    problems: list[Problem] = []
+    for point in space.rehearsed_points():
+        for term in trial_config(experiment, point).objective:
+            reason = rehearsal.attempt(term)
+            problem = Problem(
+                key="objective", message=f"{term.method} cannot teach {student}: {reason}"
+            )
+            if reason and problem not in problems:
+                problems.append(problem)
+    return problems
+
+
+def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Problem]:
+    """Earlier searches that are not there, or whose accuracies cannot be compared."""
+    problems = []
+    for number, name in enumerate(experiment.search.warm_start):
+        message = ""
+        try:
+            earlier = read_record(storage, name).experiment
+        except ValueError as error:
+            message = str(error)
+        else:
+            if earlier.data != experiment.data:
+                message = f"search {name!r} had other data, so its accuracies cannot be compared"
+        if message:
+            problems.append(Problem(key=f"search.warm_start.{number}", message=message))
+    return problems
+
+
+def cautions(experiment: Experiment) -> list[str]:
+    """What can be run, but may not give what its user expects."""
+    asha, recipe = experiment.search.asha, experiment.training
+    if asha is None or recipe.schedule == "constant" or asha.grace_epochs >= recipe.epochs:
+        return []
+    return [
+        f"training.schedule is {recipe.schedule} over all {recipe.epochs} epochs, but search.asha "
+        f"compares trials from epoch {asha.grace_epochs} on, when the learning rate is still near "
+        f"its peak: early rungs favour settings that learn quickly over those that end best. Use "
+        f"training.schedule: constant for the search, more grace_epochs, or asha: null; kdsearch "
+        f"replay shows what other settings would have cost"
+    ]
+
+
+def tracking_caution(uri: str | None) -> list[str]:
+    """What to expect of a tracking server that does not answer."""
+    if uri is None or not uri.startswith("http"):
+        return []
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            return []
+    except HTTPError as error:
+        if error.code in (401, 403):  # it is there; the clients have its password
+            return []
+        reason = str(error)
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    return [
+        f"MLflow at {uri} does not answer ({reason}): the search would run, and its entries would "
+        f"wait on disk"
+    ]
+
+
+def costs(prepared: Plan) -> list[str]:
+    """By student, about what a trial would take on this machine, in words."""
+    torch.set_num_threads(prepared.experiment.resources.cpus)
+    recipe, data, device = prepared.experiment.training, prepared.data, default_device()
+    steps = len(data.train) // recipe.batch_size
+    lines = []
+    for student in prepared.experiment.students:
+        cost = measure_training(
+            build_classifier(student, data, seed=0).backbone,
+            data.image_size,
+            recipe.batch_size,
+            device,
+        )
+        seconds = cost.seconds * steps * recipe.epochs
+        lines.append(
+            f"cost     {student}: about {duration(seconds)} a trial that is not stopped, and "
+            f"{cost.memory_bytes / 2**30:.2g} GiB, beside its teacher and images, on this machine "
+            f"({device.type})"
+        )
+    return lines
+
+
+def _storage_problems(storage: Storage) -> list[Problem]:
+    probe = ".write-test"
+    try:
+        storage.write(probe, b"")
+        storage.remove(probe)
+    except OSError as error:
+        return [_unwritable(storage, error)]
+    return []
+
+
+def _unwritable(storage: Storage, error: OSError) -> Problem:
+    reason = error.strerror or error
+    message = f"{storage.uri} cannot be written to: {reason}; choose another with --storage"
+    return Problem(key="storage", message=message)

@@ -1,0 +1,201 @@
+"""TODO-DOC"""
+
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from kdcore.training.report import EpochReport
+from search.experiment.schema import CONTROL
+from search.experiment.space.point import NUMBER
+from search.experiment.space.trial_config import trial_config
+from search.record.files import HEARTBEAT, write_record
+from search.record.record import REASON, SAVED, SearchRecord, TrialRecord
+from search.record.storage import Storage
+from search.record.trial_checkpoints import trial_folder
+from search.report.reporter import Reporter
+from search.session.live_display import LiveDisplay
+from search.tracking.tracker import Tracker
+
+# The record is also written when a trial starts or ends; between, epochs need not be shown at once.
+_EPOCHS_WRITTEN_EVERY_SECONDS = 5.0
+
+
+def failure_of(trial: Any) -> str:
+    """Why a trial failed last."""
+    return reason_of(Path(trial.error_file).read_text()) if trial.error_file else "unknown"
+
+
+def reason_of(traceback: str) -> str:
+    """The error that a traceback ends with, without the name of its class."""
+    lines = traceback.strip().splitlines()
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): .", line)]
+    return named[-1].partition(": ")[2] if named else lines[-1]
+
+
+class Recorder(tune.Callback):
+    """Keeps the search's record true, and tells MLflow and the display."""
+
+    def __init__(
+        self,
+        record: SearchRecord,
+        storage: Storage,
+        tracker: Tracker,
+        reporter: Reporter,
+        progress: LiveDisplay,
+    ) -> None:
+        self.record = record
+        self._storage, self._tracker, self._progress = storage, tracker, progress
+        self._reporter = reporter
+        self._written = self._counted = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks beside the search; threads and consoles stay behind.
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._known(trial)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        known = self._known(trial)
+        if result[SAVED]:
+            folder = trial_folder(self.record.name, known.number)
+            known = known.model_copy(update={"checkpoint": folder})
+        if REASON in result:
+            self._change(known.model_copy(update={"reason": result[REASON]}))
+            return
+        report = EpochReport(**{name: result[name] for name in EpochReport.__annotations__})
+        if report.epoch <= known.epochs_done:  # told once more, by a trial that was started again
+            self._change(known)
+            return
+        changes: dict[str, Any] = {
+            "accuracies": (*known.accuracies, report.heldout_accuracy),
+            "epochs_done": report.epoch,
+            "heldout_accuracy": report.best_heldout_accuracy,
+            "best_epoch": report.best_epoch,
+            "parts": report.parts,
+            "train_seconds": known.train_seconds + report.epoch_seconds,
+            "views_computed": known.views_computed + (report.teacher == "computed"),
+            "views_cached": known.views_cached + (report.teacher == "cached"),
+            "teacher_seconds_saved": known.teacher_seconds_saved + report.teacher_seconds_saved,
+        }
+        if report.best_epoch == report.epoch:
+            changes["heldout_loss"] = report.heldout_loss
+        known = known.model_copy(update=changes)
+        self._change(known)
+        self._tracker.log_epoch(known.number, report, self.record.gain(known))
+        self._progress.update(self.record)
+        if time.monotonic() - self._written > _EPOCHS_WRITTEN_EVERY_SECONDS:
+            self._write()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        known = self._known(trial)
+        state = "finished" if known.epochs_done == known.epochs else "stopped"
+        if known.reason:
+            state = "failed"
+        self._end(known.model_copy(update={"state": state}))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        tries = f" ({trial.num_failures} tries)" if trial.num_failures > 1 else ""
+        changes = {"state": "failed", "reason": failure_of(trial) + tries}
+        self._end(self._known(trial).model_copy(update=changes))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config[NUMBER]
+        self._progress.say(
+            f"trial {number} goes on from its checkpoint, after: {failure_of(trial)}"
+        )
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._count_costs()
+        self._reporter.update(self.record)
+        if time.monotonic() - self._written > HEARTBEAT.total_seconds():
+            self._write()
+
+    def _count_costs(self) -> None:
+        """Adds the time since the last count, and ends the search when a budget is spent."""
+        now = time.monotonic()
+        seconds, self._counted = now - self._counted, now
+        resources = self.record.experiment.resources
+        running = sum(trial.state == "running" for trial in self.record.trials)
+        self.record = self.record.model_copy(
+            update={
+                "seconds": self.record.seconds + seconds,
+                "device_seconds": self.record.device_seconds
+                + seconds * running * (resources.gpus or resources.cpus),
+            }
+        )
+        spent = self.record.spent_budget
+        if spent and not self.record.ended:
+            self.record = self.record.model_copy(update={"ended": spent})
+            os.kill(os.getpid(), signal.SIGUSR1)  # Tune ends its loop at this signal
+
+    def _known(self, trial: Any) -> TrialRecord:
+        """A trial's record; its first appearance in this session opens one, and a run in MLflow.
+
+        Trials do not always start in the order of their numbers.
+        """
+        point = dict(trial.config)
+        number = point.pop(NUMBER)
+        known = next((each for each in self.record.trials if each.number == number), None)
+        if known is not None and known.state != "interrupted":
+            return known
+        experiment = self.record.experiment
+        config = trial_config(experiment, point)
+        opened = known or TrialRecord(
+            number=number,
+            student=config.student,
+            point=point,
+            objective=" + ".join(map(str, config.objective)) or CONTROL,
+            state="running",
+            epochs=experiment.training.epochs,
+        )
+        opened = opened.model_copy(update={"state": "running"})
+        self._change(opened)
+        self._tracker.start_trial(
+            opened,
+            self.record.method_names(opened),
+            {
+                "student": config.student,
+                "teacher": experiment.teacher.backbone,
+                "data": experiment.data.name,
+                "learning_rate": str(config.training.learning_rate),
+                "epochs": str(config.training.epochs),
+                "seed": str(config.seed),
+            },
+            self.record.student_costs.get(config.student),
+        )
+        self._write()
+        return opened
+
+    def _change(self, changed: TrialRecord) -> None:
+        others = [trial for trial in self.record.trials if trial.number != changed.number]
+        ordered = sorted((*others, changed), key=lambda trial: trial.number)
+        self.record = self.record.model_copy(update={"trials": tuple(ordered)})
+
+    def _end(self, ended: TrialRecord) -> None:
+        self._change(ended)
+        self._tracker.end_trial(ended)
+        if ended.is_control:
+            self._tracker.log_gains(self.record, ended.student)
+        self._tracker.log_cost(self.record)
+        self._tracker.log_view(self.record)
+        self._progress.trial_ended(ended, self.record)
+        self._write()
+
+    def _write(self) -> None:
+        """Writes the record; a storage that is away gets it at the next event or heartbeat."""
+        self._written = time.monotonic()
+        self.record = self.record.model_copy(update=self._tracker.ids)
+        try:
+            self.record = write_record(self._storage, self.record)
+        except OSError as error:
+            print(f"the record could not be written: {error}", file=sys.stderr)
+        self._progress.update(self.record)

@@ -1,0 +1,343 @@
+"""TODO-DOC"""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import ray
+import yaml
+from ray import tune
+from ray.exceptions import RayTaskError
+
+from kdcore.networks.classifier import ClassifierCard
+from kdcore.networks.cost import NetworkCost
+from kdcore.training.report import EpochReport
+from search.cluster.connection import places_for_trials
+from search.cluster.machines import machines
+from search.cluster.ray_private import outlasting_full_memory
+from search.errors import SearchFailedError
+from search.experiment.schema import Confirm
+from search.experiment.space.point import NUMBER
+from search.record.files import HEARTBEAT, interrupted, read_record, search_storage, write_record
+from search.record.record import SearchRecord, TrialRecord
+from search.record.storage import Storage, local_home, patiently
+from search.record.wording import as_typed, percent
+from search.report.reporter import Reporter
+from search.session.confirmation import Confirmation
+from search.session.live_display import LiveDisplay
+from search.session.preflight import Plan
+from search.session.recorder import Recorder
+from search.session.sampler import TrueStateOptunaSearch
+from search.session.trial import measure_students, run_trial, train_teacher
+from search.stopping.rungs import Rungs
+from search.stopping.scheduler import ControlSparingAsha
+from search.tracking.tracker import Tracker
+
+# A trial whose process or machine died, or that raised an error, is started again so many times.
+_RETRIES = 3
+_PACKAGES = ("kdsearch", "torch", "ray", "optuna", "mlflow", "pyarrow")
+
+
+class Session:
+    """One search on a connected Ray."""
+
+    def __init__(
+        self,
+        prepared: Plan,
+        storage: Storage,
+        record: SearchRecord,
+        progress: LiveDisplay,
+        log: Path,
+    ) -> None:
+        self._parallel = places_for_trials(prepared.experiment, storage)
+        self._plan, self._storage, self._progress, self._log = prepared, storage, progress, log
+        self._trainable: Callable[..., None] = run_trial
+        # A warm process saves its start and the import of torch; run_trial gives its GPU memory
+        # back. One that failed is not used again.
+        self._reuse_actors = True
+        self._record = record.model_copy(update={"host": socket.gethostname()})
+        home = local_home(storage)
+        self._folder = home / "searches" / record.name
+        self._tracker = Tracker(
+            record.tracking_uri,
+            home / "mlartifacts",
+            self._folder / "mlflow.jsonl",
+            record,
+            prepared.data,
+        )
+        report = self._folder / "report"
+        self._reporter = Reporter(report, lambda: self._tracker.log_report(report))
+
+    def run(self, confirm_only: Confirm | None = None) -> SearchRecord:
+        """Runs the trials, and what the experiment wants confirmed; or only a confirmation."""
+        experiment = self._plan.experiment
+        self._record = write_record(self._storage, self._record)
+        resolved = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+        search_storage(self._storage, self._record.name).write("experiment.yaml", resolved.encode())
+        self._tracker.start_search(
+            self._record,
+            resolved,
+            {
+                "seed": str(experiment.seed),
+                "sampler_seed": str(experiment.search.seed),
+                **{f"version_{package}": version(package) for package in _PACKAGES},
+            },
+        )
+        try:
+            with self._heartbeat():
+                self._prepare_teacher()
+                self._measure_students()
+            if confirm_only is None:
+                self._run_trials()
+            asked = confirm_only
+            if asked is None and self._record.state == "finished":
+                asked = experiment.confirm
+            if asked is not None:
+                self._confirm(asked)
+        except KeyboardInterrupt:
+            self._record = interrupted(self._record)
+            if confirm_only is not None:
+                self._record = self._record.model_copy(update={"state": self._state_of_trials})
+                raise
+        except BaseException:
+            self._record = interrupted(self._record).model_copy(update={"state": "failed"})
+            raise
+        finally:
+            for trial in self._record.trials:
+                if trial.state == "interrupted":  # by Ctrl-C or a crash: no callback told of it
+                    self._tracker.end_trial(trial)
+            self._tracker.log_view(self._record)
+            self._tracker.end_search(self._record)
+            self._reporter.finish(self._record)
+            lost = self._tracker.close()
+            self._record = self._record.model_copy(update=self._tracker.ids)
+            self._record = patiently(lambda: write_record(self._storage, self._record))
+            if lost:
+                self._progress.say(
+                    f"MLflow missed {lost} of this search's entries; the leaderboard has them all. "
+                    f"kdsearch resume {self._record.name} brings them to it; "
+                    f"see {as_typed(self._log)}"
+                )
+        return self._record
+
+    @contextmanager
+    def _heartbeat(self) -> Iterator[None]:
+        """Writes the record now and then: the teacher may take long, and so may a machine that a
+        growing cluster has to start for it."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(HEARTBEAT.total_seconds()):
+                with suppress(OSError):
+                    write_record(self._storage, self._record)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _prepare_teacher(self) -> None:
+        config = self._plan.experiment.teacher
+        reports: list[EpochReport] = []
+        if self._plan.teacher_ready and self._storage.local is not None:
+            self._progress.say(f"teacher {config.backbone}: found")
+        else:
+            self._progress.say(f"teacher {config.backbone}: getting it ready")
+            reports = self._run_teacher_task()
+        folder = f"teachers/{self._plan.teacher_path.name}"
+        card = self._storage.read(f"{folder}/teacher.json")
+        metrics = ClassifierCard.model_validate_json(card).metrics
+        self._progress.say(
+            f"teacher {config.backbone}: held-out {percent(metrics['heldout_accuracy'])} %"
+        )
+        self._record = self._record.model_copy(
+            update={"teacher": folder, "teacher_metrics": metrics}
+        )
+        self._tracker.log_teacher(config.backbone, reports, metrics)
+
+    def _run_teacher_task(self) -> list[EpochReport]:
+        """Trains the teacher where the cluster has room, with all cores of a machine."""
+        experiment = self._plan.experiment
+        there = (int(machine["Resources"].get("CPU", 0)) for machine in machines())
+        # A cluster that grows may have no machine for trials yet.
+        cores = max(experiment.resources.cpus, *there)
+        task = ray.remote(train_teacher).options(
+            num_cpus=cores, num_gpus=experiment.resources.gpus, num_returns="streaming"
+        )
+        reports = []
+        try:
+            stream: Any = task.remote(experiment.model_dump_json(), self._storage.uri, cores)
+            for reference in stream:
+                report: EpochReport = ray.get(reference)
+                self._progress.teacher_epoch(report)
+                reports.append(report)
+        except RayTaskError as error:
+            raise SearchFailedError(f"the teacher failed: {error.cause}") from None
+        return reports
+
+    def _measure_students(self) -> None:
+        """Measures what the students cost with a trial's resources, while nothing else runs."""
+        experiment = self._plan.experiment
+        if self._record.student_costs.keys() >= set(experiment.students):
+            return
+        task = ray.remote(measure_students).options(
+            num_cpus=experiment.resources.cpus, num_gpus=experiment.resources.gpus
+        )
+        try:
+            costs: dict[str, NetworkCost] = ray.get(
+                task.remote(experiment.model_dump_json(), self._storage.uri)
+            )
+        except RayTaskError as error:
+            raise SearchFailedError(f"a student could not be measured: {error.cause}") from None
+        self._record = self._record.model_copy(update={"student_costs": costs})
+
+    def _run_trials(self) -> None:
+        experiment = self._plan.experiment
+        resources, search = experiment.resources, experiment.search
+        epochs = experiment.training.epochs
+        self._record = patiently(lambda: write_record(self._storage, self._record))
+        recorded = self._record.trials
+        remaining = search.trials - sum(not trial.unfinished for trial in recorded)
+        if remaining <= 0:
+            self._record = self._record.model_copy(update={"state": "finished"})
+            return
+        scheduler = None
+        if search.asha is not None:
+            rungs = Rungs(search.asha, epochs=epochs)
+            for trial in recorded:
+                rungs.add_curve(trial.number, trial.accuracies)
+            scheduler = ControlSparingAsha(rungs, epochs=epochs)
+        searcher = TrueStateOptunaSearch(
+            self._plan.space,
+            trials=search.trials,
+            parallel=self._parallel,
+            epochs=epochs,
+            seed=search.seed,
+            recorded=recorded,
+            earlier=self._earlier_trials(),
+        )
+        callback = Recorder(
+            self._record, self._storage, self._tracker, self._reporter, self._progress
+        )
+        trainable = tune.with_resources(
+            tune.with_parameters(
+                self._trainable,
+                experiment_json=experiment.model_dump_json(),
+                storage_uri=self._storage.uri,
+                search=self._record.name,
+            ),
+            {"cpu": resources.cpus, "gpu": resources.gpus},
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                num_samples=remaining,
+                search_alg=searcher,
+                scheduler=scheduler,
+                # Without it Tune keeps one trial pending, and a cluster grows one node at a time.
+                max_concurrent_trials=self._parallel,
+                trial_dirname_creator=_folder_of,
+                reuse_actors=self._reuse_actors,
+            ),
+            run_config=tune.RunConfig(
+                # What Tune writes is of no use to a later session, and must not end the search
+                # when the storage is away.
+                name="tune",
+                storage_path=str(self._folder),
+                callbacks=[callback],
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+                verbose=0,
+            ),
+        )
+        self._progress.search_started(self._record)
+        if search.warm_start:
+            self._progress.say(f"warm start: {searcher.adopted} trials of earlier searches fit")
+        try:
+            with _stopping_on_ctrl_c(self._progress), outlasting_full_memory():
+                tuner.fit()
+        finally:
+            self._record = callback.record
+        # After Ctrl-C, and when a budget is spent, Tune returns as if all were done.
+        if sum(not trial.unfinished for trial in self._record.trials) < search.trials:
+            self._record = interrupted(self._record)
+        else:
+            self._record = self._record.model_copy(update={"state": "finished"})
+        if self._record.ended:
+            self._progress.say(f"{self._record.ended}; the search ends with what it has")
+            self._record = self._record.model_copy(update={"state": "finished"})
+
+    def _confirm(self, asked: Confirm) -> None:
+        running = self._record.model_copy(update={"state": "running"})
+        confirmation = Confirmation(
+            running, self._storage, self._tracker, self._progress, self._parallel
+        )
+        self._progress.update(running)
+        # A cluster stops a job by SIGTERM; it ends as by Ctrl-C.
+        usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            confirmation.run(asked)
+        except KeyboardInterrupt:
+            self._progress.say(
+                f"stopped; kdsearch confirm {running.name} goes on, and repeats nothing"
+            )
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, usual)
+            self._record = confirmation.record.model_copy(update={"state": self._state_of_trials})
+
+    @property
+    def _state_of_trials(self) -> Literal["finished", "interrupted"]:
+        """The search's, when nothing runs any more: a spent budget ends it as trials do."""
+        ended = sum(not trial.unfinished for trial in self._record.trials)
+        enough = ended >= self._plan.experiment.search.trials or self._record.ended
+        return "finished" if enough else "interrupted"
+
+    def _earlier_trials(self) -> list[TrialRecord]:
+        """The trials of the searches to start from: those on the same data."""
+        trials: list[TrialRecord] = []
+        for name in self._plan.experiment.search.warm_start:
+            try:
+                earlier = read_record(self._storage, name)
+            except ValueError as error:  # it was there when this search was planned
+                self._progress.say(f"warm start: {error}")
+                continue
+            trials += earlier.trials
+        return trials
+
+
+@contextmanager
+def _stopping_on_ctrl_c(progress: LiveDisplay) -> Iterator[None]:
+    """The first Ctrl-C ends the search cleanly and says so at once, the second as usual. So does
+    SIGTERM, by which a cluster stops a job.
+
+    Tune's own handler only writes to its log; it is switched off, and told through SIGUSR1.
+    """
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, usual[signal.Signals(number)])
+        progress.say("stopping; Ctrl-C again ends at once")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    for number in usual:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def _folder_of(trial: Any) -> str:
+    """A trial's folder; Tune's own name repeats all settings, too long for some file systems."""
+    return f"trial_{trial.config[NUMBER]:03d}"

@@ -1,0 +1,90 @@
+"""Parameters, multiply-adds, latency."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.networks.cost import LATENCY_BATCH
+from kdcore.networks.measurement import (
+    count_costs,
+    count_multiply_adds,
+    measure_latency,
+    measure_network,
+    measure_training,
+)
+
+CPU = torch.device("cpu")
+
+# Those of torchvision's documentation in 10^9 for 224x224, and of the ResNet paper for CIFAR.
+MULTIPLY_ADDS = {"resnet18": 1.81e9, "resnet50": 4.09e9, "vgg16": 15.47e9, "resnet20": 0.041e9}
+
+
+@pytest.mark.parametrize(("name", "published"), MULTIPLY_ADDS.items())
+def test_multiply_adds_are_the_published_ones(name: str, published: float) -> None:
+    _, multiply_adds = count_costs(name, num_classes=1000, in_channels=3)
+    assert multiply_adds == pytest.approx(published, rel=0.01)
+
+
+def test_multiply_adds_are_those_of_the_layers_added_by_hand() -> None:
+    network = build_backbone("resnet8", num_classes=7, in_channels=1, seed=0).train()
+    total = 0
+
+    def add(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv2d):
+            total += output.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            total += module.weight.numel()
+
+    counted = count_multiply_adds(network, (20, 12))
+    assert network.training
+    for module in network.modules():
+        module.register_forward_hook(add)
+    network.eval()(torch.zeros(1, 1, 20, 12))
+    assert counted == total
+
+
+def test_what_only_training_needs_does_not_count() -> None:
+    parameters, _ = count_costs("inception_v1", num_classes=1000, in_channels=3)
+    assert parameters == 6_998_552
+
+
+def test_latency_is_the_median_of_repeated_passes_in_evaluation() -> None:
+    class Sleeper(nn.Module):
+        passes = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            assert not torch.is_grad_enabled()
+            Sleeper.passes += 1
+            return images
+
+    network = Sleeper().train()
+    assert 0 < measure_latency(network, torch.zeros(1)) < 100
+    assert Sleeper.passes > 10
+    assert network.training
+
+
+def test_a_networks_cost_is_whole() -> None:
+    cost = measure_network("resnet8", num_classes=10, in_channels=1, image_size=(8, 8), device=CPU)
+    counted = count_costs("resnet8", num_classes=10, in_channels=1, image_size=(8, 8))
+    assert (cost.parameters, cost.multiply_adds) == counted
+    assert 0 < cost.latency_ms < cost.batch_latency_ms < LATENCY_BATCH * cost.latency_ms * 2
+    assert cost.threads == torch.get_num_threads()
+    assert cost.device
+
+
+def test_the_memory_of_a_step_follows_its_batch_and_its_network() -> None:
+    network = build_backbone("resnet8", num_classes=10, in_channels=3, seed=0)
+    weights = 4 * sum(parameter.nbytes for parameter in network.parameters())
+    costs = [
+        measure_training(network, (32, 32), batch, torch.device("cpu")).memory_bytes - weights
+        for batch in (8, 16, 64)
+    ]
+    # Batch norm keeps means and deviations of the few images that were measured.
+    assert costs[1] == pytest.approx(2 * costs[0], rel=0.01)
+    assert costs[2] == pytest.approx(8 * costs[0], rel=0.01)
+    # Each block's two convolutions, norms and activations keep at least four maps of its stage.
+    maps = 64 * 4 * (16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8) * 4
+    assert maps < costs[2] < 3 * maps

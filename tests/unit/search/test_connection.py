@@ -1,0 +1,45 @@
+"""What a cluster has for trials, asked of machines as Ray describes them."""
+
+from typing import Any
+
+import pytest
+
+from search.cluster.machines import machines
+from search.experiment.schema import Resources
+
+
+def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict[str, Any]:
+    resources = {"CPU": cpus, "GPU": gpus, "memory": 1e9}
+    return {
+        "Alive": alive,
+        "Resources": {key: value for key, value in resources.items() if value},
+    }
+
+
+@pytest.mark.parametrize(
+    ("there", "needs", "places"),
+    [
+        ([machine(4), machine(3)], Resources(cpus=2), 3),
+        ([machine(1)] * 4, Resources(cpus=2), 0),  # a trial runs on one machine
+        ([machine(8, alive=False), machine(1)], Resources(cpus=1), 1),
+        ([machine(16, 1)], Resources(cpus=2, gpus=0.25), 4),
+        ([machine(4, 1)], Resources(cpus=2, gpus=0.25), 2),
+        ([machine(64), machine(0, 4)], Resources(cpus=1, gpus=1), 0),
+        ([], Resources(), 0),
+    ],
+)
+def test_trials_fit_on_single_machines(
+    there: list[dict[str, Any]],
+    needs: Resources,
+    places: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machines.ray, "nodes", lambda: there)
+    assert machines.trial_places(needs) == places
+
+
+def test_machines_are_counted_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [machine(4), machine(8, 2), machine(8, 2)]
+    monkeypatch.setattr(machines.ray, "nodes", lambda: there)
+    words = "one with 4 CPUs and 0 GPUs; 2 machines with 8 CPUs and 2 GPUs"
+    assert machines.what_there_is() == words

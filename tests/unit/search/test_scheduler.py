@@ -1,0 +1,71 @@
+"""Early stopping under Tune: poor trials are cut, the control never."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import TrialScheduler
+
+from search.experiment.schema import Asha
+from search.experiment.space.point import IS_CONTROL, NUMBER
+from search.record.record import METRIC, REASON, TIME
+from search.stopping.rungs import Rungs
+from search.stopping.scheduler import ControlSparingAsha
+
+EPOCHS = 9
+
+
+def scheduler() -> ControlSparingAsha:
+    return ControlSparingAsha(
+        Rungs(Asha(grace_epochs=1, reduction=3), epochs=EPOCHS), epochs=EPOCHS
+    )
+
+
+def decide(
+    asha: ControlSparingAsha, number: int, accuracy: float, epoch: int, **config: Any
+) -> str:
+    trial: Any = SimpleNamespace(config={NUMBER: number, **config})
+    return asha.on_trial_result(None, trial, {METRIC: accuracy, TIME: epoch})
+
+
+def test_a_trial_below_the_rung_is_stopped_and_one_above_goes_on() -> None:
+    asha = scheduler()
+    for number in range(5):
+        decide(asha, number, 0.9, 1)
+    assert decide(asha, 5, 0.1, 1) == TrialScheduler.STOP
+    assert decide(asha, 6, 0.95, 1) == TrialScheduler.CONTINUE
+
+
+def test_the_first_to_come_goes_on_only_until_better_ones_have_come() -> None:
+    asha = scheduler()
+    assert decide(asha, 0, 0.1, 1) == TrialScheduler.CONTINUE
+    for number in range(1, 5):
+        decide(asha, number, 0.9, 1)
+    assert decide(asha, 0, 0.1, 2) == TrialScheduler.STOP
+
+
+def test_a_poor_control_goes_on_to_its_last_epoch() -> None:
+    asha = scheduler()
+    for number in range(5):
+        for epoch in range(1, EPOCHS):
+            decide(asha, number, 0.9, epoch)
+    for epoch in range(1, EPOCHS):
+        decision = decide(asha, 5, 0.1, epoch, **{IS_CONTROL: True})
+        assert decision == TrialScheduler.CONTINUE
+    assert decide(asha, 5, 0.1, EPOCHS, **{IS_CONTROL: True}) == TrialScheduler.STOP
+
+
+def test_epochs_told_once_more_are_not_judged_again() -> None:
+    asha = scheduler()
+    assert decide(asha, 0, 0.1, 2) == TrialScheduler.CONTINUE
+    for number in range(1, 4):
+        decide(asha, number, 0.9, 1)
+    assert decide(asha, 0, 0.1, 1) == TrialScheduler.CONTINUE
+
+
+def test_a_trial_that_cannot_go_on_leaves_no_mark_in_the_rungs() -> None:
+    rungs = Rungs(Asha(grace_epochs=1, reduction=3), epochs=EPOCHS)
+    asha = ControlSparingAsha(rungs, epochs=EPOCHS)
+    trial: Any = SimpleNamespace(config={NUMBER: 0})
+    report = {METRIC: float("nan"), TIME: 1, REASON: "not finite"}
+    assert asha.on_trial_result(None, trial, report) == TrialScheduler.STOP
+    assert rungs.results[1] == {}
