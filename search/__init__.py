@@ -1,1 +1,138 @@
-"""Searching for the best way to distil a student: Ray Tune, Optuna and MLflow around kdcore."""
+"""Searches for the best way to distill a student: Ray Tune, Optuna and MLflow around kdcore.
+
+What the command `kdsearch` does, these functions do:
+
+    >>> import search
+    >>> experiment = search.read_experiment("experiments/quickstart.yaml")
+    >>> found = search.launch(experiment)
+    >>> found.leaderboard()
+
+Read `experiment/schema.py` first (what a user writes), then `experiment/space`, `session/launch.py`
+and `session/trial.py`.
+"""
+
+from collections.abc import Iterable
+from importlib import import_module
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from search.errors import (
+        ClusterError,
+        ExperimentError,
+        KdsearchError,
+        SearchError,
+        SearchFailedError,
+        StorageError,
+        TrackingError,
+    )
+    from search.experiment.schema import Experiment
+    from search.session.search import Search
+
+__all__ = [
+    "ClusterError",
+    "Experiment",
+    "ExperimentError",
+    "KdsearchError",
+    "Search",
+    "SearchError",
+    "SearchFailedError",
+    "StorageError",
+    "TrackingError",
+    "launch",
+    "open_search",
+    "read_experiment",
+    "search_names",
+]
+
+
+def read_experiment(path: str | PathLike[str], overrides: Iterable[str] = ()) -> "Experiment":
+    """Reads and checks an experiment file.
+
+    Args:
+        path: a YAML file.
+        overrides: like `search.trials=20`; the value is read as YAML.
+
+    Raises:
+        ExperimentError: with all mistakes of the file.
+    """
+    from pathlib import Path
+
+    from search.experiment.reading import read_experiment as read
+
+    return read(Path(path), overrides)
+
+
+def launch(
+    experiment: "Experiment",
+    *,
+    name: str | None = None,
+    storage: str = "runs",
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    source: str | None = None,
+) -> "Search":
+    """Runs a search to its end, or until Ctrl-C (in a notebook: until it is interrupted).
+
+    Args:
+        experiment: what to search.
+        name: of the search; none: the experiment's name and a number.
+        storage: where teachers and searches are kept: a folder, or a URI like
+            `s3://bucket/folder`. Every machine of a cluster must reach it.
+        address: of a Ray cluster, like `ray://head:10001`; none: Ray is started on this machine.
+        tracking_uri: of MLflow; none: a SQLite file in the storage.
+        source: what messages call the experiment; none: its name.
+
+    Raises:
+        ExperimentError: the experiment cannot be run, with all reasons; nothing was made.
+        ClusterError: Ray cannot be reached, or has no room for a trial.
+        SearchFailedError: the teacher could not be trained.
+    """
+    from search.environment import prepare
+
+    prepare()
+    from search.record.storage import Storage
+    from search.session.launch import launch as run
+    from search.session.search import Search
+
+    place = Storage(storage)
+    record = run(
+        experiment,
+        source=source or experiment.name,
+        storage=place,
+        name=name,
+        address=address,
+        tracking_uri=tracking_uri,
+    )
+    return Search(record.name, place)
+
+
+def open_search(name: str, *, storage: str = "runs") -> "Search":
+    """Opens a search that was launched before.
+
+    Args:
+        name: of the search.
+        storage: where it is kept.
+
+    Raises:
+        SearchError: there is no such search, or its record is damaged.
+    """
+    from search.session.search import Search
+
+    return Search(name, storage)
+
+
+def search_names(storage: str = "runs") -> list[str]:
+    """The names of the searches in a storage, in alphabetical order."""
+    from search.record.files import search_names as names
+    from search.record.storage import Storage
+
+    return names(Storage(storage))
+
+
+def __getattr__(name: str) -> object:
+    """Loads classes when they are asked for, so that the command starts at once."""
+    homes = {"Experiment": "experiment.schema", "Search": "session.search"}
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{homes.get(name, 'errors')}"), name)

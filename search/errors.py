@@ -1,11 +1,28 @@
-"""TODO-DOC"""
+"""What a user can meet: one class for each thing that can be wrong, all of them KdsearchErrors.
+
+The command prints such an error as one message and ends with status 2. Anything else that is
+raised is a defect of this package.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
+from kdcore.errors import KdsearchError
+
+__all__ = [
+    "ClusterError",
+    "ExperimentError",
+    "KdsearchError",
+    "Problem",
+    "SearchError",
+    "SearchFailedError",
+    "StorageError",
+    "TrackingError",
+]
 
 
-class Problem(BaseModel):
+@dataclass(frozen=True)
+class Problem:
     """A mistake in an experiment.
 
     Args:
@@ -13,13 +30,11 @@ class Problem(BaseModel):
         message: the value, the rule, the way out.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     key: str
     message: str
 
 
-class ExperimentError(Exception):
+class ExperimentError(KdsearchError):
     """An experiment that cannot be run; holds all that is wrong with it."""
 
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
@@ -28,12 +43,39 @@ class ExperimentError(Exception):
         super().__init__("\n".join(self.lines()))
 
     def lines(self) -> list[str]:
-        """One line a problem: file, key path, message."""
+        """One line per problem: file, key path, message."""
         return [
             ": ".join(part for part in (self.source, problem.key, problem.message) if part)
             for problem in self.problems
         ]
 
 
-class SearchFailedError(Exception):
-    """A search that could not go on; the message says why and where the log is."""
+class StorageError(KdsearchError, OSError):
+    """A storage or folder cannot be read or written.
+
+    Args:
+        what: which one, and what cannot be done with it.
+        cause: the library's error.
+    """
+
+    def __init__(self, what: str, cause: OSError) -> None:
+        super().__init__(cause.errno, f"{what}: {cause.strerror or cause}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class ClusterError(KdsearchError):
+    """No Ray cluster or job server answers, or it has no room for a trial."""
+
+
+class SearchError(KdsearchError, ValueError):
+    """A search is missing, damaged or busy, or has nothing of what was asked for."""
+
+
+class SearchFailedError(KdsearchError):
+    """A search that began could not go on; the message says why and where its log is."""
+
+
+class TrackingError(KdsearchError):
+    """MLflow does not answer, or refuses."""

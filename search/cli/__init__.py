@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""The command `kdsearch`: a thin shell over the Python interface."""

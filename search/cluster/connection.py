@@ -12,7 +12,7 @@ from search.cluster.machines import (
     machines_without_storage,
     trial_places,
 )
-from search.errors import SearchFailedError
+from search.errors import ClusterError
 from search.experiment.schema import Experiment
 from search.record.storage import Storage, local_home
 from search.record.wording import as_typed
@@ -29,7 +29,7 @@ def connect(address: str | None, log: Path) -> None:
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
-        raise SearchFailedError(
+        raise ClusterError(
             f"no Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; "
             f"see {as_typed(log)}"
         ) from None
@@ -39,19 +39,19 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
     """How many trials run at a time: what was asked for, else what the cluster holds now.
 
     Raises:
-        SearchFailedError: the cluster has no room for one trial, or a machine does not see the
+        ClusterError: the cluster has no room for one trial, or a machine does not see the
             storage.
     """
     resources, asked = experiment.resources, experiment.search.concurrent_trials
     places = trial_places(resources)
     if places == 0 and asked is None:
-        raise SearchFailedError(
+        raise ClusterError(
             f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs on one machine, "
             f"but there is {machines_in_words()}; change resources, or name "
             f"search.concurrent_trials where the cluster will grow"
         )
     if len(machines()) > 1 and (found := machines_without_storage(storage)):
-        raise SearchFailedError(
+        raise ClusterError(
             f"{storage.uri} is not shared by all machines ({'; '.join(found)}); give --storage a "
             f"folder that all of them mount, or a bucket like s3://bucket/folder"
         )
@@ -62,7 +62,7 @@ def check_cluster(experiment: Experiment, storage: Storage, address: str) -> Non
     """Refuses what a search would refuse of a cluster.
 
     Raises:
-        SearchFailedError: there is no cluster, it has no room for a trial, or a machine does not
+        ClusterError: there is no cluster, it has no room for a trial, or a machine does not
             see the storage.
     """
     log = local_home(storage) / "logs" / "check.log"

@@ -18,7 +18,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient, JobType
 
 from kdcore.errors import did_you_mean
-from search.errors import ExperimentError, Problem
+from search.errors import ClusterError, ExperimentError, KdsearchError, Problem, SearchError
 from search.experiment.reading import check_name
 from search.experiment.schema import Experiment
 from search.record.files import read_record
@@ -65,7 +65,7 @@ class Job:
         """The search's record; none where it is not there yet, or cannot be reached from here."""
         try:
             return read_record(Storage(self.storage), self.search)
-        except (ValueError, OSError):
+        except KdsearchError:
             return None
 
 
@@ -76,14 +76,14 @@ class JobServer:
         address: like `http://127.0.0.1:8265`.
 
     Raises:
-        ValueError: it is no such address, nobody answers there, or the token is missing or wrong.
+        ClusterError: it is no such address, nobody answers there, or the token is missing or wrong.
     """
 
     def __init__(self, address: str) -> None:
         self._address = address
         parts = urlsplit(address)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(
+            raise ClusterError(
                 f"--address is {address!r}, but must be that of a job server, like "
                 f"http://127.0.0.1:8265"
             )
@@ -104,13 +104,13 @@ class JobServer:
         """The last job of a search.
 
         Raises:
-            ValueError: there is none.
+            SearchError: there is none.
         """
         known = {job.search: job for job in self.jobs()}
         if search not in known:
             there = f"There are {', '.join(known)}" if known else "There is none yet"
             hint = did_you_mean(search, known)
-            raise ValueError(f"no search {search!r} at {self._address}{hint} {there}")
+            raise SearchError(f"no search {search!r} at {self._address}{hint} {there}")
         return known[search]
 
     def submit(
@@ -131,7 +131,7 @@ class JobServer:
 
         Raises:
             ExperimentError: the name is none, or taken.
-            ValueError: the storage is a folder of this machine alone.
+            SearchError: the storage is a folder of this machine alone.
         """
         _check_storage(storage)
         name = self._free_name(experiment.name, storage) if name is None else name
@@ -154,11 +154,11 @@ class JobServer:
             more_trials: to add.
 
         Raises:
-            ValueError: it is running, or no job on this cluster tells where it is kept.
+            SearchError: it is running, or no job on this cluster tells where it is kept.
         """
         earlier = {job.search: job for job in self.jobs()}.get(search)
         if earlier is not None and not earlier.is_over:
-            raise ValueError(f"search {search!r} is {earlier.state}; kdsearch stop ends it")
+            raise SearchError(f"search {search!r} is {earlier.state}; kdsearch stop ends it")
         if storage is None:
             storage = self.find(search).storage
         _check_storage(storage)
@@ -174,7 +174,7 @@ class JobServer:
         """Writes what a job has printed and prints, to its end; returns how it ended.
 
         Raises:
-            ValueError: the connection broke; the job goes on.
+            ClusterError: the connection broke; the job goes on.
         """
 
         async def tail() -> None:
@@ -184,7 +184,7 @@ class JobServer:
         try:
             asyncio.run(tail())
         except (RuntimeError, OSError) as error:
-            raise ValueError(
+            raise ClusterError(
                 f"the connection to {self._address} broke ({_first_line(error)}); the search goes "
                 f"on without it: kdsearch logs {job.search} --follow"
             ) from None
@@ -252,19 +252,19 @@ class JobServer:
             yield
         except AuthenticationError as error:
             wrong = "invalid" in str(error).lower()
-            raise ValueError(
+            raise ClusterError(
                 f"{self._address} {'refuses this token' if wrong else 'asks for a token'}; put the "
                 f"cluster's into ~/.ray/auth_token, or its path into RAY_AUTH_TOKEN_PATH"
             ) from None
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise ClusterError(
                 f"no answer from a job server at {self._address}: {_first_line(error)}"
             ) from None
 
 
 def _check_storage(storage: str) -> None:
     if "://" not in storage and not Path(storage).is_absolute():
-        raise ValueError(
+        raise SearchError(
             f"--storage is {storage!r}, but must be a URI like s3://bucket/folder or an absolute "
             f"path: the cluster's machines open it, not this one"
         )
@@ -283,7 +283,7 @@ def _kept(storage: str) -> set[str]:
     """The names in a storage; none where it is not reached from here, and the driver will see."""
     try:
         return set((Storage(storage) / "searches").names())
-    except (ValueError, OSError):
+    except KdsearchError:
         return set()
 
 

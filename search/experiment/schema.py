@@ -81,7 +81,7 @@ class Asha(_Closed):
     reduction: float = Field(3.0, gt=1)
 
 
-class Search(_Closed):
+class SearchConfig(_Closed):
     """How the space is searched.
 
     Args:
@@ -186,7 +186,7 @@ class Experiment(_Closed):
     ] = Field(min_length=1)
     training: Training
     seed: int = Field(0, ge=0, lt=2**32)
-    search: Search
+    search: SearchConfig
     resources: Resources = Resources()
     cache: CacheConfig | None = CacheConfig()
     narrow: dict[str, tuple[Option, ...]] = {}

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import ValidationError
 
 from kdcore.errors import did_you_mean
+from search.errors import SearchError, StorageError
 from search.record.record import SearchRecord
 from search.record.storage import Storage
 
@@ -29,18 +30,18 @@ def read_record(storage: Storage, name: str) -> SearchRecord:
     """Reads a search's record. A search that fell silent is reported as interrupted.
 
     Raises:
-        ValueError: there is no such search, or its record is damaged.
+        SearchError: there is no such search, or its record is damaged.
     """
     names = search_names(storage)
     if name not in names:
         known = f"There are {', '.join(names)}" if names else "There is none yet"
-        raise ValueError(f"no search {name!r} in {storage.uri}{did_you_mean(name, names)} {known}")
+        raise SearchError(f"no search {name!r} in {storage.uri}{did_you_mean(name, names)} {known}")
     try:
         content = search_storage(storage, name).read("search.json")
         record = SearchRecord.model_validate_json(content)
-    except (ValidationError, OSError) as error:
+    except (ValidationError, StorageError) as error:
         first = str(error).splitlines()[0]
-        raise ValueError(f"the record of search {name!r} is damaged: {first}") from None
+        raise SearchError(f"the record of search {name!r} is damaged: {first}") from None
     if record.state == "running" and datetime.now(UTC) - record.updated > SILENCE:
         record = interrupted(record)
     return record

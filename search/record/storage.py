@@ -1,21 +1,19 @@
-"""Where searches are kept: a folder, or a bucket that pyarrow can reach."""
+"""Where searches lie: a folder, or a bucket that pyarrow can reach."""
 
 import io
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
-from pyarrow import fs
-
-# Large enough for an object store, small beside a checkpoint of hundreds of megabytes.
-_PIECE = 8 * 2**20
+from search.errors import SearchError, StorageError
 
 # How long, and how often, something is tried again while a storage is away or a disk is full.
 PATIENCE_SECONDS, RETRY_SECONDS = 180.0, 2.0
+
 T = TypeVar("T")
 
 
@@ -35,6 +33,92 @@ def patiently(act: Callable[[], T]) -> T:
             time.sleep(RETRY_SECONDS)
 
 
+@contextmanager
+def _trying_to(what: str) -> Iterator[None]:
+    """Says of an error what could not be done.
+
+    Raises:
+        StorageError: instead of any OSError.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(what, error) from None
+
+
+class Files(Protocol):
+    """The files below one folder, of whatever kind; every method may raise OSError."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or a folder."""
+
+    def names(self) -> list[str]:
+        """What lies directly in the folder; nothing where it does not exist."""
+
+    def read(self, path: str) -> bytes:
+        """A file's content."""
+
+    def write(self, path: str, content: BinaryIO) -> None:
+        """Writes a file whole or not at all."""
+
+    def copy_out(self, path: str, file: Path) -> None:
+        """Copies a file to a local one."""
+
+    def remove(self, path: str) -> None:
+        """Removes a file."""
+
+    def upload(self, folder: Path, path: str) -> None:
+        """Copies a local folder's files into a folder below."""
+
+    def download(self, path: str, folder: Path) -> None:
+        """Copies a folder below into a local one, which exists."""
+
+
+class _LocalFiles:
+    """Files of this machine, or of a network file system that it mounts."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def exists(self, path: str) -> bool:
+        return (self._root / path).exists()
+
+    def names(self) -> list[str]:
+        return os.listdir(self._root) if self._root.is_dir() else []
+
+    def read(self, path: str) -> bytes:
+        return (self._root / path).read_bytes()
+
+    def write(self, path: str, content: BinaryIO) -> None:
+        target = self._root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                shutil.copyfileobj(content, file, 2**20)
+                file.flush()
+                os.fsync(file.fileno())  # else a rename can outlive its content in a power cut
+            os.replace(partial, target)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()  # a full disk gets its space back
+            raise
+
+    def copy_out(self, path: str, file: Path) -> None:
+        shutil.copyfile(self._root / path, file)
+
+    def remove(self, path: str) -> None:
+        (self._root / path).unlink()
+
+    def upload(self, folder: Path, path: str) -> None:
+        shutil.copytree(folder, self._root / path, dirs_exist_ok=True)
+
+    def download(self, path: str, folder: Path) -> None:
+        shutil.copytree(self._root / path, folder, dirs_exist_ok=True)
+
+
 class Storage:
     """A folder on any file system, addressed by paths relative to it.
 
@@ -44,111 +128,119 @@ class Storage:
     Attributes:
         uri: the location, absolute; what another machine opens.
         local: the folder, where it is a local one.
+
+    Raises:
+        SearchError: the location is neither.
     """
 
     def __init__(self, location: str) -> None:
+        self._files: Files
         if "://" in location and not location.startswith("file://"):
+            from search.record.bucket_files import BucketFiles
+
             self.uri = location.rstrip("/")
             self.local: Path | None = None
-            self._filesystem, self._root = fs.FileSystem.from_uri(location)
+            try:
+                self._files = BucketFiles(location)
+            except ValueError as error:  # of a scheme that pyarrow does not know
+                raise SearchError(
+                    f"--storage is {location!r}, but must be a folder or a URI like "
+                    f"s3://bucket/folder: {str(error).splitlines()[0]}"
+                ) from None
         else:
             self.local = Path(location.removeprefix("file://")).expanduser().absolute()
             self.uri = str(self.local)
-            self._filesystem, self._root = fs.LocalFileSystem(), str(self.local)
+            self._files = _LocalFiles(self.local)
 
     def __truediv__(self, path: str) -> "Storage":
         """The storage of a folder below this one."""
         location, question, query = self.uri.partition("?")
         return Storage(f"{location}/{path}{question}{query}")
 
-    def relative(self, path: str) -> str:
-        """A path of the file system as one relative to this folder."""
-        return os.path.relpath(path, self._root)
-
     def exists(self, path: str) -> bool:
-        info = self._filesystem.get_file_info(self._path(path))
-        return bool(info.type != fs.FileType.NotFound)
+        """Whether there is a file or a folder.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        with _trying_to(f"{self.uri} cannot be read"):
+            return self._files.exists(path)
 
     def names(self) -> list[str]:
-        """What lies directly in this folder; nothing where it does not exist."""
-        selector = fs.FileSelector(self._root, allow_not_found=True)
-        return [info.base_name for info in self._filesystem.get_file_info(selector)]
+        """What lies directly in this folder; nothing where it does not exist.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        with _trying_to(f"{self.uri} cannot be read"):
+            return self._files.names()
 
     def read(self, path: str) -> bytes:
         """A file's content.
 
         Raises:
-            OSError: it cannot be read.
+            StorageError: it cannot be read.
         """
-        with self._filesystem.open_input_stream(self._path(path)) as stream:
-            content: bytes = stream.read()
-        return content
+        with _trying_to(f"{self.uri}/{path} cannot be read"):
+            return self._files.read(path)
 
     def write(self, path: str, content: bytes) -> None:
         """Writes a file whole or not at all.
 
         Raises:
-            OSError: it cannot be written.
+            StorageError: it cannot be written.
         """
-        self._write(path, io.BytesIO(content))
+        with _trying_to(f"{self.uri}/{path} cannot be written"):
+            self._files.write(path, io.BytesIO(content))
 
     def copy_in(self, file: Path, path: str) -> None:
         """Copies a local file to here, whole or not at all.
 
         Raises:
-            OSError: it cannot be read, or not written.
+            StorageError: it cannot be read, or not written.
         """
-        with file.open("rb") as source:
-            self._write(path, source)
+        with (
+            _trying_to(f"{file} cannot be copied to {self.uri}/{path}"),
+            file.open("rb") as source,
+        ):
+            self._files.write(path, source)
 
     def copy_out(self, path: str, file: Path) -> None:
         """Copies a file from here to a local one.
 
         Raises:
-            OSError: it cannot be read, or not written.
+            StorageError: it cannot be read, or not written.
         """
-        with self._filesystem.open_input_stream(self._path(path)) as source, file.open("wb") as to:
-            shutil.copyfileobj(source, to, _PIECE)
+        with _trying_to(f"{self.uri}/{path} cannot be copied to {file}"):
+            self._files.copy_out(path, file)
 
     def remove(self, path: str) -> None:
-        self._filesystem.delete_file(self._path(path))
+        """Removes a file.
+
+        Raises:
+            StorageError: there is none, or it cannot be removed.
+        """
+        with _trying_to(f"{self.uri}/{path} cannot be removed"):
+            self._files.remove(path)
 
     def upload(self, folder: Path, path: str) -> None:
-        """Copies a local folder's files into a folder below this one."""
-        self._filesystem.create_dir(self._path(path), recursive=True)
-        fs.copy_files(str(folder), self._path(path), fs.LocalFileSystem(), self._filesystem)
+        """Copies a local folder's files into a folder below this one.
+
+        Raises:
+            StorageError: it cannot be read, or not written.
+        """
+        with _trying_to(f"{folder} cannot be copied to {self.uri}/{path}"):
+            self._files.upload(folder, path)
 
     def download(self, path: str, folder: Path) -> None:
         """Copies a folder below this one into a local folder.
 
         Raises:
-            OSError: there is no such folder.
+            StorageError: there is no such folder, or it cannot be written to.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        fs.copy_files(self._path(path), str(folder), self._filesystem, fs.LocalFileSystem())
-
-    def _write(self, path: str, content: BinaryIO) -> None:
-        target = self._path(path)
-        if self.local is None:  # an object appears when its upload is complete
-            self._filesystem.create_dir(os.path.dirname(target), recursive=True)
-            with self._filesystem.open_output_stream(target) as stream:
-                shutil.copyfileobj(content, stream, _PIECE)
-            return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        partial = f"{target}.{os.getpid()}.partial"
-        try:
-            with open(partial, "wb") as file:
-                shutil.copyfileobj(content, file, _PIECE)
-                file.flush()
-                os.fsync(file.fileno())  # else a rename can outlive its content in a power cut
-            os.replace(partial, target)
-        except OSError:
-            with suppress(OSError):
-                os.unlink(partial)  # a full disk gets its space back
-            raise
-
-    def _path(self, path: str) -> str:
-        return f"{self._root}/{path}"
+        with _trying_to(f"{self.uri}/{path} cannot be copied to {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._files.download(path, folder)
 
 
 def workspace_of(storage: Storage) -> Path:

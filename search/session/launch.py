@@ -7,7 +7,7 @@ import ray
 
 from search.cluster.connection import connect
 from search.cluster.console_log import output_to
-from search.errors import ExperimentError, Problem
+from search.errors import ExperimentError, Problem, SearchError
 from search.experiment.reading import check_name, with_budgets
 from search.experiment.schema import Confirm, Experiment
 from search.record.files import interrupted, read_record
@@ -102,7 +102,7 @@ def resume(
         overrides: of the budgets, like `search.hours=4`.
 
     Raises:
-        ValueError: there is no such search, it still runs, or its budget is spent.
+        SearchError: there is no such search, it still runs, or its budget is spent.
         ExperimentError: the experiment cannot be run any more.
         SearchFailedError: as `launch`.
     """
@@ -117,7 +117,7 @@ def resume(
         record = interrupted(record).model_copy(update=changes)
         unfinished = sum(not trial.unfinished for trial in record.trials) < search.trials
         if unfinished and record.spent_budget:
-            raise ValueError(
+            raise SearchError(
                 f"{record.spent_budget}, {record.cost} in all; "
                 f"give it more with --set search.hours=..., gpu_hours or cpu_hours"
             )
@@ -143,7 +143,7 @@ def confirm(
         seeds: runs of each; likewise.
 
     Raises:
-        ValueError: there is no such search, it still runs, or none of its trials with a method has
+        SearchError: there is no such search, it still runs, or none of its trials with a method has
             finished.
         ExperimentError: the experiment cannot be run any more.
         SearchFailedError: as `launch`.
@@ -155,7 +155,7 @@ def confirm(
         asked = record.experiment.confirm or Confirm()
         asked = Confirm(top=top or asked.top, seeds=seeds or asked.seeds)
         if not contenders(record, asked.top):
-            raise ValueError(
+            raise SearchError(
                 f"no trial of {name} with a method has finished, so there is none to confirm"
             )
         record = record.model_copy(update={"state": "running"})

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from search.errors import SearchError
 from search.record.files import SILENCE
 from search.record.record import SearchRecord
 from search.record.storage import Storage, local_home
@@ -19,7 +20,7 @@ def only_process(storage: Storage, record: SearchRecord) -> Iterator[None]:
     on another one is known by its record, which it writes again and again.
 
     Raises:
-        ValueError: another process runs the search.
+        SearchError: another process runs the search.
     """
     folder = local_home(storage) / "searches" / record.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +31,7 @@ def only_process(storage: Storage, record: SearchRecord) -> Iterator[None]:
         except OSError:
             busy = True
         if busy:
-            raise ValueError(
+            raise SearchError(
                 f"search {record.name!r} still runs on {record.host or socket.gethostname()}; "
                 f"stop it there, or wait until it has been silent for {duration(SILENCE.seconds)}"
             )

@@ -11,11 +11,12 @@ from kdcore.contract.network_pair import NetworkPair
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.distill import network_pair
 from kdcore.distillation.method_check import MethodCheck
+from kdcore.errors import ConfigError
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.measurement import measure_training
 from kdcore.teacher.teacher import is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
-from search.errors import ExperimentError, Problem
+from search.errors import ExperimentError, KdsearchError, Problem
 from search.experiment.schema import Experiment
 from search.experiment.space.derivation import derive_space
 from search.experiment.space.space import Space
@@ -59,7 +60,7 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
     workspace = workspace_of(storage)
     try:
         data = open_data(experiment.data, workspace)
-    except ValueError as error:
+    except ConfigError as error:
         raise ExperimentError(source, [Problem(key="data", message=str(error))]) from None
     except OSError as error:  # the table is made in the storage
         raise ExperimentError(source, [_unwritable(storage, error)]) from None
@@ -67,7 +68,7 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
     teacher_path = workspace
     try:
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
-    except ValueError as error:
+    except ConfigError as error:
         problems.append(Problem(key="teacher.weights", message=str(error)))
     settings = _settings(experiment, data, problems)
     if len(settings) < len(experiment.students):
@@ -93,7 +94,7 @@ def _settings(
     for student in experiment.students:
         try:
             settings[student] = network_pair(student, experiment.teacher.backbone, data)
-        except ValueError as error:
+        except ConfigError as error:
             problem = Problem(key="student", message=str(error))
             if problem not in problems:  # the teacher's comes with every student
                 problems.append(problem)
@@ -135,7 +136,7 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
         message = ""
         try:
             earlier = read_record(storage, name).experiment
-        except ValueError as error:
+        except KdsearchError as error:
             message = str(error)
         else:
             if earlier.data != experiment.data:

@@ -10,6 +10,7 @@ import torch
 
 from kdcore import EpochReport, NonFiniteLossError, TrialConfig, distill
 from kdcore.errors import did_you_mean
+from search.errors import SearchError
 from search.experiment.space.trial_config import trial_config
 from search.record.record import SearchRecord
 from search.record.storage import Storage, workspace_of
@@ -46,13 +47,13 @@ def recorded_training(
         seed: of a run of the confirmation; none: the trial as the search ran it.
 
     Raises:
-        ValueError: there is no such row or seed, or none of its epochs was recorded.
+        SearchError: there is no such row or seed, or none of its epochs was recorded.
     """
     confirmed = {each.label: each for each in record.confirmed}
     trials = {str(trial.number): trial for trial in record.trials}
     known = [*trials, *(other for other in confirmed if other not in trials)]
     if label not in known:
-        raise ValueError(
+        raise SearchError(
             f"no trial {label!r} in {record.name}{did_you_mean(label, known)} "
             f"There are {', '.join(known)}"
         )
@@ -64,13 +65,13 @@ def recorded_training(
         runs = {run.seed: run for run in confirmed[label].runs} if label in confirmed else {}
         if seed is None or seed not in runs:
             there = ", ".join(map(str, runs)) or "none: kdsearch confirm trains some"
-            raise ValueError(f"--seed is {seed}, but {label} was confirmed with {there}")
+            raise SearchError(f"--seed is {seed}, but {label} was confirmed with {there}")
         again, run = confirmed[label], runs[seed]
         words, point, accuracies = record.words(again), again.point, run.accuracies
         config = trial_config(record.experiment, point).model_copy(update={"seed": seed})
         checkpoint = run.checkpoint
     if not accuracies:
-        raise ValueError(f"no epoch of trial {label} is in the record, so nothing can be compared")
+        raise SearchError(f"no epoch of trial {label} is in the record, so nothing can be compared")
     kept = recorded_reports(storage, checkpoint) if checkpoint is not None else []
     reports = [
         {**(kept[epoch] if epoch < len(kept) else {}), "heldout_accuracy": accuracy}

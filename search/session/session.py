@@ -22,7 +22,7 @@ from kdcore.training.report import EpochReport
 from search.cluster.connection import places_for_trials
 from search.cluster.machines import machines
 from search.cluster.ray_private import outlasting_full_memory
-from search.errors import SearchFailedError
+from search.errors import KdsearchError, SearchFailedError
 from search.experiment.schema import Confirm
 from search.experiment.space.point import NUMBER
 from search.record.files import HEARTBEAT, interrupted, read_record, search_storage, write_record
@@ -308,7 +308,7 @@ class Session:
         for name in self._plan.experiment.search.warm_start:
             try:
                 earlier = read_record(self._storage, name)
-            except ValueError as error:  # it was there when this search was planned
+            except KdsearchError as error:  # it was there when this search was planned
                 self._progress.say(f"warm start: {error}")
                 continue
             trials += earlier.trials

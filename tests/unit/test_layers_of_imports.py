@@ -122,7 +122,7 @@ def test_a_folder_imports_only_what_lies_below_it(package: str) -> None:
         if own in ("__init__", "__main__"):
             continue
         for name in reaches(imports_of(file), package):
-            other = (name.split(".") + [""])[1]
+            other = [*name.split("."), ""][1]
             if other in height and other != own and height[other] >= height[own]:
                 wrong.append(f"{file.relative_to(ROOT)} imports {name}")
     assert wrong == []

@@ -19,7 +19,7 @@ def storage(
     memory, _ = fs.FileSystem.from_uri("mock://")
     opened = SimpleNamespace(from_uri=lambda uri: (memory, uri.split("//")[1]))
     monkeypatch.setattr(
-        "search.record.storage.fs", SimpleNamespace(**vars(fs) | {"FileSystem": opened})
+        "search.record.bucket_files.fs", SimpleNamespace(**vars(fs) | {"FileSystem": opened})
     )
     return Storage("mock://bucket/store")
 

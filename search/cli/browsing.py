@@ -1,0 +1,145 @@
+"""Commands that show what was searched: leaderboard, compare, replay, cache."""
+
+import sys
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import search
+from search.cli.options import SearchName, StorageOption, console
+from search.errors import SearchError
+
+if TYPE_CHECKING:
+    from search.session.search import Search
+
+
+class Format(StrEnum):
+    """The forms of a leaderboard."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+    MARKDOWN = "markdown"
+
+
+class TrialState(StrEnum):
+    """What can have become of a trial."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+# A running search writes its record every few seconds.
+_WATCH_SECONDS = 2.0
+
+
+def leaderboard(
+    name: SearchName,
+    form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.TABLE,
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="Only trials with this method, like kd.")
+    ] = "",
+    state: Annotated[TrialState | None, typer.Option(help="Only trials in this state.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Refresh until the search has ended.")
+    ] = False,
+    storage: StorageOption = "runs",
+) -> None:
+    """Print a search's leaderboard."""
+    from search.leaderboard.formats import as_bytes
+    from search.leaderboard.tables import confirmed_table, leaderboard_table
+
+    if watch and form is not Format.TABLE:
+        raise SearchError(f"--format is {form.value}, but --watch shows a table; leave one out")
+    found = search.open_search(name, storage=storage)
+    only = method, state.value if state else ""
+    if watch:
+        _watch(found, *only)
+    elif form is Format.TABLE:
+        console().print(leaderboard_table(found.record, *only))
+        if found.record.confirmed and not any(only):
+            console().print(confirmed_table(found.record))
+    else:
+        sys.stdout.buffer.write(as_bytes(found.record, form.value, *only))
+
+
+def _watch(found: "Search", method: str, state: str) -> None:
+    """Shows a leaderboard until its search has ended, or until Ctrl-C."""
+    from rich.live import Live
+
+    from search.leaderboard.tables import leaderboard_table
+
+    table = leaderboard_table(found.record, method, state)
+    # A terminal shows it whole at the end; what does not fit before is cut off below.
+    with Live(table, console=console(), auto_refresh=False, vertical_overflow="crop") as live:
+        try:
+            while found.state == "running":
+                time.sleep(_WATCH_SECONDS)
+                live.update(leaderboard_table(found.record, method, state), refresh=True)
+        except KeyboardInterrupt:
+            pass
+        live.vertical_overflow = "visible"
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="Name of a search.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Name of another search.")],
+    storage: StorageOption = "runs",
+) -> None:
+    """Show the best of two searches on the same data, by student and methods."""
+    from search.leaderboard.comparison import comparison_table
+
+    ours, theirs = (search.open_search(name, storage=storage) for name in (first, second))
+    console().print(comparison_table(ours.record, theirs.record))
+
+
+def replay(
+    name: SearchName,
+    grace: Annotated[
+        list[int], typer.Option("--grace", metavar="EPOCHS", min=1, help="May be repeated.")
+    ] = [],  # noqa: B006  (typer copies it)
+    reduction: Annotated[
+        list[float], typer.Option("--reduction", metavar="FACTOR", help="May be repeated.")
+    ] = [],  # noqa: B006
+    slots: Annotated[int, typer.Option(min=1, help="Number of trials at a time.")] = 2,
+    storage: StorageOption = "runs",
+) -> None:
+    """Show what a search would have cost and lost under other early stopping."""
+    from search.experiment.schema import Asha
+    from search.stopping.replay import replay as outcomes_of
+    from search.stopping.replay import replay_table
+
+    record = search.open_search(name, storage=storage).record
+    epochs = record.experiment.training.epochs
+    # A rung after the first epoch, and after about a tenth, a fifth and a third of the budget.
+    grace = grace or sorted({max(1, round(epochs * share)) for share in (0, 0.1, 0.2, 0.33)})
+    wrong = [value for value in reduction if value <= 1]
+    if wrong:
+        raise SearchError(f"--reduction is {wrong[0]:g}, but must be > 1")
+    settings = [
+        Asha(grace_epochs=epoch, reduction=factor)
+        for epoch in grace
+        for factor in reduction or (2.0, 3.0, 4.0)
+    ]
+    console().print(replay_table(record.name, outcomes_of(record, settings, slots)))
+
+
+def cache(
+    name: SearchName,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete the files.")] = False,
+    storage: StorageOption = "runs",
+) -> None:
+    """Show the size and savings of a search's cached teacher outputs."""
+    from search.report.teacher_cache_use import cache_report, clear_cache
+
+    found = search.open_search(name, storage=storage)
+    if clear:
+        print(f"removed {clear_cache(found.record, found.storage) / 1e6:,.1f} MB")
+        return
+    print(cache_report(found.record, found.storage))

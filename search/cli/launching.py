@@ -1,0 +1,197 @@
+"""Commands that run trials here or on a connected cluster: launch, resume, confirm, check."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+import search
+from search.cli.options import (
+    UI_PORT,
+    ExperimentFile,
+    NewName,
+    Overrides,
+    RayAddress,
+    SearchName,
+    StorageOption,
+    TrackingOption,
+    console,
+)
+from search.cli.picking import export_and_show
+from search.cli.remote import show_submission
+
+if TYPE_CHECKING:
+    from search.session.search import Search
+
+
+def launch(
+    file: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006  (typer copies it)
+    name: NewName = None,
+    address: RayAddress = None,
+    storage: StorageOption = "runs",
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Run a search: teacher, trials, leaderboard, export of the best student."""
+    found = search.launch(
+        search.read_experiment(file, overrides),
+        name=name,
+        storage=storage,
+        address=address,
+        tracking_uri=tracking_uri,
+        source=str(file),
+    )
+    _show_end(found, storage)
+
+
+def resume(
+    name: SearchName,
+    more_trials: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Number of trials to add.")
+    ] = 0,
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a budget of the search."),
+    ] = [],  # noqa: B006  (typer copies it)
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="RAY", help="Address of a Ray cluster or its job server."),
+    ] = None,
+    storage: StorageOption = "runs",
+) -> None:
+    """Continue a search that was cut off, or extend one that has ended."""
+    if address is not None and address.startswith(("http://", "https://")):
+        from search.cluster.jobs import JobServer
+
+        job = JobServer(address).resume(
+            name, storage=None if storage == "runs" else storage, more_trials=more_trials
+        )
+        show_submission(job, address)
+        return
+    found = search.open_search(name, storage=storage)
+    _show_end(found.resume(more_trials=more_trials, overrides=overrides, address=address), storage)
+
+
+def confirm(
+    name: SearchName,
+    top: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Number of top trials to retrain (default: 3)."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, max=1000, help="Number of seeds for each (default: 5)."),
+    ] = None,
+    address: RayAddress = None,
+    storage: StorageOption = "runs",
+) -> None:
+    """Retrain the best students with fresh seeds, and test each once."""
+    from search.leaderboard.tables import confirmed_table
+
+    found = search.open_search(name, storage=storage)
+    console().print(confirmed_table(found.confirm(top=top, seeds=seeds, address=address).record))
+
+
+def _show_end(found: "Search", storage: str) -> None:
+    """Prints the leaderboard, and exports the best student."""
+    from search.leaderboard.tables import confirmed_table, leaderboard_table
+
+    record = found.record
+    console().print(leaderboard_table(record))
+    if record.confirmed:
+        console().print(confirmed_table(record))
+    option = "" if storage == "runs" else f" --storage {storage}"
+    if record.state != "finished":
+        print(
+            f"The search ended early. kdsearch resume {record.name}{option} continues it; "
+            f"kdsearch best {record.name}{option} exports the best finished trial."
+        )
+        _show_link(found, option)
+        raise typer.Exit(130)
+    if not any(trial.state == "finished" for trial in record.trials):
+        print(
+            f"No trial finished, so there is nothing to export. The reasons are in the table. "
+            f"kdsearch resume {record.name}{option} --more-trials N adds trials and continues "
+            f"those that were cut off; --set raises a spent budget."
+        )
+        raise typer.Exit(1)
+    folder = export_and_show(found).folder
+    print(
+        f"\nNext:\n"
+        f"  kdsearch ui {record.name}{option}            # all runs, in MLflow's pages\n"
+        f"  kdsearch leaderboard {record.name}{option}   # this table\n"
+        f"  kdsearch best {record.name}{option}          # by size, as ONNX, registered\n"
+        f"and in Python, where student(images) gives logits:\n"
+        f"  import kdcore\n"
+        f'  student = kdcore.load_student("{folder}")'
+    )
+    _show_link(found, option)
+
+
+def _show_link(found: "Search", option: str) -> None:
+    """Prints the link to the leaderboard in MLflow's pages."""
+    from search.tracking.runs_table import leaderboard_link
+
+    record = found.record
+    if record.tracking_uri.startswith("http"):
+        print(f"\nleaderboard: {leaderboard_link(record.tracking_uri, record)}")
+    else:
+        link = leaderboard_link(f"http://127.0.0.1:{UI_PORT}", record)
+        print(f"\nleaderboard, while kdsearch ui {record.name}{option} runs: {link}")
+
+
+def check(
+    file: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006  (typer copies it)
+    address: Annotated[
+        str | None, typer.Option(metavar="RAY", help="Address of a Ray cluster to check as well.")
+    ] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(metavar="URI", help="MLflow server to check as well.")
+    ] = None,
+    storage: StorageOption = "runs",
+) -> None:
+    """Check an experiment, and print what a search would do."""
+    experiment = search.read_experiment(file, overrides)
+    from search.record.storage import Storage
+    from search.session.preflight import cautions, costs, plan, tracking_caution
+
+    prepared = plan(experiment, Storage(storage), str(file))
+    if address is not None:
+        from search.cluster.connection import check_cluster
+
+        check_cluster(experiment, Storage(storage), address)
+    data, space = prepared.data, prepared.space
+    table = Table(title="searched", title_justify="left")
+    table.add_column("field")
+    table.add_column("values", overflow="fold")
+    for field, values in space.describe():
+        table.add_row(field, values)
+    asha = experiment.search.asha
+    stops = (
+        f"ASHA may stop a trial from epoch {asha.grace_epochs} on"
+        if asha
+        else "no trial is stopped early"
+    )
+    controls = "control" if len(experiment.students) == 1 else "students' controls"
+    print(
+        f"data     {experiment.data.name}: {len(data.train):,} train, "
+        f"{len(data.heldout):,} held out, {len(data.test):,} test; {data.num_classes} classes\n"
+        f"teacher  {experiment.teacher.backbone}, "
+        f"{'ready' if prepared.teacher_ready else 'to be prepared'}\n"
+        f"student  {', '.join(experiment.students)}\n"
+        f"trials   {experiment.search.trials} of {experiment.training.epochs} epochs; "
+        f"the first {len(space.first_points())} are the {controls} and the published settings; "
+        f"{stops}"
+    )
+    if experiment.confirm is not None:
+        print(
+            f"confirm  the best {experiment.confirm.top} trials, their {controls} and kd as "
+            f"published, with {experiment.confirm.seeds} fresh seeds each"
+        )
+    console().print(table)
+    for line in costs(prepared):
+        print(line)
+    for caution in (*cautions(experiment), *tracking_caution(tracking_uri)):
+        print(f"caution: {caution}")
+    print(f"{file} can be launched")

@@ -1,0 +1,146 @@
+"""Commands for searches on a cluster that this machine only sends and watches."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+import search
+from search.cli.options import (
+    JOB_SERVER,
+    ExperimentFile,
+    JobServerOption,
+    NewName,
+    Overrides,
+    SearchName,
+    console,
+)
+from search.errors import SearchError
+
+if TYPE_CHECKING:
+    from search.cluster.jobs import Job, JobServer
+
+
+def submit(
+    file: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006  (typer copies it)
+    name: NewName = None,
+    address: JobServerOption = JOB_SERVER,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR_OR_URI",
+            envvar="KDSEARCH_STORAGE",
+            help="Folder or bucket that all machines of the cluster reach.",
+        ),
+    ] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="MLflow server, as the head reaches it."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Print the search's output.")] = False,
+) -> None:
+    """Run a search on a cluster; you can close this machine."""
+    experiment = search.read_experiment(file, overrides)
+    if storage is None:
+        raise SearchError(
+            "--storage is missing; name a URI like s3://bucket/folder, or a folder that all "
+            "machines of the cluster reach under the same path"
+        )
+    from search.cluster.jobs import JobServer
+
+    server = JobServer(address)
+    job = server.submit(experiment, storage=storage, name=name, tracking_uri=tracking_uri)
+    show_submission(job, address)
+    if follow:
+        _follow(server, job)
+
+
+def show_submission(job: "Job", address: str) -> None:
+    """Prints that a search was submitted, and the commands that watch it."""
+    option = "" if address == JOB_SERVER else f" --address {address}"
+    print(
+        f"search {job.search} is submitted; you can close this machine\n"
+        f"  kdsearch logs {job.search} --follow{option}   # its output\n"
+        f"  kdsearch status {job.search}{option}          # its progress\n"
+        f"  kdsearch stop {job.search}{option}            # end it cleanly",
+        flush=True,
+    )
+
+
+def logs(
+    name: SearchName,
+    address: JobServerOption = JOB_SERVER,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for more until it ends.")] = False,
+) -> None:
+    """Print the output of a submitted search."""
+    from search.cluster.jobs import JobServer
+
+    server = JobServer(address)
+    job = server.find(name)
+    if follow:
+        _follow(server, job)
+    else:
+        print(server.logs(job), end="")
+
+
+def _follow(server: "JobServer", job: "Job") -> None:
+    """Prints what a job prints; the exit status is that of the search."""
+    job = server.follow(job, lambda text: print(text, end="", flush=True))
+    if job.state != "succeeded":
+        raise typer.Exit(130 if job.state == "stopped" else 1)
+
+
+def status(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Name of a search (default: all).")
+    ] = None,
+    address: JobServerOption = JOB_SERVER,
+) -> None:
+    """Show the progress of submitted searches."""
+    from search.cluster.jobs import JobServer
+    from search.leaderboard.progress import how_far
+    from search.leaderboard.tables import leaderboard_table
+
+    server = JobServer(address)
+    if name is None:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for column in ("search", "job", "submitted", "progress"):
+            table.add_column(column, overflow="fold")
+        for job in server.jobs():
+            record = job.record()
+            table.add_row(
+                job.search,
+                job.state,
+                f"{job.submitted.astimezone():%Y-%m-%d %H:%M}",
+                how_far(record) if record else "",
+            )
+        console().print(table)
+        return
+    job = server.find(name)
+    ended = f", ended {job.ended.astimezone():%Y-%m-%d %H:%M}" if job.ended else ""
+    print(
+        f"search   {job.search}: {job.state}\n"
+        f"job      {job.id}, submitted {job.submitted.astimezone():%Y-%m-%d %H:%M}{ended}\n"
+        f"storage  {job.storage}"
+    )
+    record = job.record()
+    if record is None:
+        print(f"trials   cannot be read from here; kdsearch logs {name} shows the output")
+        return
+    print(f"trials   {how_far(record)}")
+    console().print(leaderboard_table(record))
+
+
+def stop(name: SearchName, address: JobServerOption = JOB_SERVER) -> None:
+    """End a submitted search cleanly."""
+    from search.cluster.jobs import JobServer
+
+    server = JobServer(address)
+    job = server.find(name)
+    if job.is_over:
+        raise SearchError(f"search {name!r} is not running (state: {job.state})")
+    print(f"stopping {name}; waiting for its trials", flush=True)
+    job = server.stop(job)
+    print(f"search {name} is {job.state}")
