@@ -18,6 +18,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient, JobType
 
 from kdcore.errors import did_you_mean
+from search.cluster.ray_private import quieten_job_client
 from search.errors import ClusterError, ExperimentError, KdsearchError, Problem, SearchError
 from search.experiment.reading import check_name
 from search.experiment.schema import Experiment
@@ -87,6 +88,7 @@ class JobServer:
                 f"--address is {address!r}, but must be that of a job server, like "
                 f"http://127.0.0.1:8265"
             )
+        quieten_job_client()
         with self._asking():
             port = parts.port or (443 if parts.scheme == "https" else 80)
             # Ray's own client waits for minutes where nobody answers.

@@ -1,5 +1,9 @@
-"""TODO-DOC"""
+"""What leans on something that Ray does not promise; seen in Ray 2.60.
 
+`tests/unit/search/test_ray_private.py` tells in words what has changed when it fails.
+"""
+
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,11 +12,24 @@ from unittest.mock import patch
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+# Tune asks these two what becomes of a trial whose process failed.
+FAILURE_HANDLERS = ("_actor_task_failed", "_actor_start_failed")
+
+# They tell of uploads and of closed sockets, beside a job's own words.
+TALKATIVE_LOGGERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+
 
 @contextmanager
 def outlasting_full_memory() -> Iterator[None]:
-    """Lets Tune take a trial that Ray ended, because its machine ran out of memory, for one whose
-    process died, and try it again. By itself it would end the search."""
+    """Makes Tune retry a trial that Ray ended because its machine ran out of memory.
+
+    Tune retries a trial whose process died, but takes this error for one of its own and ends the
+    search; no setting changes that.
+    """
 
     def told(usual: Callable[..., None]) -> Callable[..., None]:
         def tell(manager: RayActorManager, **arguments: Any) -> None:
@@ -23,7 +40,12 @@ def outlasting_full_memory() -> Iterator[None]:
 
         return tell
 
-    names = ("_actor_task_failed", "_actor_start_failed")
-    handlers: dict[str, Any] = {name: told(getattr(RayActorManager, name)) for name in names}
+    handlers: dict[str, Any] = {n: told(getattr(RayActorManager, n)) for n in FAILURE_HANDLERS}
     with patch.multiple(RayActorManager, **handlers):
         yield
+
+
+def quieten_job_client() -> None:
+    """Leaves of what the client of a job server writes to its log only what is wrong."""
+    for name in TALKATIVE_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)

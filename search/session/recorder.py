@@ -1,8 +1,6 @@
-"""TODO-DOC"""
+"""What happens to the trials: told to the record, to MLflow and to the display."""
 
-import os
 import re
-import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from search.record.record import REASON, SAVED, SearchRecord, TrialRecord
 from search.record.storage import Storage
 from search.record.trial_checkpoints import trial_folder
 from search.report.reporter import Reporter
+from search.session.interruption import StopRequest
 from search.session.live_display import LiveDisplay
 from search.tracking.tracker import Tracker
 
@@ -48,10 +47,11 @@ class Recorder(tune.Callback):
         tracker: Tracker,
         reporter: Reporter,
         progress: LiveDisplay,
+        stop: StopRequest,
     ) -> None:
         self.record = record
         self._storage, self._tracker, self._progress = storage, tracker, progress
-        self._reporter = reporter
+        self._reporter, self._stop = reporter, stop
         self._written = self._counted = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Recorder(tune.Callback):
         spent = self.record.spent_budget
         if spent and not self.record.ended:
             self.record = self.record.model_copy(update={"ended": spent})
-            os.kill(os.getpid(), signal.SIGUSR1)  # Tune ends its loop at this signal
+            self._stop.made = True
 
     def _known(self, trial: Any) -> TrialRecord:
         """A trial's record; its first appearance in this session opens one, and a run in MLflow.

@@ -1,4 +1,4 @@
-"""Optuna under Ray Tune, with true trial states, rebuilt from a search's record."""
+"""Asks Optuna for trials under Ray Tune; the study is built from the search's record."""
 
 import math
 import warnings
@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
 from search.experiment.space.point import IS_CONTROL, NUMBER, Point
 from search.experiment.space.space import Space
@@ -20,19 +20,17 @@ _STARTUP_SHARE = 1 / 3
 _STARTUP_LIMITS = (5, 20)
 
 
-class TrueStateOptunaSearch(OptunaSearch):
-    """Tells Optuna how a trial really ended, and goes on where an earlier session stopped.
+class OptunaSampler(Searcher):
+    """Asks an Optuna study for points, and tells it how each trial ended.
 
-    Ray's own class calls an early-stopped trial COMPLETE with the accuracy of its last epoch, and
-    leaves one without a finite metric RUNNING for ever. Here the first is PRUNED and the second
-    FAIL. The study is built anew from what is recorded, so there is nothing else to keep in step:
-    ended trials have their states and reports; those that were cut off wait to be proposed again,
-    with the same choices.
+    A trial that early stopping cut is PRUNED, one without a finite metric FAIL. The study is built
+    anew from what is recorded, so there is nothing else to keep in step: ended trials have their
+    states and reports; those that were cut off wait to be proposed again, with the same choices.
 
     Args:
         space: proposes points.
-        trials: how many trials the search will have in all.
-        parallel: how many run at a time.
+        trials: number of trials of the whole search.
+        parallel: number of trials at a time.
         epochs: the budget of a trial.
         seed: of the sampler. Parallel trials end in varying order, so it repeats trials, not
             searches.
@@ -41,7 +39,8 @@ class TrueStateOptunaSearch(OptunaSearch):
             space are left out.
 
     Attributes:
-        adopted: how many of the earlier trials are in the study.
+        study: the study.
+        adopted: number of earlier trials in the study.
     """
 
     def __init__(
@@ -55,8 +54,10 @@ class TrueStateOptunaSearch(OptunaSearch):
         recorded: Iterable[TrialRecord] = (),
         earlier: Iterable[TrialRecord] = (),
     ) -> None:
-        self._epochs, self._choices = epochs, space
+        super().__init__(metric=METRIC, mode="max")
+        self._space, self._epochs = space, epochs
         self._recorded = {trial.number: trial for trial in recorded}
+        self._asked: dict[str, optuna.Trial] = {}
         known = max(self._recorded, default=-1) + 1
         low, high = _STARTUP_LIMITS
         startup = max(parallel, min(high, max(low, round(trials * _STARTUP_SHARE))))
@@ -70,46 +71,82 @@ class TrueStateOptunaSearch(OptunaSearch):
                 # A later session must not draw the first one's random points again.
                 seed=(seed + 1_000_003 * known) % 2**32,
             )
-        super().__init__(space=space, metric=METRIC, mode="max", sampler=sampler)
+        self.study = optuna.create_study(sampler=sampler, direction="maximize")
         fitting = [frozen for trial in earlier if (frozen := self._frozen_if_fitting(trial))]
         self.adopted = len(fitting)
-        # The space knows the controls by their numbers in the study, so they come first.
-        self._controls = len(space.students)
-        first = space.first_points()[:trials]
-        waiting = [
-            first[number] if number < len(first) else {} for number in range(max(len(first), known))
-        ]
-        for number, point in enumerate(waiting[: self._controls]):
-            self._add(number, point)
         for frozen in fitting:
             self.study.add_trial(frozen)
-        for number, point in enumerate(waiting[self._controls :], start=self._controls):
-            self._add(number, point)
+        # A process that dies between proposing and starting a trial leaves a number without a
+        # record; its point is sampled when its turn comes, where it is none of the first ones.
+        first = dict(enumerate(space.first_points()[:trials]))
+        self._next = max(len(first), known)
+        for number in range(self._next):
+            trial = self._recorded.get(number)
+            if trial is None or trial.unfinished:
+                point = trial.point if trial else first.get(number, {})
+                attributes = {NUMBER: number, IS_CONTROL: IS_CONTROL in point}
+                self.study.enqueue_trial(point, user_attrs=attributes)
+            else:
+                self.study.add_trial(self._frozen(trial))
 
-    def _add(self, number: int, point: Point) -> None:
-        """Adds this search's next trial: as it ended, or waiting to be proposed.
+    def suggest(self, trial_id: str) -> Point:
+        """The next point, with the trial's number."""
+        trial = self._asked[trial_id] = self.study.ask()
+        number = trial.user_attrs.get(NUMBER)
+        if number is None:
+            number = self._next
+            self._next += 1
+        point = self._space.propose(trial, control=trial.user_attrs.get(IS_CONTROL, False))
+        if number in self._recorded:
+            for epoch, best in enumerate(accumulate(self._recorded[number].accuracies, max), 1):
+                trial.report(best, epoch)
+        return {**point, NUMBER: number}
 
-        A process that dies between proposing and starting a trial leaves a number without a record;
-        an empty point is sampled when its turn comes.
-        """
-        trial = self._recorded.get(number)
-        if trial is None or trial.unfinished:
-            self.study.enqueue_trial(trial.point if trial else point)
-        else:
-            self.study.add_trial(self._frozen(trial, number))
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Records an epoch, once; steps are epochs, also after a trial was resumed."""
+        self._report(self._asked[trial_id], result)
 
-    def _frozen(self, trial: TrialRecord, number: int) -> optuna.trial.FrozenTrial:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Ends the Optuna trial as COMPLETE, PRUNED or FAIL, once."""
+        trial = self._asked.pop(trial_id, None)
+        if trial is None:
+            return
+        state, value = TrialState.FAIL, None
+        if not error and result and math.isfinite(result.get(METRIC, math.nan)):
+            # The report that ended a trial does not reach on_trial_result.
+            self._report(trial, result)
+            if result[TIME] < self._epochs:
+                state = TrialState.PRUNED
+            else:
+                state, value = TrialState.COMPLETE, result[METRIC]
+        self.study.tell(trial, value, state=state)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Does nothing: a later session builds the study from the search's record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Does nothing, like `save`."""
+
+    def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            # A trial that was started again tells of its earlier epochs once more.
+            warnings.filterwarnings("ignore", "The reported value is ignored because")
+            if math.isfinite(result[METRIC]):
+                trial.report(result[METRIC], result[TIME])
+
+    def _frozen(self, trial: TrialRecord) -> optuna.trial.FrozenTrial:
         """A recorded trial as Optuna keeps it.
 
         Raises:
             ValueError: its choices do not fit into the space.
         """
-        fixed = optuna.trial.FixedTrial(trial.point, number=number)
+        fixed = optuna.trial.FixedTrial(trial.point)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values out of range, which are refused below
-            constants = self._choices(fixed) or {}
-        chosen = fixed.params | constants
-        if strange := trial.point.keys() - chosen.keys() - {IS_CONTROL}:
+            chosen = self._space.propose(fixed, control=IS_CONTROL in trial.point)
+        if strange := trial.point.keys() - chosen.keys():
             raise ValueError(f"the space has no {', '.join(sorted(strange))}")
         reports = dict(enumerate(accumulate(trial.accuracies[: self._epochs], max), start=1))
         state, value = TrialState.FAIL, None
@@ -129,55 +166,7 @@ class TrueStateOptunaSearch(OptunaSearch):
         """Another search's trial, judged by this search's budget; none where it does not fit."""
         if trial.state == "failed" or not trial.accuracies:
             return None
-        controls = len(self._choices.students)
         try:
-            return self._frozen(trial, 0 if IS_CONTROL in trial.point else controls)
+            return self._frozen(trial)
         except ValueError:
             return None
-
-    @property
-    def study(self) -> optuna.Study:
-        """The study behind the search."""
-        assert self._ot_study is not None
-        return self._ot_study
-
-    def suggest(self, trial_id: str) -> Point:
-        """The next point, with the trial's number."""
-        trial = self._ot_trials[trial_id] = self.study.ask()
-        point: Point = self._suggest_from_define_by_run_func(self._choices, trial)
-        number = trial.number
-        if number >= self._controls:
-            number -= self.adopted
-        if number in self._recorded:
-            for epoch, best in enumerate(accumulate(self._recorded[number].accuracies, max), 1):
-                trial.report(best, epoch)
-        return {**point, NUMBER: number}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Records an epoch, once; steps are epochs, also after a trial was resumed."""
-        self._report(self._ot_trials[trial_id], result)
-
-    def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
-        with warnings.catch_warnings():
-            # A trial that was started again tells of its earlier epochs once more.
-            warnings.filterwarnings("ignore", "The reported value is ignored because")
-            if math.isfinite(result[METRIC]):
-                trial.report(result[METRIC], result[TIME])
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Ends the Optuna trial as COMPLETE, PRUNED or FAIL, once."""
-        if trial_id in self._completed_trials or trial_id not in self._ot_trials:
-            return
-        trial = self._ot_trials[trial_id]
-        state, value = TrialState.FAIL, None
-        if not error and result and math.isfinite(result.get(METRIC, math.nan)):
-            # The report that ended a trial does not reach on_trial_result.
-            self._report(trial, result)
-            if result[TIME] < self._epochs:
-                state = TrialState.PRUNED
-            else:
-                state, value = TrialState.COMPLETE, result[METRIC]
-        self.study.tell(trial, value, state=state)
-        self._completed_trials.add(trial_id)

@@ -1,14 +1,11 @@
-"""TODO-DOC"""
+"""One search on a connected Ray: the teacher, the trials, what is confirmed."""
 
-import os
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import ray
@@ -31,10 +28,11 @@ from search.record.storage import Storage, local_home, patiently
 from search.record.wording import as_typed, percent
 from search.report.reporter import Reporter
 from search.session.confirmation import Confirmation
+from search.session.interruption import StopRequest, sigterm_as_ctrl_c, stopping_cleanly
 from search.session.live_display import LiveDisplay
 from search.session.preflight import Plan
 from search.session.recorder import Recorder
-from search.session.sampler import TrueStateOptunaSearch
+from search.session.sampler import OptunaSampler
 from search.session.trial import measure_students, run_trial, train_teacher
 from search.stopping.rungs import Rungs
 from search.stopping.scheduler import ControlSparingAsha
@@ -217,7 +215,7 @@ class Session:
             for trial in recorded:
                 rungs.add_curve(trial.number, trial.accuracies)
             scheduler = ControlSparingAsha(rungs, epochs=epochs)
-        searcher = TrueStateOptunaSearch(
+        searcher = OptunaSampler(
             self._plan.space,
             trials=search.trials,
             parallel=self._parallel,
@@ -226,8 +224,9 @@ class Session:
             recorded=recorded,
             earlier=self._earlier_trials(),
         )
+        request = StopRequest()
         callback = Recorder(
-            self._record, self._storage, self._tracker, self._reporter, self._progress
+            self._record, self._storage, self._tracker, self._reporter, self._progress, request
         )
         trainable = tune.with_resources(
             tune.with_parameters(
@@ -255,6 +254,7 @@ class Session:
                 name="tune",
                 storage_path=str(self._folder),
                 callbacks=[callback],
+                stop=request,
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
                 verbose=0,
             ),
@@ -263,7 +263,7 @@ class Session:
         if search.warm_start:
             self._progress.say(f"warm start: {searcher.adopted} trials of earlier searches fit")
         try:
-            with _stopping_on_ctrl_c(self._progress), outlasting_full_memory():
+            with stopping_cleanly(request, self._progress.say), outlasting_full_memory():
                 tuner.fit()
         finally:
             self._record = callback.record
@@ -282,17 +282,15 @@ class Session:
             running, self._storage, self._tracker, self._progress, self._parallel
         )
         self._progress.update(running)
-        # A cluster stops a job by SIGTERM; it ends as by Ctrl-C.
-        usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            confirmation.run(asked)
+            with sigterm_as_ctrl_c():  # by which a cluster stops a job
+                confirmation.run(asked)
         except KeyboardInterrupt:
             self._progress.say(
                 f"stopped; kdsearch confirm {running.name} goes on, and repeats nothing"
             )
             raise
         finally:
-            signal.signal(signal.SIGTERM, usual)
             self._record = confirmation.record.model_copy(update={"state": self._state_of_trials})
 
     @property
@@ -313,29 +311,6 @@ class Session:
                 continue
             trials += earlier.trials
         return trials
-
-
-@contextmanager
-def _stopping_on_ctrl_c(progress: LiveDisplay) -> Iterator[None]:
-    """The first Ctrl-C ends the search cleanly and says so at once, the second as usual. So does
-    SIGTERM, by which a cluster stops a job.
-
-    Tune's own handler only writes to its log; it is switched off, and told through SIGUSR1.
-    """
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, usual[signal.Signals(number)])
-        progress.say("stopping; Ctrl-C again ends at once")
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    for number in usual:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
 
 
 def _folder_of(trial: Any) -> str:

@@ -1,10 +1,12 @@
-"""TODO-DOC"""
+"""What is searched: a range of numbers, or a choice."""
 
 from dataclasses import dataclass
-
-import optuna
+from typing import TYPE_CHECKING
 
 from search.experiment.schema import Option
+
+if TYPE_CHECKING:
+    import optuna
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class NumberField:
     integer: bool
     published: float
 
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Option:
+    def suggest(self, trial: "optuna.trial.BaseTrial") -> Option:
         if self.integer:
             return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(self.name, self.low, self.high, log=self.log)
@@ -47,7 +49,7 @@ class ChoiceField:
     published: Option
     layers: bool = False
 
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Option:
+    def suggest(self, trial: "optuna.trial.BaseTrial") -> Option:
         chosen = trial.suggest_categorical(self.name, self.options)
         assert chosen is not None
         return chosen

@@ -1,9 +1,8 @@
-"""TODO-DOC"""
+"""The space of a search: what Optuna is asked for, and the points that come first."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import optuna
+from typing import TYPE_CHECKING
 
 from kdcore.contract.searched import Span
 from kdcore.methods import CATALOGUE
@@ -11,10 +10,13 @@ from search.experiment.schema import CONTROL, Experiment, SearchedRange
 from search.experiment.space.fields import ChoiceField, SearchedField
 from search.experiment.space.point import IS_CONTROL, LEARNING_RATE, SLOT, STUDENT, Point, slot
 
+if TYPE_CHECKING:
+    import optuna
+
 
 @dataclass(frozen=True)
 class Space:
-    """What a search chooses from. A call proposes a point; a method's fields exist only with it.
+    """What a search chooses from; the fields of a method exist only where it is chosen.
 
     Args:
         students: the networks that may learn.
@@ -30,20 +32,25 @@ class Space:
     shared: tuple[SearchedField, ...]
     combinations: tuple[tuple[str, ...], ...] = ()
 
-    def __call__(self, trial: optuna.trial.BaseTrial) -> Point | None:
-        """Optuna's define-by-run function. The study's first trials are the students' controls."""
+    def propose(self, trial: "optuna.trial.BaseTrial", *, control: bool = False) -> Point:
+        """A point from Optuna, whose trial is asked for the fields that its own choices bring.
+
+        Args:
+            trial: an Optuna trial.
+            control: whether the student learns without a method.
+        """
         student = self.students[0]
         if len(self.students) > 1:
             student = trial.suggest_categorical(STUDENT, self.students)
         for field in self.shared:
             field.suggest(trial)
-        if trial.number < len(self.students):
-            return self._control()
+        if control:
+            return trial.params | self._control()
         for number, candidates in enumerate(self.slots, start=1):
             method = trial.suggest_categorical(slot(number), self._sampled(candidates))
             for field in self.fields[student, method]:
                 field.suggest(trial)
-        return None
+        return dict(trial.params)
 
     def _control(self) -> Point:
         return {IS_CONTROL: True} | {
@@ -62,10 +69,11 @@ class Space:
         student, each candidate as published, beside the control's choice (else the first candidate)
         in the other slots, and the combinations."""
         shared: Point = {field.name: field.published for field in self.shared}
-        points = [shared]
         if len(self.students) > 1:
-            points = [{STUDENT: student} | shared for student in self.students]
-            shared = points[0]
+            points = [self._control() | {STUDENT: each} | shared for each in self.students]
+            shared = {STUDENT: self.students[0]} | shared
+        else:
+            points = [self._control() | shared]
         alone = [(method,) for candidates in self.slots for method in candidates]
         for methods in (*alone, *self.combinations):
             chosen = [

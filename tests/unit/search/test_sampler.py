@@ -15,7 +15,7 @@ from search.experiment.space.derivation import derive_space
 from search.experiment.space.point import NUMBER
 from search.experiment.space.space import Space
 from search.record.record import METRIC, TIME, TrialRecord
-from search.session.sampler import TrueStateOptunaSearch
+from search.session.sampler import OptunaSampler
 
 EPOCHS = 4
 
@@ -39,8 +39,8 @@ def space(tmp_path: Path) -> Space:
 
 
 @pytest.fixture
-def searcher(space: Space) -> TrueStateOptunaSearch:
-    return TrueStateOptunaSearch(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
+def searcher(space: Space) -> OptunaSampler:
+    return OptunaSampler(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
 
 
 def recorded(
@@ -64,7 +64,7 @@ def report(accuracy: float, epoch: int) -> dict[str, float]:
 
 
 def test_finished_stopped_failed_and_not_finite_trials_get_their_states(
-    searcher: TrueStateOptunaSearch,
+    searcher: OptunaSampler,
 ) -> None:
     for trial_id in "abcde":
         assert searcher.suggest(trial_id) is not None
@@ -90,7 +90,7 @@ def test_finished_stopped_failed_and_not_finite_trials_get_their_states(
     assert searcher.study.best_trial.number == 0
 
 
-def test_a_trial_ends_once(searcher: TrueStateOptunaSearch) -> None:
+def test_a_trial_ends_once(searcher: OptunaSampler) -> None:
     searcher.suggest("a")
     searcher.on_trial_complete("a", report(0.5, EPOCHS))
     searcher.on_trial_complete("a", error=True)
@@ -98,7 +98,7 @@ def test_a_trial_ends_once(searcher: TrueStateOptunaSearch) -> None:
 
 
 def test_the_sampler_goes_on_after_a_control_without_settings(
-    searcher: TrueStateOptunaSearch,
+    searcher: OptunaSampler,
 ) -> None:
     for number in range(30):
         point = searcher.suggest(str(number))
@@ -109,7 +109,7 @@ def test_the_sampler_goes_on_after_a_control_without_settings(
 
 
 def test_a_study_is_built_from_the_record_and_what_was_cut_off_comes_first(space: Space) -> None:
-    first = TrueStateOptunaSearch(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
+    first = OptunaSampler(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
     points = [first.suggest(str(number)) for number in range(6)]
     trials = [
         recorded(0, points[0], "finished", [0.1, 0.4, 0.3, 0.5]),
@@ -119,9 +119,7 @@ def test_a_study_is_built_from_the_record_and_what_was_cut_off_comes_first(space
         # Number 4 was proposed, but its process died before it began.
         recorded(5, points[5], "running", []),
     ]
-    second = TrueStateOptunaSearch(
-        space, trials=8, parallel=2, epochs=EPOCHS, seed=0, recorded=trials
-    )
+    second = OptunaSampler(space, trials=8, parallel=2, epochs=EPOCHS, seed=0, recorded=trials)
     assert [trial.state for trial in second.study.trials] == [
         TrialState.COMPLETE,
         TrialState.WAITING,
@@ -142,17 +140,15 @@ def test_a_study_is_built_from_the_record_and_what_was_cut_off_comes_first(space
 
 
 def test_a_later_session_does_not_draw_the_first_ones_points_again(space: Space) -> None:
-    first = TrueStateOptunaSearch(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
+    first = OptunaSampler(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
     points = [first.suggest(str(number)) for number in range(6)]
     trials = [recorded(number, point, "stopped", [0.1]) for number, point in enumerate(points)]
-    second = TrueStateOptunaSearch(
-        space, trials=8, parallel=2, epochs=EPOCHS, seed=0, recorded=trials
-    )
+    second = OptunaSampler(space, trials=8, parallel=2, epochs=EPOCHS, seed=0, recorded=trials)
     assert {**second.suggest("a"), NUMBER: 0} not in [{**point, NUMBER: 0} for point in points]
 
 
 def test_earlier_searches_trials_are_adopted_where_they_fit(space: Space) -> None:
-    first = TrueStateOptunaSearch(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
+    first = OptunaSampler(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
     points = [first.suggest(str(number)) for number in range(4)]
     strange = {"objective.1": "kd", "kd.weight": 1.0, "kd.unheard_of": 2.0}
     out_of_range = {**points[1], "kd.temperature": 1e6}
@@ -164,11 +160,9 @@ def test_earlier_searches_trials_are_adopted_where_they_fit(space: Space) -> Non
         recorded(4, out_of_range, "finished", [0.4] * EPOCHS),
         recorded(5, points[3], "failed", []),
     ]
-    second = TrueStateOptunaSearch(
-        space, trials=8, parallel=2, epochs=EPOCHS, seed=0, earlier=earlier
-    )
+    second = OptunaSampler(space, trials=8, parallel=2, epochs=EPOCHS, seed=0, earlier=earlier)
     assert second.adopted == 3
-    states = [trial.state for trial in second.study.trials[1:4]]
+    states = [trial.state for trial in second.study.trials[:3]]
     assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED]
     numbers = [second.suggest(str(number))[NUMBER] for number in range(8)]
     assert numbers == list(range(8))

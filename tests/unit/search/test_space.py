@@ -44,7 +44,7 @@ def study_of(space: Space) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for point in space.first_points():
-        study.enqueue_trial(point)
+        study.enqueue_trial(point, user_attrs={IS_CONTROL: IS_CONTROL in point})
     return study
 
 
@@ -53,9 +53,8 @@ def points(space: Space, count: int) -> list[dict[str, Any]]:
     found = []
     for _ in range(count):
         trial = study.ask()
-        constants = space(trial) or {}
+        found.append(space.propose(trial, control=trial.user_attrs.get(IS_CONTROL, False)))
         study.tell(trial, state=TrialState.FAIL)
-        found.append(trial.params | constants)
     return found
 
 

@@ -1,0 +1,33 @@
+"""Canaries: what Ray does not promise, and the search leans on."""
+
+import importlib
+import inspect
+
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+
+from search.cluster import ray_private
+
+
+def test_tunes_actor_manager_still_has_the_handlers_that_decide_about_a_failure() -> None:
+    manager = ray_private.RayActorManager
+    for name in ray_private.FAILURE_HANDLERS:
+        handler = getattr(manager, name, None)
+        assert handler is not None, (
+            f"Ray has no {manager.__module__}.RayActorManager.{name} any more: look for what calls "
+            "on_error of a tracked actor, or whether Tune retries after OutOfMemoryError by itself"
+        )
+        assert "exception" in inspect.signature(handler).parameters, (
+            f"{name} is no longer told the exception by this name"
+        )
+
+
+def test_a_machine_out_of_memory_is_still_no_death_of_an_actor_to_ray() -> None:
+    assert issubclass(OutOfMemoryError, RayError)
+    assert not issubclass(OutOfMemoryError, RayActorError), (
+        "Tune now retries after OutOfMemoryError by itself: outlasting_full_memory can go"
+    )
+
+
+def test_the_loggers_that_are_made_quiet_still_exist() -> None:
+    for name in ray_private.TALKATIVE_LOGGERS:
+        assert importlib.util.find_spec(name), f"{name} has moved: `kdsearch submit` talks again"
