@@ -33,6 +33,9 @@ _DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
+# What the processes of trials read; where Ray starts them on this machine they inherit it.
+_OF_WORKERS = ("GOMP_SPINCOUNT", "GLIBC_TUNABLES", "TUNE_FUNCTION_THREAD_TIMEOUT_S")
+
 
 def prepare() -> None:
     """Sets what is not set yet; to call it twice does no harm."""
@@ -45,3 +48,8 @@ def prepare() -> None:
         or Path("~/.ray/auth_token").expanduser().exists()
     ):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def of_workers() -> dict[str, str]:
+    """The variables for the trials' processes on other machines."""
+    return {name: os.environ.get(name, _DEFAULTS[name]) for name in _OF_WORKERS}

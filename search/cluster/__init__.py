@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""Ray clusters: connecting, their machines, searches submitted to them."""

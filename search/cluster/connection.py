@@ -1,10 +1,11 @@
-"""TODO-DOC"""
+"""Connecting to Ray, on this machine or to a cluster."""
 
 import socket
 from pathlib import Path
 
 import ray
 
+from search import environment
 from search.cluster.console_log import output_to
 from search.cluster.machines import (
     machines,
@@ -19,6 +20,15 @@ from search.record.wording import as_typed
 
 
 def connect(address: str | None, log: Path) -> None:
+    """Starts Ray on this machine, or connects to a cluster.
+
+    Args:
+        address: of the cluster; none: Ray is started here.
+        log: where Ray's output goes, for messages.
+
+    Raises:
+        ClusterError: Ray does not start, or nobody answers there.
+    """
     try:
         if address is None:
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
@@ -27,7 +37,8 @@ def connect(address: str | None, log: Path) -> None:
             if colon and port.isdigit():
                 # Ray itself knocks at a closed port for minutes, without a word.
                 socket.create_connection((host, int(port)), timeout=10).close()
-            ray.init(address=address, log_to_driver=False)
+            runtime = {"env_vars": environment.of_workers()}
+            ray.init(address=address, log_to_driver=False, runtime_env=runtime)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"no Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; "
@@ -47,8 +58,8 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
     if places == 0 and asked is None:
         raise ClusterError(
             f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs on one machine, "
-            f"but there is {machines_in_words()}; change resources, or name "
-            f"search.concurrent_trials where the cluster will grow"
+            f"but there is {machines_in_words()}; change resources, or set "
+            f"search.concurrent_trials if the cluster will grow"
         )
     if len(machines()) > 1 and (found := machines_without_storage(storage)):
         raise ClusterError(

@@ -1,4 +1,4 @@
-"""The experiment file: its schema, overrides from the command line, and errors that help."""
+"""Reading an experiment file: overrides, and all mistakes at once, in words."""
 
 import re
 import types
@@ -19,10 +19,10 @@ def check_name(name: str) -> None:
     """Refuses a search's name that could leave its folder.
 
     Raises:
-        ExperimentError: it is none.
+        ExperimentError: it is invalid.
     """
     if not re.fullmatch(NAME_PATTERN, name):
-        message = f"{name!r} is no name: letters, digits, '.', '_' and '-', at most 100, please"
+        message = f"invalid search name {name!r}: use 1-100 letters, digits, '.', '_', '-'"
         raise ExperimentError("--name", [Problem(key="", message=message)])
 
 
@@ -69,7 +69,7 @@ def with_budgets(experiment: Experiment, overrides: Iterable[str]) -> Experiment
     content = experiment.model_dump(mode="json")
     for override in overrides:
         if override.partition("=")[0].strip() not in _BUDGETS:
-            message = f"a search that has begun keeps all but {', '.join(_BUDGETS)}"
+            message = f"only budgets can change once a search has begun: {', '.join(_BUDGETS)}"
             raise ExperimentError(f"--set {override}", [Problem(key="", message=message)])
         _apply(content, override)
     return parse_experiment(content, "--set")

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""The keys of an experiment file, with their defaults and rules."""
 
 import math
 from typing import Annotated, Self
@@ -73,8 +73,8 @@ class Asha(_Closed):
 
     Args:
         grace_epochs: no trial is stopped before this epoch.
-        reduction: at every rung the best 1/reduction go on, two at least; rungs are that factor
-            apart.
+        reduction: at each rung the best 1/reduction continue, at least two; each rung is that
+            factor above the one before.
     """
 
     grace_epochs: int = Field(1, ge=1)
@@ -85,13 +85,13 @@ class SearchConfig(_Closed):
     """How the space is searched.
 
     Args:
-        trials: how many, the control and the published settings among them.
+        trials: number of trials, including the control and the published settings.
         seed: of the sampler.
-        asha: early stopping; none runs every trial to its end.
-        concurrent_trials: at most so many at a time; none: as many as the cluster holds.
-        hours: of wall-clock for the trials, in all sessions together; none: no limit.
-        gpu_hours: of GPUs that trials occupy; none: no limit.
-        cpu_hours: of CPU cores that trials occupy, where they use no GPU; none: no limit.
+        asha: early stopping; null runs every trial to its end.
+        concurrent_trials: largest number of trials at a time; null: as many as the cluster holds.
+        hours: wall-clock hours for the trials, in all sessions together; null: no limit.
+        gpu_hours: GPU-hours of the trials; null: no limit.
+        cpu_hours: core-hours of the trials, where they use no GPU; null: no limit.
         warm_start: names of earlier searches on the same data. The sampler learns from their
             trials, where these fit into the space.
         combinations: candidates of different slots that also run together at the start, at their
@@ -110,12 +110,11 @@ class SearchConfig(_Closed):
 
 
 class Confirm(_Closed):
-    """Which students are trained again at the end, with fresh seeds, and then seen on the test
-    split.
+    """Which students are retrained at the end, with fresh seeds, and tested once.
 
     Args:
-        top: the best so many trials; their controls and `kd` as published come with them.
-        seeds: runs of each, with the same seeds for all.
+        top: number of top trials to retrain, beside their controls and `kd` as published.
+        seeds: number of runs of each, with the same seeds for all.
     """
 
     top: int = Field(3, ge=1)
@@ -123,12 +122,12 @@ class Confirm(_Closed):
 
 
 class Licences(_Closed):
-    """Who may use what, in words, for the model card; the card asks for what is left out.
+    """The licences that the model card names; it asks for those left out.
 
     Args:
         data: of the images.
         teacher: of its weights.
-        student: under which the exported student is passed on.
+        student: of the exported student.
     """
 
     data: str = ""
@@ -140,8 +139,8 @@ class Resources(_Closed):
     """What one trial occupies. Fractions of a GPU share it; its memory is not divided.
 
     Args:
-        cpus: cores, also the number of its threads.
-        gpus: GPUs.
+        cpus: number of cores, and of threads.
+        gpus: number of GPUs.
     """
 
     cpus: int = Field(1, ge=1)
@@ -155,19 +154,21 @@ class Experiment(_Closed):
     """A search, as its user writes it.
 
     Args:
-        name: of the task; searches of one task are compared. The file's name where it is left out.
+        name: of the task (default: the file's name). Searches of one task share an MLflow
+            experiment.
         data: see `kdcore.DataConfig`.
         teacher: see `kdcore.TeacherConfig`.
-        student: the name of a backbone, or a list of names from which the search chooses.
-        objective: slots, each a list of candidate methods; a trial has one method of each slot.
+        student: a network, or a list of networks to choose from.
+        objective: the terms added to cross-entropy: a list of slots, each a list of candidate
+            methods. A trial has one method of each slot.
         training: the recipe of the students.
-        seed: of the students' initial weights and of the order of their images.
+        seed: of the students' initial weights and the order of their images.
         search: how the space is searched.
         resources: what one trial occupies.
-        cache: see `kdcore.CacheConfig`; null lets the teacher compute in every step.
-        narrow: settings like `kd.temperature`, each with a smaller range [low, high], fewer
-            options, or one value that fixes it.
-        confirm: what is trained again at the end of the search; none: nothing, until
+        cache: see `kdcore.CacheConfig`; null: the teacher computes in every step.
+        narrow: a smaller range [low, high], fewer options or one fixed value for settings like
+            `kd.temperature`.
+        confirm: what is retrained at the end of the search; null: nothing, until
             `kdsearch confirm` is called.
         licences: for the model card.
     """
@@ -202,7 +203,7 @@ class Experiment(_Closed):
     @classmethod
     def _each_student_once(cls, student: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if not isinstance(student, str) and len(set(student)) < len(student):
-            raise ValueError(f"is {list(student)}, but each student may stand in it once")
+            raise ValueError(f"is {list(student)}, but lists a student twice; list each once")
         return student
 
     @field_validator("objective")
@@ -212,10 +213,10 @@ class Experiment(_Closed):
         for slot in slots:
             for name in slot:
                 if slot.count(name) > 1 or (name in seen and name != CONTROL):
-                    raise ValueError(f"{name!r} stands in it twice, but a method may stand once")
+                    raise ValueError(f"{name!r} is listed twice; list each method once")
             seen |= set(slot)
         if seen == {CONTROL}:
-            raise ValueError(f"it has only {CONTROL!r}, but needs a method to search")
+            raise ValueError(f"has only {CONTROL!r}, but needs a method to search")
         return slots
 
     @model_validator(mode="after")

@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""What is known of a search and its trials, and where it lies."""

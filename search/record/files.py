@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""The record of a search as a file in its storage."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""Running a search: preflight, teacher, trials, confirmation."""

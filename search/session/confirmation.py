@@ -1,4 +1,4 @@
-"""The best students again: fresh seeds, the full budget, and the test split, once for each."""
+"""Retraining the best students with fresh seeds, and testing each once."""
 
 import sys
 import tempfile

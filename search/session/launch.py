@@ -1,4 +1,4 @@
-"""Running a search: Ray, the teacher, the tuner, and the record of what happens."""
+"""Launching, resuming and confirming a search."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What a user sees while a search runs: a live display on a terminal, plain lines elsewhere."""
+"""What a user sees while a search runs: a live display in a terminal, plain lines elsewhere."""
 
 import time
 from types import TracebackType

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""One process per search."""
 
 import fcntl
 import socket

@@ -7,6 +7,7 @@ from urllib.request import urlopen
 
 import torch
 
+from kdcore.backbones.catalogue import constructor_of
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.distill import network_pair
@@ -57,6 +58,9 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
     Raises:
         ExperimentError: with all that is wrong.
     """
+    problems = _network_problems(experiment)
+    if problems:
+        raise ExperimentError(source, problems)
     workspace = workspace_of(storage)
     try:
         data = open_data(experiment.data, workspace)
@@ -70,50 +74,63 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
     except ConfigError as error:
         problems.append(Problem(key="teacher.weights", message=str(error)))
-    settings = _settings(experiment, data, problems)
-    if len(settings) < len(experiment.students):
+    pairs = _network_pairs(experiment, data, problems)
+    if len(pairs) < len(experiment.students):
         raise ExperimentError(source, problems)
     try:
-        space = derive_space(experiment, settings, source)
+        space = derive_space(experiment, pairs, source)
     except ExperimentError as error:
         raise ExperimentError(source, (*problems, *error.problems)) from None
-    for student, setting in settings.items():
+    for student, networks in pairs.items():
         one = experiment.model_copy(update={"student": student})
-        alone = derive_space(one, {student: setting}, source)
-        problems += _refusals(one, alone, setting, data)
+        alone = derive_space(one, {student: networks}, source)
+        problems += _refusals(one, alone, networks, data)
     if problems:
         raise ExperimentError(source, problems)
     return Plan(experiment, data, space, teacher_path, is_ready(teacher_path))
 
 
-def _settings(
+def _network_problems(experiment: Experiment) -> list[Problem]:
+    """Networks that their library does not have; those of the catalogue are known to be there."""
+    named = {"teacher.backbone": (experiment.teacher.backbone,), "student": experiment.students}
+    problems = []
+    for key, names in named.items():
+        for name in names:
+            try:
+                constructor_of(name)
+            except ConfigError as error:
+                problems.append(Problem(key=key, message=str(error)))
+    return problems
+
+
+def _network_pairs(
     experiment: Experiment, data: ImageData, problems: list[Problem]
 ) -> dict[str, NetworkPair]:
     """By student; one that cannot be built is missing, and its reason among the problems."""
-    settings = {}
+    pairs = {}
     for student in experiment.students:
         try:
-            settings[student] = network_pair(student, experiment.teacher.backbone, data)
+            pairs[student] = network_pair(student, experiment.teacher.backbone, data)
         except ConfigError as error:
             problem = Problem(key="student", message=str(error))
             if problem not in problems:  # the teacher's comes with every student
                 problems.append(problem)
-    return settings
+    return pairs
 
 
 def _refusals(
-    experiment: Experiment, space: Space, setting: NetworkPair, data: ImageData
+    experiment: Experiment, space: Space, networks: NetworkPair, data: ImageData
 ) -> list[Problem]:
     """What of the space cannot work with the one student: every candidate, as published or as
     narrowed, with every choice of layers, goes forward and backward on a few images."""
-    student = setting.student.network
+    student = networks.student.network
     chosen = torch.stack([(data.train.labels == label).nonzero()[0, 0] for label in (0, 1)])
     (images,) = data.train.views(chosen, 0, len(chosen))
     labels = data.train.labels[chosen]
     rehearsal = MethodCheck(
         build_classifier(student, data, seed=0),
         build_classifier(experiment.teacher.backbone, data, seed=0),
-        setting,
+        networks,
         images,
         labels,
     )

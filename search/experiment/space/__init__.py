@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""The search space: what is chosen for each trial, and from what."""

@@ -17,12 +17,12 @@ from search.experiment.space.point import LEARNING_RATE
 from search.experiment.space.space import Space
 
 
-def derive_space(experiment: Experiment, settings: Mapping[str, NetworkPair], source: str) -> Space:
+def derive_space(experiment: Experiment, pairs: Mapping[str, NetworkPair], source: str) -> Space:
     """Derives the space from the candidates' declarations, narrowed as the experiment says.
 
     Args:
         experiment: names the candidates and narrows their fields.
-        settings: by student, with the teacher; the layer choices follow from it.
+        pairs: by student, with the teacher; the layer choices follow from them.
         source: the experiment's file, for messages.
 
     Raises:
@@ -35,7 +35,7 @@ def derive_space(experiment: Experiment, settings: Mapping[str, NetworkPair], so
     for method in methods:
         of_students = []
         for student in experiment.students:
-            of_method, wrong = _narrowed_fields(method, settings[student], experiment.narrow)
+            of_method, wrong = _narrowed_fields(method, pairs[student], experiment.narrow)
             of_students.append(of_method)
             problems += [problem for problem in wrong if problem not in problems]
         for number, student in enumerate(experiment.students, start=1):
@@ -63,7 +63,7 @@ def _wrong_names(experiment: Experiment, methods: Sequence[str]) -> list[Problem
     for key in experiment.narrow:
         if key not in known:
             hint = f"{did_you_mean(key, known)} Known are: {', '.join(known)}"
-            message = f"{key!r} is no setting of a candidate{hint}"
+            message = f"{key!r} is not a setting of a candidate{hint}"
             problems.append(Problem(key=f"narrow.{key}", message=message))
     for number, combination in enumerate(experiment.search.combinations):
         slots = [i for name in combination for i, s in enumerate(experiment.objective) if name in s]
@@ -74,26 +74,26 @@ def _wrong_names(experiment: Experiment, methods: Sequence[str]) -> list[Problem
 
 
 def _narrowed_fields(
-    method: str, setting: NetworkPair, narrow: Mapping[str, Sequence[Option]]
+    method: str, networks: NetworkPair, narrow: Mapping[str, Sequence[Option]]
 ) -> tuple[dict[str, SearchedField], list[Problem]]:
     """A method's searched fields by name, with the user's values; and what is wrong with these."""
     try:
-        fields = _fields(method, setting)
+        fields = _fields(method, networks)
     except ValueError as error:
-        message = f"{method} cannot teach {setting.student.network}: {error}"
+        message = f"{method} cannot teach {networks.student.network}: {error}"
         return {}, [Problem(key="objective", message=message)]
     problems = []
     for name in CATALOGUE[method].Params.model_fields:
         key = f"{method}.{name}"
         if key in narrow:
             try:
-                fields[key] = _narrow(method, name, fields.get(key), narrow[key], setting)
+                fields[key] = _narrow(method, name, fields.get(key), narrow[key], networks)
             except ValueError as error:
                 problems.append(Problem(key=f"narrow.{key}", message=str(error)))
     return fields, problems
 
 
-def _fields(method: str, setting: NetworkPair) -> dict[str, SearchedField]:
+def _fields(method: str, networks: NetworkPair) -> dict[str, SearchedField]:
     """A method's searched fields by name."""
     params = CATALOGUE[method].Params
     published = params()
@@ -108,9 +108,9 @@ def _fields(method: str, setting: NetworkPair) -> dict[str, SearchedField]:
             case Choice():
                 fields[key] = ChoiceField(key, mark.options, value)
             case LayerChoice():
-                options = layer_options(setting.student, setting.teacher)
+                options = layer_options(networks.student, networks.teacher)
                 if value not in options:  # a word like `middle`: the pair that it stands for here
-                    (pair,) = resolve_layers(value, setting.student, setting.teacher)
+                    (pair,) = resolve_layers(value, networks.student, networks.teacher)
                     value = str(pair)
                 fields[key] = ChoiceField(key, options, value, layers=True)
     return fields
@@ -121,7 +121,7 @@ def _narrow(
     name: str,
     field: SearchedField | None,
     values: Sequence[Option],
-    setting: NetworkPair,
+    networks: NetworkPair,
 ) -> SearchedField:
     """A field with the user's values: a smaller range, fewer options, or one value that is fixed.
 
@@ -137,7 +137,7 @@ def _narrow(
             rule = error.errors()[0]["msg"]
             raise ValueError(f"{value!r} is not legal: {rule}") from None
         if isinstance(params.searched().get(name), LayerChoice):
-            resolve_layers(legal[-1], setting.student, setting.teacher)
+            resolve_layers(legal[-1], networks.student, networks.teacher)
     if isinstance(field, NumberField) and len(legal) != 1:
         if len(legal) != 2 or not legal[0] < legal[1]:
             raise ValueError(f"is {list(values)}, but must be [low, high] with low < high")

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""A point of the search space: the choices for one trial, by name."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""From a point of the space to the trial that it stands for."""
 
 from kdcore import Recipe, TermConfig, TrialConfig
 from search.experiment.schema import CONTROL, Experiment

@@ -70,17 +70,11 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
         ({"licences": {"code": "MIT"}}, "licences.code", "Known here: data, teacher, student"),
         ({"objective": [["none", "kdd"]]}, "objective.0.1", "did you mean 'kd'?"),
         ({"objective": [["none"]]}, "objective", "needs a method"),
-        ({"objective": [["kd"], ["kd"]]}, "objective", "'kd' stands in it twice"),
+        ({"objective": [["kd"], ["kd"]]}, "objective", "'kd' is listed twice"),
         ({"objective": []}, "objective", "at least 1 item"),
         ({"data": {"name": "digit"}}, "data.name", "did you mean 'digits'?"),
         ({"data": {}}, "data.name", "is missing"),
         ({"teacher": {"backbone": "resnet20"}}, "teacher", "neither is given"),
-        (
-            {"teacher": {"backbone": "torchvision/resnet50", "weights": "IMAGENET"}},
-            "teacher.weights",
-            "There are IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT",
-        ),
-        ({"student": "torchvision/resnet5O"}, "student", "did you mean 'torchvision/resnet50'?"),
         ({"training": {"epochs": 3, "learning_rate": -1}}, "training.learning_rate", "is -1, but"),
         (
             {"training": {"epochs": 3, "learning_rate": {"low": 2, "high": 1}}},

@@ -33,6 +33,16 @@ def test_every_method_can_be_planned_for_a_teacher_of_another_width_and_depth(
     assert len(prepared.space.first_points()) == len(CATALOGUE)
 
 
+def test_networks_and_weights_that_a_library_does_not_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"student: .* did you mean 'torchvision/resnet50'\?"):
+        planned(tmp_path, student="torchvision/resnet5O")
+    assert not list(tmp_path.iterdir()), "nothing is made for it"
+    teacher = {"backbone": "torchvision/resnet50", "weights": "IMAGENET"}
+    refused = r"teacher\.weights: .* There are IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"
+    with pytest.raises(ExperimentError, match=refused):
+        planned(tmp_path, teacher=teacher)
+
+
 def test_published_weights_of_other_classes_are_refused(tmp_path: Path) -> None:
     teacher = {"backbone": "torchvision/resnet18", "weights": "IMAGENET1K_V1"}
     with pytest.raises(ExperimentError, match=r"teacher\.weights: .* 1000 classes apart"):
@@ -42,7 +52,7 @@ def test_published_weights_of_other_classes_are_refused(tmp_path: Path) -> None:
 def test_a_method_that_cannot_work_here_is_refused_once_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: object, params: object, setting: object) -> None:
+    def refuse(self: object, params: object, networks: object) -> None:
         raise ValueError("the student has 3 stages, but 4 are needed; choose another")
 
     monkeypatch.setattr(CATALOGUE["fitnet"], "__init__", refuse)
