@@ -1,9 +1,11 @@
 """Asks Optuna for trials under Ray Tune; the study is built from the search's record."""
 
 import math
+import pickle
 import warnings
 from collections.abc import Iterable
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -124,10 +126,12 @@ class OptunaSampler(Searcher):
         self.study.tell(trial, value, state=state)
 
     def save(self, checkpoint_path: str) -> None:
-        """Does nothing: a later session builds the study from the search's record."""
+        """Writes the study; a later session does not read it, but builds it from the record."""
+        Path(checkpoint_path).write_bytes(pickle.dumps(self.study))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Does nothing, like `save`."""
+        """Reads what `save` wrote."""
+        self.study = pickle.loads(Path(checkpoint_path).read_bytes())
 
     def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         with warnings.catch_warnings():

@@ -45,7 +45,7 @@ def reports_are_those_of_undisturbed_trials(record: SearchRecord, workspace: Pat
 def optuna_has_each_trial_once_in_its_true_state(record: SearchRecord, runs: Path) -> None:
     states = (runs / "searches" / record.name / "tune").glob("searcher-state-*.pkl")
     newest = max(states, key=lambda path: path.stat().st_mtime)
-    trials = cloudpickle.loads(newest.read_bytes())["_ot_study"].trials
+    trials = cloudpickle.loads(newest.read_bytes()).trials
     assert [trial.state for trial in trials] == [_OPTUNA[trial.state] for trial in record.trials]
     for known, trial in zip(trials, record.trials, strict=True):
         assert sorted(known.intermediate_values) == list(range(1, trial.epochs_done + 1))

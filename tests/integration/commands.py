@@ -29,15 +29,15 @@ _CONTEXT.set_forkserver_preload(
 
 # The start of a script: its trials save a checkpoint after each epoch, not every few seconds.
 EAGER = """
-from search import launch
+from search.session import session
 
 def eager(point, **settings):
-    from search import trial
+    from search.session import trial
 
     trial._CHECKPOINT_SECONDS = 0
     trial.run_trial(point, **settings)
 
-launch.run_trial = eager
+session.run_trial = eager
 """
 
 _STARTED: list["Command"] = []

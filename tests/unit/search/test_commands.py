@@ -54,7 +54,7 @@ def test_a_watched_leaderboard_ends_with_its_search(
         if len(waits) == 3:
             write_record(storage, record)
 
-    monkeypatch.setattr("search.cli.app.time.sleep", wait)
+    monkeypatch.setattr("search.cli.browsing.time.sleep", wait)
     output = typed(storage, "leaderboard", "made-up-1", "--watch")
     assert len(waits) == 3
     assert "made-up-1 (finished)" in output
@@ -67,7 +67,7 @@ def test_ctrl_c_ends_watching_cleanly(storage: Storage, monkeypatch: pytest.Monk
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("search.cli.app.time.sleep", interrupt)
+    monkeypatch.setattr("search.cli.browsing.time.sleep", interrupt)
     assert "made-up-1 (running)" in typed(storage, "leaderboard", "made-up-1", "--watch")
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from search.cluster.machines import machines
+from search.cluster import machines
 from search.experiment.schema import Resources
 
 
@@ -42,4 +42,4 @@ def test_machines_are_counted_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     there = [machine(4), machine(8, 2), machine(8, 2)]
     monkeypatch.setattr(machines.ray, "nodes", lambda: there)
     words = "one with 4 CPUs and 0 GPUs; 2 machines with 8 CPUs and 2 GPUs"
-    assert machines.what_there_is() == words
+    assert machines.machines_in_words() == words

@@ -159,7 +159,7 @@ def test_one_student_or_several_may_be_given(tmp_path: Path) -> None:
     [
         ("resnet9", "student", "unknown backbone 'resnet9'; did you mean"),
         (["resnet8", "resnet9"], "student.1", "unknown backbone 'resnet9'; did you mean"),
-        (["resnet8", "resnet8"], "student", "['resnet8', 'resnet8'], but each student may"),
+        (["resnet8", "resnet8"], "student", "['resnet8', 'resnet8'], but lists a student twice"),
         ([], "student", "is [], but it should have at least 1 item"),
         (8, "student", "is 8, but input should be a valid string"),
     ],
