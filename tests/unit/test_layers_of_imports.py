@@ -1,6 +1,7 @@
 """Who may import whom: the rules between folders, and the picture of them in README's tour."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,16 @@ LAYERS = {
         ("cli",),
     ),
 }
+
+
+def picture() -> str:
+    """The layers from the top down, as README's tour draws them."""
+    lines = []
+    for package in reversed(PACKAGES):
+        lines.append(f"{package}/")
+        lines += [f"  {'  '.join(layer)}" for layer in reversed(LAYERS[package])]
+    return "\n".join(lines)
+
 
 # Library -> the only places that may import it.
 ALLOWED = {
@@ -106,6 +117,12 @@ def test_there_are_sources_to_read() -> None:
     assert len(sources("kdcore")) > 20
 
 
+def test_the_picture_in_the_readme_is_that_of_the_layers() -> None:
+    """Beside its lines stand remarks, which are the README's own."""
+    without_remarks = re.sub(r" +#.*", "", (ROOT / "README.md").read_text())
+    assert picture() in without_remarks, f"README's tour must show\n{picture()}"
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_folder_has_its_layer_and_there_are_at_most_a_dozen(package: str) -> None:
     found = {place(file)[1] for file in sources(package)} - {"__init__", "__main__"}
@@ -122,7 +139,7 @@ def test_a_folder_imports_only_what_lies_below_it(package: str) -> None:
         if own in ("__init__", "__main__"):
             continue
         for name in reaches(imports_of(file), package):
-            other = (name.split(".") + [""])[1]
+            other = [*name.split("."), ""][1]
             if other in height and other != own and height[other] >= height[own]:
                 wrong.append(f"{file.relative_to(ROOT)} imports {name}")
     assert wrong == []
