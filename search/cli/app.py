@@ -607,7 +607,7 @@ def cache(
 
 @app.command()
 def methods(
-    markdown: Annotated[bool, typer.Option("--markdown", help="As the README has it.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as in kdcore/README.md.")] = False,
 ) -> None:
     """List the distillation methods."""
     from search.cli.catalogue import methods_markdown, methods_table
