@@ -10,7 +10,9 @@ from search.errors import SearchError
 
 
 def methods(
-    markdown: Annotated[bool, typer.Option("--markdown", help="As in kdcore/README.md.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown, as in kdcore/README.md.")
+    ] = False,
 ) -> None:
     """List the distillation methods."""
     from search.cli.catalogue import methods_markdown, methods_table

@@ -1,6 +1,7 @@
 """Who may import whom: the rules between folders, and the picture of them in README's tour."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,16 @@ LAYERS = {
         ("cli",),
     ),
 }
+
+
+def picture() -> str:
+    """The layers from the top down, as README's tour draws them."""
+    lines = []
+    for package in reversed(PACKAGES):
+        lines.append(f"{package}/")
+        lines += [f"  {'  '.join(layer)}" for layer in reversed(LAYERS[package])]
+    return "\n".join(lines)
+
 
 # Library -> the only places that may import it.
 ALLOWED = {
@@ -104,6 +115,12 @@ def later():
 
 def test_there_are_sources_to_read() -> None:
     assert len(sources("kdcore")) > 20
+
+
+def test_the_picture_in_the_readme_is_that_of_the_layers() -> None:
+    """Beside its lines stand remarks, which are the README's own."""
+    without_remarks = re.sub(r" +#.*", "", (ROOT / "README.md").read_text())
+    assert picture() in without_remarks, f"README's tour must show\n{picture()}"
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -1,4 +1,4 @@
-"""The tables of the catalogues, and the README that shows one."""
+"""The tables of the catalogues, and the document that shows one."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ from kdcore.methods import CATALOGUE
 from search.cli.catalogue import methods_markdown
 
 
-def test_the_readme_has_the_generated_table_of_methods() -> None:
-    assert methods_markdown() in Path("README.md").read_text()
+def test_kdcores_readme_has_the_generated_table_of_methods() -> None:
+    """Paste the output of `kdsearch methods --markdown` where it has not."""
+    assert methods_markdown() in Path("kdcore/README.md").read_text()
 
 
 def test_the_table_has_a_line_for_every_method_of_equal_width() -> None:
