@@ -28,14 +28,17 @@ from rich.console import Console
 
 from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
+from search.cluster.connection import connect
+from search.cluster.console_log import output_to
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
 from search.experiment.space.point import Point
 from search.record.record import SAVED
 from search.record.storage import Storage
-from search.session import launch
+from search.session.launch import fresh_record
 from search.session.live_display import LiveDisplay
 from search.session.preflight import plan
+from search.session.session import Session
 from tests.benchmarks import report
 
 
@@ -61,7 +64,7 @@ def reporting_trial(point: Point, *, experiment_json: str, storage_uri: str, sea
         tune.report(asdict(epoch_report) | {SAVED: 0})
 
 
-class _EmptySearch(launch._Search):
+class _EmptySearch(Session):
     """A search whose trials only report."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -106,9 +109,9 @@ def measure(trials: int, epochs: int) -> dict[str, Any]:
         storage, log = Storage(folder), Path(folder) / "log"
         experiment = parse_experiment(content, "benchmark")
         prepared = plan(experiment, storage, "benchmark")
-        fresh = launch.fresh_record(experiment, storage, "benchmark", None)
-        with launch.output_to(log) as console, LiveDisplay(console) as progress:
-            launch._connect(None, log)
+        fresh = fresh_record(experiment, storage, "benchmark", None)
+        with output_to(log) as console, LiveDisplay(console) as progress:
+            connect(None, log)
             try:
                 search = _EmptySearch(prepared, storage, fresh, progress, log)
                 started = time.perf_counter()

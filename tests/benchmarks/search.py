@@ -32,15 +32,18 @@ from kdcore.networks.classifier import build_classifier
 from kdcore.teacher.teacher import load_teacher, prepare_teacher, teacher_folder
 from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
+from search.cluster.connection import connect
+from search.cluster.console_log import output_to
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
 from search.experiment.space.point import Point
 from search.experiment.space.trial_config import trial_config
 from search.record.record import SAVED, SearchRecord
 from search.record.storage import Storage, workspace_of
-from search.session import launch
+from search.session.launch import fresh_record
 from search.session.live_display import LiveDisplay
 from search.session.preflight import plan
+from search.session.session import Session
 from search.session.trial import run_trial
 from tests.benchmarks import reference, report
 
@@ -128,7 +131,7 @@ def reference_trial(point: Point, *, experiment_json: str, storage_uri: str, sea
         tune.report(asdict(epoch_report) | {SAVED: 0})
 
 
-class _TimedSearch(launch._Search):
+class _TimedSearch(Session):
     """A search one of the ways, which knows how long its trials took together."""
 
     def __init__(self, way: Way, *arguments: Any) -> None:
@@ -151,14 +154,14 @@ def measure(way: Way, experiment: Experiment, prepared: Path) -> dict[str, Any]:
         storage = Storage(folder)
         log = Path(folder) / "log"
         started = time.perf_counter()
-        with launch.output_to(log) as console, LiveDisplay(console) as progress:
-            launch._connect(None, log)
+        with output_to(log) as console, LiveDisplay(console) as progress:
+            connect(None, log)
             try:
                 search = _TimedSearch(
                     way,
                     plan(experiment, storage, "benchmark"),
                     storage,
-                    launch.fresh_record(experiment, storage, "benchmark", None),
+                    fresh_record(experiment, storage, "benchmark", None),
                     progress,
                     log,
                 )

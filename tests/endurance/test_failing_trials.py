@@ -36,12 +36,13 @@ from unittest.mock import patch
 import torch
 from ray import tune
 
-from kdcore.training import _Run
-from search import launch, report
+from kdcore.training.run import Run
+from search.report import reporter
+from search.session import session
 from search.cli.app import app
 from search.session.trial import run_trial
 
-add_gradients = _Run._add_gradients
+add_gradients = Run._add_gradients
 tell = tune.report
 
 
@@ -66,7 +67,7 @@ def faulty(point, **settings):
     if point["trial"] == 2 and len(tries.read_text()) == 1:
         raise RuntimeError("once")
     if point["trial"] == 3:
-        with patch.object(_Run, "_add_gradients", hungry):
+        with patch.object(Run, "_add_gradients", hungry):
             run_trial(point, **settings)
     elif point["trial"] == 4:
         with patch.object(tune, "report", tell_for_ever):
@@ -75,9 +76,9 @@ def faulty(point, **settings):
         run_trial(point, **settings)
 
 
-launch.run_trial = faulty
-launch._RETRIES = 2
-report._SECONDS_BETWEEN = 1
+session.run_trial = faulty
+session._RETRIES = 2
+reporter._SECONDS_BETWEEN = 1
 app(["launch", "task.yaml", "--name", "bugs"])
 """
 

@@ -14,7 +14,9 @@ SEARCH = """
 import json
 import sys
 import time
-import search
+from search.environment import prepare
+
+prepare()
 import ray
 from ray import tune
 

@@ -56,7 +56,7 @@ ALLOWED = {
         "search/experiment/space",
         "search/report/importance.py",
     },
-    "matplotlib": {"search/report/plots"},
+    "matplotlib": {"search/report/plots", "search/session/search.py"},
 }
 
 

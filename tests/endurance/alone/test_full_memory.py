@@ -39,7 +39,7 @@ GREEDY = """
 import time
 from pathlib import Path
 
-from search import launch
+from search.session import session
 from search.cli.app import app
 from search.session.trial import run_trial
 
@@ -57,7 +57,7 @@ def greedy(point, **settings):
     run_trial(point, **settings)
 
 
-launch.run_trial = greedy
+session.run_trial = greedy
 app(["launch", "task.yaml", "--name", "greedy"])
 """
 
