@@ -1,0 +1,24 @@
+"""The notebook runs as it stands, in a process of its own, and shows what it says."""
+
+import shutil
+from pathlib import Path
+
+import nbclient
+import nbformat
+
+NOTEBOOK = Path(__file__).parents[2] / "experiments" / "quickstart.ipynb"
+
+
+def test_the_notebook_runs_and_shows_tables_and_pictures(tmp_path: Path) -> None:
+    shutil.copy(NOTEBOOK, tmp_path)
+    notebook = nbformat.read(tmp_path / NOTEBOOK.name, as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    kinds = [kind for output in outputs for kind in output.get("data", ())]
+    assert kinds.count("image/png") >= 2
+    assert kinds.count("text/html") >= 3
+    said = "".join(output.get("text", "") for output in outputs)
+    assert "trial 0 finished" in said
+    assert "on the test split" in said
+    assert all(output["output_type"] != "error" for output in outputs)
