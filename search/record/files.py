@@ -27,7 +27,7 @@ def write_record(storage: Storage, record: SearchRecord) -> SearchRecord:
 
 
 def read_record(storage: Storage, name: str) -> SearchRecord:
-    """Reads a search's record. A search that fell silent is reported as interrupted.
+    """Reads a search's record. A search whose driver has fallen silent is interrupted.
 
     Raises:
         SearchError: there is no such search, or its record is damaged.

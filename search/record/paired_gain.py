@@ -1,4 +1,4 @@
-"""Whether a gain is more than noise: two networks compared seed by seed."""
+"""Whether a gain is more than noise: networks compared seed by seed."""
 
 import math
 import statistics
@@ -12,9 +12,9 @@ class PairedGain:
 
     Args:
         mean: over the seeds.
-        low: the interval's lower end.
-        high: its upper end.
-        seeds: how many runs of each there are.
+        low: lower end of the interval.
+        high: upper end.
+        seeds: number of seeds that both have.
     """
 
     mean: float
@@ -24,13 +24,13 @@ class PairedGain:
 
     @property
     def is_more_than_noise(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def paired_gain(ours: Mapping[int, float], control: Mapping[int, float]) -> PairedGain | None:
-    """Student's t interval of the mean difference (Student 1908), seed by seed: a seed that is kind
-    to both adds nothing to the difference's spread.
+    """Student's t interval of the mean difference (Student 1908). Pairing removes what a seed does
+    to both networks alike.
 
     Args:
         ours: accuracies by seed.

@@ -1,4 +1,4 @@
-"""What is known of a search and of its trials: one frozen record each, one JSON file a search."""
+"""What is known of a search and its trials: one frozen record each."""
 
 import re
 import statistics
@@ -27,25 +27,25 @@ class TrialRecord(_Record):
     """A trial, as the leaderboard shows it.
 
     Args:
-        number: from 0, in the order of their choice; the first are the students' controls.
+        number: from 0, in the order in which trials were proposed; the first are the controls.
         student: the network that learns.
-        point: what the search chose.
+        point: what was chosen for it.
         objective: the methods with their searched settings, in words.
         state: `finished` only after its last epoch; `stopped` early by ASHA; `failed`;
             `interrupted` by the end of the search.
-        reason: why it failed.
-        epochs_done: so far.
-        accuracies: held out, of each epoch so far, shares of 1.
+        reason: why it failed; empty otherwise.
+        epochs_done: number of epochs so far.
+        accuracies: held-out accuracy after each epoch, shares of 1.
         epochs: its budget.
         heldout_accuracy: of the best epoch, a share of 1; none before the first report.
         heldout_loss: of the best epoch, nats.
         best_epoch: the epoch whose weights are kept.
-        train_seconds: training and evaluation.
-        views_computed: epochs for which it computed the teacher's outputs, for itself and others.
-        views_cached: epochs for which it found them.
-        teacher_seconds_saved: what computing those had taken.
+        train_seconds: seconds of training and evaluation.
+        views_computed: epochs for which it computed the teacher's outputs.
+        views_cached: epochs for which it found them cached.
+        teacher_seconds_saved: seconds that computing those had taken.
         checkpoint: the folder of its checkpoints, relative to the storage.
-        parts: that its batches went through the networks in, for want of GPU memory.
+        parts: number of parts that each batch was split into, to fit the GPU's memory.
     """
 
     number: int
@@ -78,16 +78,16 @@ class TrialRecord(_Record):
 
     @property
     def unfinished(self) -> bool:
-        """Whether it can be gone on with."""
+        """Whether it can be continued."""
         return self.state in ("running", "interrupted")
 
 
 class ConfirmationRun(_Record):
-    """A student trained again with a fresh seed, at the full budget.
+    """One retraining of a student with a fresh seed, at the full budget.
 
     Args:
-        seed: of its initial weights and of the order of its images.
-        reason: why it failed; empty where it did not, and all that follows is known.
+        seed: of its initial weights and the order of its images.
+        reason: why it failed; empty if it did not, and then all that follows is known.
         accuracies: held out, of each epoch, shares of 1.
         heldout_accuracy: of the best epoch, a share of 1.
         heldout_loss: of the best epoch, nats.
@@ -109,18 +109,17 @@ class ConfirmationRun(_Record):
 
 
 class Confirmed(_Record):
-    """A student that was trained again with fresh seeds.
+    """A student that was retrained with fresh seeds.
 
     Args:
         label: the trial's number; for a published setting that the search never tried, the
             method's and the student's name.
-        role: what it is there for: one of the search's best, the control, or the published setting
-            of the field's baseline.
-        trial: its number in the search, where it was there.
+        role: one of the search's best, the control, or the field's baseline as published.
+        trial: its number in the search, if it was there.
         student: the network that learns.
         objective: the methods with their searched settings, in words.
-        point: what a search would have chosen.
-        runs: by seed; those that failed too.
+        point: its settings.
+        runs: by seed, including those that failed.
     """
 
     label: str
@@ -133,27 +132,27 @@ class Confirmed(_Record):
 
     @property
     def test_accuracies(self) -> dict[int, float]:
-        """By seed, of the runs that ended well; shares of 1."""
+        """By seed, of the runs that did not fail; shares of 1."""
         return {run.seed: run.test_accuracy for run in self.runs if run.test_accuracy is not None}
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether there are enough runs to speak of a spread."""
+        """Whether there are enough runs for a standard deviation."""
         return len(self.test_accuracies) >= 2
 
     @property
     def test_accuracy(self) -> float:
-        """The mean over the seeds; there must be one."""
+        """Mean over the seeds; needs at least one."""
         return statistics.fmean(self.test_accuracies.values())
 
     @property
     def test_deviation(self) -> float:
-        """The sample's standard deviation over the seeds; there must be two."""
+        """Sample standard deviation over the seeds; needs at least two."""
         return statistics.stdev(self.test_accuracies.values())
 
     @property
     def heldout_accuracy(self) -> float:
-        """The mean over the seeds; there must be one."""
+        """Mean over the seeds; needs at least one."""
         return statistics.fmean(
             run.heldout_accuracy for run in self.runs if run.heldout_accuracy is not None
         )
@@ -168,18 +167,18 @@ class SearchRecord(_Record):
         state: of the search as a whole.
         teacher: the teacher's folder, relative to the storage.
         teacher_metrics: `heldout_accuracy` and `heldout_loss`.
-        student_costs: by student, measured where the trials run.
+        student_costs: by student, measured where trials run.
         tracking_uri: where MLflow keeps the runs.
-        mlflow_experiment_id: once it is known.
-        mlflow_run_id: of the parent run, once it is known.
+        mlflow_experiment_id: once known.
+        mlflow_run_id: of the parent run, once known.
         started: when.
         updated: when this record was written.
-        host: the machine whose process runs it.
+        host: the machine of its driver.
         ended: why it ended before all trials had run, in words.
-        seconds: that its trials were being run, in all its sessions.
-        device_seconds: of GPUs that its trials occupied; of CPU cores, where they use no GPU.
+        seconds: wall-clock seconds of its trials, in all sessions.
+        device_seconds: GPU-seconds of its trials; core-seconds, if they use no GPU.
         trials: in the order of their numbers.
-        confirmed: students that were trained again with fresh seeds.
+        confirmed: students that were retrained with fresh seeds.
     """
 
     name: str
@@ -202,13 +201,13 @@ class SearchRecord(_Record):
 
     @property
     def cost(self) -> str:
-        """What the trials took until now, in words."""
+        """What the trials have cost so far, in words."""
         device = "GPU" if self.experiment.resources.gpus else "CPU"
         return f"{self.seconds / 3600:.3g} h, {self.device_seconds / 3600:.3g} {device}-hours"
 
     @property
     def spent_budget(self) -> str:
-        """The first budget that is spent, in words; empty while there is some left."""
+        """The first budget that is spent, in words; empty if none is."""
         search, device_hours = self.experiment.search, self.device_seconds / 3600
         budgets = (
             ("hours", search.hours, self.seconds / 3600),
@@ -221,7 +220,7 @@ class SearchRecord(_Record):
         return ""
 
     def control_of(self, student: str) -> TrialRecord | None:
-        """The best trial of this student without distillation that ran to its end."""
+        """The best finished trial of this student without distillation."""
         controls = [
             trial
             for trial in self.trials
@@ -230,8 +229,8 @@ class SearchRecord(_Record):
         return max(controls, key=lambda trial: trial.heldout_accuracy or 0.0, default=None)
 
     def gain(self, trial: TrialRecord) -> float | None:
-        """What distillation gave: the accuracy beyond that of the same student's control, a share
-        of 1; none for a control, and before there is anything to compare."""
+        """Accuracy minus that of the same student's control, a share of 1; none for a control, and
+        before both are known."""
         control = self.control_of(trial.student)
         if trial.is_control or control is None:
             return None
@@ -240,8 +239,8 @@ class SearchRecord(_Record):
         return trial.heldout_accuracy - control.heldout_accuracy
 
     def confirmed_gain(self, confirmed: Confirmed) -> PairedGain | None:
-        """What distillation gave on the test split, seed by seed; none for a control, and where
-        too few seeds have both."""
+        """Test accuracy minus the control's, paired by seed; none for a control, and with fewer than
+        two common seeds."""
         controls = [
             other
             for other in self.confirmed
@@ -253,11 +252,11 @@ class SearchRecord(_Record):
         return paired_gain(confirmed.test_accuracies, controls[0].test_accuracies)
 
     def words(self, trial: TrialRecord | Confirmed) -> str:
-        """A trial in words: its objective, and its student where there are several."""
+        """A trial in words: its objective, and its student if there are several."""
         if len(self.experiment.students) == 1:
             return trial.objective
         return f"{trial.student}, {trial.objective}"
 
     def method_names(self, trial: TrialRecord) -> str:
-        """A trial's methods without their settings, and its student where there are several."""
+        """A trial's methods without their settings, and its student if there are several."""
         return self.words(trial.model_copy(update={"objective": trial.methods}))

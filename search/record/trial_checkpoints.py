@@ -1,7 +1,7 @@
 """A trial's last two checkpoints on the storage, with the reports that led to them.
 
-Two files take turns, and an index, which is written whole, says what each must hold. So a crash at
-any moment leaves the older one, and a file that was damaged later is found out and passed over.
+Two files take turns, and an index, written atomically, has their digests. A crash at any moment
+leaves the older one, and a file that is damaged later is noticed and passed over.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""README's Python, as it stands there, on a small search; what the command does is its thin shell."""
+"""README's Python, as it stands there, on a small search."""
 
 import re
 from pathlib import Path
