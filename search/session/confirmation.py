@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,87 +16,21 @@ from kdcore.networks.classifier import build_classifier
 from kdcore.training.evaluation import default_device, evaluate
 from kdcore.training.loop import best_student
 from kdcore.training.report import EpochReport
-from search.experiment.schema import CONTROL, Confirm, Experiment
-from search.experiment.space.point import Point, with_published
+from search.experiment.schema import Confirm, Experiment
+from search.experiment.space.point import Point
 from search.experiment.space.trial_config import trial_config
-from search.leaderboard.ranking import rank
 from search.record.files import HEARTBEAT, write_record
-from search.record.record import ConfirmationRun, Confirmed, SearchRecord, TrialRecord
+from search.record.record import ConfirmationRun, Confirmed, SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
 from search.record.wording import percent
+from search.session.contenders import contenders, fresh_seeds, missing
 from search.session.live_display import LiveDisplay
 from search.session.trial import release_gpu_memory, resumable_reports
 from search.tracking.tracker import Tracker
 
-# The baseline of the field, whatever the search tried.
-_PUBLISHED = "kd"
-
 # A run whose process or machine died is started again so many times, from its checkpoint.
 _RETRIES = 3
-
-
-def contenders(record: SearchRecord, top: int) -> tuple[Confirmed, ...]:
-    """Who is trained again: the best finished trials, with the control and the published setting of
-    each of their students. Equal settings stand in it once.
-
-    Args:
-        record: the search.
-        top: how many trials, the controls not counted.
-
-    Returns:
-        They, with the runs that they have already; none where no trial with a method has finished.
-    """
-    known = {each.label: each for each in record.confirmed}
-    configs = {
-        trial.number: trial_config(record.experiment, trial.point) for trial in record.trials
-    }
-    chosen: dict[str, Confirmed] = {}
-
-    def add(role: Any, point: Point, trial: TrialRecord | None) -> None:
-        config = trial_config(record.experiment, point)
-        if any(trial_config(record.experiment, each.point) == config for each in chosen.values()):
-            return
-        objective = " + ".join(map(str, config.objective)) or CONTROL
-        label = f"{_PUBLISHED}-{config.student}" if trial is None else str(trial.number)
-        chosen[label] = Confirmed(
-            label=label,
-            role=role,
-            trial=None if trial is None else trial.number,
-            student=config.student,
-            objective=objective,
-            point=point,
-            runs=known[label].runs if label in known else (),
-        )
-
-    finished = tuple(trial for trial in record.trials if trial.state == "finished")
-    for trial in rank(finished):
-        if len(chosen) < top and not trial.is_control:
-            add("best", trial.point, trial)
-    for example in {each.student: each for each in chosen.values()}.values():
-        control = record.control_of(example.student)
-        # With the learning rate of the control, where that is searched.
-        point = with_published(example.point if control is None else control.point, _PUBLISHED)
-        config = trial_config(record.experiment, point)
-        add(
-            "published",
-            point,
-            next((t for t in record.trials if configs[t.number] == config), None),
-        )
-        if control is not None:
-            add("control", control.point, control)
-    return tuple(chosen.values())
-
-
-def fresh_seeds(experiment: Experiment, count: int) -> tuple[int, ...]:
-    """Seeds that the search did not use; the same ones whenever they are asked for."""
-    return tuple((experiment.seed + 1 + number) % 2**32 for number in range(count))
-
-
-def missing(chosen: Sequence[Confirmed], seeds: Sequence[int]) -> list[tuple[Confirmed, int]]:
-    """The runs that have not ended well yet. All students with one seed come first, so that
-    whatever is there after an interruption can be compared."""
-    return [(each, seed) for seed in seeds for each in chosen if seed not in each.test_accuracies]
 
 
 def run_again(

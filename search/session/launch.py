@@ -14,7 +14,7 @@ from search.record.files import interrupted, read_record
 from search.record.record import SearchRecord
 from search.record.storage import Storage, default_tracking_uri, local_home
 from search.record.wording import as_typed
-from search.session.confirmation import contenders
+from search.session.contenders import contenders
 from search.session.live_display import LiveDisplay
 from search.session.owner import only_process
 from search.session.preflight import Plan, cautions, plan, tracking_caution

@@ -103,7 +103,7 @@ def rerun(
     torch.set_num_threads(threads)
     workspace = workspace_of(storage)
     if storage.local is None:
-        from search.session.trial import fetch_teacher
+        from search.session.preparation import fetch_teacher
 
         fetch_teacher(row.config.data, row.config.teacher, storage, workspace)
     # As in its last epoch. Where memory first failed later than in the first, that one differs.

@@ -31,9 +31,10 @@ from search.session.confirmation import Confirmation
 from search.session.interruption import StopRequest, sigterm_as_ctrl_c, stopping_cleanly
 from search.session.live_display import LiveDisplay
 from search.session.preflight import Plan
+from search.session.preparation import measure_students, train_teacher
 from search.session.recorder import Recorder
 from search.session.sampler import OptunaSampler
-from search.session.trial import measure_students, run_trial, train_teacher
+from search.session.trial import run_trial
 from search.stopping.rungs import Rungs
 from search.stopping.scheduler import ControlSparingAsha
 from search.tracking.tracker import Tracker

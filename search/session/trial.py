@@ -14,15 +14,8 @@ from typing import Any
 import torch
 from ray import tune
 
-from kdcore import DataConfig, TeacherConfig, TrialConfig, distill
-from kdcore.data.image_data import open_data
+from kdcore import TrialConfig, distill
 from kdcore.errors import NonFiniteLossError
-from kdcore.execution.execution import fastest_execution
-from kdcore.networks.classifier import build_classifier
-from kdcore.networks.cost import NetworkCost
-from kdcore.networks.measurement import measure_network
-from kdcore.teacher.teacher import is_ready, prepare_teacher, teacher_folder
-from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
 from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER, Point
@@ -30,6 +23,7 @@ from search.experiment.space.trial_config import trial_config
 from search.record.record import METRIC, REASON, SAVED, TIME
 from search.record.storage import PATIENCE_SECONDS, RETRY_SECONDS, Storage, patiently, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
+from search.session.preparation import fetch_teacher
 
 # Less work than this is done again faster than it is copied to the storage and listed by Tune; and
 # copies take no more than this share of a trial's time, however slow the storage is.
@@ -141,69 +135,3 @@ def release_gpu_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Iterator[EpochReport]:
-    """Puts the teacher in place, wherever the resources are; yields what was trained."""
-    experiment = Experiment.model_validate_json(experiment_json)
-    torch.set_num_threads(threads)
-    storage = Storage(storage_uri)
-    workspace = workspace_of(storage)
-    if storage.local is None:
-        fetch_teacher(experiment.data, experiment.teacher, storage, workspace)
-    data = open_data(experiment.data, workspace)
-    yield from prepare_teacher(experiment.teacher, data, workspace)
-    if storage.local is None:
-        folder = teacher_folder(experiment.teacher, data, workspace)
-        storage.upload(folder, f"teachers/{folder.name}")
-
-
-def measure_students(experiment_json: str, storage_uri: str) -> dict[str, NetworkCost]:
-    """By student, what it costs on the device that a trial would have; and in which precision and
-    layout it and the teacher are fastest there, for the trials to find."""
-    experiment = Experiment.model_validate_json(experiment_json)
-    torch.set_num_threads(experiment.resources.cpus)
-    workspace, device = workspace_of(Storage(storage_uri)), default_device()
-    data = open_data(experiment.data, workspace)
-    recipe = experiment.training
-    if recipe.acceleration == "auto":
-        for student in experiment.students:
-            fastest_execution(
-                student,
-                build_classifier(student, data, seed=0),
-                data.image_size,
-                device,
-                workspace,
-                batch_size=recipe.batch_size,
-            )
-        backbone = experiment.teacher.backbone
-        teacher = build_classifier(backbone, data, seed=0)
-        fastest_execution(backbone, teacher, data.image_size, device, workspace)
-    return {
-        student: measure_network(
-            student,
-            num_classes=data.num_classes,
-            in_channels=data.in_channels,
-            image_size=data.image_size,
-            device=device,
-        )
-        for student in experiment.students
-    }
-
-
-def fetch_teacher(
-    data_config: DataConfig, config: TeacherConfig, storage: Storage, workspace: Path
-) -> None:
-    """Copies the teacher from a remote storage, where it is there and not on this machine yet."""
-    data = open_data(data_config, workspace)
-    folder = teacher_folder(config, data, workspace)
-    if is_ready(folder) or not storage.exists(f"teachers/{folder.name}/teacher.json"):
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
-        storage.download(f"teachers/{folder.name}", Path(partial) / folder.name)
-        try:
-            (Path(partial) / folder.name).rename(folder)
-        except OSError:
-            if not is_ready(folder):  # another trial of this machine was faster
-                raise

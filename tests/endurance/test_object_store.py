@@ -12,7 +12,7 @@ import kdcore
 from kdcore.data.image_data import ImageData, open_data
 from search.record.files import read_record
 from search.record.storage import Storage
-from search.session.trial import train_teacher
+from search.session.preparation import train_teacher
 from tests.endurance.bucket import Bucket, running_bucket
 from tests.endurance.outage import outlast
 from tests.integration.commands import EAGER, Command, succeeded

@@ -5,7 +5,7 @@ from typing import Any
 
 from search.experiment.reading import parse_experiment
 from search.record.record import ConfirmationRun, Confirmed, SearchRecord, TrialRecord
-from search.session.confirmation import contenders, fresh_seeds, missing
+from search.session.contenders import contenders, fresh_seeds, missing
 
 
 def record_of(*trials: TrialRecord, **changes: Any) -> SearchRecord:
