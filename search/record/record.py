@@ -239,8 +239,8 @@ class SearchRecord(_Record):
         return trial.heldout_accuracy - control.heldout_accuracy
 
     def confirmed_gain(self, confirmed: Confirmed) -> PairedGain | None:
-        """Test accuracy minus the control's, paired by seed; none for a control, and with fewer than
-        two common seeds."""
+        """Test accuracy minus the control's, paired by seed; none for a control, and with
+        fewer than two common seeds."""
         controls = [
             other
             for other in self.confirmed
