@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from kdcore.errors import KdsearchError
+
 
 class Problem(BaseModel):
     """A mistake in an experiment.
@@ -37,3 +39,19 @@ class ExperimentError(Exception):
 
 class SearchFailedError(Exception):
     """A search that could not go on; the message says why and where the log is."""
+
+
+class SearchError(KdsearchError, ValueError):
+    """No such search or trial, a wrong option, or a search that has nothing to give yet."""
+
+
+class StorageError(KdsearchError, OSError):
+    """A folder or bucket cannot be reached, read or written."""
+
+
+class ClusterError(KdsearchError):
+    """Ray's cluster cannot be reached, or lacks what was asked for."""
+
+
+class TrackingError(KdsearchError):
+    """MLflow cannot be reached, or refuses a request."""
