@@ -88,7 +88,7 @@ def test_a_queue_of_an_earlier_version_is_delivered(digits: ImageData, tmp_path:
     queue = tmp_path / "mlflow.jsonl"
     with queue.open("w") as file:
         for number, (call, arguments) in enumerate(calls, start=1):
-            entry = {"entry": number, "call": call, "time": 1000, "arguments": arguments}
+            entry = {"entry": number, "call": call, "time": 1000 * number, "arguments": arguments}
             file.write(json.dumps(entry) + "\n")
     tracker = Tracker(record.tracking_uri, tmp_path / "artifacts", queue, record, digits)
     tracker.open()
