@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Picture: the accuracy of every trial, in a row for each set of methods."""
 
 from matplotlib.figure import Figure
 
@@ -19,7 +19,7 @@ from search.report.plots.style import (
 
 
 def accuracy_by_method(record: SearchRecord) -> Figure | None:
-    """Each trial a dot in the row of its methods; the best row on top."""
+    """A row for each set of methods, the best on top, and a dot for each trial."""
     trials = [trial for trial in rank(record.trials) if trial.heldout_accuracy is not None]
     if not trials:
         return None
