@@ -102,10 +102,9 @@ class DeliveryQueue:
             self._thread.join(0.1)
         with self._changed:
             waiting = len(self._waiting)
-            self._waiting.clear()  # a delivery that hangs is the last one
+            self._waiting.clear()  # a delivery that hangs is the last one, and is not noted as done
             with suppress(OSError):
                 self._file.close()
-        if not self._thread.is_alive():  # else it may still write to this file
             os.close(self._done)
         return waiting
 

@@ -328,7 +328,7 @@ def _metrics(report: Mapping[str, Any]) -> dict[str, float]:
     values = dict(report)
     terms = values.pop("train_terms")
     for name in ("epochs", "teacher", "teacher_seconds_saved", "parts"):
-        values.pop(name)
+        values.pop(name, None)
     values["epochs_done"] = values.pop("epoch")
     return values | {f"train_{name}": value for name, value in terms.items()}
 

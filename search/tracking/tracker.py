@@ -25,15 +25,15 @@ _STATUS: Mapping[State, str] = {
     "failed": "FAILED",
 }
 _CLOSE_SECONDS = 60.0
-_LONGEST_REASON = 5000  # characters; MLflow's tags hold somewhat more
+_LONGEST_REASON = 5000  # characters; MLflow's limit for a tag is 8,000
 
 
 class Tracker:
     """Queues what a search logs; every call returns at once.
 
-    A thread delivers the entries to MLflow in order, from a queue on disk. Entries that wait for a
-    server that is away are delivered when it is back, if need be by a later process. Entries that
-    MLflow refuses are written to the log and counted; neither ends a search.
+    A thread delivers the entries to MLflow in order, from a queue on disk. While the server is away
+    they wait, if need be for a later process. Entries that MLflow refuses are logged and counted;
+    neither ends a search.
 
     Args:
         uri: the tracking store or server.
@@ -52,7 +52,7 @@ class Tracker:
         self._search = record.name
         self._dataset = describe_dataset(data)
         self._runs_table: tuple[str, str] | None = None
-        # Names sort as numbers do only where they have equally many digits.
+        # Names sort like numbers only if all have the same number of digits.
         self._digits = max(3, len(str(record.experiment.search.trials - 1)))
         self._writer = MlflowWriter(uri, artifacts, record.experiment.name, record.name)
         self._queue = DeliveryQueue(queue_file, self._writer.deliver, is_refusal)
@@ -96,7 +96,7 @@ class Tracker:
 
         Args:
             backbone: the teacher's network.
-            reports: its epochs; empty where it was not trained now.
+            reports: its epochs; empty if it was trained before.
             metrics: its scores.
         """
         entries = [asdict(report) for report in reports]
@@ -110,8 +110,8 @@ class Tracker:
         Args:
             trial: the trial.
             words: what the run's name says after the trial's number.
-            params: the run's parameters, beside the trial's settings.
-            cost: what the student costs, where it was measured.
+            params: the run's parameters, in addition to the trial's settings.
+            cost: what the student costs, if it was measured.
         """
         settings = {plain_name(key): str(value) for key, value in trial.point.items()}
         costs = {}

@@ -28,7 +28,7 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
     figure = new_figure(
         height,
         f"{methods_in_words(rows[0])} leads with {percent(trials[0].heldout_accuracy)} %",
-        "each trial is a dot: filled where it finished, hollow where it did not; "
+        "each dot is a trial, filled if it finished and hollow if not; "
         "a diamond is the published setting",
     )
     axes = figure.add_subplot()

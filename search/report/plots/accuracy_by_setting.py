@@ -27,7 +27,7 @@ def accuracy_by_setting(record: SearchRecord) -> Figure | None:
     figure = new_figure(
         1.3 + 2.3 * len(panels),
         "Accuracy against each numeric setting",
-        "each trial is a dot: filled where it finished, hollow where it did not; "
+        "each dot is a trial, filled if it finished and hollow if not; "
         "a diamond is the published setting",
     )
     colours, published = method_colours(record), published_trials(record.experiment)

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 
 from kdcore.data.image_data import ImageData
 from kdcore.training.report import EpochReport
+from search.errors import StorageError, TrackingError
 from search.record.record import ConfirmationRun
+from search.tracking.mlflow_writer import save_runs_table
 from search.tracking.tracker import Tracker
 from tests.synthetic import made_up_search
 
@@ -113,3 +116,16 @@ def test_nothing_is_delivered_before_the_tracker_is_opened(
     tracker.log_cost(record)
     assert tracker.close() == 1
     assert json.loads(queue.read_text())["call"] == "cost"
+
+
+def test_a_server_that_is_away_and_a_folder_that_is_read_only_are_told(
+    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    record = made_up_search(3).model_copy(update={"mlflow_experiment_id": "1"})
+    with pytest.raises(TrackingError, match=r"^MLflow at http://127\.0\.0\.1:9: "):
+        save_runs_table("http://127.0.0.1:9", record)
+    (tmp_path / "file").write_text("")
+    queue = tmp_path / "file" / "mlflow.jsonl"
+    with pytest.raises(StorageError, match=r"cannot write .*mlflow\.jsonl"):
+        Tracker("http://127.0.0.1:9", tmp_path, queue, record, digits)
