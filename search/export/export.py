@@ -13,6 +13,7 @@ from torch import Tensor
 from kdcore import TrialConfig, load_student
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.data.split import Split
+from kdcore.errors import did_you_mean
 from kdcore.networks.classifier import (
     Classifier,
     ClassifierCard,
@@ -88,10 +89,15 @@ def export_best(
         form: `safetensors`, or a graph in addition: `onnx` or `torch_export`.
 
     Raises:
-        SearchError: no trial has finished, no student is within the limits, a checkpoint is missing
-            or damaged, or the exported files do not reproduce the recorded accuracy.
+        SearchError: there is no such format, no trial has finished, no student is within the
+            limits, a checkpoint is missing or damaged, or the exported files do not reproduce the
+            recorded accuracy.
         StorageError: the folder cannot be written to, or the storage cannot be read.
     """
+    formats = (WEIGHTS, *GRAPHS)
+    if form not in formats:
+        hint = did_you_mean(form, formats)
+        raise SearchError(f"no export format {form!r}{hint} There are {', '.join(formats)}")
     limits = limits or Limits()
     picked = pick(record, limits)
     data = open_data(record.experiment.data, workspace_of(storage))

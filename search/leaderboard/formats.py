@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
+from kdcore.errors import did_you_mean
+from search.errors import SearchError
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import LeaderboardRow, leaderboard
 from search.record.record import SearchRecord
@@ -14,6 +16,8 @@ from search.record.wording import percent, points, spread
 
 if TYPE_CHECKING:
     import pandas as pd
+
+FORMATS = ("json", "csv", "parquet", "markdown")
 
 # By column, Arrow's name of its type.
 _TYPES = {
@@ -65,8 +69,11 @@ def as_bytes(record: SearchRecord, form: str, method: str = "", state: str = "")
         state: only trials in this state.
 
     Raises:
-        SearchError: the search has no such method.
+        SearchError: there is no such form, or the search has no such method.
     """
+    if form not in FORMATS:
+        hint = did_you_mean(form, FORMATS)
+        raise SearchError(f"no format {form!r}{hint} There are {', '.join(FORMATS)}")
     rows = leaderboard(record, method, state)
     if form == "markdown":
         return as_markdown(record, rows).encode()

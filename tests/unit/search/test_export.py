@@ -18,8 +18,10 @@ from kdcore.networks.classifier import (
 from kdcore.training.evaluation import evaluate
 from search.errors import SearchError, StorageError
 from search.export.choice import Candidate
-from search.export.export import measure_files, replacing
+from search.export.export import export_best, measure_files, replacing
 from search.export.graph_formats import GRAPHS, measure_graph
+from search.record.storage import Storage
+from tests.synthetic import made_up_search
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +174,8 @@ def test_a_failed_export_leaves_an_earlier_one_as_it_was(tmp_path: Path) -> None
         failing()
     assert (tmp_path / "best" / "README.md").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_an_unknown_format_is_told_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="no export format 'onx'; did you mean 'onnx'"):
+        export_best(made_up_search(3), Storage(str(tmp_path)), tmp_path / "best", form="onx")

@@ -122,6 +122,11 @@ def test_every_form_holds_the_same_rows() -> None:
     assert [line["objective"] for line in lines] == [row["objective"] for row in rows]
 
 
+def test_an_unknown_form_is_told() -> None:
+    with pytest.raises(SearchError, match="no format 'parket'; did you mean 'parquet'"):
+        as_bytes(record_of(CONTROL), "parket")
+
+
 def test_a_frame_has_the_columns_of_parquet_and_is_indexed_by_trial() -> None:
     record = record_of(
         CONTROL, trial(1, 0.95), trial(2, None, state="failed"), student_costs={"resnet8": COST}
