@@ -86,7 +86,7 @@ DEFECTS = (
         ("tests/unit/kdcore/test_distillation.py", "-k", "resumed and vid"),
     ),
     Defect(
-        "an outbox that delivers twice",
+        "a queue that delivers twice",
         "search/tracking/delivery_queue.py",
         '% entries[-1]["entry"], 0)',
         "% 0, 0)",

@@ -176,6 +176,7 @@ def log_search(record: SearchRecord, data: ImageData, folder: Path) -> SearchRec
         folder: for what waits for MLflow, the report, and artifacts.
     """
     tracker = Tracker(record.tracking_uri, folder / "artifacts", folder / "x.jsonl", record, data)
+    tracker.open()
     tracker.start_search(record, "name: made-up\n", {"seed": "0"})
     tracker.log_teacher("resnet20", [], record.teacher_metrics)
     for trial in record.trials:
@@ -201,7 +202,7 @@ def log_search(record: SearchRecord, data: ImageData, folder: Path) -> SearchRec
         tracker.end_trial(trial)
     reporter = Reporter(folder / "report", lambda: tracker.log_report(folder / "report"))
     reporter.finish(record)
-    tracker.log_view(record)
+    tracker.log_runs_table(record)
     tracker.end_search(record)
     assert tracker.close() == 0
     return record.model_copy(update=tracker.ids)

@@ -64,7 +64,7 @@ def best(
     except TrackingError as error:
         print(f"kdsearch: {error}", file=sys.stderr)
         return
-    print(f"registered as {done.name}, version {done.version}: {done.words}")
+    print(f"registered as {done.name}, version {done.version}: {done.reason}")
     if done.is_champion:
         print(
             f"  MLFLOW_TRACKING_URI={found.record.tracking_uri} mlflow models serve "

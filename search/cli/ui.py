@@ -35,7 +35,7 @@ def ui(
     record = read_record(place, name) if name is not None else None
     uri = record.tracking_uri if record is not None else default_tracking_uri(place)
     if uri.startswith("http"):
-        _store_view(uri, record)
+        _save_runs_table(uri, record)
         print(_links(uri, record))
         return
     port = _free_port(port)
@@ -52,10 +52,10 @@ def ui(
     with log.open("ab") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
-            import search.tracking.tracker  # noqa: F401  (seconds, while the server starts)
+            import search.tracking.mlflow_writer  # noqa: F401  (seconds, while the server starts)
 
             _wait_until_up(base, server, log)
-            _store_view(base, record)
+            _save_runs_table(base, record)
             print(
                 f"{_links(base, record)}\nCtrl-C stops the server; it writes to {log}",
                 flush=True,
@@ -78,15 +78,15 @@ def _links(base: str, record: "SearchRecord | None") -> str:
     return "\n".join(found)
 
 
-def _store_view(uri: str, record: "SearchRecord | None") -> None:
-    """Stores the view that the link opens, also for a search that was run without its server."""
-    from search.tracking.tracker import store_view
+def _save_runs_table(uri: str, record: "SearchRecord | None") -> None:
+    """Saves the table that the link opens, also for a search that was run without its server."""
+    from search.tracking.mlflow_writer import save_runs_table
 
     if record is not None and record.mlflow_experiment_id is not None:
         try:
-            store_view(uri, record)
-        except OSError as error:
-            print(f"the view is as it was: {error}", file=sys.stderr)
+            save_runs_table(uri, record)
+        except TrackingError as error:
+            print(f"the leaderboard's columns are as they were: {error}", file=sys.stderr)
 
 
 def _free_port(wanted: int) -> int:

@@ -1,8 +1,9 @@
-"""Which of a search's students is the best within its user's limits."""
+"""Picks a search's best student within limits of size, latency and accuracy."""
 
 from dataclasses import dataclass
 
 from kdcore.networks.cost import NetworkCost
+from search.errors import SearchError
 from search.experiment.schema import Option
 from search.leaderboard.ranking import by_test_accuracy, rank
 from search.record.record import Confirmed, SearchRecord
@@ -11,13 +12,16 @@ from search.record.wording import percent
 
 @dataclass(frozen=True)
 class Limits:
-    """What a student may cost, and how good it must be; none: no limit.
+    """What a student may cost, and how accurate it must be; None sets no limit.
 
     Args:
-        parameters: at most so many.
-        latency_ms: at most so many milliseconds for one image, where the trials ran.
-        accuracy: at least this share of 1: of a confirmed student, the mean on the test split; else
-            held out.
+        parameters: the largest number of parameters.
+        latency_ms: the largest latency for one image in milliseconds, where the trials ran.
+        accuracy: the smallest accuracy, from 0 to 1: a confirmed student's mean test accuracy, any
+            other student's held-out accuracy.
+
+    Raises:
+        SearchError: a limit is out of range.
     """
 
     parameters: int | None = None
@@ -26,29 +30,29 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.latency_ms is not None and self.latency_ms <= 0:
-            raise ValueError(f"--max-latency-ms is {self.latency_ms:g}, but must be > 0")
+            raise SearchError(f"--max-latency-ms is {self.latency_ms:g}, but must be > 0")
         if self.accuracy is not None and not 0 <= self.accuracy <= 1:
-            raise ValueError(
-                f"--min-accuracy is {self.accuracy:g}, but must be a share of 1, like 0.95"
+            raise SearchError(
+                f"--min-accuracy is {self.accuracy:g}, but must be from 0 to 1, like 0.95"
             )
 
 
 @dataclass(frozen=True)
-class Picked:
-    """A student whose weights are there, with what was recorded of them.
+class Candidate:
+    """A trained student that can be exported.
 
     Args:
-        label: of its row: the trial's number, or the published setting's name.
-        trial: the trial's number, where it is one.
-        student: the network.
-        objective: the methods with their searched settings, in words.
-        point: its settings.
-        seed: that these weights were trained with.
-        heldout_accuracy: of these weights, a share of 1.
-        best_epoch: the epoch that they are of.
-        test_accuracy: of these weights, where it was recorded.
-        checkpoint: their folder, relative to the storage.
-        confirmed: all its seeds, where there are several.
+        label: the trial's number, or the published setting's name.
+        trial: the trial's number; None for a published setting that the search did not try.
+        student: the student network.
+        objective: the methods with their searched settings.
+        point: the settings that the search chose.
+        seed: the seed that the weights were trained with.
+        heldout_accuracy: of the weights, from 0 to 1.
+        best_epoch: the epoch of the weights.
+        test_accuracy: of the weights, from 0 to 1; None if it was not recorded.
+        checkpoint: the folder of the weights, relative to the storage.
+        confirmed: the results of all seeds, if it was confirmed.
     """
 
     label: str
@@ -65,17 +69,20 @@ class Picked:
 
     @property
     def accuracy(self) -> float:
-        """That it is picked by."""
+        """The accuracy that limits apply to: of a confirmed student, its mean test accuracy."""
         return self.heldout_accuracy if self.confirmed is None else self.confirmed.test_accuracy
 
 
-def candidates(record: SearchRecord) -> list[Picked]:
-    """The students that may be picked, best first: the confirmed ones, with the weights of the seed
-    that is best on held-out images; then the other finished trials."""
+def candidates(record: SearchRecord) -> list[Candidate]:
+    """The students that can be exported, best first.
+
+    Confirmed students come first, each with the weights of the seed that is best on the held-out
+    images; the other finished trials follow.
+    """
     confirmed = [each for each in by_test_accuracy(record.confirmed) if each.is_confirmed]
-    known = {each.trial for each in confirmed}
-    return [_of_seeds(each) for each in confirmed] + [
-        Picked(
+    numbers = {each.trial for each in confirmed}
+    return [_best_seed(each) for each in confirmed] + [
+        Candidate(
             label=str(trial.number),
             trial=trial.number,
             student=trial.student,
@@ -89,15 +96,15 @@ def candidates(record: SearchRecord) -> list[Picked]:
         )
         for trial in rank(record.trials)
         if trial.state == "finished"
-        and trial.number not in known
+        and trial.number not in numbers
         and trial.heldout_accuracy is not None
         and trial.best_epoch is not None
         and trial.checkpoint is not None
     ]
 
 
-def _of_seeds(confirmed: Confirmed) -> Picked:
-    # Not by the test split: its best seed would be the luckiest there.
+def _best_seed(confirmed: Confirmed) -> Candidate:
+    # Choosing by the test split would make its accuracy too high.
     run = max(
         (run for run in confirmed.runs if run.test_accuracy is not None),
         key=lambda run: (run.heldout_accuracy or 0.0, -(run.heldout_loss or 0.0)),
@@ -105,7 +112,7 @@ def _of_seeds(confirmed: Confirmed) -> Picked:
     assert run.heldout_accuracy is not None
     assert run.best_epoch is not None
     assert run.checkpoint is not None
-    return Picked(
+    return Candidate(
         label=confirmed.label,
         trial=confirmed.trial,
         student=confirmed.student,
@@ -120,18 +127,16 @@ def _of_seeds(confirmed: Confirmed) -> Picked:
     )
 
 
-def pick(record: SearchRecord, limits: Limits) -> Picked:
+def pick(record: SearchRecord, limits: Limits) -> Candidate:
     """The best student within the limits.
 
     Raises:
-        ValueError: no trial has finished, or every student is outside; the message says what
-            excluded the nearest.
+        SearchError: no trial has finished, or no student is within the limits; the message says
+            what excludes the nearest one.
     """
     ranked = candidates(record)
     if not ranked:
-        raise ValueError(
-            f"no trial of {record.name} has finished, so there is no student to export"
-        )
+        raise SearchError(f"no trial of {record.name} has finished, so there is nothing to export")
     outside = []
     for candidate in ranked:
         excesses = _excesses(candidate, record.student_costs.get(candidate.student), limits)
@@ -140,16 +145,16 @@ def pick(record: SearchRecord, limits: Limits) -> Picked:
         outside.append((max(excesses)[0], candidate, [reason for _, reason in excesses]))
     _, nearest, reasons = min(outside, key=lambda each: each[0])
     trial = f"trial {nearest.label}" if nearest.trial is not None else nearest.label
-    raise ValueError(
+    raise SearchError(
         f"no student of {record.name} is within the limits; the nearest is {trial}, "
         f"{nearest.student}, which {' and '.join(reasons)}"
     )
 
 
 def _excesses(
-    candidate: Picked, cost: NetworkCost | None, limits: Limits
+    candidate: Candidate, cost: NetworkCost | None, limits: Limits
 ) -> list[tuple[float, str]]:
-    """Where a student is outside: by which share of the limit, and in words."""
+    """The limits that a student exceeds: by which share of the limit, and in words."""
     found = []
     if limits.parameters is not None or limits.latency_ms is not None:
         if cost is None:

@@ -1,7 +1,9 @@
-"""The picked student on disk: weights, card, graph, and scores that are measured on those files."""
+"""Exports the best student, and measures the exported files."""
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from kdcore import TrialConfig, load_student
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.data.split import Split
+from kdcore.errors import did_you_mean
 from kdcore.networks.classifier import (
     Classifier,
     ClassifierCard,
@@ -21,8 +24,9 @@ from kdcore.networks.classifier import (
 )
 from kdcore.training.evaluation import default_device, evaluate
 from kdcore.training.loop import best_student
+from search.errors import SearchError, StorageError
 from search.experiment.space.trial_config import trial_config
-from search.export.choice import Limits, Picked, pick
+from search.export.choice import Candidate, Limits, pick
 from search.export.graph_formats import GRAPHS, measure_graph
 from search.export.model_card import Score, model_card
 from search.record.record import SearchRecord
@@ -30,34 +34,34 @@ from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
 from search.record.wording import percent
 
-# Other kernels, as another device or memory format has, may decide an image on the border
-# otherwise: one of a thousand, or one of a few.
+# Another device or memory format uses other kernels, which may classify a borderline image
+# differently: one in a thousand, or one in all.
 _TOLERANCE = 0.001
 
-# Of the largest logit. A graph computes in another order of sums, but in float32 as well.
+# As a share of the largest logit. A graph sums in another order, but also in float32.
 _LOGIT_TOLERANCE = 1e-3
-WEIGHTS = "safetensors"
-"""The format that every export has; a graph comes beside it."""
 
+WEIGHTS = "safetensors"
+"""The format of every export; a graph is a second file."""
 
 _FILES = ("student.safetensors", "student.json", "README.md", *(g.file for g in GRAPHS.values()))
 
 
 @dataclass(frozen=True)
 class ExportedStudent:
-    """What an export gave.
+    """An exported student.
 
     Args:
-        folder: holds `student.safetensors`, `student.json`, `README.md`, and the graph.
-        picked: where it comes from.
+        folder: has `student.safetensors`, `student.json`, `README.md` and the graph, if any.
+        picked: the candidate that was exported.
         student: its scores, measured on the exported files.
-        others: the teacher's and the control's.
-        data: that they were measured on.
-        graph: what the graph gave, in words; empty without one.
+        others: the scores of the teacher and the control.
+        data: the images that they were measured on.
+        graph: the graph's scores in words; empty without a graph.
     """
 
     folder: Path
-    picked: Picked
+    picked: Candidate
     student: Score
     others: tuple[Score, ...]
     data: ImageData
@@ -72,20 +76,28 @@ def export_best(
     limits: Limits | None = None,
     form: str = WEIGHTS,
 ) -> ExportedStudent:
-    """Exports the best student within the limits, and measures the files, the control and the
-    teacher on the test split. Nothing is left of an export that is refused.
+    """Exports the best student within the limits.
+
+    The exported files, the control and the teacher are measured on the test split. A failed export
+    leaves no files behind.
 
     Args:
         record: the search.
-        storage: where its checkpoints lie.
-        folder: made where it is missing; an earlier export in it is replaced.
-        limits: of size, latency and accuracy; none: no limits.
-        form: `safetensors`, or a graph beside it: `onnx` or `torch_export`.
+        storage: the storage with its checkpoints.
+        folder: created if missing; an earlier export in it is replaced.
+        limits: of size, latency and accuracy; None sets no limits.
+        form: `safetensors`, or a graph in addition: `onnx` or `torch_export`.
 
     Raises:
-        ValueError: no trial has finished, none is within the limits, its checkpoint is gone or
-            damaged, or the exported files do not reproduce the recorded accuracy.
+        SearchError: there is no such format, no trial has finished, no student is within the
+            limits, a checkpoint is missing or damaged, or the exported files do not reproduce the
+            recorded accuracy.
+        StorageError: the folder cannot be written to, or the storage cannot be read.
     """
+    formats = (WEIGHTS, *GRAPHS)
+    if form not in formats:
+        hint = did_you_mean(form, formats)
+        raise SearchError(f"no export format {form!r}{hint} There are {', '.join(formats)}")
     limits = limits or Limits()
     picked = pick(record, limits)
     data = open_data(record.experiment.data, workspace_of(storage))
@@ -93,9 +105,7 @@ def export_best(
     config = config.model_copy(update={"seed": picked.seed})
     classifier = _student(picked.label, picked.student, picked.checkpoint, data, storage)
     card = _card(classifier, record.name, picked.label, config, data)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
-        partial = Path(name)
+    with replacing(folder) as partial:
         save_classifier(partial, "student", classifier, card)
         if form in GRAPHS:
             GRAPHS[form].write(classifier, _example(data), partial / GRAPHS[form].file)
@@ -111,28 +121,27 @@ def export_best(
         commands = _commands(exported, record, storage, limits, form)
         text = model_card(record, picked, (student, *others), data, commands, folder)
         (partial / "README.md").write_text(text)
-        _replace(partial, folder)
     return exported
 
 
-def measure_files(folder: Path, form: str, picked: Picked, data: ImageData) -> tuple[Score, str]:
-    """Loads exported files afresh and measures them.
+def measure_files(folder: Path, form: str, picked: Candidate, data: ImageData) -> tuple[Score, str]:
+    """Loads exported files and measures them.
 
     Args:
-        folder: holds them.
-        form: as in `export_best`.
-        picked: what was recorded.
-        data: to measure them on.
+        folder: the folder of the files.
+        form: as for `export_best`.
+        picked: the candidate, with the recorded accuracies.
+        data: the images to measure them on.
 
     Returns:
-        The scores, and what the graph gave, in words.
+        The scores, and the graph's scores in words.
 
     Raises:
-        ValueError: a file is damaged, or does not reproduce what was recorded.
+        SearchError: a file is damaged, or does not reproduce the recorded accuracies.
     """
     classifier = load_student(folder)
     accuracies = _accuracies(classifier.to(default_device()), data)
-    _refuse_others(f"{folder / 'student.safetensors'}", accuracies, picked, data)
+    _check_accuracies(folder / "student.safetensors", accuracies, picked, data)
     words = ""
     if form in GRAPHS:
         path = folder / GRAPHS[form].file
@@ -141,11 +150,11 @@ def measure_files(folder: Path, form: str, picked: Picked, data: ImageData) -> t
         heldout, far = measure_graph(predict, classifier, data.heldout)
         test, farther = measure_graph(predict, classifier, data.test)
         difference = max(far, farther)
-        _refuse_others(f"{path}", (heldout, test), picked, data)
+        _check_accuracies(path, (heldout, test), picked, data)
         if difference > _LOGIT_TOLERANCE:
-            raise ValueError(
+            raise SearchError(
                 f"the logits of {path} differ from PyTorch's by {difference:.1e} of the largest, "
-                f"but at most {_LOGIT_TOLERANCE:.0e} is expected"
+                f"but {_LOGIT_TOLERANCE:.0e} is the most that rounding explains"
             )
         words = (
             f"{path.name}: held-out {percent(heldout)} %, test {percent(test)} %; its logits on "
@@ -155,39 +164,46 @@ def measure_files(folder: Path, form: str, picked: Picked, data: ImageData) -> t
     return Score(picked.objective, *accuracies), words
 
 
-def _refuse_others(
-    what: str, accuracies: tuple[float, float], picked: Picked, data: ImageData
+def _check_accuracies(
+    path: Path, accuracies: tuple[float, float], picked: Candidate, data: ImageData
 ) -> None:
-    """Refuses files whose accuracies are not those that were recorded."""
+    """Raises SearchError unless a file's accuracies are the recorded ones."""
     recorded = (picked.heldout_accuracy, picked.test_accuracy)
     splits: tuple[tuple[str, Split], ...] = (("held-out", data.heldout), ("test", data.test))
     for (kind, split), now, then in zip(splits, accuracies, recorded, strict=True):
         if then is not None and abs(now - then) > max(_TOLERANCE, 1.5 / len(split)):
-            raise ValueError(
-                f"{what} has a {kind} accuracy of {percent(now)} %, but {percent(then)} % was "
+            raise SearchError(
+                f"{path} has a {kind} accuracy of {percent(now)} %, but {percent(then)} % was "
                 f"recorded for {picked.label}: data, checkpoint or files have changed"
             )
 
 
 def _accuracies(classifier: Classifier, data: ImageData) -> tuple[float, float]:
-    """Held out and on the test split."""
+    """On the held-out and the test images."""
     return evaluate(classifier, data.heldout)[0], evaluate(classifier, data.test)[0]
 
 
 def _example(data: ImageData) -> Tensor:
-    """Two real images: from one, the exporter would take it that there is always one."""
+    """Two images: with one example, the exporter would fix the batch size at 1."""
     return next(data.heldout.batches(2))
 
 
+def _teacher(record: SearchRecord, folder: str, storage: Storage) -> Classifier:
+    with tempfile.TemporaryDirectory() as copy:
+        try:
+            storage.download(folder, Path(copy))
+            return load_classifier(Path(copy), "teacher")
+        except OSError as error:
+            raise SearchError(f"the teacher of {record.name} is missing: {error}") from None
+
+
 def _others(
-    record: SearchRecord, picked: Picked, student: Score, data: ImageData, storage: Storage
+    record: SearchRecord, picked: Candidate, student: Score, data: ImageData, storage: Storage
 ) -> tuple[Score, ...]:
-    """The scores of the teacher, and of the control in the search."""
+    """The scores of the teacher and of the search's control."""
     others = []
     if record.teacher is not None:
-        with tempfile.TemporaryDirectory() as copy:
-            storage.download(record.teacher, Path(copy))
-            teacher = load_classifier(Path(copy), "teacher").to(default_device())
+        teacher = _teacher(record, record.teacher, storage).to(default_device())
         name = f"teacher {record.experiment.teacher.backbone}"
         others.append(Score(name, *_accuracies(teacher, data)))
     control = record.control_of(picked.student)
@@ -206,22 +222,24 @@ def _others(
 def export_rerun(
     checkpoint: Path, folder: Path, *, search: str, label: str, config: TrialConfig, workspace: Path
 ) -> None:
-    """Exports what was trained again: weights and card, without scores on the test split.
+    """Exports a trial that was trained again: weights and card, without test scores.
 
     Args:
-        checkpoint: the folder of the training's checkpoint.
-        folder: made where it is missing; an earlier export in it is replaced.
-        search: the name of the search that it was trained in before.
-        label: of its row there.
-        config: what it was trained by.
-        workspace: where this machine keeps image tables.
+        checkpoint: the local folder of its checkpoint.
+        folder: created if missing; an earlier export in it is replaced.
+        search: the name of the search.
+        label: the trial's number, or the published setting's name.
+        config: the configuration that it was trained with.
+        workspace: the local folder of image tables.
+
+    Raises:
+        StorageError: the folder cannot be written to.
     """
     data = open_data(config.data, workspace)
-    classifier = _best_epoch(config.student, checkpoint, data)
+    classifier = _best_epoch(build_classifier(config.student, data, seed=0), checkpoint)
     card = _card(classifier, search, label, config, data)
-    with tempfile.TemporaryDirectory() as partial:
-        save_classifier(Path(partial), "student", classifier, card)
-        _replace(Path(partial), folder)
+    with replacing(folder) as partial:
+        save_classifier(partial, "student", classifier, card)
 
 
 def _card(
@@ -238,18 +256,23 @@ def _card(
 def _student(
     label: str, backbone: str, checkpoint: str, data: ImageData, storage: Storage
 ) -> Classifier:
-    """A network with the weights of its best epoch, on the CPU, in evaluation mode."""
+    """A trial's network with the weights of its best epoch, on the CPU, in evaluation mode."""
+    student = build_classifier(backbone, data, seed=0)
     with tempfile.TemporaryDirectory() as copy:
         try:
             Checkpoints(storage, checkpoint).restore(Path(copy))
-            return _best_epoch(backbone, Path(copy), data)
+            return _best_epoch(student, Path(copy))
+        except (FileNotFoundError, ValueError, RuntimeError, KeyError):
+            raise SearchError(
+                f"the checkpoint of trial {label} is missing or damaged: "
+                f"{storage.uri}/{checkpoint}; kdsearch rerun trains it again"
+            ) from None
         except OSError as error:
-            raise ValueError(f"the checkpoint of trial {label} is gone: {error}") from None
+            raise StorageError(f"cannot read the checkpoint of trial {label}: {error}") from None
 
 
-def _best_epoch(backbone: str, checkpoint: Path, data: ImageData) -> Classifier:
-    """The network of a local checkpoint."""
-    student = build_classifier(backbone, data, seed=0)
+def _best_epoch(student: Classifier, checkpoint: Path) -> Classifier:
+    """Loads the weights of a local checkpoint's best epoch into its network."""
     student.backbone.load_state_dict(best_student(checkpoint)["student"])
     student.backbone.drop_auxiliary()
     return student.eval()
@@ -258,7 +281,7 @@ def _best_epoch(backbone: str, checkpoint: Path, data: ImageData) -> Classifier:
 def _commands(
     exported: ExportedStudent, record: SearchRecord, storage: Storage, limits: Limits, form: str
 ) -> tuple[str, str]:
-    """What trains this student again, and what exports it again."""
+    """The commands that train this student again and export it again."""
     picked, where = exported.picked, storage_option(storage)
     again = "" if picked.confirmed is None else f" --seed {picked.seed}"
     options = {
@@ -276,16 +299,30 @@ def _commands(
 
 
 def storage_option(storage: Storage) -> str:
-    """How a command names the storage; the usual one needs no word."""
-    usual = storage.local == Path("runs").absolute()
-    return "" if usual else f" --storage {storage.uri}"
+    """The option that names this storage; empty for the default storage."""
+    is_default = storage.local == Path("runs").absolute()
+    return "" if is_default else f" --storage {storage.uri}"
 
 
-def _replace(partial: Path, folder: Path) -> None:
-    """Moves an export to its place; files of an earlier one go."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in _FILES:
-        if (partial / name).exists():
-            shutil.move(partial / name, folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder, whose files replace an earlier export once all are written.
+
+    Raises:
+        StorageError: the folder cannot be written to.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
+            partial = Path(name)
+            yield partial
+            folder.mkdir(exist_ok=True)
+            for file in _FILES:
+                if (partial / file).exists():
+                    shutil.move(partial / file, folder / file)
+                else:
+                    (folder / file).unlink(missing_ok=True)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from None

@@ -1,6 +1,6 @@
-"""A student as a graph that runs without its Python code: ONNX, and PyTorch's own export.
+"""Graphs that run without this package's code: ONNX and torch.export.
 
-Both take uint8 images [B, C, H, W] for any B >= 1, normalise them, and give logits [B, K].
+Both take uint8 images [B, C, H, W] for any B >= 1, normalise them, and return logits [B, K].
 """
 
 from collections.abc import Callable, Mapping
@@ -12,18 +12,19 @@ from torch import Tensor
 
 from kdcore.data.split import Split
 from kdcore.networks.classifier import Classifier
+from search.errors import SearchError
 
 Predict = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class GraphFormat:
-    """A form of graphs.
+    """A file format of graphs.
 
     Args:
-        file: the name of its file.
-        write: a classifier, two images that show what it takes, and the path.
-        load: from a path, what classifies images.
+        file: the name of the file.
+        write: writes a classifier to a path, given two example images.
+        load: loads a path as a function from images to logits.
     """
 
     file: str
@@ -36,10 +37,10 @@ def _shapes() -> tuple[dict[int, object]]:
 
 
 def write_onnx(classifier: Classifier, images: Tensor, path: Path) -> None:
-    """Writes an ONNX file by PyTorch's exporter.
+    """Writes an ONNX file with PyTorch's exporter.
 
     Raises:
-        ValueError: the packages are missing, or the network cannot be exported.
+        SearchError: the packages are missing, or the network cannot be exported.
     """
     _check_packages()
     try:
@@ -62,15 +63,15 @@ def load_onnx(path: Path) -> Predict:
     """Loads an ONNX file into ONNX Runtime, on the CPU.
 
     Raises:
-        ValueError: the packages are missing, or the file is damaged.
+        SearchError: the packages are missing, or the file is damaged.
     """
     _check_packages()
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes have no common ancestor
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # ONNX Runtime's errors have no common base class
+        raise SearchError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
 
     def predict(images: Tensor) -> Tensor:
         (logits,) = session.run(None, {"images": images.numpy()})
@@ -85,17 +86,17 @@ def _check_packages() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(
+        raise SearchError(
             f"--format onnx needs {error.name}, which is not installed; "
             f"pip install 'kdsearch[export]'"
         ) from None
 
 
 def write_torch_export(classifier: Classifier, images: Tensor, path: Path) -> None:
-    """Writes what `torch.export` gives.
+    """Writes a program of `torch.export`.
 
     Raises:
-        ValueError: the network cannot be exported.
+        SearchError: the network cannot be exported.
     """
     try:
         program = torch.export.export(classifier, (images,), dynamic_shapes=_shapes())
@@ -105,15 +106,15 @@ def write_torch_export(classifier: Classifier, images: Tensor, path: Path) -> No
 
 
 def load_torch_export(path: Path) -> Predict:
-    """Loads what `torch.export` wrote; only a file that one trusts, as PyTorch may unpickle it.
+    """Loads a program of `torch.export`; only from files one trusts, as PyTorch may unpickle them.
 
     Raises:
-        ValueError: the file is damaged.
+        SearchError: the file is damaged.
     """
     try:
         module = torch.export.load(path).module()
-    except Exception as error:  # of its archive's readers, which have no common ancestor
-        raise ValueError(
+    except Exception as error:  # the errors of its readers have no common base class
+        raise SearchError(
             f"{path} is damaged: {(str(error) or repr(error)).splitlines()[0]}"
         ) from None
 
@@ -124,9 +125,9 @@ def load_torch_export(path: Path) -> Predict:
     return predict
 
 
-def _not_exported(form: str, error: Exception) -> ValueError:
+def _not_exported(form: str, error: Exception) -> SearchError:
     reason = (str(error) or repr(error)).splitlines()[0]
-    return ValueError(f"the network cannot be exported as {form}: {reason}")
+    return SearchError(f"the network cannot be exported as {form}: {reason}")
 
 
 GRAPHS: Mapping[str, GraphFormat] = {
@@ -137,7 +138,7 @@ GRAPHS: Mapping[str, GraphFormat] = {
 
 @torch.no_grad()
 def measure_graph(predict: Predict, classifier: Classifier, split: Split) -> tuple[float, float]:
-    """A graph's accuracy, and how far it is from the classifier.
+    """Compares a graph with its classifier.
 
     Args:
         predict: the graph.
@@ -145,14 +146,14 @@ def measure_graph(predict: Predict, classifier: Classifier, split: Split) -> tup
         split: at least one image.
 
     Returns:
-        The share of right answers, and the largest difference of a logit, in units of the largest
+        The graph's accuracy, and the largest difference between logits as a share of the largest
         logit.
     """
-    right, difference, largest = 0, 0.0, 0.0
+    correct, difference, largest = 0, 0.0, 0.0
     size = split.batch_without_gradients()
     for images, labels in zip(split.batches(size), torch.split(split.labels, size), strict=True):
         logits, expected = predict(images), classifier(images)
-        right += int((logits.argmax(1) == labels).sum())
+        correct += int((logits.argmax(1) == labels).sum())
         difference = max(difference, (logits - expected).abs().max().item())
         largest = max(largest, expected.abs().max().item())
-    return right / len(split), difference / max(largest, torch.finfo(torch.float32).tiny)
+    return correct / len(split), difference / max(largest, torch.finfo(torch.float32).tiny)

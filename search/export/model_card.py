@@ -1,4 +1,4 @@
-"""The model card of an exported student: how good it is, what it cost, how to make it again."""
+"""The model card of an exported student, `README.md`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from kdcore.data.image_data import ImageData
 from search.experiment.space.trial_config import trial_config
-from search.export.choice import Picked
+from search.export.choice import Candidate
 from search.record.record import Confirmed, SearchRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies of one network, shares of 1."""
+    """The accuracies of a network, from 0 to 1."""
 
     name: str
     heldout_accuracy: float
@@ -22,21 +22,21 @@ class Score:
 
 def model_card(
     record: SearchRecord,
-    picked: Picked,
+    picked: Candidate,
     scores: Sequence[Score],
     data: ImageData,
     commands: Sequence[str],
     folder: Path,
 ) -> str:
-    """Markdown.
+    """The card as Markdown.
 
     Args:
         record: the search.
         picked: the student.
-        scores: its own, then the teacher's and the control's, measured on files.
+        scores: the scores of the student, the teacher and the control, in this order.
         data: the images.
-        commands: that train it again, and export it again.
-        folder: where it was exported to.
+        commands: the commands that train the student again and export it again.
+        folder: the folder of the export.
     """
     experiment = record.experiment
     config = trial_config(experiment, picked.point)
@@ -54,8 +54,8 @@ def model_card(
             for s in scores
         ),
         "",
-        f"The {len(data.heldout):,} held-out images ranked the trials; the {len(data.test):,} test "
-        "images chose none of them.",
+        f"The trials were ranked on the {len(data.heldout):,} held-out images; the "
+        f"{len(data.test):,} test images had no part in choosing.",
         "",
         *_spread(record, picked),
         "",
@@ -64,16 +64,16 @@ def model_card(
         f"- data: {experiment.data.name}, {len(data.train):,} training images, digest "
         f"{data.digest}",
         f"- teacher: {experiment.teacher.backbone}, {_teacher_origin(record)}",
-        f"- objective: {picked.objective}, beside cross-entropy",
+        f"- objective: {picked.objective}, added to cross-entropy",
         f"- training: {config.training.model_dump_json(exclude_none=True)}",
-        f"- epochs: {config.training.epochs}; the weights are those of epoch {picked.best_epoch}",
-        f"- seed: {picked.seed}; of the search: {experiment.seed}, of its sampler: "
+        f"- epochs: {config.training.epochs}; the weights are from epoch {picked.best_epoch}",
+        f"- seed: {picked.seed}; the search's seed: {experiment.seed}, its sampler's seed: "
         f"{experiment.search.seed}",
         f"- cost of the search: {record.cost}{_cost_of_confirmation(record)}",
         *_network_cost(record, picked),
         "",
-        "The first command trains it again, compares each epoch with the record, and writes its "
-        "weights; the second exports the recorded ones again:",
+        "The first command trains the student again, compares each epoch with the record and "
+        "writes the weights; the second exports the recorded weights again:",
         "",
         "```",
         *commands,
@@ -90,25 +90,25 @@ def model_card(
         f'student = kdcore.load_student("{folder}")',
         "```",
         "",
-        "`student(images)` gives logits for uint8 images, or floats from 0 to 1; it normalises",
+        "`student(images)` returns logits for uint8 images, or floats from 0 to 1, and normalises",
         "them itself.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _spread(record: SearchRecord, picked: Picked) -> list[str]:
-    """What is known of the seeds' part in these scores."""
+def _spread(record: SearchRecord, picked: Candidate) -> list[str]:
+    """How much these scores vary with the seed."""
     confirmed = picked.confirmed
     if confirmed is None:
         trial = next((each for each in record.trials if each.number == picked.trial), None)
         gain = record.gain(trial) if trial is not None else None
         if gain is None:
-            return ["These are scores of one seed."]
+            return ["These scores are from one seed."]
         return [
             f"The gain over the same network without distillation is {points(gain)} percentage "
-            "points on the held-out images, from one seed: differences of a few tenths are within "
-            "the noise of a seed."
+            "points on the held-out images, from one seed. Changing the seed alone shifts accuracy "
+            "by a few tenths of a point."
         ]
     controls = [
         each
@@ -124,7 +124,7 @@ def _spread(record: SearchRecord, picked: Picked) -> list[str]:
         "| --- | --- | --- | --- |",
         *(_row(record, each) for each in rows),
         "",
-        f"The file has the weights of seed {picked.seed}, its best one on the held-out images.",
+        f"The file has the weights of seed {picked.seed}, the best one on the held-out images.",
         WINNERS_CURSE,
     ]
 
@@ -149,13 +149,13 @@ def _cost_of_confirmation(record: SearchRecord) -> str:
     return f"; of the confirmation: {seconds / 3600:.3g} h of training" if seconds else ""
 
 
-def _network_cost(record: SearchRecord, picked: Picked) -> list[str]:
+def _network_cost(record: SearchRecord, picked: Candidate) -> list[str]:
     cost = record.student_costs.get(picked.student)
     if cost is None:
         return []
     threads = f", {cost.threads} threads" if cost.threads else ""
     return [
-        f"- cost of an image: {cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds,"
+        f"- cost per image: {cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds,"
         f" {cost.latency_ms:.3g} ms ({cost.device}{threads})"
     ]
 

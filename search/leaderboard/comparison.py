@@ -1,28 +1,29 @@
-"""Two searches side by side: the best of each, by student and methods, with the differences."""
+"""Two searches side by side: the best trial of each for every student and set of methods."""
 
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from search.errors import SearchError
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
 from search.record.wording import percent, points
 
-# On which images train, and which are held out: how they are fetched and augmented.
-_OF_NO_EFFECT = {"download", "views", "view_seed"}
+# Data settings that leave the held-out images as they are.
+_IRRELEVANT = {"download", "views", "view_seed"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best trial of each search with one student and the same methods.
+    """The best trials of two searches with the same student and methods.
 
     Args:
-        student: the network that learns.
+        student: the student network.
         methods: like `kd + at`; `none` is the control.
-        first: of the first search; none where it has no such trial.
-        second: of the second search.
+        first: the best trial of the first search; None if it has no such trial.
+        second: the best trial of the second search.
     """
 
     student: str
@@ -32,28 +33,29 @@ class Comparison:
 
     @property
     def difference(self) -> float | None:
-        """What the second search has more, a share of 1; none where one of them has nothing."""
+        """Held-out accuracy of the second minus that of the first; None if either is missing."""
         if self.first is None or self.second is None:
             return None
         return (self.second.heldout_accuracy or 0.0) - (self.first.heldout_accuracy or 0.0)
 
 
 def compare(first: SearchRecord, second: SearchRecord) -> list[Comparison]:
-    """Compares what finished, else what came furthest up, for each student and its methods; the
-    best of both searches on top.
+    """Compares the best trials for every student and set of methods, the most accurate first.
+
+    A finished trial counts before one that did not finish.
 
     Raises:
-        ValueError: the searches are on different data.
+        SearchError: the searches are on different data.
     """
     ours, theirs = (
-        record.experiment.data.model_dump(exclude=_OF_NO_EFFECT) for record in (first, second)
+        record.experiment.data.model_dump(exclude=_IRRELEVANT) for record in (first, second)
     )
     differing = [name for name in ours if ours[name] != theirs[name]]
     if differing:
         facts = ", ".join(f"data.{name} {ours[name]} and {theirs[name]}" for name in differing)
-        raise ValueError(
-            f"{first.name} and {second.name} are on different data: {facts}; accuracies compare "
-            f"only on the same held-out images"
+        raise SearchError(
+            f"{first.name} and {second.name} are on different data: {facts}; accuracies can only "
+            f"be compared on the same held-out images"
         )
     best = [_best(record) for record in (first, second)]
     rows = [
@@ -64,7 +66,7 @@ def compare(first: SearchRecord, second: SearchRecord) -> list[Comparison]:
 
 
 def _best(record: SearchRecord) -> dict[tuple[str, str], TrialRecord]:
-    """By student and methods, the first of those that finished, else of all."""
+    """By student and methods, the best finished trial, or the best of all if none finished."""
     found: dict[tuple[str, str], TrialRecord] = {}
     ranked = rank(tuple(t for t in record.trials if t.heldout_accuracy is not None))
     for trial in sorted(ranked, key=lambda trial: trial.state != "finished"):
@@ -81,7 +83,7 @@ def comparison_table(first: SearchRecord, second: SearchRecord) -> Table:
     """The comparison for a terminal; accuracies in percent, differences in percentage points.
 
     Raises:
-        ValueError: as `compare`.
+        SearchError: the searches are on different data.
     """
     rows = compare(first, second)
     table = Table(

@@ -1,25 +1,48 @@
-"""TODO-DOC"""
+"""The leaderboard for files and other programs: Markdown, JSON, CSV, Parquet and a DataFrame."""
 
 import csv
 import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-from pyarrow import parquet
-
+from kdcore.errors import did_you_mean
+from search.errors import SearchError
 from search.experiment.schema import CONTROL
-from search.leaderboard.ranking import Row, leaderboard
+from search.leaderboard.ranking import LeaderboardRow, leaderboard
 from search.record.record import SearchRecord
 from search.record.wording import percent, points, spread
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def as_markdown(record: SearchRecord, rows: Sequence[Row]) -> str:
-    """Rows as a table for people; accuracies in percent, gains in percentage points."""
+FORMATS = ("json", "csv", "parquet", "markdown")
+
+# By column, Arrow's name of its type.
+_TYPES = {
+    "rank": "int32",
+    "trial": "int32",
+    "student": "string",
+    "objective": "string",
+    "heldout_accuracy": "float64",
+    "test_accuracy": "float64",
+    "test_deviation": "float64",
+    "seeds": "int32",
+    "gain": "float64",
+    "parameters": "int64",
+    "latency_ms": "float64",
+    "epochs": "string",
+    "seconds": "float64",
+    "status": "string",
+}
+
+
+def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
+    """Rows as a Markdown table; accuracies in percent, gains in percentage points."""
     several = len(record.experiment.students) > 1
-    names = ["rank", "trial", *(["student"] if several else []), "objective"]
     confirmed = any(each.is_confirmed for each in record.confirmed)
+    names = ["rank", "trial", *(["student"] if several else []), "objective"]
     names += [*(["test %"] if confirmed else []), "held-out %", "gain", "epochs", "status"]
     lines = [names, ["---"] * len(names)]
     for row in rows:
@@ -36,39 +59,66 @@ def as_markdown(record: SearchRecord, rows: Sequence[Row]) -> str:
 
 
 def as_bytes(record: SearchRecord, form: str, method: str = "", state: str = "") -> bytes:
-    """The leaderboard as `json`, `csv` or `parquet`, with accuracies and gains as shares of 1, or
-    as `markdown`, which is for people. Method and state leave rows out, as `leaderboard` does."""
-    kept = leaderboard(record, method, state)
+    """The leaderboard as the content of a file.
+
+    Args:
+        record: the search.
+        form: `json`, `csv` or `parquet`, with accuracies and gains from 0 to 1; or `markdown`, with
+            percent and percentage points.
+        method: only trials with this method.
+        state: only trials in this state.
+
+    Raises:
+        SearchError: there is no such form, or the search has no such method.
+    """
+    if form not in FORMATS:
+        hint = did_you_mean(form, FORMATS)
+        raise SearchError(f"no format {form!r}{hint} There are {', '.join(FORMATS)}")
+    rows = leaderboard(record, method, state)
     if form == "markdown":
-        return as_markdown(record, kept).encode()
-    rows = [asdict(row) for row in kept]
+        return as_markdown(record, rows).encode()
+    values = [asdict(row) for row in rows]
     if form == "json":
-        return (json.dumps(rows, indent=1) + "\n").encode()
-    names = [field.name for field in fields(Row)]
-    if form == "csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue().encode()
-    schema = pa.schema(
-        [
-            ("rank", pa.int32()),
-            ("trial", pa.int32()),
-            ("student", pa.string()),
-            ("objective", pa.string()),
-            ("heldout_accuracy", pa.float64()),
-            ("test_accuracy", pa.float64()),
-            ("test_deviation", pa.float64()),
-            ("seeds", pa.int32()),
-            ("gain", pa.float64()),
-            ("parameters", pa.int64()),
-            ("latency_ms", pa.float64()),
-            ("epochs", pa.string()),
-            ("seconds", pa.float64()),
-            ("status", pa.string()),
-        ]
-    )
+        return (json.dumps(values, indent=1) + "\n").encode()
+    if form == "parquet":
+        return _parquet(values)
+    text = io.StringIO()
+    names = [field.name for field in fields(LeaderboardRow)]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(values)
+    return text.getvalue().encode()
+
+
+def _parquet(rows: Sequence[dict[str, object]]) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _TYPES.items()])
     sink = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(rows, schema), sink)
+    parquet.write_table(pa.Table.from_pylist(list(rows), schema), sink)
     return sink.getvalue()
+
+
+def leaderboard_frame(record: SearchRecord, method: str = "", state: str = "") -> "pd.DataFrame":
+    """The leaderboard as a pandas DataFrame.
+
+    Args:
+        record: the search.
+        method: only trials with this method.
+        state: only trials in this state.
+
+    Returns:
+        A row for the teacher, then the trials by rank. The index is the trial's number, <NA> for
+        the teacher; the columns are the other fields of `LeaderboardRow`.
+
+    Raises:
+        SearchError: the search has no such method.
+    """
+    import pandas as pd
+
+    # Whole numbers can be missing, which NumPy's integers cannot.
+    types = {name: kind.replace("int", "Int") for name, kind in _TYPES.items()}
+    rows = [asdict(row) for row in leaderboard(record, method, state)]
+    frame = pd.DataFrame(rows, columns=list(types)).astype(types)
+    return frame.set_index("trial")

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""How far a search is, in one line."""
 
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord
@@ -6,7 +6,7 @@ from search.record.wording import percent
 
 
 def how_far(record: SearchRecord) -> str:
-    """How many trials run and how many ended in which way, and the best accuracy so far."""
+    """The number of trials in each state, and the best accuracy so far."""
 
     def count(state: str) -> int:
         return sum(trial.state == state for trial in record.trials)

@@ -1,32 +1,34 @@
-"""TODO-DOC"""
+"""The leaderboard: trials ranked by accuracy, with the gain of each over its control."""
 
 from dataclasses import dataclass
 
 from kdcore.errors import did_you_mean
+from search.errors import SearchError
 from search.record.record import Confirmed, SearchRecord, TrialRecord
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the leaderboard.
+class LeaderboardRow:
+    """A row of the leaderboard: a trial, or the teacher.
 
     Args:
-        rank: from 1 among the trials with an accuracy; none for the teacher.
-        trial: the trial's number; none for the teacher.
-        student: the network that learns; the teacher's name in its row.
+        rank: from 1, among the trials with an accuracy; None for the teacher.
+        trial: the trial's number; None for the teacher.
+        student: the student network; in the teacher's row, the teacher network.
         objective: the methods with their searched settings; `none` is the control.
-        heldout_accuracy: of the best epoch, a share of 1.
-        test_accuracy: of a confirmed student, the mean over its fresh seeds, a share of 1.
-        test_deviation: the standard deviation over them.
-        seeds: how many they are.
-        gain: over the same student's control, a share of 1; the teacher's over the best control;
-            none without a finished control.
-        parameters: of the network; none where it was not measured.
-        latency_ms: median milliseconds for one image, where the trials run.
-        epochs: how many were trained, like `6/12`.
-        seconds: of training.
-        status: finished, stopped, failed, interrupted, running; whether batches had to be parted;
-            why it failed; `teacher` for the teacher.
+        heldout_accuracy: of the best epoch, from 0 to 1.
+        test_accuracy: mean over the fresh seeds of a confirmed student, from 0 to 1.
+        test_deviation: standard deviation over those seeds.
+        seeds: number of those seeds.
+        gain: held-out accuracy minus that of the same student's control; in the teacher's row,
+            minus that of the best control; None without a finished control.
+        parameters: of the network; None if it was not measured.
+        latency_ms: median milliseconds for one image, on the machine that runs the trials.
+        epochs: trained and planned, like `6/12`.
+        seconds: of training and evaluation.
+        status: `finished`, `stopped`, `failed`, `interrupted` or `running`, followed by the number
+            of parts that batches were split into and by the reason of a failure; `teacher` in the
+            teacher's row.
     """
 
     rank: int | None
@@ -48,8 +50,11 @@ class Row:
 def rank(
     trials: tuple[TrialRecord, ...], confirmed: tuple[Confirmed, ...] = ()
 ) -> list[TrialRecord]:
-    """Confirmed trials by their mean accuracy on the test split; then the others by accuracy, equal
-    ones by loss, then as they started; without an accuracy, last."""
+    """Trials from best to worst.
+
+    Confirmed trials come first, by mean test accuracy; the others follow by held-out accuracy, then
+    held-out loss, then number. Trials without an accuracy come last.
+    """
     tested = {each.trial: each.test_accuracy for each in confirmed if each.is_confirmed}
     return sorted(
         trials,
@@ -62,24 +67,31 @@ def rank(
     )
 
 
-def leaderboard(record: SearchRecord, method: str = "", state: str = "") -> list[Row]:
-    """The teacher, then every trial in order of rank.
+def by_test_accuracy(confirmed: tuple[Confirmed, ...]) -> list[Confirmed]:
+    """Confirmed trials, the best mean test accuracy first; those with one seed come last."""
+    return sorted(
+        confirmed, key=lambda each: -each.test_accuracy if each.is_confirmed else float("inf")
+    )
+
+
+def leaderboard(record: SearchRecord, method: str = "", state: str = "") -> list[LeaderboardRow]:
+    """The rows of the leaderboard: the teacher, then the trials by rank.
 
     Args:
         record: the search.
-        method: leaves only trials with this method among theirs; `none` leaves the controls.
-        state: leaves only trials in this state.
+        method: only trials with this method; `none` selects the controls.
+        state: only trials in this state.
 
     Raises:
-        ValueError: the search has no such method.
+        SearchError: the search has no such method.
     """
     methods = {name for slot in record.experiment.objective for name in slot}
     if method and method not in methods:
         hint = did_you_mean(method, sorted(methods))
-        raise ValueError(
+        raise SearchError(
             f"{record.name} has no method {method!r}{hint} It has {', '.join(sorted(methods))}"
         )
-    numbers = {
+    selected = {
         trial.number
         for trial in record.trials
         if (not method or method in trial.methods.split(" + ")) and state in ("", trial.state)
@@ -87,18 +99,18 @@ def leaderboard(record: SearchRecord, method: str = "", state: str = "") -> list
     return [
         row
         for row in _all_rows(record)
-        if row.trial in numbers or (row.trial is None and not method and not state)
+        if row.trial in selected or (row.trial is None and not method and not state)
     ]
 
 
-def _all_rows(record: SearchRecord) -> list[Row]:
+def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
     rows = []
     if record.teacher_metrics:
         accuracy = record.teacher_metrics["heldout_accuracy"]
         controls = [record.control_of(student) for student in record.experiment.students]
         best = max((c.heldout_accuracy or 0.0 for c in controls if c is not None), default=None)
         rows.append(
-            Row(
+            LeaderboardRow(
                 rank=None,
                 trial=None,
                 student=record.experiment.teacher.backbone,
@@ -120,7 +132,7 @@ def _all_rows(record: SearchRecord) -> list[Row]:
         again = confirmed.get(trial.number)
         cost = record.student_costs.get(trial.student)
         rows.append(
-            Row(
+            LeaderboardRow(
                 rank=position if trial.heldout_accuracy is not None else None,
                 trial=trial.number,
                 student=trial.student,
@@ -144,10 +156,3 @@ def _status(trial: TrialRecord) -> str:
     parts = f", batches in {trial.parts} parts" if trial.parts > 1 else ""
     reason = f": {trial.reason}" if trial.reason else ""
     return f"{trial.state}{parts}{reason}"
-
-
-def by_test_accuracy(confirmed: tuple[Confirmed, ...]) -> list[Confirmed]:
-    """Best mean first; without a spread, last."""
-    return sorted(
-        confirmed, key=lambda each: -each.test_accuracy if each.is_confirmed else float("inf")
-    )

@@ -1,4 +1,4 @@
-"""The leaderboard: trials ranked by held-out accuracy, with teacher and control always shown."""
+"""The leaderboard, and the confirmed students, as tables for a terminal."""
 
 import re
 
@@ -13,10 +13,17 @@ from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points,
 
 
 def leaderboard_table(record: SearchRecord, method: str = "", state: str = "") -> Table:
-    """The leaderboard for a terminal; accuracies in percent, gains in percentage points.
+    """The leaderboard; accuracies in percent, gains in percentage points.
 
-    Students have columns where there are several, else a line below. Method and state leave rows
-    out, as `leaderboard` does.
+    A single student's cost is a line below the table; several students get columns for it.
+
+    Args:
+        record: the search.
+        method: only trials with this method.
+        state: only trials in this state.
+
+    Raises:
+        SearchError: the search has no such method.
     """
     several = len(record.experiment.students) > 1
     table = Table(
@@ -65,8 +72,8 @@ def leaderboard_table(record: SearchRecord, method: str = "", state: str = "") -
 
 
 def confirmed_table(record: SearchRecord) -> Table:
-    """What fresh seeds gave: accuracies in percent, mean ± standard deviation over the seeds; gains
-    over the same student's control in percentage points, with Student's 95 % interval."""
+    """The confirmed students: test accuracies in percent, mean ± standard deviation over the seeds;
+    gains over the same student's control in percentage points, with Student's 95 % interval."""
     table = Table(
         title=f"{record.name} confirmed with fresh seeds",
         title_justify="left",
@@ -110,7 +117,7 @@ def _milliseconds(latency: float | None) -> str:
 
 
 def _costs(record: SearchRecord) -> str | None:
-    """What the one student costs, in words."""
+    """What the only student costs."""
     lines = [
         f"student {name}: {cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds, "
         f"{_milliseconds(cost.latency_ms)} ms an image, {_milliseconds(cost.batch_latency_ms)} ms "

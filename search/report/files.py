@@ -1,8 +1,6 @@
-"""The story of a search, for its page in MLflow: summary, leaderboard and pictures.
+"""Writes a report's files: summary, leaderboard and pictures.
 
-They are made in a process of their own, from a copy of the search's record, and at the lowest
-priority while trials run: drawing takes seconds, and neither its time nor its errors may reach the
-search.
+`python -m search.report.files RECORD FOLDER NICENESS` is the process that `Reporter` starts.
 """
 
 import json
@@ -18,25 +16,27 @@ from search.report.summary import SUMMARY, TABLE, summary
 
 
 def write_report(record: SearchRecord, folder: Path) -> None:
-    """Writes summary, table and pictures; a picture that cannot be drawn is told of and left out.
+    """Writes summary, leaderboard and pictures.
+
+    A picture that cannot be drawn is left out, and its error is printed.
 
     Args:
         record: the search.
-        folder: for the files; each appears whole, and is touched only where it has changed.
+        folder: the report's folder; only files whose content changes are replaced.
     """
     _write(folder / SUMMARY, summary(record).encode())
     _write(folder / TABLE, _table(record))
     from search.report.plots.drawings import DRAWINGS, png
 
-    for name, drawing in DRAWINGS.items():
+    for number, (name, drawing) in enumerate(DRAWINGS.items(), start=1):
         try:
             content = png(drawing, record)
         except Exception:
-            print(f"no picture {name} of {record.name}:", file=sys.stderr)
+            print(f"cannot draw {name} of {record.name}:", file=sys.stderr)
             traceback.print_exc()
             continue
         if content is not None:
-            _write(folder / f"{name}.png", content)
+            _write(folder / f"{number}_{name}.png", content)
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -47,7 +47,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _table(record: SearchRecord) -> bytes:
-    """The leaderboard in the form that MLflow's pages show as a table."""
+    """The leaderboard as JSON that MLflow's pages show as a table."""
     columns = ["rank", "trial", "student", "objective", "test %", "held-out %", "gain"]
     columns += ["parameters", "latency ms", "epochs", "seconds", "status"]
     data = [
@@ -64,7 +64,7 @@ def _table(record: SearchRecord) -> bytes:
 
 
 def main(record: Path, folder: Path, niceness: int) -> None:
-    """Makes a report from a record's file."""
+    """Writes a report from a record's file, at a lower priority."""
     os.nice(niceness)
     write_report(SearchRecord.model_validate_json(record.read_text()), folder)
 

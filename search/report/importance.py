@@ -1,4 +1,4 @@
-"""How much each searched setting matters: functional analysis of variance, Hutter et al. 2014."""
+"""Hyperparameter importance by functional analysis of variance (fANOVA, Hutter et al. 2014)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,19 +10,18 @@ from search.experiment.space.point import is_number, plain_name
 from search.experiment.space.space import is_logarithmic
 from search.record.record import SearchRecord, TrialRecord
 
-# With fewer trials a forest of regression trees fits noise.
-_ENOUGH_TRIALS = 8
+_FEWEST_TRIALS = 8  # with fewer, fANOVA's regression forest fits noise
 
 
 @dataclass(frozen=True)
 class Importance:
-    """What decided how good a group of trials was.
+    """The importance of the settings in a group of trials.
 
     Args:
-        group: `all trials`, or the methods that they have in common.
-        trials: how many there are.
-        epoch: at which they are compared; all of them came to it.
-        shares: by setting, of the variance of the accuracy; they sum to 1.
+        group: `all trials`, or the methods of the trials.
+        trials: the number of trials.
+        epoch: the epoch at which they are compared, which all of them reached.
+        shares: the share of the accuracy's variance that each setting explains; they sum to 1.
     """
 
     group: str
@@ -32,16 +31,16 @@ class Importance:
 
 
 def importances(record: SearchRecord) -> list[Importance]:
-    """The importance of the settings that all trials have, then of those of each method.
+    """The importance of the settings that all trials share, then of the settings of each method.
 
-    Trials are compared at the last epoch that each may reach, the first rung of early stopping:
-    only the best ones come further, and among these alone every setting would look harmless.
+    Trials are compared at the first rung of early stopping, which all of them reach. Only the best
+    get further, and among these alone every setting would seem unimportant.
     """
     search, epochs = record.experiment.search, record.experiment.training.epochs
     epoch = search.asha.grace_epochs if search.asha else epochs
-    there = [trial for trial in record.trials if len(trial.accuracies) >= epoch]
-    groups: dict[str, list[TrialRecord]] = {"all trials": there}
-    for trial in there:
+    reached = [trial for trial in record.trials if len(trial.accuracies) >= epoch]
+    groups: dict[str, list[TrialRecord]] = {"all trials": reached}
+    for trial in reached:
         groups.setdefault(trial.methods, []).append(trial)
     found = []
     for group, trials in groups.items():
@@ -53,7 +52,7 @@ def importances(record: SearchRecord) -> list[Importance]:
 
 
 def _settings(trial: TrialRecord) -> dict[str, Option]:
-    """What was chosen for a trial; the methods of its slots as one setting."""
+    """A trial's settings; its methods count as one setting."""
     point = {plain_name(key): value for key, value in trial.point.items()}
     chosen = {key: value for key, value in point.items() if not key.startswith("objective.")}
     chosen.pop("control", None)
@@ -63,14 +62,14 @@ def _settings(trial: TrialRecord) -> dict[str, Option]:
 def _shares(
     experiment: Experiment, points: list[dict[str, Option]], accuracies: list[float]
 ) -> dict[str, float]:
-    """By setting, the most important first; empty where there is nothing to compare."""
+    """The importance of each setting, the largest first; empty if there is nothing to compare."""
     values = {
         name: [point[name] for point in points]
         for name in (points[0] if points else ())
         if all(name in point for point in points)
     }
     varied = {name: column for name, column in values.items() if len(set(column)) > 1}
-    if len(points) < _ENOUGH_TRIALS or len(varied) < 2 or len(set(accuracies)) == 1:
+    if len(points) < _FEWEST_TRIALS or len(varied) < 2 or len(set(accuracies)) == 1:
         return {}
     distributions = {
         name: _distribution(column, is_logarithmic(experiment, name))
@@ -90,7 +89,7 @@ def _shares(
 
 
 def _distribution(values: list[Option], log: bool) -> optuna.distributions.BaseDistribution:
-    """A distribution over what was tried."""
+    """A distribution over the values that were tried."""
     if not all(map(is_number, values)):
         return optuna.distributions.CategoricalDistribution(list(dict.fromkeys(values)))
     low, high = min(map(float, values)), max(map(float, values))

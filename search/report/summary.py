@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""The summary of a search, which is the description of its run in MLflow."""
 
 from search.leaderboard.formats import as_markdown
 from search.leaderboard.ranking import by_test_accuracy, leaderboard, rank
@@ -6,14 +6,15 @@ from search.record.record import Confirmed, SearchRecord, TrialRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
 
 SUMMARY, TABLE = "summary.md", "leaderboard.json"
+"""The names of the report's files."""
 
-# MLflow keeps at most 8,000 characters, and the addresses of the pictures come after them.
+# A description in MLflow has at most 8,000 characters, including the links to the pictures.
 _MOST_ROWS = 12
-_MOST_CHARACTERS = 5500
+_LONGEST_TABLE = 5500  # characters
 
 
 def summary(record: SearchRecord) -> str:
-    """The search in a few sentences of Markdown, with the head of its leaderboard."""
+    """A few sentences of Markdown, with the head of the leaderboard."""
     ranked = [trial for trial in rank(record.trials) if trial.heldout_accuracy is not None]
     parts = [f"{'**Still running.** ' if record.state == 'running' else ''}{_states(record)}"]
     if ranked:
@@ -22,26 +23,26 @@ def summary(record: SearchRecord) -> str:
     if confirmed:
         parts.insert(0, _confirmed(record, confirmed[0]))
     rows = leaderboard(record)[:_MOST_ROWS]
-    while len(table := _spaced(as_markdown(record, rows))) > _MOST_CHARACTERS:
+    while len(table := _spaced(as_markdown(record, rows))) > _LONGEST_TABLE:
         rows = rows[:-1]
     parts.append(table)
     if len(rows) <= len(record.trials):
         parts.append(
-            f"`kdsearch leaderboard {record.name}` and the artifact {TABLE} have all "
+            f"`kdsearch leaderboard {record.name}` and the artifact {TABLE} show all "
             f"{len(record.trials)} trials."
         )
     return "\n\n".join(parts)
 
 
 def _spaced(table: str) -> str:
-    """A Markdown table with room between its columns, which MLflow's pages give it none of."""
+    """Adds space between the columns of a Markdown table, which MLflow's pages leave out."""
     head, rule, *rows = table.strip().splitlines()
     wide = [line.replace(" |", "&nbsp;&nbsp; |") for line in (head, *rows)]
     return "\n".join((wide[0], rule, *wide[1:]))
 
 
 def _best(record: SearchRecord, best: TrialRecord) -> str:
-    """What the best trial reached, beside control and teacher."""
+    """The accuracy of the best trial, compared with control and teacher."""
     experiment = record.experiment
     unfinished = "" if best.state == "finished" else f" ({best.state} at epoch {best.epochs_done})"
     text = (
@@ -51,33 +52,35 @@ def _best(record: SearchRecord, best: TrialRecord) -> str:
     control = record.control_of(best.student)
     teacher = record.teacher_metrics.get("heldout_accuracy")
     if control is None or control.heldout_accuracy is None:
-        text += " Its control has not finished, so there is no gain to tell yet."
+        text += " Its control has not finished, so the gain is not known yet."
     else:
-        text += f" Without a teacher it reaches {percent(control.heldout_accuracy)} %"
+        text += f" Without distillation it reaches {percent(control.heldout_accuracy)} %"
         gain = record.gain(best)
-        text += "." if gain is None else f": distillation gives {points(gain)} percentage points."
+        text += "." if gain is None else f", so the gain is {points(gain)} percentage points."
     if teacher is not None:
-        text += f" The teacher {experiment.teacher.backbone} has {percent(teacher)} %"
+        text += f" The teacher {experiment.teacher.backbone} reaches {percent(teacher)} %"
         share = gap_closed(record, best)
-        text += "." if share is None else f"; {100 * share:.0f} % of the gap to it is closed."
-    return text + " One seed proves little: a few tenths of a point can be chance."
+        text += "." if share is None else f"; the student closes {100 * share:.0f} % of the gap."
+    return text + " Changing the seed alone shifts accuracy by a few tenths of a point."
 
 
 def _confirmed(record: SearchRecord, best: Confirmed) -> str:
-    """What fresh seeds say of the best confirmed student."""
+    """The test accuracy and gain of the best confirmed student."""
     gain = gain_in_words(record.confirmed_gain(best))
     return (
         f"Trained again with {len(best.test_accuracies)} fresh seeds, **{best.student}** with "
         f"**{best.objective}** reaches **{spread(best.test_accuracy, best.test_deviation)} %** on "
         f"the test split"
-        + (f"; its gain over the control, in points: {gain}. " if gain else ". ")
+        + (f"; gain over the control, in percentage points: {gain}. " if gain else ". ")
         + WINNERS_CURSE
     )
 
 
 def gap_closed(record: SearchRecord, trial: TrialRecord) -> float | None:
-    """The share of the distance between control and teacher that a trial covers; none where the
-    teacher is no better than the control, and before there is anything to compare."""
+    """A trial's gain as a share of the teacher's lead over the control.
+
+    None if the teacher is no better than the control, or while there is no gain.
+    """
     gain, control = record.gain(trial), record.control_of(trial.student)
     teacher = record.teacher_metrics.get("heldout_accuracy")
     if gain is None or control is None or control.heldout_accuracy is None or teacher is None:
@@ -87,19 +90,18 @@ def gap_closed(record: SearchRecord, trial: TrialRecord) -> float | None:
 
 
 def _states(record: SearchRecord) -> str:
-    """How the trials ended, what stopping saved, and what all cost."""
+    """The number of trials in each state, the epochs that stopping saved, and the total cost."""
     trials = record.trials
     states = ("finished", "stopped", "failed", "interrupted", "running")
     counts = {state: sum(trial.state == state for trial in trials) for state in states}
     words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    text = f"Of {record.experiment.search.trials} trials: {words or 'none has begun'}."
+    text = f"Of {record.experiment.search.trials} trials: {words or 'none has started'}."
     stopped = [trial for trial in trials if trial.state == "stopped"]
     if stopped:
         saved = sum(trial.epochs - trial.epochs_done for trial in stopped)
         budget = sum(trial.epochs for trial in trials)
         text += (
-            f" Early stopping saved {saved:,} of their {budget:,} epochs "
-            f"({100 * saved / budget:.0f} %)."
+            f" Early stopping saved {saved:,} of {budget:,} epochs ({100 * saved / budget:.0f} %)."
         )
     text += f" Cost: {record.cost}."
     return text + (f" The search ended early: {record.ended}." if record.ended else "")

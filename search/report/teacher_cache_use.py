@@ -1,23 +1,24 @@
-"""What a search's cached teacher outputs take, and what they saved."""
+"""The disk space of a search's cached teacher outputs, and the time that they saved."""
 
 import shutil
 from pathlib import Path
 
 from kdcore.teacher_cache.files import FOLDER, cached_files
+from search.errors import StorageError
 from search.record.record import SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
 
 
 def cache_report(record: SearchRecord, storage: Storage) -> str:
-    """Size, hits and seconds saved, in words.
+    """The cache's size and hits, and the time saved, in a few lines.
 
     Args:
         record: the search.
-        storage: where it is kept; the cache is that of this machine.
+        storage: its storage; only this machine's cache is counted.
     """
     if record.experiment.cache is None:
-        return f"{record.name} has no cache: its experiment says cache: null"
+        return f"{record.name} has no cache, because its experiment has cache: null"
     files = [path for folder in _folders(record, storage) for path in cached_files(folder)]
     size = sum(path.stat().st_size for path in files)
     views = len({(path.parent, path.name.partition("-")[0]) for path in files})
@@ -29,27 +30,33 @@ def cache_report(record: SearchRecord, storage: Storage) -> str:
     lines = [
         f"{size / 1e6:,.1f} MB in {len(files)} files for {views} views, in "
         f"{workspace_of(storage) / FOLDER}",
-        *([f"shared by way of {shared}"] if shared else []),
-        f"{hits} epochs found the teacher's outputs, {computed} computed them",
-        f"{duration(saved)} of the teacher's work saved, beside {duration(trained)} of training",
+        *([f"shared through {shared}"] if shared else []),
+        f"{hits:,} epochs used cached outputs, {computed:,} computed them",
+        f"{duration(saved)} of computing saved, compared with {duration(trained)} of training",
     ]
     return "\n".join(lines)
 
 
 def clear_cache(record: SearchRecord, storage: Storage) -> int:
-    """Removes the cached outputs of a search's teacher on this machine; returns their bytes.
+    """Removes this machine's cached outputs of a search's teacher; returns their size in bytes.
 
     Other searches with this teacher compute them again.
+
+    Raises:
+        StorageError: a file cannot be removed.
     """
     size = 0
     for folder in _folders(record, storage):
         size += sum(path.stat().st_size for path in cached_files(folder))
-        shutil.rmtree(folder)
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise StorageError(f"cannot remove {folder}: {error.strerror or error}") from None
     return size
 
 
 def _folders(record: SearchRecord, storage: Storage) -> list[Path]:
-    """Those of the search's teacher; views, precisions and layouts have one each."""
+    """The folders of the teacher's outputs, one for each kind of views, precision and layout."""
     if record.teacher is None:
         return []
     teacher = Path(record.teacher).name

@@ -186,7 +186,7 @@ class Recorder(tune.Callback):
         if ended.is_control:
             self._tracker.log_gains(self.record, ended.student)
         self._tracker.log_cost(self.record)
-        self._tracker.log_view(self.record)
+        self._tracker.log_runs_table(self.record)
         self._progress.trial_ended(ended, self.record)
         self._write()
 

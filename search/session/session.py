@@ -80,6 +80,7 @@ class Session:
         self._record = write_record(self._storage, self._record)
         resolved = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
         search_storage(self._storage, self._record.name).write("experiment.yaml", resolved.encode())
+        self._tracker.open()
         self._tracker.start_search(
             self._record,
             resolved,
@@ -112,7 +113,7 @@ class Session:
             for trial in self._record.trials:
                 if trial.state == "interrupted":  # by Ctrl-C or a crash: no callback told of it
                     self._tracker.end_trial(trial)
-            self._tracker.log_view(self._record)
+            self._tracker.log_runs_table(self._record)
             self._tracker.end_search(self._record)
             self._reporter.finish(self._record)
             lost = self._tracker.close()

@@ -1,7 +1,7 @@
-"""A search again, under other early stopping: what it would have cost, and what it would have lost.
+"""Replays a search's recorded learning curves under other settings of early stopping.
 
-The learning curves are those that were recorded, so nothing is trained. Trials begin in the order
-of their numbers, each as soon as a place is free, and take as long as they took.
+Nothing is trained. Trials start in the order of their numbers, each as soon as a slot is free, and
+take as long as they took.
 """
 
 import heapq
@@ -13,53 +13,54 @@ from typing import Protocol
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from search.errors import SearchError
 from search.experiment.schema import Asha
 from search.record.record import SearchRecord
 from search.record.wording import percent, points
 from search.stopping.rungs import Rungs
 
 Curves = Mapping[int, Sequence[float]]
-"""By trial, the held-out accuracy of each epoch."""
+"""The held-out accuracies of each trial, by number, after each of its epochs."""
 
 
-class Rule(Protocol):
-    """What stops trials early."""
+class StoppingRule(Protocol):
+    """Decides which trials stop early."""
 
     def add(self, trial: int, epoch: int, best_accuracy: float) -> None:
-        """Notes the best accuracy so far of a trial after an epoch."""
+        """Records a trial's best accuracy up to an epoch."""
 
     def keeps(self, trial: int, epoch: int) -> bool:
-        """Whether a trial goes on after an epoch."""
+        """Whether a trial continues after an epoch."""
 
 
 def simulate(
     curves: Curves,
-    rule: Rule,
+    rule: StoppingRule,
     *,
     slots: int,
     spared: Collection[int] = (),
     epoch_seconds: Mapping[int, float] | None = None,
 ) -> dict[int, int]:
-    """Runs trials on so many places, in the order of the curves.
+    """Runs trials in the order of the curves, several at a time.
 
     Args:
-        curves: of whole trials.
-        rule: is told each epoch, and asked after it.
-        slots: how many trials run at a time.
+        curves: the trials' whole curves.
+        rule: is told of every epoch, and asked after it.
+        slots: number of trials that run at a time.
         spared: trials that are never stopped.
-        epoch_seconds: by trial, how long an epoch takes; none: all take equally long.
+        epoch_seconds: duration of an epoch, by trial; None: the same for all.
 
     Returns:
-        By trial, how many epochs it ran.
+        The number of epochs that each trial ran.
     """
     waiting = iter(curves)
     ran: dict[int, int] = {}
-    reports: list[tuple[float, int]] = []  # when, and by which trial, the next epoch ends
+    reports: list[tuple[float, int]] = []  # when the next epoch ends, and of which trial
 
     def seconds(trial: int) -> float:
         return epoch_seconds[trial] if epoch_seconds else 1.0
 
-    def begin(now: float) -> None:
+    def start_next(now: float) -> None:
         trial = next(waiting, None)
         if trial is not None:
             ran[trial] = 0
@@ -67,7 +68,7 @@ def simulate(
 
     best = {trial: list(accumulate(curve, max)) for trial, curve in curves.items()}
     for _ in range(slots):
-        begin(0.0)
+        start_next(0.0)
     while reports:
         now, trial = heapq.heappop(reports)
         ran[trial] = epoch = ran[trial] + 1
@@ -75,50 +76,51 @@ def simulate(
         if epoch < len(curves[trial]) and (trial in spared or rule.keeps(trial, epoch)):
             heapq.heappush(reports, (now + seconds(trial), trial))
         else:
-            begin(now)
+            start_next(now)
     return ran
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search would have come to.
+    """How a search would have ended.
 
     Args:
-        asha: the settings; none: the search as it was.
-        epochs: that would have been trained.
-        finished: trials that would have come to their last epoch.
-        best_accuracy: of these, a share of 1.
-        winner_kept: whether that is the best accuracy of the search as it was.
-        unknown: trials that would have gone on longer than they did; their epochs are too few here.
+        asha: the settings; None for the search as it was.
+        epochs: number of epochs that would have been trained.
+        finished: number of trials that would have reached their last epoch.
+        best_accuracy: the best accuracy among them, from 0 to 1.
+        best_found: whether that is also the best accuracy of the search as it was.
+        unknown: number of trials that would have run longer than they did; their epochs are
+            counted only as far as they were recorded.
     """
 
     asha: Asha | None
     epochs: int
     finished: int
     best_accuracy: float
-    winner_kept: bool
+    best_found: bool
     unknown: int
 
 
 def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[Outcome]:
-    """What a search came to, then what it would have come to under each setting.
+    """How a search ended, followed by how it would have ended under each of the settings.
 
     Args:
-        record: of a search; the curves of trials that failed or were cut off are left out.
-        settings: of early stopping.
-        slots: how many trials run at a time.
+        record: the search; trials that failed or were interrupted are left out.
+        settings: the settings of early stopping.
+        slots: number of trials that run at a time.
 
     Raises:
-        ValueError: no trial has run to its end.
+        SearchError: no trial has finished.
     """
     trials = [t for t in record.trials if t.state in ("finished", "stopped") and t.accuracies]
     whole = {trial.number for trial in trials if trial.state == "finished"}
     if not whole:
-        raise ValueError(f"search {record.name!r} has no finished trial with a learning curve")
+        raise SearchError(f"no trial of {record.name} has finished, so there is nothing to replay")
     curves = {trial.number: trial.accuracies for trial in trials}
     best = max(max(curves[number]) for number in whole)
     outcomes = [
-        Outcome(None, sum(map(len, curves.values())), len(whole), best, winner_kept=True, unknown=0)
+        Outcome(None, sum(map(len, curves.values())), len(whole), best, best_found=True, unknown=0)
     ]
     for asha in settings:
         rungs = Rungs(asha, epochs=record.experiment.training.epochs)
@@ -129,9 +131,9 @@ def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[O
             spared={trial.number for trial in trials if trial.is_control},
             epoch_seconds={t.number: t.train_seconds / t.epochs_done for t in trials},
         )
-        to_the_end = [number for number in curves if ran[number] == len(curves[number])]
-        finished = [number for number in to_the_end if number in whole]
-        cut = [number for number in to_the_end if number not in whole]
+        completed = [number for number in curves if ran[number] == len(curves[number])]
+        finished = [number for number in completed if number in whole]
+        cut = [number for number in completed if number not in whole]
         reached = max((max(curves[number]) for number in finished), default=0.0)
         outcomes.append(
             Outcome(
@@ -139,7 +141,7 @@ def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[O
                 sum(ran.values()),
                 len(finished),
                 reached,
-                winner_kept=reached == best,
+                best_found=reached == best,
                 unknown=sum(rungs.keeps(number, ran[number]) for number in cut),
             )
         )
@@ -161,7 +163,7 @@ def replay_table(name: str, outcomes: Sequence[Outcome]) -> Table:
     table.add_column("winner")
     actual = outcomes[0]
     for outcome in outcomes:
-        unknown = f", {outcome.unknown} trials unknown beyond their end" if outcome.unknown else ""
+        unknown = f", {outcome.unknown} trials would have run longer" if outcome.unknown else ""
         table.add_row(
             "as it was" if outcome.asha is None else str(outcome.asha.grace_epochs),
             "" if outcome.asha is None else f"{outcome.asha.reduction:g}",
@@ -169,7 +171,7 @@ def replay_table(name: str, outcomes: Sequence[Outcome]) -> Table:
             f"{100 * (1 - outcome.epochs / actual.epochs):.0f} %",
             str(outcome.finished),
             percent(outcome.best_accuracy),
-            "" if outcome.winner_kept else points(outcome.best_accuracy - actual.best_accuracy),
-            ("kept" if outcome.winner_kept else "lost") + unknown,
+            "" if outcome.best_found else points(outcome.best_accuracy - actual.best_accuracy),
+            ("kept" if outcome.best_found else "lost") + unknown,
         )
     return table

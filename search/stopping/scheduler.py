@@ -1,4 +1,4 @@
-"""Early stopping under Ray Tune: poor trials end at a rung, the control never."""
+"""Early stopping as a Ray Tune scheduler."""
 
 from typing import Any
 
@@ -11,12 +11,14 @@ from search.stopping.rungs import Rungs
 
 
 class ControlSparingAsha(FIFOScheduler):
-    """Stops what the rungs do not keep. Controls run to their end, because every gain on the
-    leaderboard is measured against them; their results count in the rungs.
+    """Stops the trials that the rungs do not keep, except controls.
+
+    Every gain on the leaderboard is measured against a control, so controls run to their last
+    epoch. Their results count at the rungs.
 
     Args:
-        rungs: with the results of earlier sessions of the search.
-        epochs: the budget of a trial.
+        rungs: the rungs, with the results of earlier sessions of the search.
+        epochs: the epochs of a whole trial.
     """
 
     def __init__(self, rungs: Rungs, *, epochs: int) -> None:
@@ -25,11 +27,11 @@ class ControlSparingAsha(FIFOScheduler):
         self._seen: dict[int, int] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Stops the trial or lets it go on."""
+        """Decides whether a trial stops or continues."""
         number, epoch = trial.config[NUMBER], result[TIME]
         if REASON in result:
             return str(TrialScheduler.STOP)
-        # A trial that was started again tells of its earlier epochs once more.
+        # A restarted trial reports its earlier epochs again.
         again = epoch <= self._seen.get(number, 0)
         self._seen[number] = max(epoch, self._seen.get(number, 0))
         self._rungs.add(number, epoch, result[METRIC])

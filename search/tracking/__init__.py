@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""Everything that talks to MLflow: runs, the runs table of its pages, the model registry."""

@@ -1,14 +1,15 @@
-"""TODO-DOC"""
+"""A search's data set, described the way MLflow describes data sets."""
 
 import json
 
 from kdcore.data.image_data import ImageData
 
 
-def dataset_of(data: ImageData) -> dict[str, str]:
-    """The data as MLflow describes a data set, in plain values."""
+def describe_dataset(data: ImageData) -> dict[str, str]:
+    """The arguments of `mlflow.entities.Dataset` for these images."""
     root = str(data.config.root or "")
-    features = {"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": _shape(data)}}
+    shape = [-1, data.in_channels, *data.image_size]
+    features = {"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": shape}}
     labels = {"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}
     schema = {"features": json.dumps([features]), "targets": json.dumps([labels])}
     splits = {"train": data.train, "heldout": data.heldout, "test": data.test}
@@ -21,7 +22,3 @@ def dataset_of(data: ImageData) -> dict[str, str]:
         "schema": json.dumps({"mlflow_tensorspec": schema}),
         "profile": json.dumps(profile | {"classes": data.num_classes}),
     }
-
-
-def _shape(data: ImageData) -> list[int]:
-    return [-1, data.in_channels, *data.image_size]

@@ -1,4 +1,4 @@
-"""Entries for a server that may be away: kept on disk, delivered in order by a thread."""
+"""A queue on disk whose entries a thread delivers in order to a server that may be away."""
 
 import json
 import logging
@@ -12,91 +12,104 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from search.errors import StorageError
+
 _LOG = logging.getLogger(__name__)
 Entry = Mapping[str, Any]
 
-# Between tries: soon at first, so that a hiccup costs nothing; then seldom.
-_PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)
+# Before each retry; the last one repeats.
+_RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 
-# As many entries go to the server together, with a breath before the next ones: requests cost more
-# than what is in them.
-_TOGETHER = 100
-_BREATH_SECONDS = 0.5
+# Requests cost more than what is in them, so entries are delivered in batches, and a pause lets the
+# next batch fill.
+_BATCH_SIZE = 100
+_BATCH_SECONDS = 0.5
 
-# A server that is known to be away is not waited for at the end.
+# How long `close` waits for a server that is known to be away.
 _AWAY_SECONDS = 3.0
 
 
 class DeliveryQueue:
-    """A queue that outlives its process. An entry that was being delivered when the process died is
-    delivered again, so delivering twice must do no harm.
+    """A queue that outlives its process.
+
+    An entry that was being delivered when the process died is delivered again, so it must do no
+    harm to deliver one twice.
 
     Args:
-        path: of the file; entries that wait in it are delivered first.
-        deliver: takes entries that follow each other; what it raises delays them, and all that
-            come after.
-        refused: whether an error means that no further try can help; then the entry is dropped.
+        path: the file; entries that an earlier process left in it are delivered first.
+        deliver: takes entries in order; if it raises, they are tried again before all others.
+        is_refusal: whether an error is final; then the entry is dropped.
 
     Attributes:
-        failures: how many entries were dropped.
+        failures: the number of dropped entries.
+
+    Raises:
+        StorageError: the file's folder cannot be written to.
     """
 
     def __init__(
         self,
         path: Path,
         deliver: Callable[[Sequence[Entry]], None],
-        refused: Callable[[Exception], bool],
+        is_refusal: Callable[[Exception], bool],
     ) -> None:
-        self._deliver, self._refused = deliver, refused
+        self._deliver, self._is_refusal = deliver, is_refusal
         self.failures = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # What the last number says is done is not done again, even if the file still has it.
-        self._done = os.open(path.with_suffix(".done"), os.O_RDWR | os.O_CREAT, 0o644)
-        done = int(os.pread(self._done, 32, 0).strip() or 0)
-        kept = [entry for entry in _entries(path) if entry["entry"] > done]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        os.replace(partial, path)
-        self._file = path.open("a")
-        self._waiting = deque(kept)
-        self._number = kept[-1]["entry"] if kept else done
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The number of the last delivered entry; the file may still hold it, and earlier ones.
+            self._done = os.open(path.with_suffix(".done"), os.O_RDWR | os.O_CREAT, 0o644)
+            done = int(os.pread(self._done, 32, 0).strip() or 0)
+            undelivered = [entry for entry in _entries(path) if entry["entry"] > done]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in undelivered))
+            os.replace(partial, path)
+            self._file = path.open("a")
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
+        self._waiting = deque(undelivered)
+        self._number = undelivered[-1]["entry"] if undelivered else done
         self._changed = threading.Condition()
         self._closing = self._away = False
-        self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=path.name, daemon=True)
+
+    def start(self) -> None:
+        """Starts to deliver."""
         self._thread.start()
 
     def put(self, entry: Entry) -> None:
-        """Adds an entry of plain values; returns at once."""
+        """Adds an entry of JSON values; returns at once."""
         with self._changed:
             self._number += 1
             numbered = {"entry": self._number, **entry}
             try:
                 self._file.write(json.dumps(numbered) + "\n")
                 self._file.flush()
-            except OSError:  # then it lives in memory only
+            except OSError:  # then it is in memory only
                 _LOG.exception("cannot write to %s", self._file.name)
             self._waiting.append(numbered)
             self._changed.notify_all()
 
     def close(self, seconds: float) -> int:
-        """Waits until all is delivered, at most so long; returns how many entries still wait."""
+        """Waits at most so long for the deliveries; returns how many entries still wait."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         started = time.monotonic()
-        while time.monotonic() < started + (_AWAY_SECONDS if self._away else seconds):
-            self._thread.join(0.1)
-            if not self._thread.is_alive():
+        while self._thread.is_alive():
+            if time.monotonic() > started + (_AWAY_SECONDS if self._away else seconds):
                 break
+            self._thread.join(0.1)
         with self._changed:
             waiting = len(self._waiting)
-            self._waiting.clear()  # a delivery that hangs is the last one
+            self._waiting.clear()  # a delivery that hangs is the last one, and is not noted as done
             with suppress(OSError):
                 self._file.close()
+            os.close(self._done)
         return waiting
 
     def _work(self) -> None:
-        tries, most = 0, _TOGETHER
+        tries, most = 0, _BATCH_SIZE
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -106,19 +119,19 @@ class DeliveryQueue:
             try:
                 self._deliver(entries)
             except Exception as error:
-                if not self._refused(error):
-                    _LOG.warning("away, and tried again soon: %s", error)
+                if not self._is_refusal(error):
+                    _LOG.warning("the server is away; the next try is soon: %s", error)
                     self._away = True
                     with self._changed:
-                        self._changed.wait(_PAUSES[min(tries, len(_PAUSES) - 1)])
+                        self._changed.wait(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
                     tries += 1
                     continue
-                if len(entries) > 1:  # one of them; it is found by delivering each alone
+                if len(entries) > 1:  # to find the refused one, each is delivered alone
                     most = 1
                     continue
                 _LOG.exception("refused: %s", entries[0])
                 self.failures += 1
-                most = _TOGETHER
+                most = _BATCH_SIZE
             tries, self._away = 0, False
             with self._changed:
                 if self._waiting and self._waiting[0] is entries[0]:
@@ -127,11 +140,11 @@ class DeliveryQueue:
                     with suppress(OSError):  # then they are delivered twice, which does no harm
                         os.pwrite(self._done, b"%-31d\n" % entries[-1]["entry"], 0)
                 if most > 1:
-                    self._changed.wait_for(lambda: self._closing, _BREATH_SECONDS)
+                    self._changed.wait_for(lambda: self._closing, _BATCH_SECONDS)
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    """A file's entries; the last one is torn where the machine went down."""
+    """A file's entries, without one that a crash left incomplete at its end."""
     entries = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:

@@ -1,4 +1,4 @@
-"""MLflow's model registry: exported students, and which of them is the champion."""
+"""Exported students in MLflow's model registry, the best of them under the alias `champion`."""
 
 import hashlib
 import logging
@@ -16,20 +16,14 @@ from mlflow.types import Schema, TensorSpec
 
 from kdcore import load_student
 from kdcore.data.image_data import ImageData
+from search.errors import TrackingError
 from search.export.export import ExportedStudent
 from search.record.record import SearchRecord
 from search.record.wording import percent
 
 _CHAMPION = "champion"
-ACCURACY, DIGEST, _WEIGHTS = (
-    "kdsearch.test_accuracy",
-    "kdsearch.test_digest",
-    "kdsearch.weights",
-)
-
-
-class NotRegisteredError(Exception):
-    """MLflow is away, or refused, or the student is no graph; the message says why."""
+# Tags of a version.
+ACCURACY, DIGEST, _WEIGHTS = "kdsearch.test_accuracy", "kdsearch.test_digest", "kdsearch.weights"
 
 
 @dataclass(frozen=True)
@@ -37,39 +31,41 @@ class Registration:
     """A version in the registry.
 
     Args:
-        name: of the registered model.
-        version: its number.
-        is_champion: whether the alias `champion` is on it.
-        words: why, or why not.
+        name: the registered model.
+        version: the version's number.
+        is_champion: whether it has the alias `champion`.
+        reason: why, or why not.
     """
 
     name: str
     version: str
     is_champion: bool
-    words: str
+    reason: str
 
 
 def test_digest(data: ImageData) -> str:
-    """Names a test split: only accuracies on the same one can be compared."""
+    """Identifies a test split; only accuracies on the same one can be compared."""
     digest = hashlib.sha256(f"{data.digest} {data.image_size}".encode())
     digest.update(data.test.labels.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def register(record: SearchRecord, exported: ExportedStudent) -> Registration:
-    """Registers an exported student as `kdsearch-<experiment>`. It becomes the champion where there
-    is none yet, or where it is better than that one on the same test split. The same weights are
-    registered once.
+    """Registers an exported student as `kdsearch-<experiment>`.
+
+    It becomes the champion if there is none, or if it beats the champion on the same test split.
+    Weights that are registered already are not registered again.
 
     Raises:
-        NotRegisteredError: MLflow is away, knows nothing of the search, or refuses.
+        TrackingError: MLflow is away, does not know the search, or refuses; or the student cannot
+            be exported as a graph.
     """
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     try:
         return _register(record, exported)
     except (MlflowException, OSError, RuntimeError) as error:
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise NotRegisteredError(f"not registered in MLflow: {reason}") from None
+        raise TrackingError(f"not registered in MLflow: {reason}") from None
 
 
 def _register(record: SearchRecord, exported: ExportedStudent) -> Registration:
@@ -104,10 +100,10 @@ def _register(record: SearchRecord, exported: ExportedStudent) -> Registration:
             model_id=model,
         )
     champion = _champion(client, name)
-    better, words = challenge(champion, found, tags)
-    if better:
+    wins, reason = challenge(champion, found, tags)
+    if wins:
         client.set_registered_model_alias(name, _CHAMPION, found.version)
-    return Registration(name, str(found.version), better, words)
+    return Registration(name, str(found.version), wins, reason)
 
 
 def _log_model(
@@ -115,9 +111,9 @@ def _log_model(
 ) -> tuple[str, str | None]:
     """Logs the student as a model of its run; returns the ids of both."""
     if record.mlflow_experiment_id is None:
-        raise NotRegisteredError(
-            f"not registered in MLflow: it knows nothing of {record.name} yet; "
-            f"kdsearch resume {record.name} brings it there"
+        raise TrackingError(
+            f"not registered in MLflow, which does not know {record.name} yet; "
+            f"kdsearch resume {record.name} delivers its runs"
         )
     run = _run_of(client, record.mlflow_experiment_id, record, exported)
     data = exported.data
@@ -138,7 +134,7 @@ def _log_model(
             Schema([TensorSpec(np.dtype(np.float32), (-1, data.num_classes))]),
         ),
         input_example=images,
-        # A graph, with no pickled code: whoever serves it needs neither this package nor its trust.
+        # A graph without pickled code: serving it needs neither this package nor trust in it.
         serialization_format="pt2",
         pip_requirements=[f"torch=={version('torch').partition('+')[0]}", "numpy"],
     )
@@ -148,7 +144,7 @@ def _log_model(
 def _run_of(
     client: MlflowClient, experiment: str, record: SearchRecord, exported: ExportedStudent
 ) -> str | None:
-    """The run that trained these weights; else that of the search."""
+    """The run that trained these weights, or else the search's run."""
     picked = exported.picked
     wanted = {"role": "trial", "trial": picked.label}
     if picked.confirmed is not None:
@@ -172,9 +168,9 @@ def challenge(
     """Whether a version is the champion from now on, and why.
 
     Args:
-        champion: the present one.
-        challenger: another one, or the same.
-        tags: of the challenger: its accuracy on the test split, and the split's digest.
+        champion: the present champion.
+        challenger: the version; it may be the champion itself.
+        tags: the challenger's accuracy on the test split, and the split's digest.
     """
     accuracy = float(tags[ACCURACY])
     if champion is None:
@@ -182,7 +178,10 @@ def challenge(
     if champion.version == challenger.version:
         return True, f"the champion already, with {percent(accuracy)} % on the test split"
     if champion.tags.get(DIGEST) != tags[DIGEST]:
-        return False, f"version {champion.version} stays the champion: it was tested elsewhere"
+        return (
+            False,
+            f"version {champion.version} stays the champion: its test split is another one",
+        )
     best = float(champion.tags[ACCURACY])
     figures = f"{percent(accuracy)} % on the test split against {percent(best)} %"
     if accuracy > best:

@@ -70,6 +70,7 @@ def write(number: int, uri: str, trials: int, epochs: int) -> dict[str, float]:
         began, used = time.perf_counter(), time.process_time()
         tracker = Tracker(uri, Path(folder), Path(folder) / "mlflow.jsonl", record, data)
         calling = time.perf_counter()
+        tracker.open()
         tracker.start_search(record, "name: tracking\n", {})
         for trial in range(trials):
             known = TrialRecord(
@@ -94,6 +95,7 @@ def write(number: int, uri: str, trials: int, epochs: int) -> dict[str, float]:
             lost = tracker.close()
             if lost:
                 tracker = Tracker(uri, Path(folder), Path(folder) / "mlflow.jsonl", record, data)
+                tracker.open()
         return {
             "loop_seconds": loop,
             "processor_seconds": time.process_time() - used,

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Picture: accuracy against parameters and latency, with the Pareto front."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,8 +22,7 @@ from search.report.plots.style import (
 
 
 def accuracy_against_cost(record: SearchRecord) -> Figure | None:
-    """Accuracy of the finished trials against their students' parameters and latency, with the
-    students that no other beats in both."""
+    """Accuracy of the finished trials against parameters and latency, with the Pareto fronts."""
     trials = [
         trial
         for trial in rank(record.trials)
@@ -34,8 +33,8 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
     best = {trial.student: trial for trial in reversed(trials)}
     figure = new_figure(
         5.4,
-        f"What accuracy costs, with {counted(len(best), 'student')}",
-        "each finished trial is a dot; the line joins the students that none beats in both",
+        f"Accuracy against cost of {counted(len(best), 'student')}",
+        "each dot is a finished trial; the line is the Pareto front of the students",
     )
     colours, teacher = method_colours(record), teacher_accuracy(record)
     costs: tuple[tuple[str, str, Callable[[TrialRecord], float]], ...] = (
@@ -113,8 +112,11 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
 
 
 def pareto(costs_and_accuracies: Sequence[tuple[float, float]]) -> list[int]:
-    """The indices of those that no other beats: none is cheaper and at least as accurate, nor more
-    accurate at equal cost; the cheapest first."""
+    """The indices of the Pareto front, the cheapest first.
+
+    No other point is cheaper and at least as accurate, or more accurate at the same cost. Of equal
+    points, the front has one.
+    """
     order = sorted(
         range(len(costs_and_accuracies)),
         key=lambda index: (costs_and_accuracies[index][0], -costs_and_accuracies[index][1]),

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Picture: the accuracy of every trial, in a row for each set of methods."""
 
 from matplotlib.figure import Figure
 
@@ -19,7 +19,7 @@ from search.report.plots.style import (
 
 
 def accuracy_by_method(record: SearchRecord) -> Figure | None:
-    """Each trial a dot in the row of its methods; the best row on top."""
+    """A row for each set of methods, the best on top, and a dot for each trial."""
     trials = [trial for trial in rank(record.trials) if trial.heldout_accuracy is not None]
     if not trials:
         return None
@@ -28,7 +28,7 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
     figure = new_figure(
         height,
         f"{methods_in_words(rows[0])} leads with {percent(trials[0].heldout_accuracy)} %",
-        "each trial is a dot: filled where it finished, hollow where it did not; "
+        "each dot is a trial, filled if it finished and hollow if not; "
         "a diamond is the published setting",
     )
     axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Picture: accuracy against each numeric setting of each method."""
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -6,7 +6,7 @@ from matplotlib.ticker import MaxNLocator
 from search.experiment.space.space import is_logarithmic, published_trials
 from search.record.record import SearchRecord
 from search.report.plots.axes import few_log_ticks, scale_accuracies
-from search.report.plots.settings import panels_by_methods, setting_of
+from search.report.plots.panels import panels_by_methods, setting_of
 from search.report.plots.style import (
     INK,
     counted,
@@ -18,15 +18,16 @@ from search.report.plots.style import (
 
 
 def accuracy_by_setting(record: SearchRecord) -> Figure | None:
-    """Accuracy against each numeric setting of each method, on the scale that it is searched on."""
+    """Accuracy against each numeric setting of each method; settings searched on a logarithmic
+    scale are shown on one."""
     panels = panels_by_methods(record, fewest_fields=1, numeric=True)
     if not panels:
         return None
     columns = max(len(fields) for _, fields in panels.values())
     figure = new_figure(
         1.3 + 2.3 * len(panels),
-        "Accuracy against weight, temperature and the other numbers",
-        "each trial is a dot: filled where it finished, hollow where it did not; "
+        "Accuracy against each numeric setting",
+        "each dot is a trial, filled if it finished and hollow if not; "
         "a diamond is the published setting",
     )
     colours, published = method_colours(record), published_trials(record.experiment)

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Scales, ticks and labels of the pictures' axes."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -19,11 +19,17 @@ def scale_accuracies(
     ends: Sequence[float],
     ticks: int = 9,
 ) -> None:
-    """Gives an axis the range of these percentages. Where they lie far apart, its scale is the
-    logarithm of the error: halving the errors is an equal step at 80 and at 98 percent.
+    """Sets the scale and ticks of an axis of accuracies.
+
+    If they lie far apart, the scale is the logarithm of the error, so that halving the error is the
+    same step at 80 and at 98 percent.
 
     Args:
-        ends: what is of interest; the scale's upper end resolves it.
+        axes: the axes.
+        direction: which of its two axes.
+        values: all accuracies, in percent.
+        ends: the accuracies at which trials ended; the scale resolves the best of them.
+        ticks: about the number of ticks.
     """
     axis = axes.xaxis if direction == "x" else axes.yaxis
     limits: Any = axes.set_xlim if direction == "x" else axes.set_ylim
@@ -53,14 +59,14 @@ def scale_accuracies(
 
 
 def log_error(percents: Sequence[float]) -> Callable[[float], float]:
-    """The scale of accuracies in percent by which halving the errors is a step of equal length."""
+    """A scale of accuracies in percent on which halving the error is a step of constant length."""
     errors = [100 - value for value in percents if value < 100]
-    least = min(errors, default=1.0) / 2  # where those without an error go
+    least = min(errors, default=1.0) / 2  # stands for no error at all
     return lambda value: -math.log10(max(least, 100 - value))
 
 
 def scale_costs(axes: Axes, costs: Sequence[float]) -> None:
-    """A logarithmic axis; a single cost stands in its middle."""
+    """Makes the x axis logarithmic; a single cost is in its middle."""
     axes.set_xscale("log")
     low, high = min(costs), max(costs)
     room = max(1.25, (high / low) ** 0.15)
@@ -69,7 +75,7 @@ def scale_costs(axes: Axes, costs: Sequence[float]) -> None:
 
 
 def few_log_ticks(axes: Axes, values: Sequence[float]) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade; each power of ten where that is too many."""
+    """Sets at most five plain numbers as ticks of the x axis, powers of ten if there are enough."""
     low, high = min(values), max(values)
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     wide = math.log10(high / low)
@@ -88,6 +94,7 @@ def few_log_ticks(axes: Axes, values: Sequence[float]) -> None:
 
 
 def short_number(value: float) -> str:
+    """A number in a few characters, like `0.316` or `1.2 M`."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= 9.999 * size or (value >= size and unit != "k"):
             return f"{value / size:.3g} {unit}"
@@ -95,7 +102,7 @@ def short_number(value: float) -> str:
 
 
 def swarm(axes: Axes, values: Sequence[float]) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    """Offsets, in rows, that keep the dots of a row from hiding each other."""
+    """Vertical offsets, in rows, that keep the dots of a row from covering each other."""
     places = axes.transData.transform([(value, 0.0) for value in values])
     across = abs(axes.transData.transform((0.0, 1.0))[1] - axes.transData.transform((0.0, 0.0))[1])
     diameter = 8.5 / 72 * DPI
@@ -114,7 +121,12 @@ def swarm(axes: Axes, values: Sequence[float]) -> "np.ndarray[Any, np.dtype[np.f
 
 
 def label_right(axes: Axes, labels: Iterable[tuple[float, str, str]]) -> None:
-    """Words at the right end of the axes at these values, moved apart where they would overlap."""
+    """Labels values at the right end of the axes, moved apart if they would overlap.
+
+    Args:
+        axes: the axes.
+        labels: value, text and colour of each label.
+    """
     to_share = axes.transData + axes.transAxes.inverted()
     placed = sorted(
         (
@@ -128,7 +140,7 @@ def label_right(axes: Axes, labels: Iterable[tuple[float, str, str]]) -> None:
         low = max(height, low)
         heights.append(low)
         low += gap
-    # Those that were pushed beyond the top come back down together.
+    # Labels that were pushed beyond the top move down again together.
     ceiling = 1.02
     for index in reversed(range(len(heights))):
         heights[index] = ceiling = min(heights[index], ceiling)
@@ -151,6 +163,7 @@ def label_right(axes: Axes, labels: Iterable[tuple[float, str, str]]) -> None:
 def note_on_top(
     axes: Axes, value: float, text: str, colour: str, side: Literal["left", "right"]
 ) -> None:
+    """Labels a vertical line at its top."""
     axes.annotate(
         text,
         (value, 1),

@@ -1,15 +1,14 @@
-"""The pictures of a search: how its trials learned, what they reached, and what that depends on.
-
-Each function draws one picture from a search's record, or gives none where there is nothing to show
-yet. Accuracies are those on the held-out images.
-"""
+"""All pictures of a search by name, as figures and as PNG files."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
-import matplotlib as mpl
+from matplotlib import style
 from matplotlib.figure import Figure
 
+from kdcore.errors import did_you_mean
+from search.errors import SearchError
 from search.record.record import SearchRecord
 from search.report.plots.accuracy_against_cost import accuracy_against_cost
 from search.report.plots.accuracy_by_method import accuracy_by_method
@@ -21,10 +20,44 @@ from search.report.plots.style import STYLE
 
 Drawing = Callable[[SearchRecord], Figure | None]
 
+DRAWINGS: Mapping[str, Drawing] = {
+    "accuracy_by_method": accuracy_by_method,
+    "learning_curves": learning_curves,
+    "accuracy_against_cost": accuracy_against_cost,
+    "accuracy_by_setting": accuracy_by_setting,
+    "importance": importance,
+    "parallel_coordinates": parallel_coordinates,
+}
+"""The pictures that most people want come first."""
+
+
+def draw(name: str, record: SearchRecord) -> Figure | None:
+    """Draws a picture in the house style, whatever the user's settings of matplotlib are.
+
+    Args:
+        name: `accuracy_by_method`, `learning_curves`, `accuracy_against_cost`,
+            `accuracy_by_setting`, `importance` or `parallel_coordinates`.
+        record: the search.
+
+    Returns:
+        The figure, which belongs to no window; None if there is nothing to show yet.
+
+    Raises:
+        SearchError: there is no such picture.
+    """
+    if name not in DRAWINGS:
+        hint = did_you_mean(name, DRAWINGS)
+        raise SearchError(f"no picture {name!r}{hint} There are {', '.join(DRAWINGS)}")
+    with _house_style():
+        figure = DRAWINGS[name](record)
+        if figure is not None:
+            figure.draw_without_rendering()  # ticks are made now, and read their style then
+    return figure
+
 
 def png(drawing: Drawing, record: SearchRecord) -> bytes | None:
     """A picture as the content of a PNG file."""
-    with mpl.rc_context(dict(STYLE)):
+    with _house_style():
         figure = drawing(record)
         if figure is None:
             return None
@@ -33,12 +66,8 @@ def png(drawing: Drawing, record: SearchRecord) -> bytes | None:
     return file.getvalue()
 
 
-DRAWINGS: Mapping[str, Drawing] = {
-    "1_accuracy_by_method": accuracy_by_method,
-    "2_learning_curves": learning_curves,
-    "3_accuracy_against_cost": accuracy_against_cost,
-    "4_accuracy_by_setting": accuracy_by_setting,
-    "5_importance": importance,
-    "6_parallel_coordinates": parallel_coordinates,
-}
-"""By name of the file; the numbers put those that most people want first."""
+@contextmanager
+def _house_style() -> Iterator[None]:
+    """Matplotlib's defaults with the house style, until the end of the block."""
+    with style.context(["default", dict(STYLE)]):
+        yield

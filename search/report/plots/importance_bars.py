@@ -1,16 +1,16 @@
-"""TODO-DOC"""
+"""Picture: the importance of the settings, as bars."""
 
 from matplotlib.figure import Figure
 
 from search.record.record import SearchRecord
 from search.report.importance import importances
-from search.report.plots.settings import _MOST_PANELS
+from search.report.plots.panels import MOST_PANELS
 from search.report.plots.style import MUTED, method_colours, methods_in_words, new_figure
 
 
 def importance(record: SearchRecord) -> Figure | None:
-    """What the accuracy depends on, over all trials and within each method."""
-    groups = importances(record)[:_MOST_PANELS]
+    """The importance of the settings over all trials and within each method."""
+    groups = importances(record)[:MOST_PANELS]
     if not groups:
         return None
     bars = sum(len(group.shares) for group in groups)

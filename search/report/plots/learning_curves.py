@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Picture: the best accuracy so far of every trial, epoch by epoch."""
 
 from itertools import accumulate
 
@@ -24,7 +24,7 @@ from search.stopping.rungs import Rungs
 
 
 def learning_curves(record: SearchRecord) -> Figure | None:
-    """The best accuracy so far of each trial after each epoch, with the ends by early stopping."""
+    """The best accuracy so far of each trial by epoch; crosses mark trials that were stopped."""
     trials = [trial for trial in reversed(rank(record.trials)) if trial.accuracies]
     if not trials:
         return None
@@ -34,7 +34,7 @@ def learning_curves(record: SearchRecord) -> Figure | None:
         5.8,
         f"Learning curves of {counted(len(trials), 'trial')}",
         "best held-out accuracy so far"
-        + (f"; a cross ends each of the {stopped} that were stopped early" if stopped else ""),
+        + (f"; a cross marks each of the {stopped} stopped early" if stopped else ""),
     )
     axes = figure.add_subplot()
     colours = method_colours(record)

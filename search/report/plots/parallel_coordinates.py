@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Picture: the settings and the accuracy of every trial in parallel coordinates."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from search.experiment.space.point import is_number
 from search.experiment.space.space import is_logarithmic, published_trials
 from search.record.record import SearchRecord, TrialRecord
 from search.report.plots.axes import log_error, short_number
-from search.report.plots.settings import panels_by_methods, setting_of
+from search.report.plots.panels import panels_by_methods, setting_of
 from search.report.plots.style import (
     HALO,
     MUTED,
@@ -24,14 +24,14 @@ from search.report.plots.style import (
 
 
 def parallel_coordinates(record: SearchRecord) -> Figure | None:
-    """Every trial a line through its settings to its accuracy, for each method."""
+    """For each set of methods, a line for every trial through its settings to its accuracy."""
     panels = panels_by_methods(record, fewest_fields=2)
     if not panels:
         return None
     figure = new_figure(
         1.2 + 2.5 * len(panels),
-        "Settings and what they gave",
-        "a line is a trial, from its settings to its accuracy; the darker, the better; "
+        "Settings and accuracy",
+        "each line is a trial, from its settings to its accuracy: the darker, the better; "
         "dashed is the published setting",
     )
     published = published_trials(record.experiment)
@@ -84,7 +84,7 @@ def parallel_coordinates(record: SearchRecord) -> Figure | None:
 
 
 class _Coordinate:
-    """A vertical axis of parallel coordinates: a height from 0 to 1 for each trial, and ticks."""
+    """A vertical axis: the height of each trial on it, from 0 to 1, and its ticks."""
 
     def __init__(self, record: SearchRecord, name: str, trials: Sequence[TrialRecord]) -> None:
         values = [setting_of(trial, name) for trial in trials]

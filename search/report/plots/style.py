@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""What all pictures share: colours, the house style, and the head of a figure."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,7 +15,8 @@ _PALETTE = (
     *("#3b6fb6", "#d9822b", "#3a9a6d", "#8a62a8", "#c4504f"),
     *("#3aa6b0", "#8f6b4a", "#cf7fae", "#8f9a3a", "#64748b"),
 )
-INK, MUTED, FAINT, OTHER = "#2b2f36", "#7a808a", "#e6e8ec", "#b4b9c2"
+_FAINT = "#e6e8ec"
+INK, MUTED, OTHER = "#2b2f36", "#7a808a", "#b4b9c2"
 SHADES = LinearSegmentedColormap.from_list("shades", ["#d5dbe5", "#7fa3d1", "#2f5d9e", "#173562"])
 STYLE: Mapping[Any, Any] = {
     "font.size": 11,
@@ -26,7 +27,7 @@ STYLE: Mapping[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": FAINT,
+    "grid.color": _FAINT,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -35,16 +36,18 @@ STYLE: Mapping[Any, Any] = {
 }
 _WIDTH = 10.0  # inches
 
-# MLflow's pages show a picture as large as it is: 860 pixels leave room beside it on a laptop, and
-# its letters are as high as theirs.
+# MLflow's pages show pictures unscaled. At 860 pixels they fit a laptop's screen, and their text is
+# as large as that of the pages.
 DPI = 86
-_HEAD = 0.85  # inches of title and subtitle
+_HEAD = 0.85  # inches, for title and subtitle
 HALO = (withStroke(linewidth=3, foreground="white"),)
 
 
 def method_colours(record: SearchRecord) -> dict[str, str]:
-    """A colour for each combination of methods, the same in all pictures. Where there are more than
-    colours, the best have them, and the rest are gray."""
+    """A colour for each set of methods, the same in all pictures.
+
+    With more sets than colours, the best get the colours and the others are grey.
+    """
     ranked = list(dict.fromkeys(trial.methods for trial in rank(record.trials)))
     names = [name for name in ranked if name != CONTROL]
     if len(names) <= len(_PALETTE):  # then no colour changes while the search runs
@@ -56,7 +59,7 @@ def method_colours(record: SearchRecord) -> dict[str, str]:
 
 
 def new_figure(height: float, title: str, subtitle: str) -> Figure:
-    """An empty figure with a head; height in inches."""
+    """An empty figure with title and subtitle; its height is in inches."""
     figure = Figure((_WIDTH, height), dpi=DPI, layout="constrained")
     engine: Any = figure.get_layout_engine()
     engine.set(rect=(0.01, 0.0, 0.98, 1 - _HEAD / height), h_pad=0.06)
@@ -66,7 +69,7 @@ def new_figure(height: float, title: str, subtitle: str) -> Figure:
 
 
 def teacher_accuracy(record: SearchRecord) -> list[float]:
-    """In percent; none before the teacher is ready."""
+    """The teacher's accuracy in percent; empty while it is not known."""
     return percents(
         value for key, value in record.teacher_metrics.items() if key == "heldout_accuracy"
     )

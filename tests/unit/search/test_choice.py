@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from kdcore.networks.cost import NetworkCost
+from search.errors import SearchError
 from search.experiment.reading import parse_experiment
 from search.experiment.space.point import with_published
 from search.experiment.space.trial_config import trial_config
@@ -198,20 +199,20 @@ def test_of_the_seeds_the_best_held_out_is_exported_not_the_best_tested() -> Non
 def test_where_nobody_is_within_the_nearest_is_named_with_what_excluded_it(
     limits: Limits, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SearchError, match=message):
         pick(record_of(*SEARCHED), limits)
 
 
 def test_a_student_that_was_not_measured_is_within_no_limit() -> None:
-    with pytest.raises(ValueError, match="was not measured"):
+    with pytest.raises(SearchError, match="was not measured"):
         pick(record_of(*SEARCHED, student_costs={}), Limits(parameters=10**9))
 
 
-def test_a_percentage_is_no_share() -> None:
-    with pytest.raises(ValueError, match="--min-accuracy is 95, but must be a share of 1"):
+def test_a_percentage_is_out_of_range() -> None:
+    with pytest.raises(SearchError, match="--min-accuracy is 95, but must be from 0 to 1"):
         Limits(accuracy=95)
 
 
 def test_without_a_finished_trial_there_is_nobody_to_pick() -> None:
-    with pytest.raises(ValueError, match="no trial of task-1 has finished"):
+    with pytest.raises(SearchError, match="no trial of task-1 has finished"):
         pick(record_of(trial(0, 0.9, state="stopped")), Limits())

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from search.errors import SearchError
 from search.leaderboard.comparison import compare, comparison_table
 from tests.synthetic import made_up_search
 
@@ -58,6 +59,6 @@ def test_searches_on_different_data_are_refused_but_not_for_their_augmentation()
         experiment = record.experiment.model_copy(update={"data": data})
         return record.model_copy(update={"experiment": experiment, "name": "other"})
 
-    with pytest.raises(ValueError, match=r"different data: data\.split_seed 0 and 1;"):
+    with pytest.raises(SearchError, match=r"different data: data\.split_seed 0 and 1;"):
         compare(record, on(split_seed=1))  # type: ignore[arg-type]
     assert compare(record, on(views=3))  # type: ignore[arg-type]

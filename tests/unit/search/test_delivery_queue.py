@@ -1,4 +1,4 @@
-"""The outbox: in order, through outages, and over the death of a process."""
+"""The delivery queue: in order, through outages, and over the death of a process."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,28 +18,30 @@ class Server:
     def __init__(self) -> None:
         self.up = True
         self.got: list[int] = []
-        self.kept: list[int] = []
+        self.stored: list[int] = []
 
     def deliver(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """As MLflow does it, what comes before a refused entry is kept, and may come again."""
+        """As MLflow does it, what comes before a refused entry is stored, and may come again."""
         if not self.up:
             raise ConnectionError("away")
         taken: list[int] = []
         for entry in entries:
             if entry["value"] < 0:
-                self.kept += taken
+                self.stored += taken
                 raise ValueError("negative")
-            if entry["value"] not in self.kept:
+            if entry["value"] not in self.stored:
                 self.got.append(entry["value"])
             taken.append(entry["value"])
 
 
-def open_outbox(path: Path, server: Server) -> DeliveryQueue:
-    return DeliveryQueue(path, server.deliver, lambda error: isinstance(error, ValueError))
+def open_queue(path: Path, server: Server) -> DeliveryQueue:
+    queue = DeliveryQueue(path, server.deliver, lambda error: isinstance(error, ValueError))
+    queue.start()
+    return queue
 
 
 def wait_until(came: Callable[[], bool]) -> None:
-    """Waits for what the outbox's thread does."""
+    """Waits for what the queue's thread does."""
     deadline = time.monotonic() + PATIENCE
     while not came():
         assert time.monotonic() < deadline
@@ -48,20 +50,20 @@ def wait_until(came: Callable[[], bool]) -> None:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search.tracking.delivery_queue._PAUSES", (0.01,))
-    monkeypatch.setattr("search.tracking.delivery_queue._BREATH_SECONDS", 0.01)
+    monkeypatch.setattr("search.tracking.delivery_queue._RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr("search.tracking.delivery_queue._BATCH_SECONDS", 0.01)
     monkeypatch.setattr("search.tracking.delivery_queue._AWAY_SECONDS", PATIENCE)
 
 
 def test_entries_arrive_in_order_also_when_the_server_was_away(tmp_path: Path) -> None:
     server = Server()
-    outbox = open_outbox(tmp_path / "entries.jsonl", server)
+    queue = open_queue(tmp_path / "entries.jsonl", server)
     for value in range(100):
         server.up = value % 10 != 5
-        outbox.put({"value": value})
+        queue.put({"value": value})
         time.sleep(0.001)
     server.up = True
-    assert outbox.close(PATIENCE) == 0
+    assert queue.close(PATIENCE) == 0
     assert server.got == list(range(100))
 
 
@@ -69,30 +71,30 @@ def test_what_waits_is_delivered_once_by_the_next_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Server()
-    outbox = open_outbox(tmp_path / "entries.jsonl", server)
-    outbox.put({"value": 0})
+    queue = open_queue(tmp_path / "entries.jsonl", server)
+    queue.put({"value": 0})
     wait_until(lambda: server.got == [0])
     server.up = False
     for value in range(1, 5):
-        outbox.put({"value": value})
-    wait_until(lambda: outbox._away)
+        queue.put({"value": value})
+    wait_until(lambda: queue._away)
     monkeypatch.setattr("search.tracking.delivery_queue._AWAY_SECONDS", 0.2)
-    assert outbox.close(PATIENCE) == 4
+    assert queue.close(PATIENCE) == 4
     monkeypatch.setattr("search.tracking.delivery_queue._AWAY_SECONDS", PATIENCE)
     server.up = True
-    outbox = open_outbox(tmp_path / "entries.jsonl", server)
-    outbox.put({"value": 5})
-    assert outbox.close(PATIENCE) == 0
+    queue = open_queue(tmp_path / "entries.jsonl", server)
+    queue.put({"value": 5})
+    assert queue.close(PATIENCE) == 0
     assert server.got == list(range(6))
 
 
 def test_what_is_refused_is_counted_and_stops_nothing(tmp_path: Path) -> None:
     server = Server()
-    outbox = open_outbox(tmp_path / "entries.jsonl", server)
+    queue = open_queue(tmp_path / "entries.jsonl", server)
     for value in (1, -1, 2):
-        outbox.put({"value": value})
-    assert outbox.close(PATIENCE) == 0
-    assert outbox.failures == 1
+        queue.put({"value": value})
+    assert queue.close(PATIENCE) == 0
+    assert queue.failures == 1
     assert server.got == [1, 2]
 
 
@@ -100,7 +102,7 @@ def test_a_line_torn_by_a_power_cut_is_left_out(tmp_path: Path) -> None:
     server = Server()
     path = tmp_path / "entries.jsonl"
     path.write_text('{"entry": 1, "value": 1}\n{"entry": 2, "val')
-    outbox = open_outbox(path, server)
-    outbox.put({"value": 2})
-    assert outbox.close(PATIENCE) == 0
+    queue = open_queue(path, server)
+    queue.put({"value": 2})
+    assert queue.close(PATIENCE) == 0
     assert server.got == [1, 2]

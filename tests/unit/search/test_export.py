@@ -16,9 +16,12 @@ from kdcore.networks.classifier import (
     save_classifier,
 )
 from kdcore.training.evaluation import evaluate
-from search.export.choice import Picked
-from search.export.export import measure_files
+from search.errors import SearchError, StorageError
+from search.export.choice import Candidate
+from search.export.export import export_best, measure_files, replacing
 from search.export.graph_formats import GRAPHS, measure_graph
+from search.record.storage import Storage
+from tests.synthetic import made_up_search
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +30,9 @@ def student(digits: ImageData) -> Classifier:
 
 
 @pytest.fixture
-def picked(student: Classifier, digits: ImageData) -> Picked:
+def picked(student: Classifier, digits: ImageData) -> Candidate:
     """What a search would have recorded of this student."""
-    return Picked(
+    return Candidate(
         label="7",
         trial=7,
         student="resnet8",
@@ -52,7 +55,7 @@ def folder(student: Classifier, digits: ImageData, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("form", GRAPHS)
 def test_a_graph_takes_any_number_of_stored_images_and_gives_the_students_logits(
-    form: str, folder: Path, student: Classifier, picked: Picked, digits: ImageData
+    form: str, folder: Path, student: Classifier, picked: Candidate, digits: ImageData
 ) -> None:
     path = folder / GRAPHS[form].file
     GRAPHS[form].write(student, digits.heldout.images[:2], path)
@@ -101,7 +104,7 @@ def test_every_family_of_networks_becomes_a_graph(
 
 
 def test_altered_weights_are_refused_with_both_figures(
-    folder: Path, picked: Picked, digits: ImageData
+    folder: Path, picked: Candidate, digits: ImageData
 ) -> None:
     path = folder / "student.safetensors"
     weights = load_file(path)
@@ -110,14 +113,14 @@ def test_altered_weights_are_refused_with_both_figures(
     now = evaluate(load_student(folder), digits.heldout)[0]
     assert now != picked.heldout_accuracy
     with pytest.raises(
-        ValueError,
+        SearchError,
         match=f"{100 * now:.2f} %, but {100 * picked.heldout_accuracy:.2f} % was recorded for 7",
     ):
         measure_files(folder, "safetensors", picked, digits)
 
 
 def test_a_graph_of_another_student_is_refused(
-    folder: Path, picked: Picked, digits: ImageData
+    folder: Path, picked: Candidate, digits: ImageData
 ) -> None:
     form = next(form for form in GRAPHS if form != "onnx")  # the one that is written in no time
     other = build_classifier("resnet8", digits, seed=2).eval()
@@ -125,7 +128,7 @@ def test_a_graph_of_another_student_is_refused(
         for parameter in other.parameters():
             parameter.mul_(-1)
     GRAPHS[form].write(other, digits.heldout.images[:2], folder / GRAPHS[form].file)
-    with pytest.raises(ValueError, match=GRAPHS[form].file):
+    with pytest.raises(SearchError, match=GRAPHS[form].file):
         measure_files(folder, form, picked, digits)
 
 
@@ -133,7 +136,7 @@ def test_a_graph_of_another_student_is_refused(
 def test_a_damaged_graph_is_told(form: str, folder: Path) -> None:
     path = folder / GRAPHS[form].file
     path.write_bytes(b"PK no graph")
-    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+    with pytest.raises(SearchError, match=f"{path.name} is damaged"):
         GRAPHS[form].load(path)
 
 
@@ -141,5 +144,38 @@ def test_a_missing_package_is_named_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match=r"needs onnxruntime.*kdsearch\[export\]"):
+    with pytest.raises(SearchError, match=r"needs onnxruntime.*kdsearch\[export\]"):
         GRAPHS["onnx"].load(tmp_path / "student.onnx")
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_replaced(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(StorageError, match=r"cannot write to .*/file/best: "),
+        replacing(tmp_path / "file" / "best"),
+    ):
+        pytest.fail("nothing can be written there")
+
+
+def test_a_failed_export_leaves_an_earlier_one_as_it_was(tmp_path: Path) -> None:
+    def failing() -> None:
+        with replacing(tmp_path / "best") as partial:
+            (partial / "README.md").write_text("new")
+            raise SearchError("refused")
+
+    with pytest.raises(SearchError, match="refused"):
+        failing()
+    assert not list(tmp_path.iterdir())
+    with replacing(tmp_path / "best") as partial:
+        (partial / "README.md").write_text("old")
+    with pytest.raises(SearchError, match="refused"):
+        failing()
+    assert (tmp_path / "best" / "README.md").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_an_unknown_format_is_told_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="no export format 'onx'; did you mean 'onnx'"):
+        export_best(made_up_search(3), Storage(str(tmp_path)), tmp_path / "best", form="onx")

@@ -12,8 +12,9 @@ from pyarrow import parquet
 from rich.console import Console
 
 from kdcore.networks.cost import NetworkCost
+from search.errors import SearchError
 from search.experiment.reading import parse_experiment
-from search.leaderboard.formats import as_bytes
+from search.leaderboard.formats import as_bytes, leaderboard_frame
 from search.leaderboard.ranking import leaderboard
 from search.leaderboard.tables import leaderboard_table
 from search.record.files import read_record, search_storage, write_record
@@ -121,23 +122,47 @@ def test_every_form_holds_the_same_rows() -> None:
     assert [line["objective"] for line in lines] == [row["objective"] for row in rows]
 
 
+def test_an_unknown_form_is_told() -> None:
+    with pytest.raises(SearchError, match="no format 'parket'; did you mean 'parquet'"):
+        as_bytes(record_of(CONTROL), "parket")
+
+
+def test_a_frame_has_the_columns_of_parquet_and_is_indexed_by_trial() -> None:
+    record = record_of(
+        CONTROL, trial(1, 0.95), trial(2, None, state="failed"), student_costs={"resnet8": COST}
+    )
+    frame = leaderboard_frame(record)
+    table = parquet.read_table(io.BytesIO(as_bytes(record, "parquet")))
+    assert [frame.index.name, *frame.columns] == [
+        "trial",
+        *table.drop_columns("trial").column_names,
+    ]
+    assert list(frame.index[1:]) == [1, 0, 2]
+    assert frame.loc[1, "gain"] == pytest.approx(0.05)
+    assert frame.loc[1, "parameters"] == COST.parameters
+    assert frame["rank"].isna().tolist() == [True, False, False, True]
+    assert (frame["rank"].dtype, frame["gain"].dtype) == ("Int32", "float64")
+    assert list(leaderboard_frame(record, method="none").index) == [0]
+    assert leaderboard_frame(record, state="running").empty
+
+
 def test_filters_leave_rows_out_and_ranks_and_gains_as_they_are() -> None:
     record = record_of(
         CONTROL, trial(1, 0.95), trial(2, 0.97, state="stopped"), trial(3, 0.93, objective="none")
     )
     every = {row.trial: row for row in leaderboard(record)}
-    for kept in (
+    for only in (
         {"method": "kd"},
         {"method": "none"},
         {"state": "finished"},
         {"method": "kd", "state": "finished"},
     ):
-        rows = leaderboard(record, **kept)
+        rows = leaderboard(record, **only)
         assert rows == [every[row.trial] for row in rows]
         for row in every.values():
-            fits = row.objective.startswith(kept.get("method", "")) and row.trial is not None
-            assert (row in rows) == (fits and row.status.startswith(kept.get("state", "")))
-    with pytest.raises(ValueError, match="no method 'kdd'; did you mean 'kd'"):
+            fits = row.objective.startswith(only.get("method", "")) and row.trial is not None
+            assert (row in rows) == (fits and row.status.startswith(only.get("state", "")))
+    with pytest.raises(SearchError, match="no method 'kdd'; did you mean 'kd'"):
         leaderboard(record, method="kdd")
 
 

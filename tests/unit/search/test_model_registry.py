@@ -18,7 +18,7 @@ def version(number: int, accuracy: float, digest: str = "x") -> ModelVersion:
         (version(1, 0.93), True, "94.00 % on the test split against 93.00 %"),
         (version(1, 0.94), False, "version 1 stays the champion"),
         (version(1, 0.95), False, "version 1 stays the champion"),
-        (version(1, 0.10, "y"), False, "tested elsewhere"),
+        (version(1, 0.10, "y"), False, "test split is another one"),
         (version(2, 0.94), True, "champion already"),
     ],
 )

@@ -1,18 +1,21 @@
 """The pictures of a search: what is in them, and that any search can be drawn."""
 
+import io
 import random
 from collections import Counter
 from itertools import pairwise
 
+import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
 
+from search.errors import SearchError
 from search.experiment.space.space import published_trials
 from search.record.record import SearchRecord
 from search.report.plots.accuracy_against_cost import accuracy_against_cost, pareto
 from search.report.plots.accuracy_by_method import accuracy_by_method
 from search.report.plots.accuracy_by_setting import accuracy_by_setting
-from search.report.plots.drawings import DRAWINGS, Drawing, png
+from search.report.plots.drawings import DRAWINGS, Drawing, draw, png
 from search.report.plots.importance_bars import importance
 from search.report.plots.learning_curves import learning_curves
 from search.report.plots.parallel_coordinates import parallel_coordinates
@@ -187,3 +190,41 @@ def test_many_students_methods_and_single_epochs_can_be_drawn(drawing: Drawing) 
         24, methods=methods, students=("resnet8", "vgg8"), epochs=1, grace_epochs=None
     )
     png(drawing, record)
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_figure_is_in_the_house_style_whatever_the_users_is(
+    name: str, record: SearchRecord
+) -> None:
+    def shown() -> bytes:
+        figure = draw(name, record)
+        assert figure is not None
+        file = io.BytesIO()
+        figure.savefig(file, format="raw")
+        return file.getvalue()
+
+    usual = shown()
+    users = {
+        "font.size": 20.0,
+        "lines.linewidth": 9.0,
+        "axes.grid": False,
+        "axes.facecolor": "black",
+        "figure.facecolor": "black",
+        "xtick.color": "red",
+        "ytick.labelcolor": "red",
+        "xtick.major.size": 30.0,
+    }
+    with mpl.rc_context(users):
+        before = dict(mpl.rcParams)
+        assert shown() == usual
+        assert dict(mpl.rcParams) == before
+
+
+def test_a_picture_is_none_before_there_is_anything_to_show() -> None:
+    begun = made_up_search(3).model_copy(update={"trials": ()})
+    assert all(draw(name, begun) is None for name in DRAWINGS)
+
+
+def test_an_unknown_picture_is_told(record: SearchRecord) -> None:
+    with pytest.raises(SearchError, match="no picture 'learning_curve'; did you mean 'learning_cu"):
+        draw("learning_curve", record)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from search.errors import SearchError
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import Asha
 from search.record.record import SearchRecord, TrialRecord
@@ -84,8 +85,8 @@ def test_a_winner_that_began_slowly_is_seen_to_be_lost() -> None:
     early, late = (Asha(grace_epochs=epochs, reduction=3) for epochs in (1, EPOCHS))
     actual, cut, whole = replay(record, [early, late], slots=2)
     assert (actual.epochs, actual.best_accuracy) == (7 * EPOCHS, 1.0)
-    assert (cut.winner_kept, cut.best_accuracy, cut.epochs) == (False, 0.5, 6 * EPOCHS + 1)
-    assert (whole.winner_kept, whole.epochs, whole.unknown) == (True, 7 * EPOCHS, 0)
+    assert (cut.best_found, cut.best_accuracy, cut.epochs) == (False, 0.5, 6 * EPOCHS + 1)
+    assert (whole.best_found, whole.epochs, whole.unknown) == (True, 7 * EPOCHS, 0)
 
 
 def test_curves_that_were_cut_short_are_said_to_be_unknown() -> None:
@@ -95,5 +96,5 @@ def test_curves_that_were_cut_short_are_said_to_be_unknown() -> None:
 
 
 def test_a_search_without_a_finished_trial_cannot_be_replayed() -> None:
-    with pytest.raises(ValueError, match="no finished trial"):
+    with pytest.raises(SearchError, match="no trial of task-1 has finished"):
         replay(record_of((0.1,) * 2), [], slots=1)

@@ -24,14 +24,14 @@ def test_the_summary_tells_best_control_teacher_gap_cost_and_what_was_stopped() 
     assert control is not None
     text = summary(record)
     assert "reaches **98.00 %** on the held-out images of digits (trial 99)" in text
-    assert f"Without a teacher it reaches {100 * control:.2f} %" in text
-    assert f"gives +{100 * (0.98 - control):.2f} percentage points" in text
-    assert "The teacher resnet20 has 96.80 %" in text
-    assert f"{100 * (0.98 - control) / (0.968 - control):.0f} % of the gap to it is closed" in text
+    assert f"Without distillation it reaches {100 * control:.2f} %" in text
+    assert f"the gain is +{100 * (0.98 - control):.2f} percentage points" in text
+    assert "The teacher resnet20 reaches 96.80 %" in text
+    assert f"closes {100 * (0.98 - control) / (0.968 - control):.0f} % of the gap" in text
     stopped = [trial for trial in record.trials if trial.state == "stopped"]
     saved = sum(trial.epochs - trial.epochs_done for trial in stopped)
     assert f"{len(stopped)} stopped" in text
-    assert f"saved {saved} of their 750 epochs" in text
+    assert f"saved {saved} of 750 epochs" in text
     assert "0.5 h, 1 CPU-hours" in text
     assert "| 1&nbsp;&nbsp; | 99&nbsp;&nbsp; | kd(" in text
 
@@ -47,10 +47,12 @@ def test_there_is_no_gap_to_close_with_a_poor_teacher_or_without_a_control() -> 
 
 def test_a_search_without_a_finished_control_or_any_result_has_a_summary() -> None:
     record = made_up_search(12)
-    assert "no gain to tell" in summary(record.model_copy(update={"trials": record.trials[1:]}))
+    assert "the gain is not known" in summary(
+        record.model_copy(update={"trials": record.trials[1:]})
+    )
     begun = record.model_copy(update={"trials": (), "state": "running"})
     assert "Still running" in summary(begun)
-    assert "none has begun" in summary(begun)
+    assert "none has started" in summary(begun)
 
 
 def test_the_summary_of_a_large_search_fits_into_a_description() -> None:
@@ -58,7 +60,7 @@ def test_the_summary_of_a_large_search_fits_into_a_description() -> None:
     methods = ("none", "at", "crd", "dkd", "fitnet")
     record = made_up_search(300, methods=methods, students=students)
     assert len(summary(record)) < 7000
-    assert "have all 300 trials" in summary(record)
+    assert "show all 300 trials" in summary(record)
 
 
 def test_a_report_has_summary_table_and_pictures(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_of_and_leaves_the_others(
     drawings = {"broken": broken, "curves": drawings.learning_curves}
     monkeypatch.setattr("search.report.plots.drawings.DRAWINGS", drawings)
     write_report(made_up_search(6), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {SUMMARY, TABLE, "curves.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {SUMMARY, TABLE, "2_curves.png"}
     assert "no such luck" in capsys.readouterr().err
 
 
@@ -100,7 +102,7 @@ def test_reports_come_once_a_minute_from_another_process_and_once_at_the_end(
     for _ in range(100):
         reporter.update(record)  # the first minute is not over
     assert not folder.exists()
-    monkeypatch.setattr("search.report.reporter._SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("search.report.reporter._INTERVAL_SECONDS", 0.0)
     reporter.update(record)
     first = reporter._process
     assert first is not None
@@ -140,5 +142,5 @@ def test_fresh_seeds_come_first_in_the_summary() -> None:
     text = summary(record.model_copy(update={"confirmed": confirmed}))
     assert text.startswith("Trained again with 2 fresh seeds")
     assert "reaches **95.50 ± 0.71 %** on the test split" in text
-    assert "in points: +4.50 [" in text
+    assert "in percentage points: +4.50 [" in text
     assert "Winner's curse" in text

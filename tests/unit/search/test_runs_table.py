@@ -1,19 +1,19 @@
-"""The saved view of MLflow's runs table."""
+"""The leaderboard in MLflow's runs table."""
 
 import json
 
 from search.record.record import SearchRecord
-from search.tracking.runs_table import columns, leaderboard_link, report_link, saved_view
+from search.tracking.runs_table import columns, leaderboard_link, report_link, runs_table
 from tests.synthetic import made_up_search
 
 
 def state_of(record: SearchRecord) -> dict[str, object]:
-    _, value = saved_view(record)
+    _, value = runs_table(record)
     state: dict[str, object] = json.loads(json.loads(value)["state"])
     return state
 
 
-def test_a_view_shows_one_searchs_trials_with_the_best_on_top() -> None:
+def test_the_table_shows_one_searchs_trials_with_the_best_on_top() -> None:
     state = state_of(made_up_search(12))
     assert state["searchFilter"] == (
         "tags.`kdsearch.search` = 'made-up-1' and tags.`kdsearch.role` = 'trial'"
@@ -37,10 +37,10 @@ def test_a_yes_or_no_is_no_number_to_sort_by() -> None:
     assert "params.`kd.standardize`" not in columns(made_up_search(9, methods=("none", "kd")))
 
 
-def test_a_view_fits_into_a_tag_of_mlflow_and_names_each_column_once() -> None:
+def test_the_table_fits_into_a_tag_of_mlflow_and_names_each_column_once() -> None:
     students = ("resnet8", "vgg8", "mobilenetv2")
     record = made_up_search(40, students=students, name="x" * 100)
-    key, value = saved_view(record)
+    key, value = runs_table(record)
     assert len(key) <= 250
     assert len(value) <= 5000
     order = state_of(record)["columnOrder"]
@@ -48,7 +48,7 @@ def test_a_view_fits_into_a_tag_of_mlflow_and_names_each_column_once() -> None:
     assert len(set(order)) == len(order)
 
 
-def test_links_lead_to_the_view_and_to_the_searchs_page() -> None:
+def test_links_lead_to_the_table_and_to_the_searchs_page() -> None:
     record = made_up_search(3).model_copy(
         update={"mlflow_experiment_id": "7", "mlflow_run_id": "abc"}
     )

@@ -1,19 +1,26 @@
-"""TODO-DOC"""
+"""Which methods and settings get a panel in pictures that have one for each method."""
 
 from search.experiment.schema import Option
 from search.experiment.space.point import is_number, plain_name
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
 
-# Pictures with a panel for each method show so many of them, the best ones.
-_MOST_PANELS = 8
-_FEWEST_TRIALS = 3
+MOST_PANELS = 8
+"""The best methods get a panel; the others are left out."""
+
+_FEWEST_TRIALS = 3  # in a panel
 
 
 def panels_by_methods(
     record: SearchRecord, *, fewest_fields: int, numeric: bool = False
 ) -> dict[str, tuple[list[TrialRecord], list[str]]]:
-    """By methods, the best first: their trials by rank, and those of their settings that differ."""
+    """The panels by methods, the best first: trials by rank, and the settings that vary among them.
+
+    Args:
+        record: the search.
+        fewest_fields: methods with fewer varied settings get no panel.
+        numeric: only settings that are numbers.
+    """
     groups: dict[str, list[TrialRecord]] = {}
     for trial in rank(record.trials):
         if trial.heldout_accuracy is not None:
@@ -28,9 +35,9 @@ def panels_by_methods(
                 fields.append(name)
         if len(fields) >= fewest_fields and len(trials) >= _FEWEST_TRIALS:
             panels[methods] = trials, fields
-    return dict(list(panels.items())[:_MOST_PANELS])
+    return dict(list(panels.items())[:MOST_PANELS])
 
 
 def setting_of(trial: TrialRecord, name: str) -> Option:
-    """A trial's choice; a control's point lacks some that the others have."""
+    """The value of a trial's setting; empty if it has none, like a control."""
     return next((value for key, value in trial.point.items() if plain_name(key) == name), "")
