@@ -67,6 +67,21 @@ class ExportedStudent:
     data: ImageData
     graph: str = ""
 
+    @property
+    def heldout_accuracy(self) -> float:
+        """Of the exported files, a share of 1."""
+        return self.student.heldout_accuracy
+
+    @property
+    def test_accuracy(self) -> float:
+        """Of the exported files on the test split, a share of 1."""
+        return self.student.test_accuracy
+
+    def load(self) -> Classifier:
+        """The student, ready to classify: `student(images)` gives logits [B, K] for images
+        [B, C, H, W], uint8 or floats from 0 to 1."""
+        return load_student(self.folder)
+
 
 def export_best(
     record: SearchRecord,
@@ -268,7 +283,7 @@ def _student(
                 f"{storage.uri}/{checkpoint}; kdsearch rerun trains it again"
             ) from None
         except OSError as error:
-            raise StorageError(f"cannot read the checkpoint of trial {label}: {error}") from None
+            raise StorageError(f"cannot read the checkpoint of trial {label}", error) from None
 
 
 def _best_epoch(student: Classifier, checkpoint: Path) -> Classifier:
@@ -325,4 +340,4 @@ def replacing(folder: Path) -> Iterator[Path]:
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from None
+        raise StorageError(f"cannot write to {folder}", error) from None

@@ -51,7 +51,7 @@ def clear_cache(record: SearchRecord, storage: Storage) -> int:
         try:
             shutil.rmtree(folder)
         except OSError as error:
-            raise StorageError(f"cannot remove {folder}: {error.strerror or error}") from None
+            raise StorageError(f"cannot remove {folder}", error) from None
     return size
 
 

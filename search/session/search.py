@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from search.errors import SearchError
 from search.record.files import read_record
@@ -59,7 +59,7 @@ class Search:
         Raises:
             SearchError: the search has no such method.
         """
-        from search.leaderboard.frame import leaderboard_frame
+        from search.leaderboard.formats import leaderboard_frame
 
         return leaderboard_frame(self.record, method, state)
 
@@ -219,7 +219,7 @@ class Plots:
         """The settings of all trials of a method, side by side."""
         return self._drawn("parallel_coordinates")
 
-    def _drawn(self, name: str) -> Any:
+    def _drawn(self, name: str) -> "Figure":
         """A picture.
 
         Raises:

@@ -45,7 +45,15 @@ _PACKAGES = ("kdsearch", "torch", "ray", "optuna", "mlflow", "pyarrow")
 
 
 class Session:
-    """One search on a connected Ray."""
+    """One search on a connected Ray.
+
+    Args:
+        prepared: what is searched.
+        storage: where the search is kept.
+        record: of the search, as an earlier session left it.
+        progress: shows how far it is.
+        log: where libraries write, for messages.
+    """
 
     def __init__(
         self,
@@ -55,7 +63,6 @@ class Session:
         progress: LiveDisplay,
         log: Path,
     ) -> None:
-        self._parallel = places_for_trials(prepared.experiment, storage)
         self._plan, self._storage, self._progress, self._log = prepared, storage, progress, log
         self._trainable: Callable[..., None] = run_trial
         # A warm process saves its start and the import of torch; run_trial gives its GPU memory
@@ -73,10 +80,17 @@ class Session:
         )
         report = self._folder / "report"
         self._reporter = Reporter(report, lambda: self._tracker.log_report(report))
+        self._parallel = 0
 
     def run(self, confirm_only: Confirm | None = None) -> SearchRecord:
-        """Runs the trials, and what the experiment wants confirmed; or only a confirmation."""
+        """Runs the trials, and what the experiment wants confirmed; or only a confirmation.
+
+        Raises:
+            ClusterError: the cluster has no room for a trial, or does not reach the storage.
+            SearchFailedError: the teacher failed, or a student could not be measured.
+        """
         experiment = self._plan.experiment
+        self._parallel = places_for_trials(experiment, self._storage)
         self._record = write_record(self._storage, self._record)
         resolved = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
         search_storage(self._storage, self._record.name).write("experiment.yaml", resolved.encode())

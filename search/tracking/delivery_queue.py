@@ -66,7 +66,7 @@ class DeliveryQueue:
             os.replace(partial, path)
             self._file = path.open("a")
         except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
+            raise StorageError(f"cannot write {path}", error) from None
         self._waiting = deque(undelivered)
         self._number = undelivered[-1]["entry"] if undelivered else done
         self._changed = threading.Condition()
