@@ -123,7 +123,7 @@ class JobServer:
         name: str | None = None,
         tracking_uri: str | None = None,
     ) -> Job:
-        """Starts a search's driver on the cluster's head; it needs this machine no longer.
+        """Starts a search's driver on the cluster's head.
 
         Args:
             experiment: what to search; it travels whole.

@@ -82,7 +82,7 @@ def machines_without_storage(storage: Storage) -> list[str]:
                 reason = str(error).strip().splitlines()[-1]
         theirs = f"{ours}-{identity}"
         if not reason and not storage.exists(theirs):
-            reason = "what it writes stays there"
+            reason = "its writes are not visible to the driver"
         if storage.exists(theirs):
             storage.remove(theirs)
         if reason:

@@ -58,7 +58,7 @@ def test_a_spent_budget_ends_a_search_in_true_states(folder: Path) -> None:
     cut = kdsearch(folder, "launch", "task.yaml", "--name", "short", *budget)
     assert cut.returncode == 1, cut.stdout + cut.stderr
     assert "the budget of 0.003 hours is spent; the search ends with what it has" in cut.stdout
-    assert "No trial came to its end" in cut.stdout
+    assert "No trial finished" in cut.stdout
     short = read_record(Storage(str(folder / "runs")), "short")
     assert short.state == "finished"
     assert {trial.state for trial in short.trials} <= {"interrupted", "failed"}

@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import runpy
+import secrets
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
+
+import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -23,9 +27,15 @@ _CONTEXT.set_forkserver_preload(
         "search.session.launch",
         "search.cluster.jobs",
         "search.export.export",
-        "search.tracking.tracker",
+        "search.tracking.mlflow_writer",
     ]
 )
+# Ray asks for tokens or does not, as the environment says when it is imported: some commands go to
+# a cluster that does, so all have one.
+with pytest.MonkeyPatch.context() as asking:
+    asking.setenv("RAY_AUTH_MODE", "token")
+    forkserver.ensure_running()
+_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 # The start of a script: its trials save a checkpoint after each epoch, not every few seconds.
 EAGER = """
@@ -67,7 +77,13 @@ class Command:
         self.args = arguments
         self.said = Path(tempfile.mkdtemp(prefix="kdsearch-"))
         self._process = _CONTEXT.Process(
-            target=_run, args=(folder, arguments, os.environ | variables, self.said)
+            target=_run,
+            args=(
+                folder,
+                arguments,
+                os.environ | ({} if "HOME" in variables else _TOKEN) | variables,
+                self.said,
+            ),
         )
         self._process.start()
         _STARTED.append(self)

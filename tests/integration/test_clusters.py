@@ -66,7 +66,7 @@ def test_what_a_cluster_cannot_do_is_found_before_anything_is_trained(
         (crowded, "a trial needs 999 CPUs and 0 GPUs on one machine, but there is"),
         (refused, f"{storage.uri} is not shared by all machines"),
     ):
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert words in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
     assert not (Path(storage.uri) / "searches/refused").exists()
@@ -160,7 +160,7 @@ def test_a_job_that_fails_says_so(cluster: RayCluster, storage: Storage) -> None
         *("--set", "data={name: fashion_mnist, root: /absent}"),
     )
     assert failed.returncode == 1
-    assert "search task-1 is on its way" in failed.stdout
+    assert "search task-1 is submitted" in failed.stdout
     assert "root is '/absent', but that is no folder" in failed.stdout
     listed = cluster.kdsearch("status").stdout.splitlines()
     assert any("task-1" in line and "failed" in line for line in listed)
