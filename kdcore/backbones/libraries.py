@@ -57,7 +57,7 @@ class Library(Protocol):
         """All its classification networks.
 
         Raises:
-            ValueError: it is not installed.
+            NetworkError: it is not installed.
         """
 
     def build(self, name: str, num_classes: int) -> nn.Module:
@@ -163,7 +163,7 @@ class _Timm:
         try:
             import timm
         except ImportError:
-            raise ValueError("timm/... needs timm: pip install 'kdsearch[timm]'") from None
+            raise NetworkError("timm/... needs timm: pip install 'kdsearch[timm]'") from None
         names: list[str] = timm.list_models()
         return names
 

@@ -18,6 +18,7 @@ from kdcore.backbones.names import check_backbone
 from kdcore.backbones.probe import probe_shapes
 from kdcore.backbones.tracing.traced_network import trace_network
 from kdcore.contract.taps import Tap
+from kdcore.errors import NetworkError
 from kdcore.networks.classifier import Classifier, ClassifierCard, load_classifier, save_classifier
 
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
@@ -355,16 +356,17 @@ def test_a_network_that_the_meta_device_refuses_is_probed() -> None:
     ],
 )
 def test_an_unknown_network_is_refused_with_the_one_that_was_meant(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_backbone(name)
+    with pytest.raises(NetworkError, match=message):
+        constructor_of(name)
 
 
 def test_a_missing_library_is_named_with_the_way_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"needs timm: pip install 'kdsearch\[timm\]'"):
-        check_backbone("timm/resnet18")
+    assert check_backbone("timm/resnet18") == "timm/resnet18"  # known by the library alone
+    with pytest.raises(NetworkError, match=r"needs timm: pip install 'kdsearch\[timm\]'"):
+        constructor_of("timm/resnet18")
 
 
 # What is done with it

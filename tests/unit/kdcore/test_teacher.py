@@ -21,6 +21,7 @@ from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.libraries import published_weights, usual_normalization
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.data.split import TableSplit
+from kdcore.errors import WeightsError
 from kdcore.networks.classifier import load_card
 from kdcore.teacher.teacher import is_ready, load_teacher, prepare_teacher, teacher_folder
 from kdcore.training.evaluation import evaluate
@@ -545,8 +546,10 @@ def test_a_word_that_is_a_file_is_a_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_unknown_weights_are_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ValidationError) as caught:
-        TeacherConfig(backbone="torchvision/resnet50", weights="IMAGENET1K_V3")
+    # The configuration takes the name as it is: only the library knows its weights.
+    config = TeacherConfig(backbone="torchvision/resnet50", weights="IMAGENET1K_V3")
+    with pytest.raises(WeightsError) as caught:
+        published_weights(config.backbone, str(config.weights))
     assert (
         "weights is 'IMAGENET1K_V3', but torchvision/resnet50 has no such weights; did you mean "
         "'IMAGENET1K_V2'? There are IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"

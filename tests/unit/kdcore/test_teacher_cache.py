@@ -294,10 +294,10 @@ from pathlib import Path
 import torch
 from kdcore import CacheConfig, DataConfig
 from kdcore.data.image_data import open_data
-from kdcore.execution import Execution
-from kdcore.taps import Tap
-from kdcore.teacher import WEIGHTS, load_teacher
-from kdcore.teacher_cache import TeacherCache, Wanted
+from kdcore.contract.taps import Tap
+from kdcore.execution.execution import Execution
+from kdcore.teacher.teacher import WEIGHTS, load_teacher
+from kdcore.teacher_cache.cache import TeacherCache, Wanted
 
 class Dying(TeacherCache):
     def _pass(self, view, wanted):
