@@ -13,6 +13,7 @@ import torch
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.names import FAMILY_OF, check_backbone, library_name, pyramid_name
 from kdcore.contract.catalogue import Catalogue
+from kdcore.errors import NetworkError
 
 Constructor = Callable[[int, int], Backbone]
 
@@ -55,7 +56,7 @@ def build_backbone(name: str, *, num_classes: int, in_channels: int, seed: int) 
         seed: of the initial weights; PyTorch's global random state is left as it was.
 
     Raises:
-        ValueError: there is no such network, or it does not take so many channels.
+        NetworkError: there is no such network, or it does not take so many channels.
     """
     constructor = constructor_of(name)
     with torch.random.fork_rng(devices=[]):

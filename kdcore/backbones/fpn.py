@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate, max_pool2d
 from kdcore.backbones.backbone import Backbone, spatial_mean
 from kdcore.backbones.names import PyramidName
 from kdcore.contract.taps import TapInfo
+from kdcore.errors import NetworkError
 
 
 class FeaturePyramid(nn.Module):
@@ -74,7 +75,7 @@ class PyramidClassifier(Backbone):
         extra_level: one more level, which subsamples the coarsest.
 
     Raises:
-        ValueError: the body has fewer than three stages.
+        NetworkError: the body has fewer than three stages.
     """
 
     stem: TapInfo
@@ -85,7 +86,7 @@ class PyramidClassifier(Backbone):
         super().__init__()
         stages = body.declared[1:]
         if body.stem is None or len(stages) < 3:
-            raise ValueError(
+            raise NetworkError(
                 f"the body of a pyramid has {len(stages)} stages with maps, but must have at "
                 f"least 3; use the body without '+fpn', or another body like resnet50"
             )

@@ -144,7 +144,7 @@ class _Torchvision:
                         progress=False, check_hash=True, map_location="cpu", weights_only=True
                     )
                 except (OSError, RuntimeError) as error:
-                    raise ValueError(
+                    raise WeightsError(
                         f"weights {weights} of torchvision/{name} could not be fetched from "
                         f"{chosen.url}: {error}. Where there is no network, put the file at {file}"
                     ) from None
@@ -230,7 +230,7 @@ class _Timm:
                 network: nn.Module = timm.create_model(full, pretrained=True)
                 return network.state_dict()
             except Exception as error:  # of the hub, of its client, of the file
-                raise ValueError(
+                raise WeightsError(
                     f"weights {weights} of timm/{name} could not be fetched from {source}: {error} "
                     "Where there is no network, download the file elsewhere and name it: "
                     "weights: /path/to/model.safetensors"
@@ -323,13 +323,13 @@ class LibraryNetwork(Backbone):
         in_channels: channels of the images, 1 or 3.
 
     Raises:
-        ValueError: the images have another number of channels.
+        NetworkError: the images have another number of channels.
     """
 
     def __init__(self, name: str, num_classes: int, in_channels: int) -> None:
         super().__init__()
         if in_channels not in (1, 3):
-            raise ValueError(
+            raise NetworkError(
                 f"in_channels is {in_channels}, but {name} takes images of 1 or 3 channels"
             )
         self._name = name
@@ -402,4 +402,4 @@ def _anatomy_of(name: str) -> tuple[TracedNetwork, tuple[int, int]]:
         try:
             return library.trace(twin, num_classes, size), size
         except (fx.proxy.TraceError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"{name} cannot be used: {error}") from None
+            raise NetworkError(f"{name} cannot be used: {error}") from None

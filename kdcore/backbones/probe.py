@@ -10,6 +10,7 @@ from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import constructor_of
 from kdcore.contract.network_pair import Shapes
 from kdcore.contract.taps import Tap
+from kdcore.errors import NetworkError
 
 
 def affine_parameters(backbone: Backbone) -> dict[str, tuple[Tensor, Tensor]]:
@@ -46,7 +47,7 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
         image_size: height and width in pixels.
 
     Raises:
-        ValueError: there is no such network, or the images are too small for it; the message says
+        NetworkError: there is no such network, or the images are too small for it; the message says
             which size is the smallest.
     """
     with torch.device("meta"), torch.no_grad():
@@ -54,7 +55,7 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
         try:
             taps = backbone.taps(torch.empty(2, in_channels, *image_size), frozenset({Tap.MAPS}))
         except _REFUSALS as error:
-            raise ValueError(_size_refusal(name, backbone, image_size, error)) from None
+            raise NetworkError(_size_refusal(name, backbone, image_size, error)) from None
     shapes = Shapes(
         network=name,
         stem=backbone.stem.name if backbone.stem else "",

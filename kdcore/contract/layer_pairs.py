@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from kdcore.contract.network_pair import Shapes
-from kdcore.errors import did_you_mean
+from kdcore.errors import ConfigError, NetworkError, did_you_mean
 
 ALL = "all"
 MIDDLE = "middle"
@@ -27,13 +27,13 @@ def equal_depth_pairs(student: Shapes, teacher: Shapes) -> tuple[LayerPair, ...]
     Stage i of n lies at relative depth (i + 1) / n, so that the last stages always meet.
 
     Raises:
-        ValueError: one of the networks shows no maps.
+        NetworkError: one of the networks has no maps.
     """
     for shapes in (student, teacher):
         if not shapes.stages:
-            raise ValueError(
-                f"{shapes.network} shows no spatial maps, so that only methods that read logits or "
-                f"the embedding can use it"
+            raise NetworkError(
+                f"{shapes.network} has no spatial maps: use it with methods that read logits or the "
+                f"embedding"
             )
     fewer, more = len(student.stages), len(teacher.stages)
     if fewer > more:
@@ -70,7 +70,8 @@ def resolve_layers(layers: str, student: Shapes, teacher: Shapes) -> tuple[Layer
         teacher: shapes of the network that teaches.
 
     Raises:
-        ValueError: the text has another form, or names a tap that its network does not have.
+        ConfigError: the text has another form, or names a tap that its network does not have.
+        NetworkError: one of the networks has no maps.
     """
     pairs = equal_depth_pairs(student, teacher)
     if layers == ALL:
@@ -81,13 +82,13 @@ def resolve_layers(layers: str, student: Shapes, teacher: Shapes) -> tuple[Layer
         return pairs[-1:]
     names = layers.split(":")
     if len(names) != 2:
-        raise ValueError(
+        raise ConfigError(
             f"layers is {layers!r}, but must be {ALL!r}, {MIDDLE!r}, {LAST!r} or a pair "
             f"'student tap:teacher tap' like {str(pairs[-1])!r}"
         )
     for role, name, shapes in zip(("student", "teacher"), names, (student, teacher), strict=True):
         if name not in shapes.maps:
-            raise ValueError(
+            raise ConfigError(
                 f"layers is {layers!r}, but the {role} {shapes.network} has no tap {name!r}"
                 f"{did_you_mean(name, shapes.maps)} Its taps: {', '.join(shapes.maps)}"
             )

@@ -16,12 +16,12 @@ from pydantic import (
 )
 
 from kdcore.data.registry import DATA_SETS
-from kdcore.errors import did_you_mean
+from kdcore.errors import ConfigError, did_you_mean
 
 
 def _check_name(name: str) -> str:
     if name not in DATA_SETS:
-        raise ValueError(
+        raise ConfigError(
             f"unknown data set {name!r}{did_you_mean(name, DATA_SETS)} There are {', '.join(DATA_SETS)}"
         )
     return name
@@ -89,10 +89,10 @@ class DataConfig(BaseModel):
         for other in DATA_SETS.values():
             for field in other.settings.keys() - source.settings.keys():
                 if getattr(self, field) is not None:
-                    raise ValueError(
+                    raise ConfigError(
                         f"{field} is {getattr(self, field)}, but {self.name} has no such setting; "
                         f"leave it out"
                     )
         if isinstance(self.root, str) and not source.takes_uri:
-            raise ValueError(f"root is {self.root!r}, but {self.name} reads local folders only")
+            raise ConfigError(f"root is {self.root!r}, but {self.name} reads local folders only")
         return self

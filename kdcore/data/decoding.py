@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kdcore.data.views import is_mirrored, patch_draws, patch_of
+from kdcore.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,7 +62,7 @@ def show(part: Part) -> Tensor:
     """The pixels of a part: [n, 3, height, width], uint8.
 
     Raises:
-        ValueError: an image is damaged; the message says where it lies.
+        DataError: an image is damaged; the message says where it lies.
     """
     shown = torch.empty(len(part.images), 3, *part.size, dtype=torch.uint8)
     if part.view is None:
@@ -108,7 +109,7 @@ def _opened(image: EncodedImage) -> "Image":
     # What Pillow raises has no common base: OSError, ValueError, SyntaxError and others.
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise ValueError(
+        raise DataError(
             f"damaged image {image.place}: {reason}; replace it, or take it out of the data set"
         ) from None
 
@@ -122,11 +123,11 @@ def decode(content: bytes) -> "Image":
     from PIL import Image, ImageOps, UnidentifiedImageError  # trials on image tables do without
 
     if not content:
-        raise ValueError("it is empty")
+        raise DataError("it is empty")
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"it is none of {', '.join(_FORMATS)}") from None
+        raise DataError(f"it is none of {', '.join(_FORMATS)}") from None
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16 bits of grey, which a conversion would cut off at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

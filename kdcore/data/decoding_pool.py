@@ -38,7 +38,7 @@ def show_in_order(parts: Iterator[Part], processes: int, ahead: int) -> Iterator
         ahead: how many parts are under way or ready before they are wanted, >= 1.
 
     Raises:
-        ValueError: an image is damaged.
+        DataError: an image is damaged.
         RuntimeError: a process was killed.
     """
     if processes == 0:

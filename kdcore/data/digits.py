@@ -10,6 +10,7 @@ import torch
 
 from kdcore.data.image_table import RawImages, TableSource
 from kdcore.data.stratified import stratified_mask
+from kdcore.errors import ConfigError
 
 # The bundled file has no split of its own. This one is fixed for ever, so that scores can be
 # compared.
@@ -19,7 +20,7 @@ _TEST_SEED = 1998
 
 def _files(root: Path | None) -> tuple[Path, ...]:
     if root is not None:
-        raise ValueError(f"root is {str(root)!r}, but digits are bundled; leave root out")
+        raise ConfigError(f"root is {str(root)!r}, but digits are bundled; leave root out")
     return ()
 
 

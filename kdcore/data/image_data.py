@@ -20,6 +20,7 @@ from kdcore.data.config import DataConfig
 from kdcore.data.source import Source
 from kdcore.data.split import Split
 from kdcore.data.stratified import stratified_halves
+from kdcore.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,13 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
             and the estimate of their mean.
 
     Raises:
-        ValueError: files are missing or damaged, or the splits ask for more images than there are.
+        ConfigError: the configuration does not fit the data set.
+        DataError: files are missing or damaged, or a split asks for more images than there are.
     """
     source = source_of(config.name)
     if config.download:
         if source.download is None or not isinstance(config.root, Path):
-            raise ValueError(
+            raise ConfigError(
                 f"download is true, but {config.name} "
                 + ("needs a root to download to" if source.download else "has nothing to download")
             )
@@ -94,13 +96,13 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
     )
     heldout, rest = training_part[heldout], training_part[rest]
     if heldout_images == 0 or len(rest) == 0:
-        raise ValueError(
+        raise DataError(
             f"heldout_fraction is {config.heldout_fraction}, but leaves {heldout_images} images "
             f"held out and {len(rest)} to train on, of {len(training_part)}"
         )
     if config.train_images is not None:
         if config.train_images > len(rest):
-            raise ValueError(
+            raise DataError(
                 f"train_images is {config.train_images}, but only {len(rest)} are left beside "
                 f"{heldout_images} held-out ones"
             )

@@ -25,7 +25,7 @@ from kdcore.data.config import DataConfig
 from kdcore.data.decoding import EncodedImage
 from kdcore.data.source import Source
 from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
-from kdcore.errors import did_you_mean
+from kdcore.errors import DataError, did_you_mean
 
 _SCHEMA_VERSION = 1
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -68,7 +68,7 @@ class ImageFolderSource(Source):
         assert image_size is not None
         if root is None or not root.is_dir():
             what = "missing" if root is None else f"{str(root)!r}, but that is no folder"
-            raise ValueError(f"root is {what}; set it to a folder with {TRAIN}/<class>/<files>")
+            raise DataError(f"root is {what}; set it to a folder with {TRAIN}/<class>/<files>")
         classes, folders = _class_folders(root)
         identity = [(folder.name, (root / folder.name).stat().st_mtime_ns) for folder in folders]
         key = key_of([_SCHEMA_VERSION, str(root.resolve()), identity])
@@ -104,14 +104,14 @@ def _class_folders(root: Path) -> tuple[tuple[str, ...], list[_ClassFolder]]:
         _check_number_of(classes, root)
         return classes, [_ClassFolder(name, label, False) for label, name in enumerate(classes)]
     if TRAIN not in parts:
-        raise ValueError(f"{root} has {parts[0]}, but no {TRAIN} with a folder for each class")
+        raise DataError(f"{root} has {parts[0]}, but no {TRAIN} with a folder for each class")
     classes = _folders_in(root / TRAIN)
     _check_number_of(classes, root / TRAIN)
     folders = [_ClassFolder(f"{TRAIN}/{name}", label, False) for label, name in enumerate(classes)]
     for test in parts[1:2]:
         for name in _folders_in(root / test):
             if name not in classes:
-                raise ValueError(
+                raise DataError(
                     f"{root / test} has a class folder {name!r}, but {root / TRAIN} has none"
                     f"{did_you_mean(name, classes)} Rename it or remove it"
                 )
@@ -121,7 +121,7 @@ def _class_folders(root: Path) -> tuple[tuple[str, ...], list[_ClassFolder]]:
 
 def _check_number_of(classes: tuple[str, ...], folder: Path) -> None:
     if len(classes) < 2:
-        raise ValueError(
+        raise DataError(
             f"{folder} has {len(classes)} class folders, but needs at least 2: a folder for each "
             f"class, with its images in it"
         )
@@ -150,7 +150,7 @@ def _list(root: Path, folders: list[_ClassFolder], classes: tuple[str, ...]) -> 
                 if entry.name.lower().endswith(_SUFFIXES) and entry.is_file()
             )
         if not files:
-            raise ValueError(
+            raise DataError(
                 f"class folder {root / folder.name} has no file that ends in "
                 f"{', '.join(_SUFFIXES)}; fill it or remove it"
             )

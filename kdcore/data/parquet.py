@@ -35,7 +35,7 @@ from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
 from kdcore.data.decoding import EncodedImage
 from kdcore.data.source import Source
 from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
-from kdcore.errors import did_you_mean
+from kdcore.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
     from pyarrow import dataset, fs
@@ -187,7 +187,7 @@ class ParquetSource(Source):
         assert image_column is not None
         assert label_column is not None
         if root is None:
-            raise ValueError(
+            raise DataError(
                 "root is missing; set it to a folder of Parquet files, or a URI like "
                 "s3://bucket/folder"
             )
@@ -233,9 +233,9 @@ class ParquetSource(Source):
         return images.with_test_split(config.test_fraction)
 
 
-def _unreadable(root: Path | str, error: Exception) -> ValueError:
+def _unreadable(root: Path | str, error: Exception) -> DataError:
     reason = (str(error) or repr(error)).splitlines()[0]
-    return ValueError(f"root is {str(root)!r}, but cannot be read: {reason}")
+    return DataError(f"root is {str(root)!r}, but cannot be read: {reason}")
 
 
 def _find(root: Path | str) -> tuple["fs.FileSystem", str, dict[str, "fs.FileInfo"]]:
@@ -258,7 +258,7 @@ def _find(root: Path | str) -> tuple["fs.FileSystem", str, dict[str, "fs.FileInf
     # What writers leave behind begins with a dot or an underscore, and so do their folders.
     names = sorted(name for name in files if not re.search(r"(^|/)[._]", name))
     if not names:
-        raise ValueError(f"root is {str(root)!r}, but that has no file that ends in .parquet")
+        raise DataError(f"root is {str(root)!r}, but that has no file that ends in .parquet")
     return filesystem, base, {name: files[name] for name in names}
 
 
@@ -325,7 +325,7 @@ def _list(
 
 def _check_column(schema: pa.Schema, setting: str, name: str) -> None:
     if name not in schema.names:
-        raise ValueError(
+        raise ConfigError(
             f"{setting} is {name!r}, but there is no such column"
             f"{did_you_mean(name, schema.names)} There are {', '.join(schema.names)}"
         )
@@ -340,7 +340,7 @@ def _image_field(schema: pa.Schema, column: str) -> tuple[str, ...]:
     fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
     if "bytes" in fields and _is_bytes(fields["bytes"]):
         return column, "bytes"
-    raise ValueError(
+    raise ConfigError(
         f"image_column is {column!r}, which holds {kind}, but must hold encoded images: bytes, or "
         f"a struct with a field 'bytes'"
     )
@@ -359,7 +359,7 @@ def _parts_of(names: Sequence[str]) -> list[str]:
         parts.append(next((match[1] for match in found if match), None))
     known = [part for part in parts if part is not None]
     if known and len(known) < len(names):
-        raise ValueError(
+        raise DataError(
             f"{names[parts.index(None)]!r} does not say which part it is, but others of the root "
             f"do; its name, or its folder's, should begin with {TRAIN}, {' or '.join(TESTS)}"
         )
@@ -370,7 +370,7 @@ def _train_and_test(part: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray
     """The rows of both parts; none of the test where all of it trains."""
     present = set(np.unique(part).tolist())
     if not present <= {TRAIN, *TESTS} or TRAIN not in present:
-        raise ValueError(
+        raise DataError(
             f"{what} say {', '.join(map(repr, sorted(present)))}, but must say {TRAIN!r}, and of "
             f"test images {' or '.join(map(repr, TESTS))}"
         )
@@ -396,7 +396,7 @@ def _labels(
         values = values.cast(kind)
     texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not texts and not pa.types.is_integer(kind):
-        raise ValueError(f"label_column holds {kind}, but must hold integers or strings")
+        raise ConfigError(f"label_column holds {kind}, but must hold integers or strings")
     known = sorted(pc.unique(values[:train].drop_null()).to_pylist())
     if names is not None and not texts:
         known = list(range(len(names)))
@@ -404,12 +404,12 @@ def _labels(
     if labels.null_count:
         first = pc.index(pc.is_null(labels), True).as_py()
         value = values[first].as_py()
-        raise ValueError(
+        raise DataError(
             f"{labels.null_count} rows have a label that is no class of the training part, the "
             f"first {value!r}; where a test split has no labels, remove its files"
         )
     if len(known) < 2:
-        raise ValueError(f"the training part has only the label {known}, but needs two or more")
+        raise DataError(f"the training part has only the label {known}, but needs two or more")
     return labels.to_numpy().astype(np.int64), list(names or map(str, known))
 
 

@@ -16,6 +16,7 @@ from kdcore.data.decoding_pool import show_in_order
 from kdcore.data.source import Collection, PixelStatistics
 from kdcore.data.split import Split
 from kdcore.data.stratified import stratified_mask
+from kdcore.errors import ConfigError, DataError
 
 # One part takes a process some 40 ms at 224x224, and 2.4 MB: enough to be worth a message, little
 # enough that the processes share a batch evenly.
@@ -178,11 +179,12 @@ class StreamedCollection(Collection):
             test_fraction: of the configuration.
 
         Raises:
-            ValueError: a share is given that is not needed, or that leaves a part empty.
+            ConfigError: a share is given, but the data has a test split.
+            DataError: the share leaves a part empty.
         """
         if self.is_test.any():
             if test_fraction is not None:
-                raise ValueError(
+                raise ConfigError(
                     f"test_fraction is {test_fraction}, but root has a test split of "
                     f"{int(self.is_test.sum())} images; leave test_fraction out"
                 )
@@ -190,7 +192,7 @@ class StreamedCollection(Collection):
         fraction = _TEST_FRACTION if test_fraction is None else test_fraction
         images = round(fraction * len(self.labels))
         if not 0 < images < len(self.labels):
-            raise ValueError(
+            raise DataError(
                 f"test_fraction is {fraction}, but leaves {images} of {len(self.labels)} images to "
                 f"the test"
             )

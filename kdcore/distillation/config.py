@@ -21,6 +21,7 @@ from kdcore.methods import CATALOGUE, check_method
 from kdcore.teacher.config import TeacherConfig
 from kdcore.teacher_cache.config import CacheConfig
 from kdcore.training.recipe import Recipe
+from kdcore.errors import ConfigError
 
 
 class TermConfig(BaseModel):
@@ -81,5 +82,6 @@ class TrialConfig(BaseModel):
     def _each_method_once(self) -> Self:
         methods = [term.method for term in self.objective]
         if len(set(methods)) < len(methods):
-            raise ValueError(f"objective is {methods}, but a method may stand in it only once")
+            twice = next(name for name in methods if methods.count(name) > 1)
+            raise ConfigError(f"objective lists {twice!r} twice; list each method once")
         return self

@@ -33,7 +33,7 @@ def network_pair(
         teacher_backbone: the teacher with its weights; none: as it would be before training.
 
     Raises:
-        ValueError: a network is unknown, or the images are too small for it.
+        NetworkError: a network is unknown, or the images are too small for it.
     """
 
     def probed(name: str) -> Probe:
@@ -57,7 +57,7 @@ def build_terms(
     """Builds the methods of an objective; the same seed gives their helpers the same weights.
 
     Raises:
-        ValueError: a method cannot work on these networks; the message says why.
+        ConfigError: a method cannot work on these networks; the message says why.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -90,8 +90,9 @@ def distill(
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; the message names the term.
-        ValueError: data, weights or checkpoint are missing or damaged, or a method cannot work
-            here.
+        ConfigError: data or weights are missing or damaged, or a method cannot work on these
+            networks.
+        CheckpointError: the checkpoint is damaged, or belongs to another run.
     """
     workspace = Path(workspace)
     device = device or default_device()

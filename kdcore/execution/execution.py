@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from kdcore.execution.side_by_side import NarrowConv2d
+from kdcore.execution.side_by_side import lay_side_by_side
 from kdcore.networks.classifier import Classifier
 from kdcore.networks.measurement import device_name
 
@@ -77,9 +77,7 @@ class Execution:
         """Moves a module to a device, into this layout."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         module.to(device).to(memory_format=layout)
-        for layer in module.modules():
-            if type(layer) in (nn.Conv2d, NarrowConv2d):
-                layer.__class__ = NarrowConv2d if self.side_by_side else nn.Conv2d
+        lay_side_by_side(module, self.side_by_side)
 
 
 def keep_freed_memory() -> None:

@@ -13,6 +13,7 @@ from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.searched import Choice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.errors import DataError
 
 # Shorter vectors stay short: dividing by a smaller length would make gradients explode. Embeddings
 # have lengths of about 1.
@@ -200,7 +201,7 @@ class OtherClassSampler(nn.Module):
         num_classes: K; labels are 0 to K-1.
 
     Raises:
-        ValueError: all images have one class.
+        DataError: all images have one class.
     """
 
     sorted_images: Tensor
@@ -212,7 +213,7 @@ class OtherClassSampler(nn.Module):
         sizes = torch.bincount(train_labels, minlength=num_classes)
         self.fewest_others = len(train_labels) - int(sizes.max())
         if self.fewest_others == 0:
-            raise ValueError(
+            raise DataError(
                 f"all {len(train_labels)} training images have class {int(sizes.argmax())}, but a "
                 f"contrast needs images of other classes; train on two classes or more"
             )

@@ -17,6 +17,7 @@ from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.normalization import Normalization
 from kdcore.contract.taps import Tap, Taps
 from kdcore.data.image_data import ImageData
+from kdcore.errors import WeightsError
 
 
 class ClassifierCard(BaseModel):
@@ -47,7 +48,7 @@ class ClassifierCard(BaseModel):
     @model_validator(mode="after")
     def _one_number_for_each_channel(self) -> Self:
         if not len(self.mean) == len(self.std) == self.in_channels:
-            raise ValueError(
+            raise WeightsError(
                 f"mean and std have {len(self.mean)} and {len(self.std)} numbers, but in_channels "
                 f"is {self.in_channels}"
             )
@@ -172,17 +173,17 @@ def load_card(folder: Path, role: str) -> ClassifierCard:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged.
+        WeightsError: the file is damaged.
     """
     path = folder / f"{role}.json"
     try:
         return ClassifierCard.model_validate_json(path.read_text())
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise WeightsError(f"{path} is damaged: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is damaged: {where or 'content'}: {first['msg']}") from None
+        raise WeightsError(f"{path} is damaged: {where or 'content'}: {first['msg']}") from None
 
 
 def load_classifier(folder: Path, role: str) -> Classifier:
@@ -190,7 +191,7 @@ def load_classifier(folder: Path, role: str) -> Classifier:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or weights and card do not belong together.
+        WeightsError: a file is damaged, or weights and card do not belong together.
     """
     card = load_card(folder, role)
     weights = folder / f"{role}.safetensors"
@@ -201,7 +202,7 @@ def load_classifier(folder: Path, role: str) -> Classifier:
     try:
         backbone.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{weights} does not fit {card.backbone}: {error}") from None
+        raise WeightsError(f"{weights} does not fit {card.backbone}: {error}") from None
     return Classifier(backbone, card.mean, card.std).eval()
 
 
@@ -215,6 +216,6 @@ def load_student(folder: str | os.PathLike[str]) -> Classifier:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or weights and card do not belong together.
+        WeightsError: a file is damaged, or weights and card do not belong together.
     """
     return load_classifier(Path(folder), "student")

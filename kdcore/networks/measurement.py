@@ -53,7 +53,7 @@ def count_costs(
         image_size: height and width in pixels; none: those that it was designed for.
 
     Raises:
-        ValueError: there is no such network.
+        NetworkError: there is no such network.
     """
     with torch.device("meta"):
         backbone = constructor_of(name)(num_classes, in_channels)
@@ -146,7 +146,7 @@ def measure_network(
         device: where the latencies are measured.
 
     Raises:
-        ValueError: there is no such network.
+        NetworkError: there is no such network.
     """
     backbone = build_backbone(name, num_classes=num_classes, in_channels=in_channels, seed=0)
     backbone.drop_auxiliary()

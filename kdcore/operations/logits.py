@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.errors import NetworkError
 
 # Keeps the gradient finite for constant logits; ordinary logits have deviations of 1 to 10.
 _FLAT = 1e-4
@@ -22,17 +23,17 @@ def check_classes(setting: NetworkPair, *, at_least: int = 2) -> None:
         at_least: the fewest classes that leave it something to compare.
 
     Raises:
-        ValueError: the two networks have different numbers of classes, or too few.
+        NetworkError: the two networks have different numbers of classes, or too few.
     """
     student, teacher = setting.student.num_classes, setting.teacher.num_classes
     if student != teacher:
-        raise ValueError(
+        raise NetworkError(
             f"num_classes is {student} for the student {setting.student.network} and {teacher} "
             f"for the teacher {setting.teacher.network}, but must be equal; take a teacher of the "
             f"same classes, or a method that compares no logits"
         )
     if student < at_least:
-        raise ValueError(
+        raise NetworkError(
             f"num_classes is {student}, but must be >= {at_least}: with fewer, the probabilities "
             f"that are to be compared are always equal; take another method"
         )

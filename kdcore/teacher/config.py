@@ -16,6 +16,7 @@ from pydantic import (
 
 from kdcore.backbones.names import check_backbone, library_name
 from kdcore.training.recipe import Recipe
+from kdcore.errors import ConfigError
 
 
 class TeacherConfig(BaseModel):
@@ -50,8 +51,7 @@ class TeacherConfig(BaseModel):
         if value is None:
             return None
         if not isinstance(value, str | os.PathLike):
-            # pydantic reports ValueErrors alone
-            raise ValueError(f"weights is {value!r}, but must be a file or a name")  # noqa: TRY004
+            raise ConfigError(f"weights is {value!r}, but must be a file or a name")
         path = Path(value).expanduser().absolute()
         is_word = path.name == str(value) and not path.suffix
         of_library = library_name(info.data.get("backbone", "")) is not None
@@ -64,12 +64,12 @@ class TeacherConfig(BaseModel):
     def _one_origin(self) -> Self:
         if (self.weights is None) == (self.training is None):
             given = "neither" if self.weights is None else "both"
-            raise ValueError(f"of weights and training {given} is given, but a teacher needs one")
+            raise ConfigError(f"{given} of weights and training is given, but a teacher needs exactly one")
         return self
 
     @model_validator(mode="after")
     def _mean_with_std(self) -> Self:
         mean, std = len(self.mean or ()), len(self.std or ())
         if mean != std:
-            raise ValueError(f"mean has {mean} numbers and std {std}, but both need as many")
+            raise ConfigError(f"mean has {mean} numbers and std {std}, but both need one per channel")
         return self

@@ -28,6 +28,7 @@ from kdcore.teacher.config import TeacherConfig
 from kdcore.training.evaluation import default_device, evaluate
 from kdcore.training.loop import best_student, train
 from kdcore.training.report import EpochReport
+from kdcore.errors import ConfigError, WeightsError
 
 WEIGHTS = "teacher.safetensors"
 """The file of a ready teacher's weights in its folder."""
@@ -37,24 +38,25 @@ def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> P
     """Where this teacher lies once it is there; another recipe, seed or split gives another folder.
 
     Raises:
-        ValueError: the weights file does not exist, the published weights know other classes, or
-            the mean is of images with other channels.
+        ConfigError: the mean is of images with another number of channels.
+        WeightsError: the weights file does not exist, or the published weights have another number
+            of classes.
     """
     origin: dict[str, JsonValue]
     if config.weights is None:
         origin = config.model_dump(mode="json", exclude={"weights", "mean", "std"})
     elif isinstance(config.weights, Path):
         if not config.weights.is_file():
-            raise ValueError(f"weights is {str(config.weights)!r}, but there is no such file")
+            raise WeightsError(f"weights is {str(config.weights)!r}, but there is no such file")
         digest = hashlib.sha256(config.weights.read_bytes()).hexdigest()
         origin = {"backbone": config.backbone, "weights": digest}
     else:
         published = published_weights(config.backbone, config.weights)
         if published.num_classes != data.num_classes:
-            raise ValueError(
-                f"weights is {config.weights!r}, which tells {published.num_classes} classes "
-                f"apart, but the data has {data.num_classes}: give a file that was trained on "
-                "these classes, or a training instead of weights"
+            raise WeightsError(
+                f"weights is {config.weights!r}, which has {published.num_classes} classes, "
+                f"but the data has {data.num_classes}; give a file that was trained on these classes, "
+                "or a training instead of weights"
             )
         origin = {
             "backbone": config.backbone,
@@ -63,7 +65,7 @@ def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> P
         }
     if config.mean and config.std:
         if len(config.mean) != data.in_channels:
-            raise ValueError(
+            raise ConfigError(
                 f"mean and std have {len(config.mean)} numbers, but the images have "
                 f"{data.in_channels} channels"
             )
@@ -104,7 +106,7 @@ def prepare_teacher(
         device: where to train; none: the GPU where there is one.
 
     Raises:
-        ValueError: the weights are missing, damaged, out of reach, or of another network.
+        WeightsError: the weights are missing, damaged, out of reach, or of another network.
     """
     folder = teacher_folder(config, data, workspace)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kdcore.errors import CheckpointError
 
 FILE_NAME = "checkpoint.pt"
 
@@ -38,7 +39,7 @@ def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
         The state, or none where no checkpoint was written.
 
     Raises:
-        ValueError: the file is damaged.
+        CheckpointError: the file is damaged.
     """
     path = folder / FILE_NAME
     if not path.exists():
@@ -47,7 +48,7 @@ def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise ValueError(
+        raise CheckpointError(
             f"checkpoint {path} is damaged ({reason}); remove it to start anew"
         ) from None
     return state

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel
 
 from kdcore.data.image_data import ImageData
-from kdcore.errors import NonFiniteLossError
+from kdcore.errors import CheckpointError, NonFiniteLossError
 from kdcore.execution.execution import Execution, keep_freed_memory
 from kdcore.networks.classifier import Classifier
 from kdcore.teacher_cache.cache import TeacherCache
@@ -58,12 +58,12 @@ def train(
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
-        ValueError: the checkpoint is damaged or belongs to another run.
+        CheckpointError: the checkpoint is damaged or belongs to another run.
     """
     state = read_checkpoint(checkpoint_dir, device) if checkpoint_dir is not None else None
     if state is not None:
         if state["identity"] != identity:
-            raise ValueError(f"checkpoint in {checkpoint_dir} belongs to another run; remove it")
+            raise CheckpointError(f"checkpoint in {checkpoint_dir} belongs to another run; remove it")
         execution = Execution.restored(state["execution"])
         # In version 0.1.0 both computed in the same way.
         teacher_execution = Execution.restored(state.get("teacher_execution", state["execution"]))
@@ -149,7 +149,7 @@ def best_student(checkpoint_dir: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
-        ValueError: the checkpoint is damaged.
+        CheckpointError: the checkpoint is damaged.
     """
     state = read_checkpoint(checkpoint_dir, torch.device("cpu"))
     if state is None:

@@ -4,6 +4,7 @@ import math
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from kdcore.errors import ConfigError
 
 # Where the step schedule divides the learning rate by 10: epochs 150, 180 and 210 of the field's
 # 240.
@@ -51,7 +52,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _warmup_within_budget(self) -> Self:
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
+            raise ConfigError(
                 f"warmup_epochs is {self.warmup_epochs}, but must be below epochs, which is "
                 f"{self.epochs}"
             )

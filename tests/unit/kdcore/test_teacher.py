@@ -416,7 +416,7 @@ def test_published_weights_of_other_classes_are_refused_before_they_are_fetched(
     backbone: str, weights: str, digits: ImageData, tmp_path: Path
 ) -> None:
     config = TeacherConfig(backbone=backbone, weights=weights)
-    with pytest.raises(ValueError, match=r"tells 1000 classes apart, but the data has 10: give"):
+    with pytest.raises(ValueError, match=r"has 1000 classes, but the data has 10; give"):
         teacher_folder(config, digits, tmp_path)
 
 
@@ -488,7 +488,7 @@ def test_a_mean_for_other_channels_is_refused(digits: ImageData, tmp_path: Path)
         ({"training": {"epochs": 1}, "seed": -1}, "seed"),
         ({"training": {"epochs": 1}, "sead": 1}, "sead"),
         ({"weights": 5}, "weights is 5, but must be a file or a name"),
-        ({"weights": "w.pt", "mean": [0.5]}, "mean has 1 numbers and std 0, but both need as many"),
+        ({"weights": "w.pt", "mean": [0.5]}, "mean has 1 numbers and std 0, but both need one per channel"),
         ({"weights": "w.pt", "mean": [123.7], "std": [58.4]}, "mean.0"),
         ({"weights": "w.pt", "mean": [0.5], "std": [0]}, "std.0"),
     ],
