@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
 from kdcore.errors import WeightsError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "student")

@@ -1,4 +1,4 @@
-"""Which map of the student learns from which map of the teacher."""
+"""Pairs of feature maps: which map of the student learns from which map of the teacher."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class LayerPair:
 def equal_depth_pairs(student: Shapes, teacher: Shapes) -> tuple[LayerPair, ...]:
     """Pairs every stage of the shallower network with the other's stage of nearest relative depth.
 
-    Stage i of n lies at relative depth (i + 1) / n, so that the last stages always meet.
+    Stage i of n has relative depth (i + 1) / n, so that the last stages are always a pair.
 
     Raises:
         NetworkError: one of the networks has no maps.
@@ -32,13 +32,13 @@ def equal_depth_pairs(student: Shapes, teacher: Shapes) -> tuple[LayerPair, ...]
     for shapes in (student, teacher):
         if not shapes.stages:
             raise NetworkError(
-                f"{shapes.network} has no spatial maps: use it with methods that read logits or the "
-                f"embedding"
+                f"{shapes.network} has no spatial maps; use it with methods that read logits "
+                f"or the embedding"
             )
     fewer, more = len(student.stages), len(teacher.stages)
     if fewer > more:
         return tuple(LayerPair(p.teacher, p.student) for p in equal_depth_pairs(teacher, student))
-    # round half up in integers: (2ab + c) // 2c is the nearest integer to ab/c
+    # Rounds half up: (2ab + c) // 2c is the nearest integer to ab/c.
     partner = [(2 * (i + 1) * more + fewer) // (2 * fewer) - 1 for i in range(fewer)]
     return tuple(
         LayerPair(name, teacher.stages[j]) for name, j in zip(student.stages, partner, strict=True)
@@ -46,9 +46,9 @@ def equal_depth_pairs(student: Shapes, teacher: Shapes) -> tuple[LayerPair, ...]
 
 
 def layer_options(student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-    """What a search tries for a layer choice: pairs of near-equal depth, and all stages at once.
+    """The layer choices that a search tries: all stages, or a pair of nearly equal depth.
 
-    Near-equal means: the stage of equal relative depth, or the one before or after it.
+    Nearly equal: the stage of equal relative depth, or the one before or after it.
     """
     partner = {pair.student: pair.teacher for pair in equal_depth_pairs(student, teacher)}
     pairs = [
@@ -66,8 +66,8 @@ def resolve_layers(layers: str, student: Shapes, teacher: Shapes) -> tuple[Layer
     Args:
         layers: `all` (every stage with the stage of equal relative depth), `middle` or `last` (one
             of those pairs), or one pair `student:teacher`; a pair may name the stem.
-        student: shapes of the network that learns.
-        teacher: shapes of the network that teaches.
+        student: the student's shapes.
+        teacher: the teacher's shapes.
 
     Raises:
         ConfigError: the text has another form, or names a tap that its network does not have.

@@ -1,22 +1,22 @@
-"""A run's checkpoint: all that its remaining epochs depend on, written whole or not at all."""
+"""Crash-safe checkpoints, without pickled code."""
 
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
 from kdcore.errors import CheckpointError
 
 FILE_NAME = "checkpoint.pt"
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Replaces the folder's checkpoint; a crash at any moment leaves the old or the new one.
+    """Replaces the folder's checkpoint atomically: a crash leaves the old or the new one.
 
     Args:
-        folder: made where it is missing.
+        folder: created if missing.
         state: tensors, numbers, strings, and lists and dicts of those.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,14 +29,14 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """Reads the folder's checkpoint, without unpickling code.
+    """Reads the folder's checkpoint.
 
     Args:
-        folder: where it lies.
+        folder: that contains it.
         device: where its tensors go.
 
     Returns:
-        The state, or none where no checkpoint was written.
+        The state, or None if there is no checkpoint.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -46,9 +46,12 @@ def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    # Of a damaged file PyTorch raises whatever it stumbles over, IndexError among others.
+    except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
         raise CheckpointError(
-            f"checkpoint {path} is damaged ({reason}); remove it to start anew"
+            f"checkpoint {path} is damaged ({reason}); remove it to start again"
         ) from None
     return state

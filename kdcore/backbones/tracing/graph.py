@@ -112,7 +112,7 @@ def redirect_writes(graph: fx.Graph, network: nn.Module) -> None:
 
 
 class Sizes(fx.Interpreter):
-    """Runs a graph and records each node's size: a tensor's shape, or `()` for a list of tensors."""
+    """Runs a graph and records sizes: a tensor's shape, or `()` for a list of tensors."""
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
         super().__init__(network, graph=graph)

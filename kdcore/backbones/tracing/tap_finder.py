@@ -125,7 +125,9 @@ class TapFinder:
                 places = [axis for axis in range(1, len(size)) if axis != size.index(width, 1)]
                 embedding = self._graph.call_method("mean", (source, places))
             else:
-                raise NetworkError(f"its classifier reads {width} features, but the layer before has shape {size}")
+                raise NetworkError(
+                    f"its classifier reads {width} features, but the layer before has shape {size}"
+                )
         return embedding
 
     def _shapes(self, node: fx.Node) -> bool:
@@ -224,7 +226,7 @@ class TapFinder:
     def _end_of_stem(
         self, maps: Sequence[_Map], spans: Mapping[str, tuple[int, int]], reduction: int
     ) -> int:
-        """The last map of the module that cuts the patches, with the norm and activation after it."""
+        """The last map of the module that cuts the patches and of the norm and activation after."""
         at_stem = [number for number, found in enumerate(maps) if found.reduction == reduction]
         start = next((n for n in at_stem if self._has_weights(maps[n].node)), at_stem[0])
         end = start

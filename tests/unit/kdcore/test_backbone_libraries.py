@@ -321,7 +321,7 @@ def test_other_channels_are_refused(in_channels: int) -> None:
 @pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "torchvision/vit_b_32"])
 @pytest.mark.parametrize("side", [32, 256])
 def test_a_network_of_one_size_names_it(name: str, side: int) -> None:
-    message = f"images are {side}x{side}, but {name} takes 224x224 alone"
+    message = f"images are {side}x{side}, but {name} takes only 224x224"
     with pytest.raises(ValueError, match=message):
         probe_shapes(name, num_classes=5, in_channels=3, image_size=(side, side))
 

@@ -453,7 +453,7 @@ def test_settings_of_another_method_are_refused() -> None:
 
 
 def test_a_method_may_stand_in_an_objective_only_once(configure: Configure) -> None:
-    with pytest.raises(ValidationError, match="objective lists .* twice; list each method once"):
+    with pytest.raises(ValidationError, match=r"objective lists .* twice; list each method once"):
         configure(SEARCHED, SEARCHED)
 
 

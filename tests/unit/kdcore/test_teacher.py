@@ -488,7 +488,10 @@ def test_a_mean_for_other_channels_is_refused(digits: ImageData, tmp_path: Path)
         ({"training": {"epochs": 1}, "seed": -1}, "seed"),
         ({"training": {"epochs": 1}, "sead": 1}, "sead"),
         ({"weights": 5}, "weights is 5, but must be a file or a name"),
-        ({"weights": "w.pt", "mean": [0.5]}, "mean has 1 numbers and std 0, but both need one per channel"),
+        (
+            {"weights": "w.pt", "mean": [0.5]},
+            "mean has 1 numbers and std 0, but both need one per channel",
+        ),
         ({"weights": "w.pt", "mean": [123.7], "std": [58.4]}, "mean.0"),
         ({"weights": "w.pt", "mean": [0.5], "std": [0]}, "std.0"),
     ],
