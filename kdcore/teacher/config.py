@@ -63,10 +63,8 @@ class TeacherConfig(BaseModel):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.weights is None) == (self.training is None):
-            given = "neither" if self.weights is None else "both"
-            raise ConfigError(
-                f"{given} of weights and training is given, but a teacher needs exactly one"
-            )
+            given = "neither is" if self.weights is None else "both are"
+            raise ConfigError(f"needs either weights or training, but {given} given")
         return self
 
     @model_validator(mode="after")
