@@ -36,12 +36,12 @@ from unittest.mock import patch
 import torch
 from ray import tune
 
-from kdcore.training import _Run
+from kdcore.training.run import Run
 from search import launch, report
 from search.cli.app import app
 from search.session.trial import run_trial
 
-add_gradients = _Run._add_gradients
+add_gradients = Run._add_gradients
 tell = tune.report
 
 
@@ -66,7 +66,7 @@ def faulty(point, **settings):
     if point["trial"] == 2 and len(tries.read_text()) == 1:
         raise RuntimeError("once")
     if point["trial"] == 3:
-        with patch.object(_Run, "_add_gradients", hungry):
+        with patch.object(Run, "_add_gradients", hungry):
             run_trial(point, **settings)
     elif point["trial"] == 4:
         with patch.object(tune, "report", tell_for_ever):

@@ -7,8 +7,8 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ def test_the_generator_aligns_masks_and_convolves_twice(
 def test_the_chosen_maps_are_compared_with_the_larger_pooled_to_the_smaller(
     layers: str, stages: tuple[str, str]
 ) -> None:
-    where = setting("resnet8", "resnet8x4")
+    where = pair_of_networks("resnet8", "resnet8x4")
     method = build("mgd", where, layers=layers, masked_share=0.0).double()
     assert isinstance(method, MGD)
     student, teacher = taps_of(where, 4)
@@ -147,7 +147,7 @@ def test_the_published_layer_is_the_last() -> None:
 
 
 def test_several_layers_have_a_generator_each_and_add_up() -> None:
-    where = setting("resnet8", "resnet14")
+    where = pair_of_networks("resnet8", "resnet14")
     method = build("mgd", where, layers="all", masked_share=0.0).double()
     assert isinstance(method, MGD)
     student, teacher = taps_of(where, 3)
