@@ -47,7 +47,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"weights file {path} cannot be read: it is damaged or holds Python objects; save "
             "its state dict alone"
         ) from None
-    # Of a file of another kind PyTorch raises whatever it stumbles over, IndexError among others.
+    # PyTorch raises arbitrary errors for files of another kind, IndexError among others.
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
         raise WeightsError(

@@ -48,7 +48,7 @@ def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except torch.OutOfMemoryError:
         raise
-    # Of a damaged file PyTorch raises whatever it stumbles over, IndexError among others.
+    # PyTorch raises arbitrary errors for damaged files, IndexError among others.
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
         raise CheckpointError(
