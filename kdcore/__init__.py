@@ -1,6 +1,6 @@
-"""Distilling a small vision network from a big one.
+"""Knowledge distillation of image classifiers.
 
-Read `contract/method.py` first (what a method is), then one file of `methods/`, then `training/`.
+Start reading at `contract/method.py`, then any file of `methods/`, then `training/`.
 """
 
 from importlib import import_module
@@ -49,7 +49,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Loads what is asked for: a configuration is checked without waiting for PyTorch."""
+    """Imports a name on first use, so that configurations load without PyTorch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

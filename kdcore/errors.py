@@ -1,8 +1,6 @@
-"""What can go wrong by a user's hand, and the ends of the messages that say so.
+"""Errors that a user can cause and fix. A defect of this package is never a KdsearchError.
 
-`KdsearchError` is the ancestor of all of them: whoever catches it catches a mistake or a missing
-thing outside, never a defect of this package. Those that a configuration can have are ValueErrors
-as well, so that pydantic collects them.
+ConfigError and its subclasses are ValueErrors too, so that pydantic collects them.
 """
 
 from collections.abc import Iterable
@@ -10,11 +8,11 @@ from difflib import get_close_matches
 
 
 class KdsearchError(Exception):
-    """Something outside the package is wrong; the message says what, and the way out."""
+    """Base of all errors that a user can fix; the message says how."""
 
 
 class ConfigError(KdsearchError, ValueError):
-    """A setting has a value that is not legal here."""
+    """An illegal value in a configuration."""
 
 
 class NetworkError(ConfigError):
@@ -26,7 +24,7 @@ class DataError(ConfigError):
 
 
 class WeightsError(ConfigError):
-    """Weights are missing, damaged, out of reach, or of another network."""
+    """Weights are missing, damaged, cannot be downloaded, or belong to another network."""
 
 
 class CheckpointError(KdsearchError, ValueError):
@@ -34,10 +32,10 @@ class CheckpointError(KdsearchError, ValueError):
 
 
 class NonFiniteLossError(KdsearchError, ArithmeticError):
-    """A loss became NaN or infinite; the message names the first term that did."""
+    """A loss became NaN or infinite; the message names the term."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: `; did you mean 'kd'?`, or a full stop."""
+    """The end of a sentence about an unknown name: `; did you mean 'kd'?` or `.`."""
     close = get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else "."

@@ -1,6 +1,6 @@
-"""The networks that can teach or learn.
+"""Networks, usable as teacher or student.
 
-Each file that defines `NETWORKS` is a family of the catalogue. Two kinds of name stand for more:
-`resnet50+fpn` for a pyramid over another network (see `fpn`), `torchvision/resnet50` and
-`timm/resnet50` for the networks of these libraries (see `libraries`).
+Each file that defines `NETWORKS` is a family; `names` lists them all. Two kinds of name are built
+on demand: `resnet50+fpn`, a feature pyramid over another network (`fpn`), and
+`torchvision/resnet50` or `timm/resnet50`, a network of these libraries (`libraries`).
 """

@@ -1,4 +1,4 @@
-"""The contract of a network that can teach or learn."""
+"""The base class of networks."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,27 +10,27 @@ from kdcore.contract.taps import Tap, TapInfo, Taps
 
 
 def spatial_mean(maps: Tensor) -> Tensor:
-    """The mean [B, C] of maps [B, C, H, W]. Its gradient has the layout of the maps."""
+    """Global average pooling, [B, C, H, W] to [B, C]. The gradient has the layout of the maps."""
     if maps.is_contiguous(memory_format=torch.channels_last):
         return maps.permute(0, 2, 3, 1).mean((1, 2))
     return maps.mean((2, 3))
 
 
 class Backbone(nn.Module):
-    """A classifier that declares its taps as data.
+    """A classifier that declares its taps.
 
-    A family sets the attributes in its constructor, calls `fc` its linear classifier, and gives
-    `walk`; what else it does differently from `embed`, `classify` and `norms` it overrides.
+    A subclass sets the attributes in its constructor, names its linear classifier `fc`, and defines
+    `walk`. It overrides `embed`, `classify` and `norms` where they differ.
 
     Attributes:
-        stem: the tap before the first stage; none where the network shows no spatial maps.
-        stages: the taps at the ends of the stages, from the image to the classifier.
-        embedding_width: D, the width of what the last linear layer reads.
+        stem: the tap before the first stage; None if the network has no spatial maps.
+        stages: the taps at the ends of the stages, from image to classifier.
+        embedding_width: D, the input features of the last linear layer.
         num_classes: K.
         in_channels: channels of the images.
         native_size: height and width in pixels of the images that it was designed for.
-        auxiliary: classifiers that only training has, by the name of the place that they read.
-        auxiliary_weight: of the cross-entropy of each of them, beside the network's own.
+        auxiliary: auxiliary classifiers, used only in training, by the name of the map they read.
+        auxiliary_weight: of the cross-entropy of each auxiliary classifier.
     """
 
     stem: TapInfo | None
@@ -48,41 +48,42 @@ class Backbone(nn.Module):
 
     @property
     def declared(self) -> tuple[TapInfo, ...]:
-        """All taps, from the image to the classifier."""
+        """All taps, from image to classifier."""
         return () if self.stem is None else (self.stem, *self.stages)
 
     @abstractmethod
     def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
         """Yields stem and stages in order, each with its map before and after the activation.
 
-        In training, the places of the auxiliary classifiers come between them.
+        In training, the maps that auxiliary classifiers read are yielded between them.
         """
 
     def embed(self, maps: Sequence[Tensor]) -> Tensor:
-        """The embedding [B, D] that follows from the maps of stem and stages."""
+        """The embedding [B, D], from the maps of stem and stages."""
         return spatial_mean(maps[-1])
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Logits [B, K] for the embedding [B, D]: dropout, if there is any, and a linear layer."""
+        """Logits [B, K] for the embedding [B, D]: dropout, if any, and a linear layer."""
         logits: Tensor = self.fc(embedding)
         return logits
 
     def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
-        """By tap name, the batch norm whose output the tap's activation reads, itself or added to
-        a shortcut; several where their outputs stand side by side as the map's channels. Taps
-        without one are missing."""
+        """The batch norm that each tap's activation reads, by itself or added to a shortcut.
+
+        Several where their outputs are concatenated. Taps without a norm are missing.
+        """
         return {}
 
     def drop_auxiliary(self) -> None:
-        """Removes what only training needs."""
+        """Removes the auxiliary classifiers."""
         self.auxiliary = nn.ModuleDict()
 
     def taps(self, images: Tensor, needs: frozenset[Tap]) -> Taps:
-        """Runs the network once.
+        """Runs the network and collects its outputs.
 
         Args:
             images: [B, in_channels, H, W], normalised.
-            needs: the kinds of output to keep; logits and embedding are always there.
+            needs: the kinds of output to return; logits and embedding always are.
         """
         maps: dict[str, Tensor] = {}
         preactivations: dict[str, Tensor] = {}

@@ -1,9 +1,4 @@
-"""The networks that can teach or learn, by name.
-
-Two kinds of name stand for more than the catalogue lists: `resnet50+fpn` for a pyramid over another
-network (see `fpn`), `torchvision/resnet50` and `timm/resnet50` for the networks of these libraries
-(see `libraries`).
-"""
+"""Builds networks by name, those of `BACKBONES` and those built on demand."""
 
 import importlib
 from collections.abc import Callable
@@ -24,14 +19,14 @@ def _load(name: str) -> Constructor:
 
 
 BACKBONES = Catalogue(FAMILY_OF, _load)
-"""Name -> constructor from (num_classes, in_channels)."""
+"""By name, a constructor that takes (num_classes, in_channels)."""
 
 
 def constructor_of(name: str) -> Constructor:
-    """The constructor, from (num_classes, in_channels), of a network with this name.
+    """A network's constructor, which takes (num_classes, in_channels).
 
     Raises:
-        NetworkError: there is no such network.
+        NetworkError: the network is unknown.
     """
     check_backbone(name)
     if (pyramid := pyramid_name(name)) is not None:
@@ -52,10 +47,10 @@ def build_backbone(name: str, *, num_classes: int, in_channels: int, seed: int) 
         name: of the network.
         num_classes: K, >= 2.
         in_channels: channels of the images, >= 1.
-        seed: of the initial weights; PyTorch's global random state is left as it was.
+        seed: of the initial weights; PyTorch's global random state is not changed.
 
     Raises:
-        ValueError: there is no such network, or it does not take so many channels.
+        NetworkError: the network is unknown, or does not take images with these channels.
     """
     constructor = constructor_of(name)
     with torch.random.fork_rng(devices=[]):

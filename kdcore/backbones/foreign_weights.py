@@ -1,8 +1,8 @@
-"""Weights that come from elsewhere: reading a file without running code from it, and fitting it.
+"""Loads weights from other people's files, without running code from them.
 
-Published files and other people's checkpoints hold the same tensors in many wrappings: beside the
-state of an optimiser, under another key, with a prefix before every name, with auxiliary
-classifiers or without. These are told apart by the tensors' names alone.
+Published files and checkpoints store a state dict in many ways: beside an optimiser's state, under
+some key, with a prefix before every name, with auxiliary classifiers or without. The names of the
+tensors tell them apart.
 """
 
 import argparse
@@ -12,16 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kdcore.errors import WeightsError
+
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "student")
 
-# Of data parallelism, of compilation, of a module that holds the network; `backbones.libraries`.
+# Of data parallelism, of torch.compile, of a module that holds the network, of LibraryNetwork.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 
-# Classifiers that only training has: ours, and those of the libraries' networks.
+# Auxiliary classifiers: ours, torchvision's and timm's.
 _AUXILIARY = ("auxiliary.", "aux1.", "aux2.", "AuxLogits.")
 
 # Files from before module names lost their dots have `norm.1.weight` for `norm1.weight`.
@@ -29,24 +30,30 @@ _DOTTED = re.compile(r"\b(norm|conv)\.(\d)\.")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a state dict or checkpoint saved by PyTorch.
+    """Reads a safetensors file, or a state dict or checkpoint saved by PyTorch.
 
     Raises:
-        ValueError: the file is damaged, or cannot be read without running code from it.
+        WeightsError: the file is damaged, of another kind, or cannot be read without running code
+            from it.
     """
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        # The command line that many training scripts keep; it holds no code.
+        # Many training scripts store their arguments as a Namespace; it holds no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(
+        raise WeightsError(
             f"weights file {path} cannot be read: it is damaged or holds Python objects; save "
             "its state dict alone"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ValueError(f"weights file {path} cannot be read: {error}") from None
+    # PyTorch raises arbitrary errors for files of another kind, IndexError among others.
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise WeightsError(
+            f"weights file {path} cannot be read ({reason}); it must be a safetensors file named "
+            "*.safetensors, or a state dict saved by PyTorch"
+        ) from None
     return _unwrapped(content)
 
 
@@ -68,14 +75,14 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: s
 
     Args:
         network: on any device but the meta device.
-        weights: by name; a prefix of all names is ignored.
-        source: where they come from, for messages.
+        weights: tensors by name; a known prefix that all names share is ignored.
+        source: what to call them in messages.
 
     Raises:
-        ValueError: names or shapes differ; the message tells which, and a likely reason.
+        WeightsError: names or shapes differ; the message lists them, with a likely reason.
     """
     if not weights:
-        raise ValueError(f"{source} does not fit: it holds no tensors with names")
+        raise WeightsError(f"{source} does not fit: it has no named tensors")
     own = network.state_dict()
     prefix = _common_prefix(own)
     expected = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
@@ -100,7 +107,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: s
         shapes = [
             f"{name} {_shape(given[name])} instead of {_shape(expected[name])}" for name in reshaped
         ]
-        raise ValueError(
+        raise WeightsError(
             f"{source} does not fit: "
             + "; ".join(
                 f"{len(names)} {what} ({_shortened(names)})"
@@ -119,7 +126,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: s
 
 
 def _common_prefix(names: Iterable[str]) -> str:
-    """The known prefixes, one after the other, with which all names begin."""
+    """The longest chain of known prefixes that all names share."""
     names, prefix = list(names), ""
     while names:
         further = [p for p in _PREFIXES if all(n.startswith(prefix + p) for n in names)]
@@ -139,10 +146,10 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def _other_classes(reshaped: Sequence[tuple[Tensor, Tensor]], others: Sequence[str]) -> str:
-    """The end of the message, where the first dimension of the last layer is all that differs."""
+    """A hint, where only the number of classes differs."""
     pairs = {(len(given), len(expected)) for given, expected in reshaped if given.ndim}
     same = all(given.shape[1:] == expected.shape[1:] for given, expected in reshaped)
     if others or not same or len(pairs) != 1 or len(reshaped) > 2:
         return ""
     ((given, expected),) = pairs
-    return f". It was probably trained on {given} classes; here they are {expected}"
+    return f". It was probably trained on {given} classes; the data has {expected}"

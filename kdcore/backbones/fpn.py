@@ -1,9 +1,9 @@
 """Feature Pyramid Networks for Object Detection. Lin, Dollár, Girshick, He, Hariharan and
 Belongie, 2016, arXiv:1612.03144.
 
-A pyramid stands over any network with at least three stages and is named after it:
-`resnet50+fpn`, `resnet20+fpn128` with 128 channels, `resnet50+fpn-extra` with one more, coarser
-level. Modules are named as in torchvision, so that its state dicts load.
+A pyramid can be put on any network with at least three stages: `resnet50+fpn`, `resnet20+fpn128`
+with 128 channels, `resnet50+fpn-extra` with one more, coarser level. Modules are named as in
+torchvision, so that its state dicts load.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,15 +16,16 @@ from torch.nn.functional import interpolate, max_pool2d
 from kdcore.backbones.backbone import Backbone, spatial_mean
 from kdcore.backbones.names import PyramidName
 from kdcore.contract.taps import TapInfo
+from kdcore.errors import NetworkError
 
 
 class FeaturePyramid(nn.Module):
     """Lateral 1x1 convolutions, a top-down sum and a 3x3 convolution of each level (figure 3).
 
     Args:
-        channels: of the maps that it reads, from fine to coarse.
+        channels: of the input maps, from fine to coarse.
         width: d, the channels of every level.
-        extra_level: one more level, which subsamples the coarsest (section 4.1).
+        extra_level: add a level that subsamples the coarsest (section 4.1).
     """
 
     def __init__(
@@ -44,13 +45,13 @@ class FeaturePyramid(nn.Module):
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # He's, for layers that no activation follows; the paper does not say.
+                # He initialisation without an activation; the paper does not specify any.
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """For each map [B, C, H, W], from fine to coarse, its level [B, width, H, W]."""
+        """Levels [B, width, H, W] from maps [B, C, H, W], both from fine to coarse."""
         laterals = [lateral(x) for lateral, x in zip(self.inner_blocks, maps, strict=True)]
         merged = laterals[-1:]
         for lateral in reversed(laterals[:-1]):
@@ -62,19 +63,19 @@ class FeaturePyramid(nn.Module):
 
 
 class PyramidClassifier(Backbone):
-    """A classifier that reads the mean of every level of a pyramid over another network.
+    """A classifier on the pooled levels of a feature pyramid.
 
-    The levels are its stages: `p2` over the body's first stage, and so on. What the body has
-    beyond its stages, like its own classifier, is removed.
+    The levels are its stages, `p2` above the body's first stage, and so on. Modules of the body
+    that the levels do not depend on, like its classifier, are removed.
 
     Args:
         body: a network with at least three stages.
-        width: the channels of every level; none: 256 as in the paper, or as many as the body's
-            last stage has if these are fewer.
-        extra_level: one more level, which subsamples the coarsest.
+        width: channels of every level. By default 256 as in the paper, or those of the body's last
+            stage if fewer.
+        extra_level: add a level that subsamples the coarsest.
 
     Raises:
-        ValueError: the body has fewer than three stages.
+        NetworkError: the body has fewer than three stages.
     """
 
     stem: TapInfo
@@ -85,7 +86,7 @@ class PyramidClassifier(Backbone):
         super().__init__()
         stages = body.declared[1:]
         if body.stem is None or len(stages) < 3:
-            raise ValueError(
+            raise NetworkError(
                 f"the body of a pyramid has {len(stages)} stages with maps, but must have at "
                 f"least 3; use the body without '+fpn', or another body like resnet50"
             )
@@ -115,10 +116,9 @@ class PyramidClassifier(Backbone):
         self._drop_unread()
 
     def _drop_unread(self) -> None:
-        """Puts identities in place of the body's modules that the logits do not depend on.
+        """Replaces the body's modules that the logits do not depend on by identities.
 
-        These are its classifier and what else only its embedding needs. Which, a backward pass
-        without any values tells, so that no network has to declare them.
+        A backward pass on the meta device finds them, so that no network has to declare them.
         """
         weights = dict(self.named_parameters())
         probes = {
@@ -131,7 +131,7 @@ class PyramidClassifier(Backbone):
         images = torch.empty(1, self.in_channels, *self.native_size, device="meta")
         self.eval()
         with torch.enable_grad():
-            # With ties, a module of two names would keep its probe afterwards.
+            # With tied weights, a module with two names would keep its probe afterwards.
             logits = functional_call(self, probes | buffers, (images,), tie_weights=False).sum()
         self.train()
         gradients = torch.autograd.grad(logits, list(probes.values()), allow_unused=True)
@@ -140,7 +140,7 @@ class PyramidClassifier(Backbone):
             for weight, gradient in zip(weights.values(), gradients, strict=True)
             if gradient is None
         }
-        # From the inside out, and under all of their names.
+        # Innermost first, and under all of their names.
         for name, module in reversed(list(self.named_modules(remove_duplicate=False))):
             own = set(module.parameters(recurse=False))
             if own and own <= unread:
@@ -164,7 +164,7 @@ class PyramidClassifier(Backbone):
 def pyramid_constructor(
     name: PyramidName, body: Callable[[int, int], Backbone]
 ) -> Callable[[int, int], PyramidClassifier]:
-    """The constructor, from (num_classes, in_channels), of a pyramid over a body."""
+    """A pyramid's constructor, which takes (num_classes, in_channels)."""
 
     def construct(num_classes: int, in_channels: int) -> PyramidClassifier:
         return PyramidClassifier(

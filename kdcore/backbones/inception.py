@@ -1,16 +1,16 @@
-"""Networks of inception modules: layers of several sizes side by side, their maps concatenated.
+"""Networks of inception modules: parallel branches whose maps are concatenated.
 
 - `inception_v1*`: Going Deeper with Convolutions (GoogLeNet). Szegedy, Liu, Jia, Sermanet,
   Reed, Anguelov, Erhan, Vanhoucke and Rabinovich, 2014, arXiv:1409.4842, table 1. Auxiliary
-  classifiers read 4a and 4d as in section 5, behind an average pooling to 4x4 that takes maps
-  of any size. `_bn` has batch norm instead of local response normalisation and of biases; so
+  classifiers read 4a and 4d as in section 5, after an average pooling to 4x4 for maps of any
+  size. `_bn` has batch norm instead of local response normalisation and of biases; so
   has `_cifar`, whose stem is one 3x3 convolution, which pools only between the stages, and
   which has no auxiliary classifiers.
 - `bn_inception`: Batch Normalization: Accelerating Deep Network Training by Reducing Internal
   Covariate Shift. Ioffe and Szegedy, 2015, arXiv:1502.03167, figure 5. The widths of the
-  branches of 4c and 4d add up to 608, not to the 576 that the table gives beside them; they are
-  kept, as in the well-known Caffe model, and as there the first convolution is not separable.
-  There is no dropout (section 4.2.1).
+  branches of 4c and 4d add up to 608, not to the 576 in the table; we follow the well-known
+  Caffe model in using them, and in a first convolution that is not separable. No dropout
+  (section 4.2.1).
 - `inception_v2*`: Rethinking the Inception Architecture for Computer Vision. Szegedy,
   Vanhoucke, Ioffe, Shlens and Wojna, 2015, arXiv:1512.00567, table 1. The paper gives the
   widths of maps, not of branches: those are the published Inception v3's, whose modules for the
@@ -38,7 +38,7 @@ from kdcore.contract.taps import TapInfo
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution to so many channels, and what belongs to it: batch norm, ReLU."""
+    """A convolution to `width` channels, with batch norm and ReLU."""
 
     width: int
     kernel: int | tuple[int, int] = 1
@@ -47,22 +47,22 @@ class Conv:
 
 
 Weightless: TypeAlias = Callable[[], nn.Module]
-"""Makes a layer that has no weights and keeps the channels."""
+"""Builds a layer without weights, which does not change the number of channels."""
 
 Steps: TypeAlias = "tuple[Conv | Weightless | Split, ...]"
-"""Layers one after another; branches can only be the last."""
+"""Layers in sequence; branches can only be the last."""
 
 Split: TypeAlias = tuple[Steps, ...]
-"""Branches side by side."""
+"""Parallel branches."""
 
 
 class Chain(nn.Sequential):
-    """Layers one after another, without the ReLU at the end.
+    """Layers in sequence, without a ReLU at the end.
 
     Args:
-        in_channels: of the map that comes in.
+        in_channels: of the input map.
         steps: the layers.
-        batch_norm: behind each convolution, instead of its bias.
+        batch_norm: after each convolution, instead of a bias.
     """
 
     def __init__(self, in_channels: int, steps: Steps, *, batch_norm: bool) -> None:
@@ -89,18 +89,18 @@ class Chain(nn.Sequential):
             )
         )
         if batch_norm:
-            # The papers name no epsilon; this is the one in the authors' published code.
+            # The papers do not specify epsilon; this is the value in the authors' code.
             self.append(nn.BatchNorm2d(conv.width, eps=1e-3))
         self.out_channels = conv.width
 
 
 class Branches(nn.ModuleList):
-    """Chains side by side. Returns their concatenated maps, before the ReLU.
+    """Parallel chains. Returns their concatenated maps, before the ReLU.
 
     Args:
-        in_channels: of the map that every branch reads.
+        in_channels: of the input map.
         branches: the layers of each.
-        batch_norm: behind each convolution, instead of its bias.
+        batch_norm: after each convolution, instead of a bias.
     """
 
     def __init__(self, in_channels: int, branches: Split, *, batch_norm: bool) -> None:
@@ -113,7 +113,7 @@ class Branches(nn.ModuleList):
 
 
 def _last_norms(layer: nn.Module) -> tuple[nn.BatchNorm2d, ...]:
-    """The norms that nothing follows, in the order of concatenation."""
+    """The norms at the ends of the branches, in the order of concatenation."""
     if isinstance(layer, Branches):
         return tuple(norm for chain in layer for norm in _last_norms(chain))
     if isinstance(layer, Chain):
@@ -122,7 +122,7 @@ def _last_norms(layer: nn.Module) -> tuple[nn.BatchNorm2d, ...]:
 
 
 class AuxiliaryClassifier(nn.Sequential):
-    """Logits [B, K] for a map in the middle of a network (section 5 of GoogLeNet's paper)."""
+    """Logits [B, K] from an intermediate map (section 5 of GoogLeNet's paper)."""
 
     def __init__(self, in_channels: int, num_classes: int, *, batch_norm: bool) -> None:
         super().__init__(
@@ -144,12 +144,12 @@ class Inception(Backbone):
         num_classes: K.
         in_channels: channels of the images.
         stem: the layers up to the first tap.
-        entrances: for each stage, layers without weights before its modules.
-        modules: for each stage, the branches of its modules, by name.
+        entrances: per stage, layers without weights before its modules.
+        modules: per stage, the branches of its modules, by name.
         reductions: image side / map side of the stem and of each stage.
-        native_side: of the square images that it was designed for, pixels.
-        batch_norm: behind each convolution, instead of its bias.
-        dropout: share of the embedding's entries that training sets to 0.
+        native_side: side in pixels of the square images that it was designed for.
+        batch_norm: after each convolution, instead of a bias.
+        dropout: rate, applied to the embedding.
         auxiliary: names of the modules that auxiliary classifiers read.
     """
 
@@ -195,8 +195,8 @@ class Inception(Backbone):
         self.embedding_width = channels
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
-        # The papers do not say how they initialise. This keeps the scale of maps from layer to
-        # layer, which the network without norms needs to learn at all.
+        # The papers do not specify an initialisation. This one preserves the scale of maps, without
+        # which the network without norms does not train.
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -231,7 +231,7 @@ class Inception(Backbone):
 _MAX = partial(nn.MaxPool2d, 3, 1, 1)
 _AVERAGE = partial(nn.AvgPool2d, 3, 1, 1)
 _HALVE = partial(nn.MaxPool2d, 3, 2, 1)
-# GoogLeNet's paper gives no constants; these are those of the well-known Caffe model.
+# GoogLeNet's paper gives no constants; these are from the well-known Caffe model.
 _RESPONSE_NORM = partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75, k=1.0)
 
 
@@ -354,7 +354,7 @@ def _v2_modules(*, padded: bool) -> Sequence[Mapping[str, Split]]:
                 (Conv(64), Conv(96, 3), Conv(96, 3, 2, padded)),
                 (halve,),
             ),
-            # Inception v3 has four of these; the middle width stands here once more.
+            # Inception v3 has four of these; we repeat the middle width.
             "inception4a": _figure6(128),
             "inception4b": _figure6(160),
             "inception4c": _figure6(160),

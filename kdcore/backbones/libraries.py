@@ -1,11 +1,10 @@
 """The classification networks of torchvision and timm, as `torchvision/NAME` and `timm/NAME`.
 
-The library builds the network and initialises it; its taps are found (see `anatomy`). The state
-dict has the library's names behind `network.`. Networks that show tokens instead of maps (vision
-transformers) have no taps; logits and embedding they have.
+The library builds and initialises the network; `tracing` finds its taps. In state dicts, the
+library's names have the prefix `network.`. Networks of tokens (vision transformers) have logits and
+embedding, but no taps.
 
-The images may have one channel: a gray image is shown to all three channels of the network.
-Auxiliary classifiers of the libraries' networks are left out.
+Grey images are repeated for the three channels. Auxiliary classifiers are left out.
 """
 
 import inspect
@@ -19,13 +18,14 @@ from typing import Any, NoReturn, Protocol
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.foreign_weights import read_weights
 from kdcore.backbones.names import library_name
 from kdcore.backbones.normalization import Normalization
 from kdcore.backbones.tracing.graph import forbid_writes
+from kdcore.backbones.tracing.torch_private import TraceError
 from kdcore.backbones.tracing.traced_network import Outputs, TracedNetwork, trace_network
 from kdcore.contract.taps import Tap, TapInfo, Taps
 from kdcore.errors import NetworkError, WeightsError, did_you_mean
@@ -36,11 +36,11 @@ class Published:
     """Weights that a library publishes.
 
     Args:
-        name: theirs, for the network; never an alias.
-        source: the address, or the name of the repository, that they come from.
+        name: of these weights, never an alias.
+        source: URL of the file or repository.
         num_classes: K.
         normalization: of the images that they were trained on, three channels.
-        fetch: gets them, from the library's cache where they are there.
+        fetch: loads them, from the library's cache if they are there.
     """
 
     name: str
@@ -54,31 +54,31 @@ class Library(Protocol):
     """A package of networks."""
 
     def names(self) -> Sequence[str]:
-        """All its classification networks.
+        """Names of its classification networks.
 
         Raises:
-            ValueError: it is not installed.
+            NetworkError: it is not installed.
         """
 
     def build(self, name: str, num_classes: int) -> nn.Module:
         """A network with fresh weights for images of three channels."""
 
     def native_size(self, name: str, network: nn.Module) -> tuple[int, int]:
-        """Height and width of the images that the network was designed for."""
+        """Height and width in pixels of the images that the network was designed for."""
 
     def trace(
         self, network: nn.Module, num_classes: int, image_size: tuple[int, int]
     ) -> TracedNetwork:
-        """Finds the taps; see `tracing`."""
+        """Traces a network to find its taps."""
 
     def weights(self, name: str) -> Sequence[str]:
-        """The names, aliases too, of the weights that are published for a network."""
+        """Names and aliases of the published weights of a network."""
 
     def published(self, name: str, weights: str) -> Published:
-        """What is known of weights that are published; nothing is fetched yet."""
+        """Published weights, which are not fetched yet."""
 
     def normalization(self, name: str) -> Normalization:
-        """That of the network's usual weights."""
+        """The normalisation of the network's default weights."""
 
 
 class _Torchvision:
@@ -91,7 +91,7 @@ class _Torchvision:
     def build(self, name: str, num_classes: int) -> nn.Module:
         from torchvision.models import get_model_builder
 
-        # Without the second, networks that have it warn that its default is going to change.
+        # Without init_weights, networks that have it warn that its default will change.
         options = {"aux_logits": False, "init_weights": True}
         network: nn.Module = get_model_builder(name)(
             num_classes=num_classes,
@@ -108,7 +108,7 @@ class _Torchvision:
     def native_size(self, name: str, network: nn.Module) -> tuple[int, int]:
         from torchvision.models import get_model_weights
 
-        side = getattr(network, "image_size", None)  # networks of one size have it
+        side = getattr(network, "image_size", None)  # of networks for a single image size
         if side is None:
             (side,) = get_model_weights(name).DEFAULT.transforms().crop_size
         return side, side
@@ -121,7 +121,7 @@ class _Torchvision:
     def weights(self, name: str) -> Sequence[str]:
         from torchvision.models import get_model_weights
 
-        # Some have a body alone, for other tasks than classification.
+        # Some weights are of a body without classifier.
         members = get_model_weights(name).__members__
         return [weights for weights in members if members[weights].meta["categories"]]
 
@@ -132,8 +132,8 @@ class _Torchvision:
         preset = chosen.transforms()
         normalization = Normalization(tuple(preset.mean), tuple(preset.std))
         if "transform_input" in self._options(name):
-            # With its published weights, such a network takes what is normalised with ImageNet's
-            # statistics and changes it to what 0.5 gives. Ours has not this option set.
+            # With transform_input, which we do not set, the network converts images from ImageNet's
+            # normalisation to that of 0.5, which the weights expect.
             normalization = Normalization((0.5,) * 3, (0.5,) * 3)
         file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(chosen.url).path).name)
 
@@ -144,9 +144,9 @@ class _Torchvision:
                         progress=False, check_hash=True, map_location="cpu", weights_only=True
                     )
                 except (OSError, RuntimeError) as error:
-                    raise ValueError(
+                    raise WeightsError(
                         f"weights {weights} of torchvision/{name} could not be fetched from "
-                        f"{chosen.url}: {error}. Where there is no network, put the file at {file}"
+                        f"{chosen.url}: {error}. Without internet access, put the file at {file}"
                     ) from None
             return read_weights(file)
 
@@ -163,7 +163,7 @@ class _Timm:
         try:
             import timm
         except ImportError:
-            raise ValueError("timm/... needs timm: pip install 'kdsearch[timm]'") from None
+            raise NetworkError("timm/... needs timm: pip install 'kdsearch[timm]'") from None
         names: list[str] = timm.list_models()
         return names
 
@@ -183,7 +183,7 @@ class _Timm:
     ) -> TracedNetwork:
         from timm.models import get_notrace_functions, get_notrace_modules
 
-        # Batch norms with an activation inside are looked into: a tap may lie between the two.
+        # Norms that include an activation are traced into: a tap may lie between the two.
         modules = [m for m in get_notrace_modules() if not issubclass(m, nn.BatchNorm2d)]
         try:
             return trace_network(
@@ -193,11 +193,11 @@ class _Timm:
                 leaf_modules=tuple(modules),
                 leaf_functions=tuple(get_notrace_functions()),
             )
-        except fx.proxy.TraceError:
+        except TraceError:
             return self._without_maps(network, image_size)
 
     def _without_maps(self, network: nn.Module, image_size: tuple[int, int]) -> TracedNetwork:
-        """Of what cannot be traced: transformers whose positions follow from the image's size."""
+        """For transformers whose position embeddings depend on the image size, untraceably."""
 
         def outputs(network: Any, images: Tensor) -> Outputs:
             features = network.forward_features(images)
@@ -222,7 +222,7 @@ class _Timm:
         source = f"https://huggingface.co/{hub}" if hub else settings.url
 
         def fetch() -> Mapping[str, Tensor]:
-            # Whatever the version of timm asks for.
+            # Whether or not timm asks for it.
             forced = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
             former = os.environ.get(forced)
             os.environ[forced] = "1"
@@ -230,9 +230,9 @@ class _Timm:
                 network: nn.Module = timm.create_model(full, pretrained=True)
                 return network.state_dict()
             except Exception as error:  # of the hub, of its client, of the file
-                raise ValueError(
+                raise WeightsError(
                     f"weights {weights} of timm/{name} could not be fetched from {source}: {error} "
-                    "Where there is no network, download the file elsewhere and name it: "
+                    "Without internet access, download the file elsewhere and set "
                     "weights: /path/to/model.safetensors"
                 ) from None
             finally:
@@ -260,13 +260,13 @@ LIBRARIES: Mapping[str, Library] = {"torchvision": _Torchvision(), "timm": _Timm
 
 
 def library_of(name: str) -> tuple[Library, str] | None:
-    """The library that a name like `timm/resnet50` speaks of, and the name that it has there."""
+    """The library and the network of a name like `timm/resnet50`; None for other names."""
     found = library_name(name)
     return (LIBRARIES[found[0]], found[1]) if found else None
 
 
 def library_constructor(name: str) -> Callable[[int, int], Backbone]:
-    """The constructor, from (num_classes, in_channels), of a library's network.
+    """The constructor of a library's network, which takes (num_classes, in_channels).
 
     Raises:
         NetworkError: the library has no such network, or is not installed.
@@ -286,25 +286,25 @@ def library_constructor(name: str) -> Callable[[int, int], Backbone]:
 
 
 def published_weights(name: str, weights: str) -> Published:
-    """Weights that a library publishes for its network.
+    """Looks up published weights of a library's network.
 
     Raises:
-        WeightsError: it publishes none of this name.
+        WeightsError: there are none of this name.
     """
     found = _known(name)
     names = found[0].weights(found[1]) if found else ()
     if found is None or weights not in names:
         raise WeightsError(
             f"weights is {weights!r}, but {name} has no such weights"
-            f"{did_you_mean(weights, names)} There are {', '.join(names) or 'none'}; a file "
-            "is named with its folder or its suffix"
+            f"{did_you_mean(weights, names)} There are {', '.join(names) or 'none'}; for a file, "
+            "give its folder or its suffix"
         )
     library, network = found
     return library.published(network, weights)
 
 
 def usual_normalization(name: str) -> Normalization | None:
-    """How a library normalises the images of its network; none for other networks."""
+    """The normalisation of a library's network; None for other networks."""
     found = _known(name)
     return found[0].normalization(found[1]) if found else None
 
@@ -323,43 +323,43 @@ class LibraryNetwork(Backbone):
         in_channels: channels of the images, 1 or 3.
 
     Raises:
-        ValueError: the images have another number of channels.
+        NetworkError: the images have another number of channels.
     """
 
     def __init__(self, name: str, num_classes: int, in_channels: int) -> None:
         super().__init__()
         if in_channels not in (1, 3):
-            raise ValueError(
+            raise NetworkError(
                 f"in_channels is {in_channels}, but {name} takes images of 1 or 3 channels"
             )
         self._name = name
-        self._anatomy, self.native_size = _anatomy_of(name)
+        self._traced, self.native_size = _traced(name)
         self.network = _built(name, num_classes)
         forbid_writes(self.network)
         self.num_classes, self.in_channels = num_classes, in_channels
-        self.stem = self._anatomy.taps[0] if self._anatomy.taps else None
-        self.stages = self._anatomy.taps[1:]
-        self.embedding_width = self._anatomy.embedding_width
+        self.stem = self._traced.taps[0] if self._traced.taps else None
+        self.stages = self._traced.taps[1:]
+        self.embedding_width = self._traced.embedding_width
 
     def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
         modules: dict[str, Any] = dict(self.network.named_modules())
         return {
             name: tuple(modules[path] for path in paths)
-            for name, paths in self._anatomy.norms.items()
+            for name, paths in self._traced.norms.items()
         }
 
-    def _shown(self, images: Tensor) -> Tensor:
+    def _colour(self, images: Tensor) -> Tensor:
         return images.expand(-1, 3, -1, -1)
 
     def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
-        maps = self._anatomy.maps[self.training](self.network, self._shown(images))
-        for tap, (before, after) in zip(self._anatomy.taps, maps, strict=True):
+        maps = self._traced.maps[self.training](self.network, self._colour(images))
+        for tap, (before, after) in zip(self._traced.taps, maps, strict=True):
             yield tap, before, after
 
     def taps(self, images: Tensor, needs: frozenset[Tap]) -> Taps:
-        outputs = self._anatomy.outputs[self.training]
-        logits, embedding, maps = outputs(self.network, self._shown(images))
-        places = list(zip(self._anatomy.taps, maps, strict=True))
+        outputs = self._traced.outputs[self.training]
+        logits, embedding, maps = outputs(self.network, self._colour(images))
+        places = list(zip(self._traced.taps, maps, strict=True))
         return Taps(
             logits,
             embedding,
@@ -370,12 +370,12 @@ class LibraryNetwork(Backbone):
         )
 
     def embed(self, maps: Sequence[Tensor]) -> NoReturn:
-        """Not there: what a library's network computes from its maps is not known; see `taps`."""
-        raise NotImplementedError(f"{self._name} shows its embedding in `taps` alone")
+        """Not available, because the rest of a traced network is not split at its maps."""
+        raise NotImplementedError(f"{self._name} gives its embedding only through `taps`")
 
     def classify(self, embedding: Tensor) -> NoReturn:
-        """Not there, like `embed`."""
-        raise NotImplementedError(f"{self._name} shows its logits in `taps` alone")
+        """Not available, like `embed`."""
+        raise NotImplementedError(f"{self._name} gives its logits only through `taps`")
 
 
 def _built(name: str, num_classes: int) -> nn.Module:
@@ -384,22 +384,22 @@ def _built(name: str, num_classes: int) -> nn.Module:
     library, network = found
     try:
         return library.build(network, num_classes)
-    except NotImplementedError:  # some compute their widths with tensors: not on the meta device
+    except NotImplementedError:  # some networks compute widths with tensors, not possible on meta
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             return library.build(network, num_classes).to("meta")
 
 
 @cache
-def _anatomy_of(name: str) -> tuple[TracedNetwork, tuple[int, int]]:
-    """The same for all weights, so that a process looks for it once; and the native size."""
+def _traced(name: str) -> tuple[TracedNetwork, tuple[int, int]]:
+    """Traces a network once per process; returns its native size too."""
     found = library_of(name)
     assert found is not None
     library, network = found
-    num_classes = 7  # taps do not depend on it
+    num_classes = 7  # arbitrary: taps do not depend on it
     with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
         twin = _built(name, num_classes)
         size = library.native_size(network, twin)
         try:
             return library.trace(twin, num_classes, size), size
-        except (fx.proxy.TraceError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"{name} cannot be used: {error}") from None
+        except (TraceError, ValueError, NotImplementedError) as error:
+            raise NetworkError(f"{name} cannot be used: {error}") from None

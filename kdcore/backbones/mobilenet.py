@@ -22,7 +22,7 @@ _STAGES = (
     ((6, 160, 3, 2), (6, 320, 1, 1)),
 )
 _STEM_CHANNELS = 32
-_LAST_CHANNELS = 1280  # whole in narrow networks too (section 4)
+_LAST_CHANNELS = 1280  # not scaled in narrow networks (section 4)
 
 
 def _convolution(
@@ -101,7 +101,7 @@ class MobileNetV2(Backbone):
         self.last = _convolution(channels, _LAST_CHANNELS)
         self.embedding_width = _LAST_CHANNELS
         self.fc = nn.Linear(_LAST_CHANNELS, num_classes)
-        # The paper does not say; these are the initial weights of the field's results.
+        # The paper does not specify an initialisation; this is that of published results.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

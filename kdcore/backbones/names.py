@@ -1,4 +1,4 @@
-"""The names of the networks, checked without loading PyTorch."""
+"""Names of networks, checked without importing PyTorch."""
 
 import re
 from collections.abc import Mapping
@@ -28,23 +28,23 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     ),
     "wrn": ("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"),
 }
-"""By file of this folder, the networks that its `NETWORKS` builds."""
+"""The names in `NETWORKS` of each family, by its file in this folder."""
 
 FAMILY_OF: Mapping[str, str] = {name: family for family in FAMILIES for name in FAMILIES[family]}
-"""By network, the file that builds it."""
+"""The family of each network."""
 
 LIBRARIES = ("torchvision", "timm")
-"""Packages whose networks are `PACKAGE/NAME`; which they have, only they know."""
+"""Packages whose networks are named `PACKAGE/NAME`."""
 
 _PYRAMID = re.compile(r"fpn([1-9]\d*)?(-extra)?")
 
 
 class PyramidName(NamedTuple):
-    """A name like `resnet50+fpn128-extra`, taken apart.
+    """A parsed name like `resnet50+fpn128-extra`.
 
     Args:
-        body: the name of the network below.
-        width: channels of each level; none: what the pyramid takes by itself.
+        body: name of the network below.
+        width: channels of each level; None for the default.
         extra_level: whether there is one more, coarser level.
     """
 
@@ -54,10 +54,10 @@ class PyramidName(NamedTuple):
 
 
 def pyramid_name(name: str) -> PyramidName | None:
-    """The parts of a pyramid's name; none where the name is none.
+    """Parses a pyramid's name; None for other names.
 
     Raises:
-        NetworkError: what follows the plus sign has another form.
+        NetworkError: the part after the plus sign has another form.
     """
     body, plus, suffix = name.partition("+")
     if not plus:
@@ -65,25 +65,26 @@ def pyramid_name(name: str) -> PyramidName | None:
     parts = _PYRAMID.fullmatch(suffix)
     if parts is None:
         raise NetworkError(
-            f"unknown backbone {name!r}: {suffix!r} follows its plus sign, but that must "
-            f"be 'fpn', 'fpn128' for 128 channels, or these with '-extra' for one more level"
+            f"unknown backbone {name!r}: the part after the plus sign is {suffix!r}, but "
+            f"must be 'fpn', 'fpn128' for 128 channels, or these with '-extra' for one more level"
         )
     width, extra = parts.groups()
     return PyramidName(body, int(width) if width else None, extra is not None)
 
 
 def library_name(name: str) -> tuple[str, str] | None:
-    """The library and its network of a name like `timm/resnet50`; none for other names."""
+    """Splits a name like `timm/resnet50` into library and network; None for other names."""
     package, slash, network = name.partition("/")
     return (package, network) if slash and package in LIBRARIES and "+" not in network else None
 
 
 def check_backbone(name: str) -> str:
-    """Returns the name of a known network. One of a library is taken at its word: whether the
-    library has it is found out when it is built.
+    """Returns the name if it is known, or has the form of a library's network.
+
+    Whether the library has that network is checked by `catalogue.constructor_of`.
 
     Raises:
-        NetworkError: there is no such network.
+        NetworkError: the network is unknown.
     """
     pyramid = pyramid_name(name)
     if pyramid is not None:

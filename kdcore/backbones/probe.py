@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Probes a network on the meta device: its shapes, its fresh norms, the images it accepts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +10,11 @@ from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import constructor_of
 from kdcore.contract.network_pair import Shapes
 from kdcore.contract.taps import Tap
+from kdcore.errors import NetworkError
 
 
 def affine_parameters(backbone: Backbone) -> dict[str, tuple[Tensor, Tensor]]:
-    """By tap name, copies of gamma and beta [C] of the batch norms that `Backbone.norms` names."""
+    """Copies of gamma and beta, each [C], of the norms in `Backbone.norms`, by tap name."""
     return {
         name: (
             torch.cat([norm.weight.detach() for norm in norms]),
@@ -25,11 +26,11 @@ def affine_parameters(backbone: Backbone) -> dict[str, tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True)
 class Probe:
-    """What is known of a network without computing anything.
+    """Facts about a network that need no computation.
 
     Args:
         shapes: of its outputs.
-        fresh_norms: `affine_parameters` before any training.
+        fresh_norms: its `affine_parameters` before training.
     """
 
     shapes: Shapes
@@ -37,7 +38,7 @@ class Probe:
 
 
 def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> Probe:
-    """Measures a network's outputs on a probe image, without allocating or computing anything.
+    """Finds the shapes of a network's outputs, without allocating or computing anything.
 
     Args:
         name: of the network.
@@ -46,15 +47,15 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
         image_size: height and width in pixels.
 
     Raises:
-        ValueError: there is no such network, or the images are too small for it; the message says
-            which size is the smallest.
+        NetworkError: the network is unknown, or does not take images of this size; the message
+            gives the smallest size.
     """
     with torch.device("meta"), torch.no_grad():
         backbone = constructor_of(name)(num_classes, in_channels).eval()
         try:
             taps = backbone.taps(torch.empty(2, in_channels, *image_size), frozenset({Tap.MAPS}))
         except _REFUSALS as error:
-            raise ValueError(_size_refusal(name, backbone, image_size, error)) from None
+            raise NetworkError(_size_refusal(name, backbone, image_size, error)) from None
     shapes = Shapes(
         network=name,
         stem=backbone.stem.name if backbone.stem else "",
@@ -76,20 +77,20 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
 def probe_shapes(
     name: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int]
 ) -> Shapes:
-    """The shapes alone of what `probe` measures."""
+    """The shapes that `probe` finds."""
     return probe(
         name, num_classes=num_classes, in_channels=in_channels, image_size=image_size
     ).shapes
 
 
-# What networks raise for images that they cannot take; an assertion from some of the libraries'.
+# Raised by networks for images of the wrong size; by some of the libraries', an AssertionError.
 _REFUSALS = (RuntimeError, ValueError, AssertionError)
 
 
 def _size_refusal(
     name: str, backbone: Backbone, image_size: tuple[int, int], error: Exception
 ) -> str:
-    """Why images of this size cannot be used; the network lies on the meta device."""
+    """Why images of this size cannot be used; the network is on the meta device."""
     height, width = image_size
 
     def takes(height: int, width: int) -> bool:
@@ -108,7 +109,7 @@ def _size_refusal(
         else:
             low = side
     if not takes(2 * native_height, 2 * native_width):
-        return f"images are {height}x{width}, but {name} takes {native_height}x{native_width} alone"
-    if min(image_size) >= high:  # not too small, then: perhaps no multiple of something
+        return f"images are {height}x{width}, but {name} takes only {native_height}x{native_width}"
+    if min(image_size) >= high:  # not too small: perhaps not a multiple of something
         return f"images are {height}x{width}, which {name} does not take: {error}"
     return f"images are {height}x{width}, too small for {name}: the smallest are {high}x{high}"

@@ -111,7 +111,7 @@ class ResNet(Backbone):
         self.bn1 = nn.BatchNorm2d(stem_width)
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, 2, 1)
-        # The stem's map is read before the pooling: that is where its activation stands.
+        # The stem's map is read before the pooling, right after its activation.
         self.stem = TapInfo("stem", stem_width, stride)
         stages = []
         channels, reduction = stem_width, 1 if small_images else 4

@@ -97,12 +97,12 @@ class SplitUnit(nn.Module):
 
 
 class ShuffleNet(Backbone):
-    """What both have in common: three stages, whose first units halve the resolution.
+    """Base of both: three stages, whose first units halve the resolution.
 
     Args:
         num_classes: K.
         in_channels: channels of the images.
-        unit: what the stages consist of.
+        unit: class of the units.
         widths: channels of each stage.
     """
 
@@ -123,7 +123,7 @@ class ShuffleNet(Backbone):
         self.bn1 = nn.BatchNorm2d(_STEM_CHANNELS)
         self.relu = nn.ReLU()
         self.stem = TapInfo("stem", _STEM_CHANNELS, 1)
-        # The weights start as PyTorch's layers do, with which the literature's results came.
+        # Weights keep PyTorch's default initialisation, as in published results.
         self.layers = nn.ModuleList()
         stages = []
         channels = _STEM_CHANNELS
@@ -179,7 +179,7 @@ class ShuffleNetV1(ShuffleNet):
 class ShuffleNetV2(ShuffleNet):
     """Splitting units; the classifier reads a 1x1 convolution of the last stage.
 
-    Half of a stage's channels has passed its last unit, so that no single norm made its map.
+    Half of a stage's channels bypass its last unit, so that no single norm produces its map.
 
     Args:
         num_classes: K.

@@ -2,10 +2,10 @@
 2014, arXiv:1409.1556.
 
 `vgg11` to `vgg19` are configurations A, B, D and E of table 1; `_bn` has batch norm after every
-convolution, which the paper predates. Adaptive pooling before the hidden layers admits every
-image of at least 32x32. Modules are named as in torchvision, so that its state dicts load.
+convolution, which the paper predates. Adaptive pooling before the hidden layers allows
+images of any size from 32x32. Modules are named as in torchvision, so that its state dicts load.
 
-`vgg8` and the `_cifar` networks are the form of the distillation literature for small images:
+`vgg8` and the `_cifar` networks are those of the distillation literature for small images:
 batch norm, pooling after the first three blocks only, and one linear layer on the mean of the
 last map.
 """
@@ -23,15 +23,15 @@ _WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(Backbone):
-    """Five blocks of 3x3 convolutions, each with a tap; what follows them is the subclass's.
+    """Five blocks of 3x3 convolutions, each with a tap; subclasses add the rest.
 
     Args:
         num_classes: K.
         in_channels: channels of the images.
         depths: convolutions in each block.
         batch_norm: after every convolution.
-        poolings: the first so many blocks end with max pooling.
-        round_up: pooling makes 4 of 7 pixels, not 3.
+        poolings: number of blocks, from the first, that end with max pooling.
+        round_up: pool 7 pixels to 4, not 3.
     """
 
     stem: TapInfo
@@ -49,7 +49,7 @@ class VGG(Backbone):
         super().__init__()
         self.num_classes, self.in_channels = num_classes, in_channels
         self.features = nn.Sequential()
-        self._ends: list[int] = []  # places of the ReLUs that end the blocks
+        self._ends: list[int] = []  # positions of the last ReLUs of the blocks
         channels, reduction = in_channels, 1
         taps = []
         for number, (depth, width) in enumerate(zip(depths, _WIDTHS, strict=True)):
@@ -89,8 +89,8 @@ class VGG(Backbone):
     def _initialise(self) -> None:
         """Fresh weights.
 
-        The paper starts the deep configurations from the trained weights of the shallow one
-        (section 3.1). The scale of He et al. (arXiv:1502.01852) trains them without.
+        The paper initialises deep configurations with trained weights of the shallow one (section
+        3.1). With the scale of He et al. (arXiv:1502.01852), that is not necessary.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

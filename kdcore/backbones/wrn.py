@@ -1,8 +1,8 @@
 """Wide Residual Networks. Zagoruyko and Komodakis, 2016, arXiv:1605.07146.
 
 `wrn_16_2` has 16 layers and twice the basic width (table 1), no dropout. Norm and ReLU precede
-the convolutions here: what leaves a stage is a sum that no activation has touched. The taps are
-where the next stage, or the classifier, has normalised and activated that sum.
+the convolutions here, and a stage ends in a sum without activation. The taps are where the next
+stage, or the classifier, has normalised and activated that sum.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +52,7 @@ class WideResNet(Backbone):
     Args:
         num_classes: K.
         in_channels: channels of the images.
-        depth: layers: 4 and 6 for each block that all three stages have.
+        depth: number of layers: 4, and 6 for each block of a stage.
         widening: width of the stages, relative to 16, 32 and 64 channels.
     """
 

@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""What a distillation method is: what it reads of both networks, what is searched, its loss."""

@@ -1,4 +1,4 @@
-"""A catalogue whose names are known at once, and whose entries are loaded when asked for."""
+"""A mapping whose names are known at once and whose values are imported on first use."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
@@ -7,11 +7,11 @@ T = TypeVar("T")
 
 
 class Catalogue(Mapping[str, T]):
-    """Names with what they stand for. To look at the names loads nothing, PyTorch least of all.
+    """Named values that load lazily: reading the names does not import PyTorch.
 
     Args:
         names: in the order in which they are listed.
-        load: gives an entry by its name; is called once for each.
+        load: returns the value of a name; called once for each.
     """
 
     def __init__(self, names: Iterable[str], load: Callable[[str], T]) -> None:

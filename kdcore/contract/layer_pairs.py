@@ -1,9 +1,9 @@
-"""Which map of the student learns from which map of the teacher."""
+"""Pairs of feature maps: which map of the student learns from which map of the teacher."""
 
 from dataclasses import dataclass
 
 from kdcore.contract.network_pair import Shapes
-from kdcore.errors import did_you_mean
+from kdcore.errors import ConfigError, NetworkError, did_you_mean
 
 ALL = "all"
 MIDDLE = "middle"
@@ -24,21 +24,21 @@ class LayerPair:
 def equal_depth_pairs(student: Shapes, teacher: Shapes) -> tuple[LayerPair, ...]:
     """Pairs every stage of the shallower network with the other's stage of nearest relative depth.
 
-    Stage i of n lies at relative depth (i + 1) / n, so that the last stages always meet.
+    Stage i of n has relative depth (i + 1) / n, so that the last stages are always a pair.
 
     Raises:
-        ValueError: one of the networks shows no maps.
+        NetworkError: one of the networks has no maps.
     """
     for shapes in (student, teacher):
         if not shapes.stages:
-            raise ValueError(
-                f"{shapes.network} shows no spatial maps, so that only methods that read logits or "
-                f"the embedding can use it"
+            raise NetworkError(
+                f"{shapes.network} has no spatial maps; use it with methods that read logits "
+                f"or the embedding"
             )
     fewer, more = len(student.stages), len(teacher.stages)
     if fewer > more:
         return tuple(LayerPair(p.teacher, p.student) for p in equal_depth_pairs(teacher, student))
-    # round half up in integers: (2ab + c) // 2c is the nearest integer to ab/c
+    # Rounds half up: (2ab + c) // 2c is the nearest integer to ab/c.
     partner = [(2 * (i + 1) * more + fewer) // (2 * fewer) - 1 for i in range(fewer)]
     return tuple(
         LayerPair(name, teacher.stages[j]) for name, j in zip(student.stages, partner, strict=True)
@@ -46,9 +46,9 @@ def equal_depth_pairs(student: Shapes, teacher: Shapes) -> tuple[LayerPair, ...]
 
 
 def layer_options(student: Shapes, teacher: Shapes) -> tuple[str, ...]:
-    """What a search tries for a layer choice: pairs of near-equal depth, and all stages at once.
+    """The layer choices that a search tries: all stages, or a pair of nearly equal depth.
 
-    Near-equal means: the stage of equal relative depth, or the one before or after it.
+    Nearly equal: the stage of equal relative depth, or the one before or after it.
     """
     partner = {pair.student: pair.teacher for pair in equal_depth_pairs(student, teacher)}
     pairs = [
@@ -66,11 +66,12 @@ def resolve_layers(layers: str, student: Shapes, teacher: Shapes) -> tuple[Layer
     Args:
         layers: `all` (every stage with the stage of equal relative depth), `middle` or `last` (one
             of those pairs), or one pair `student:teacher`; a pair may name the stem.
-        student: shapes of the network that learns.
-        teacher: shapes of the network that teaches.
+        student: the student's shapes.
+        teacher: the teacher's shapes.
 
     Raises:
-        ValueError: the text has another form, or names a tap that its network does not have.
+        ConfigError: the text has another form, or names a tap that its network does not have.
+        NetworkError: one of the networks has no maps.
     """
     pairs = equal_depth_pairs(student, teacher)
     if layers == ALL:
@@ -81,13 +82,13 @@ def resolve_layers(layers: str, student: Shapes, teacher: Shapes) -> tuple[Layer
         return pairs[-1:]
     names = layers.split(":")
     if len(names) != 2:
-        raise ValueError(
+        raise ConfigError(
             f"layers is {layers!r}, but must be {ALL!r}, {MIDDLE!r}, {LAST!r} or a pair "
             f"'student tap:teacher tap' like {str(pairs[-1])!r}"
         )
     for role, name, shapes in zip(("student", "teacher"), names, (student, teacher), strict=True):
         if name not in shapes.maps:
-            raise ValueError(
+            raise ConfigError(
                 f"layers is {layers!r}, but the {role} {shapes.network} has no tap {name!r}"
                 f"{did_you_mean(name, shapes.maps)} Its taps: {', '.join(shapes.maps)}"
             )

@@ -1,4 +1,4 @@
-"""The contract of a distillation method: what it consumes, what is searched, how it is computed."""
+"""The base class of distillation methods, and of their parameters."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,10 +17,10 @@ from kdcore.contract.taps import Batch, Tap, Taps
 
 
 class Params(BaseModel):
-    """The settings of a method. A field tells what is legal, what is searched, what is published.
+    """Parameters of a method. Each field says what is legal, what is searched, what is published.
 
     Args:
-        weight: the factor of the method's term beside cross-entropy, which has factor 1.
+        weight: of the method's term, which is added to cross-entropy.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -29,7 +29,7 @@ class Params(BaseModel):
 
     @classmethod
     def searched(cls) -> Mapping[str, Span | Choice | LayerChoice]:
-        """The fields that a search varies, in the order of their declaration."""
+        """The fields that a search varies, in declaration order."""
         marks: dict[str, Span | Choice | LayerChoice] = {}
         for name, info in cls.model_fields.items():
             for mark in info.metadata:
@@ -42,25 +42,25 @@ _Params = Params  # inside Method, the name Params is the subclass's own
 
 
 class Method(nn.Module):
-    """A distillation method: one file of the catalogue.
+    """A distillation method.
 
     A subclass declares `paper`, `needs` and `Params`, builds its trainable helpers in its
-    constructor and gives `loss`. Helpers are its parameters and join the optimiser; other state is
-    a registered buffer, so that checkpoints hold it.
+    constructor and defines `loss`. Helpers join the optimiser; other state must be a registered
+    buffer, so that checkpoints include it.
 
     Attributes:
-        paper: where the method comes from.
-        needs: the kinds of output that it reads, of student and teacher alike. A method whose
-            settings decide sets its own in the constructor; the class then declares them all.
-        batch_symmetric: whether a batch in another order gives the same loss.
-        zero_at_equality: whether the loss without helpers is 0 where both networks say the same.
-        undecayed: names of its parameters that weight decay must spare.
-        preparation_share: the share of a trial's epochs, from the first, in which only
-            `preparation` trains. Below 1; 0 for most methods.
-        teacher_batch_statistics: whether the teacher's batch norms use the batch's statistics;
-            their running statistics never change.
-        params: the settings that this object was built with.
-        pairs: the maps that it compares; a method that reads maps sets them in its constructor.
+        paper: arXiv identifier or DOI.
+        needs: the kinds of output that it reads of both networks. If that depends on `params`, the
+            constructor sets it, and the class declares all of them.
+        batch_symmetric: whether the loss is the same for a batch in another order.
+        zero_at_equality: whether the loss without helpers is 0 where both networks agree.
+        undecayed: names of parameters that are excluded from weight decay.
+        preparation_share: share of the epochs, from the first, in which `preparation` alone is
+            minimised. Below 1; 0 for most methods.
+        teacher_batch_statistics: whether the teacher's batch norms normalise by the batch; their
+            running statistics never change.
+        params: the parameters it was built with.
+        pairs: the maps that it compares, set by the constructor of a method that reads maps.
     """
 
     paper: ClassVar[str]
@@ -74,7 +74,7 @@ class Method(nn.Module):
     preparation_share: float = 0.0
     teacher_batch_statistics: bool = False
 
-    def __init__(self, params: _Params, setting: NetworkPair) -> None:
+    def __init__(self, params: _Params, networks: NetworkPair) -> None:
         super().__init__()
         self.params = params
 
@@ -83,26 +83,26 @@ class Method(nn.Module):
         """The term before weighting: a scalar, in at least float32."""
 
     def preparation(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        """What is minimised, alone and unweighted, while the method prepares."""
+        """The loss of the preparatory stage, minimised alone and unweighted."""
         raise TypeError(f"{type(self).__name__} has no preparatory stage")
 
     def preparation_epochs(self, epochs: int) -> int:
-        """How many of a trial's epochs prepare: at least one where any do, and never all."""
+        """Epochs of the preparatory stage: at least one if the share is above 0, and never all."""
         if self.preparation_share == 0:
             return 0
         return min(max(1, round(self.preparation_share * epochs)), epochs - 1)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Is called before each epoch, in training mode, also after a resumption."""
+        """Called before each epoch, in training mode; also after a resumption."""
 
     def after_step(self) -> None:
-        """Is called once the last loss has given its gradients, for a step or a part of one."""
+        """Called after each backward pass."""
 
     def forward(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        """The term before weighting, or the preparation's; no gradient reaches the teacher.
+        """The unweighted term, or that of the preparatory stage. The teacher gets no gradient.
 
         Raises:
-            ValueError: the two networks saw batches of different sizes.
+            ValueError: the two batches differ in size.
         """
         if len(student.logits) != len(teacher.logits):
             raise ValueError(
@@ -111,7 +111,7 @@ class Method(nn.Module):
             )
         teacher = teacher.detach()
         if not torch.is_autocast_enabled(student.logits.device.type):
-            # A helper's weights are float32; only autocast brings half-precision maps to them.
+            # Outside autocast, helpers in float32 cannot read maps in half precision.
             student, teacher = student.widened(), teacher.widened()
         preparing = batch.epoch <= self.preparation_epochs(batch.epochs)
         stage = self.preparation if preparing else self.loss
@@ -122,10 +122,9 @@ P = ParamSpec("P")
 
 
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Makes a loss function compute in float32 (float64 for float64 inputs), also under autocast.
+    """Makes a loss function compute in float32 even under autocast (in float64 for such inputs).
 
-    Sums of squares and softmax of large logits leave the range of float16 and lose digits in
-    bfloat16.
+    Sums of squares and softmax of large logits overflow in float16 and lose digits in bfloat16.
     """
 
     def widen(value: object) -> object:

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""What a method is built from: the shapes of both networks, the teacher's norms, the labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,11 +11,10 @@ class Shapes:
     """A network's outputs without their batch dimension, measured on a probe image.
 
     Args:
-        network: the network's name, for messages.
-        stem: the name of the tap before the first stage; empty where the network shows no maps.
-        stages: the names of the stages' taps, from the image to the classifier; empty where the
-            network shows no maps.
-        maps: by tap name (stem and stages), (C, H, W); equal before and after the activation.
+        network: its name, for messages.
+        stem: name of the tap before the first stage; empty if the network has no maps.
+        stages: names of the stages' taps, from image to classifier; empty if it has no maps.
+        maps: (C, H, W) by tap name (stem and stages), the same before and after the activation.
         embedding_width: D.
         num_classes: K.
     """
@@ -30,16 +29,15 @@ class Shapes:
 
 @dataclass(frozen=True)
 class NetworkPair:
-    """Where a method works; it is built from this before the optimiser exists.
+    """A student and a teacher. Methods are built from this, before the optimiser exists.
 
     Args:
-        student: shapes of the network that learns.
-        teacher: shapes of the network that teaches.
+        student: the student's shapes.
+        teacher: the teacher's shapes.
         train_labels: [N], int64, the classes of the training images in the order of
             `Batch.indices`.
-        teacher_norms: by tap name, the affine parameters (gamma, beta), each [C], of the batch norm
-            whose output the activation reads, itself or added to a shortcut; taps without one are
-            missing.
+        teacher_norms: by tap name, gamma and beta, each [C], of the batch norm whose output the
+            activation reads, by itself or added to a shortcut. Taps without a norm are missing.
     """
 
     student: Shapes

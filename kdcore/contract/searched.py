@@ -1,7 +1,7 @@
-"""What is searched: a mark written beside the field that it belongs to.
+"""Marks a search reads from the annotation of a parameter.
 
-A parameter's annotation carries three facts on one line: pydantic's `Field` says what is legal, a
-mark of this file says what a search tries, and the default is the published value.
+One line has three facts: pydantic's `Field` says which values are legal, a mark of this file which
+ones a search tries, and the default is the published value.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Span:
-    """A range of numbers that a search tries, both ends included.
+    """A range to search, both ends included.
 
     Args:
         low: the smallest value.
         high: the largest value; greater than `low`.
-        log: sample evenly in the logarithm; then `low` must be > 0.
+        log: sample log-uniformly; `low` must then be > 0.
     """
 
     low: float
@@ -30,7 +30,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Choice:
-    """Alternatives that a search tries."""
+    """Alternatives to search."""
 
     options: tuple[bool | int | float | str, ...]
 
@@ -41,4 +41,4 @@ class Choice:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Marks the field that names the maps to compare; its options follow from the two networks."""
+    """Marks the field that names the maps to compare; the networks decide its options."""

@@ -1,4 +1,4 @@
-"""Terms that train a student first and alone, or else beside cross-entropy all along."""
+"""Methods that either initialise the student or train it along with cross-entropy."""
 
 from abc import abstractmethod
 from typing import Annotated
@@ -12,16 +12,16 @@ from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.searched import Choice
 from kdcore.contract.taps import Batch, Tap, Taps
 
-# What a search tries. The field's codes take 30 of 240 epochs, an eighth; 0 is the joint mode.
+# Searched values. Published code prepares for 30 of 240 epochs, an eighth; 0 is the joint mode.
 PREPARATION_SHARES = (0.0, 0.0625, 0.125, 0.25, 0.5)
 
 
 class StagedMethod(Method):
-    """A method with one term and two modes; a subclass gives the term.
+    """A method with one term and two modes; a subclass defines the term.
 
-    With a `preparation_share` above 0 the term trains alone in the first epochs, unweighted, and
-    then contributes nothing: it only gives the student its start. With 0, the joint mode, the
-    weighted term stands beside cross-entropy in every epoch.
+    With a `preparation_share` above 0, the first epochs minimise the term alone, unweighted, and
+    the others cross-entropy without it: the method initialises the student. With 0, the joint
+    mode, the weighted term is added to cross-entropy in every epoch.
     """
 
     class Params(method.Params):
@@ -29,13 +29,13 @@ class StagedMethod(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
         self.preparation_share = params.preparation_share
 
     @abstractmethod
     def term(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        """What either mode minimises: a scalar, in at least float32."""
+        """The term of both modes: a scalar, in at least float32."""
 
     def preparation(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         return self.term(student, teacher, batch)
@@ -43,6 +43,6 @@ class StagedMethod(Method):
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         if self.preparation_share == 0:
             return self.term(student, teacher, batch)
-        # A zero that can be differentiated, by a tap that the method reads anyway.
+        # A differentiable zero, from a tap that is there anyway.
         read = student.maps if Tap.MAPS in self.needs else student.preactivations
         return next(iter(read.values()))[:1].float().sum() * 0.0

@@ -1,4 +1,4 @@
-"""What a network shows to a distillation method, and the shapes that a method is built from."""
+"""The outputs of a network that a distillation method can read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Tap(StrEnum):
-    """A kind of output that a method may ask for."""
+    """A kind of output."""
 
     LOGITS = "logits"
     EMBEDDING = "embedding"
@@ -21,15 +21,15 @@ class Tap(StrEnum):
 
 @dataclass(frozen=True)
 class TapInfo:
-    """A place in a network where a feature map can be read, declared by the network as data.
+    """A place in a network where a feature map can be read.
 
     Args:
-        name: the tap's name, unique within its network.
-        channels: the map's channels.
-        reduction: image side / map side, for image sides that the reduction divides; the map is a
-            few pixels smaller where the network has unpadded convolutions.
-        activation: what stands between the map before and the map after: the name of a function of
-            `torch.nn.functional` like `relu`, or `none` where the two are one.
+        name: unique within the network.
+        channels: of the map.
+        reduction: image side / map side, for image sides that it divides; unpadded convolutions
+            make the map a few pixels smaller.
+        activation: the function of `torch.nn.functional` between the map before and the map after
+            it, like `relu`, or `none` if they are the same.
     """
 
     name: str
@@ -45,14 +45,14 @@ class Taps:
     Args:
         logits: [B, K], before the softmax.
         embedding: [B, D], what the last linear layer reads, before any dropout.
-        maps: by tap name, [B, C, H, W] after the activation; empty unless asked for.
-        preactivations: by tap name, [B, C, H, W] before that activation; empty unless asked for.
+        maps: by tap name, [B, C, H, W] after the activation; empty unless requested.
+        preactivations: by tap name, [B, C, H, W] before the activation; empty unless requested.
         input_gradient: [B, C, H, W], the gradient of each image's cross-entropy with respect to its
-            normalised pixels; the student's can itself be differentiated. None unless asked for.
-        flipped_input_gradient: [B, C, H, W], the same for the mirrored images. None unless asked
-            for.
-        auxiliary_logits: [B, K] each, of the auxiliary classifiers that some networks have while
-            they train; methods do not read them.
+            normalised pixels; differentiable for the student. None unless requested.
+        flipped_input_gradient: [B, C, H, W], the same for the mirrored images. None unless
+            requested.
+        auxiliary_logits: [B, K] each, of auxiliary classifiers, which some networks have in
+            training; methods do not read them.
     """
 
     logits: Tensor
@@ -64,16 +64,16 @@ class Taps:
     auxiliary_logits: tuple[Tensor, ...] = ()
 
     def detach(self) -> "Taps":
-        """The same values, cut from the graph that made them."""
+        """The same values, detached from the autograd graph."""
         return self.changed(Tensor.detach)
 
     def widened(self) -> "Taps":
-        """The same values, in float32 where they were in half precision."""
+        """The same values, with half precision converted to float32."""
         half = (torch.float16, torch.bfloat16)
         return self.changed(lambda tensor: tensor.float() if tensor.dtype in half else tensor)
 
     def tensors(self) -> list[Tensor]:
-        """All outputs that there are."""
+        """All outputs that are not None."""
         gradients = (self.input_gradient, self.flipped_input_gradient)
         return [
             self.logits,
@@ -85,7 +85,7 @@ class Taps:
         ]
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Taps":
-        """The same outputs, each tensor changed."""
+        """Applies a function to every tensor."""
         return Taps(
             change(self.logits),
             change(self.embedding),
@@ -99,12 +99,12 @@ class Taps:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step knows beside the networks' outputs.
+    """What a method is given beside the networks' outputs.
 
     Args:
         labels: [B], int64 classes.
         indices: [B], int64 positions of the images in the training split, 0 to N-1.
-        epoch: the running epoch, from 1.
+        epoch: the current epoch, from 1.
         epochs: the trial's budget of epochs.
     """
 

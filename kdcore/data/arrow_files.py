@@ -1,4 +1,4 @@
-"""What is made once and kept: Arrow files, mapped and shared by a machine's processes."""
+"""Arrow files that are created once, memory-mapped, and shared by a machine's processes."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def key_of(identity: object) -> str:
-    """A short name for a tree of plain values."""
+    """A short hash of a JSON value."""
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
 
@@ -29,13 +29,13 @@ def open_or_make(
     make: Callable[[], pa.RecordBatch],
     read: Callable[[pa.RecordBatch], T],
 ) -> T:
-    """Reads a kept file, and makes it where it is missing or damaged. Other processes wait.
+    """Reads a file, and creates it if it is missing or damaged, while other processes wait.
 
     Args:
-        path: of the file; its name must change with what it is made from.
-        what: what the file is, for a message about damage.
-        make: gives its content.
-        read: interprets it; columns are views of the mapped file, which is never written to.
+        path: of the file; must change with everything that the file is made from.
+        what: what the file is, for a warning about damage.
+        make: creates its content.
+        read: interprets it; columns are read-only views of the mapped file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -43,26 +43,28 @@ def open_or_make(
             try:
                 return read(_mapped(path))
             except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-                warnings.warn(f"{what} {path} is damaged ({error}); making it again", stacklevel=2)
+                warnings.warn(
+                    f"{what} {path} is damaged ({error}); it is created again", stacklevel=2
+                )
         _write(path, make())
         return read(_mapped(path))
 
 
 def metadata_of(batch: pa.RecordBatch) -> dict[str, str]:
-    """The texts that were written beside the columns."""
+    """The metadata of the schema, as text."""
     metadata = batch.schema.metadata or {}
     return {name.decode(): text.decode() for name, text in metadata.items()}
 
 
 def tensor_of(values: np.ndarray) -> Tensor:
-    """A tensor on memory that may be read-only, which torch does not know; never write to it."""
+    """A tensor on memory that may be read-only; torch cannot tell, so never write to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(values)
 
 
 def _write(path: Path, batch: pa.RecordBatch) -> None:
-    """Writes the file whole or not at all, as one record batch, so that a column is one buffer."""
+    """Writes a file atomically, as one record batch, so that each column is one buffer."""
     partial = path.with_suffix(".partial")
     with pa.OSFile(str(partial), "wb") as sink, ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)

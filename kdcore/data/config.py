@@ -1,4 +1,4 @@
-"""Which images, and how they are split: the `data` of an experiment."""
+"""The configuration of a data set."""
 
 import re
 from collections.abc import Mapping
@@ -16,13 +16,14 @@ from pydantic import (
 )
 
 from kdcore.data.registry import DATA_SETS
-from kdcore.errors import did_you_mean
+from kdcore.errors import ConfigError, did_you_mean
 
 
 def _check_name(name: str) -> str:
     if name not in DATA_SETS:
-        raise ValueError(
-            f"unknown data set {name!r}{did_you_mean(name, DATA_SETS)} There are {', '.join(DATA_SETS)}"
+        raise ConfigError(
+            f"unknown data set {name!r}{did_you_mean(name, DATA_SETS)} "
+            f"The data sets are {', '.join(DATA_SETS)}"
         )
     return name
 
@@ -31,31 +32,32 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class DataConfig(BaseModel):
-    """Which images, and how they are split.
+    """Which data set, and how to split it.
 
     Args:
-        name: a data set of this package.
-        root: its folder; none for bundled data. For `parquet` also a file, or a URI like
+        name: of the data set.
+        root: its folder; None for bundled data. For `parquet` also a file, or a URI like
             `s3://bucket/folder`.
-        download: fetch missing files into `root`.
-        heldout_fraction: share of the training part that ranks trials and never trains.
-        train_images: how many of the other images train; none for all of them.
+        download: download missing files to `root`.
+        heldout_fraction: share of the training part that is held out to rank trials.
+        train_images: number of training images, out of the rest; None for all.
         split_seed: of both selections, which are stratified.
-        views: how many augmented views of each image are in use, in turn; none for a fresh one each
+        views: number of augmented views of each image, used in turn; None for a new one in each
             epoch.
         view_seed: of the augmentation.
-        image_size: height and width in pixels that images are cut to, of data sets where they
-            differ: 224 by 224.
-        test_fraction: share of the images that is the test split, of data sets that come without
-            one: 0.1. It is stratified, and the same whatever `split_seed` is.
-        image_column: of Parquet files: the column of encoded images, `image`.
-        label_column: of Parquet files: the column of classes, integers or strings, `label`.
+        image_size: height and width in pixels of the crops, for data sets with images of any size;
+            by default 224 by 224.
+        test_fraction: share of the images in the test split, for data sets without one; by default
+            0.1. The split is stratified and does not depend on `split_seed`.
+        image_column: for Parquet files, the column of encoded images; by default `image`.
+        label_column: for Parquet files, the column of classes, integers or strings; by default
+            `label`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, AfterValidator(_check_name)]
-    root: str | Path | None = None  # in this order: no URI may become a path
+    root: str | Path | None = None  # str as well, because a Path would mangle a URI
     download: bool = False
     heldout_fraction: float = Field(0.1, gt=0, lt=1)
     train_images: int | None = Field(None, ge=1)
@@ -78,7 +80,7 @@ class DataConfig(BaseModel):
     @field_validator("root")
     @classmethod
     def _uri_or_absolute(cls, root: Path | str | None) -> Path | str | None:
-        """Makes a path mean the same in every process; a URI does, and stays as it is."""
+        """Makes a path absolute; a URI stays as it is."""
         if root is None or (isinstance(root, str) and _URI.match(root)):
             return root
         return Path(root).expanduser().absolute()
@@ -89,10 +91,10 @@ class DataConfig(BaseModel):
         for other in DATA_SETS.values():
             for field in other.settings.keys() - source.settings.keys():
                 if getattr(self, field) is not None:
-                    raise ValueError(
+                    raise ConfigError(
                         f"{field} is {getattr(self, field)}, but {self.name} has no such setting; "
                         f"leave it out"
                     )
         if isinstance(self.root, str) and not source.takes_uri:
-            raise ValueError(f"root is {self.root!r}, but {self.name} reads local folders only")
+            raise ConfigError(f"root is {self.root!r}, but {self.name} reads local folders only")
         return self

@@ -1,7 +1,7 @@
-"""Encoded images become batches of pixels: decoded, cut out, resized and mirrored.
+"""Decodes, crops, resizes and mirrors images.
 
-Pillow decodes them. torchvision's decoders are deprecated since its version 0.29, and its PNG
-decoder ends the whole process at some damaged files. Resizing is PyTorch's, with antialiasing.
+Pillow decodes: torchvision's decoders are deprecated since version 0.29, and its PNG decoder kills
+the process on some damaged files. PyTorch resizes, with antialiasing.
 """
 
 import io
@@ -15,23 +15,24 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kdcore.data.views import is_mirrored, patch_draws, patch_of
+from kdcore.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
-# Evaluation cuts 224 pixels out of 256, as the field does since Krizhevsky et al., NeurIPS 2012.
+# Evaluation crops 224 pixels out of 256, as is usual since Krizhevsky et al., NeurIPS 2012.
 _MARGIN = (256, 224)
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as it is stored.
+    """An image before decoding.
 
     Args:
-        place: where it lies, for people.
-        content: its bytes, or the file that holds them.
+        place: where it is stored, for messages.
+        content: its bytes, or the file with them.
     """
 
     place: str
@@ -40,14 +41,14 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Part:
-    """Some images, and how to show them; a process can decode it with nothing else at hand.
+    """A self-contained decoding task: a part of a batch.
 
     Args:
         images: n of them.
-        image_ids: the n positions in the data set.
-        size: height and width that they get.
+        image_ids: their positions in the data set.
+        size: height and width of the result.
         view_seed: of the augmentation.
-        view: which view; none for unaugmented images.
+        view: which view; None for unaugmented images.
     """
 
     images: tuple[EncodedImage, ...]
@@ -58,31 +59,31 @@ class Part:
 
 
 def show(part: Part) -> Tensor:
-    """The pixels of a part: [n, 3, height, width], uint8.
+    """Decodes a part: [n, 3, height, width], uint8.
 
     Raises:
-        ValueError: an image is damaged; the message says where it lies.
+        DataError: an image is damaged; the message says where it is stored.
     """
-    shown = torch.empty(len(part.images), 3, *part.size, dtype=torch.uint8)
+    pixels = torch.empty(len(part.images), 3, *part.size, dtype=torch.uint8)
     if part.view is None:
-        for image, place in zip(part.images, shown, strict=True):
+        for image, place in zip(part.images, pixels, strict=True):
             place.copy_(centre_crop(_opened(image), part.size))
-        return shown
+        return pixels
     draws = patch_draws(part.view_seed, part.view, torch.tensor(part.image_ids)).tolist()
-    for image, place, row in zip(part.images, shown, draws, strict=True):
+    for image, place, row in zip(part.images, pixels, draws, strict=True):
         opened = _opened(image)
         top, left, height, width = patch_of(row, opened.height, opened.width)
         patch = _resized(opened.crop((left, top, left + width, top + height)), *part.size)
         place.copy_(patch.flip(2) if is_mirrored(row) else patch)
-    return shown
+    return pixels
 
 
 def centre_crop(image: "Image", size: tuple[int, int]) -> Tensor:
-    """The middle of an image that was resized to 256/224 of its size along the tighter side.
+    """Resizes an image so that it covers 256/224 of a size, and crops the centre.
 
     Args:
         image: RGB.
-        size: height and width of what comes out.
+        size: height and width of the crop.
 
     Returns:
         [3, height, width], uint8.
@@ -105,31 +106,31 @@ def _opened(image: EncodedImage) -> "Image":
     try:
         content = image.content.read_bytes() if isinstance(image.content, Path) else image.content
         return decode(content)
-    # What Pillow raises has no common base: OSError, ValueError, SyntaxError and others.
+    # Pillow's errors have no common base: OSError, ValueError, SyntaxError and others.
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise ValueError(
-            f"damaged image {image.place}: {reason}; replace it, or take it out of the data set"
+        raise DataError(
+            f"damaged image {image.place}: {reason}; replace it, or remove it from the data set"
         ) from None
 
 
 def decode(content: bytes) -> "Image":
-    """An upright RGB image. Transparency is dropped, grey becomes RGB.
+    """Decodes to an upright RGB image. Transparency is dropped, grey becomes RGB.
 
     Args:
         content: JPEG, PNG, WebP or BMP.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError  # trials on image tables do without
+    from PIL import Image, ImageOps, UnidentifiedImageError  # not needed for image tables
 
     if not content:
-        raise ValueError("it is empty")
+        raise DataError("it is empty")
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"it is none of {', '.join(_FORMATS)}") from None
+        raise DataError(f"it is none of {', '.join(_FORMATS)}") from None
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits of grey, which a conversion would cut off at 255
+    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P":  # colours of a palette may be transparent, each in its degree
+    if image.mode == "P":  # convert() to RGB would warn about transparent palettes
         image = image.convert("RGBA")
     return image.convert("RGB")

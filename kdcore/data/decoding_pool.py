@@ -1,9 +1,9 @@
-"""Processes that decode beside the one that trains.
+"""A pool of processes that decode images for the training process.
 
-They are forked from a server of their own, which is a fresh interpreter: it has neither CUDA's
-state nor a lock that some thread holds, loads PyTorch once for all of them (400 MB, which they
-share), and never runs the user's main program again, so that a script, a notebook and an actor of a
-cluster work alike. They end when the training process does, however that ends.
+They are forked from a server, a fresh interpreter: it has no CUDA state and no locks held by other
+threads, imports PyTorch once for all of them (400 MB, which they share), and never runs the user's
+main program again, so that scripts, notebooks and Ray actors all work. They end when the training
+process ends, for whatever reason.
 """
 
 import atexit
@@ -30,15 +30,15 @@ _PROGRAM = (
 
 
 def show_in_order(parts: Iterator[Part], processes: int, ahead: int) -> Iterator[Tensor]:
-    """The pixels of each part, in order.
+    """Decodes parts in the pool, and yields their pixels in order.
 
     Args:
-        parts: are asked for as far ahead as they are decoded.
-        processes: that decode; 0: this one does.
-        ahead: how many parts are under way or ready before they are wanted, >= 1.
+        parts: consumed as far ahead as they are decoded.
+        processes: of the pool; 0 to decode in this process.
+        ahead: number of parts that are decoded ahead, >= 1.
 
     Raises:
-        ValueError: an image is damaged.
+        DataError: an image is damaged.
         RuntimeError: a process was killed.
     """
     if processes == 0:
@@ -68,7 +68,7 @@ def show_in_order(parts: Iterator[Part], processes: int, ahead: int) -> Iterator
 
 
 class _Pool:
-    """Processes, and for each a thread of this one that does nothing but wait for it."""
+    """Processes, and for each a thread of this process that waits for it."""
 
     def __init__(self, processes: int) -> None:
         pairs = [socket.socketpair() for _ in range(processes)]
@@ -87,16 +87,16 @@ class _Pool:
             self.idle.put(connection)
 
     def show(self, part: Part) -> Tensor:
-        """Has some process show a part, and waits for it."""
+        """Has an idle process decode a part, and waits for it."""
         connection = self.idle.get()
         try:
             connection.send(part)
             reply = connection.recv()
         except (EOFError, OSError):
             raise RuntimeError(
-                f"a process that decodes images was killed, while it had {part.images[0].place} to "
-                f"{part.images[-1].place}; if memory ran out, give a trial fewer CPUs: it has as "
-                f"many such processes"
+                f"a process that decodes images was killed at {part.images[0].place} to "
+                f"{part.images[-1].place}; if memory ran out, give each trial fewer CPUs: it has "
+                f"one such process per CPU"
             ) from None
         finally:
             self.idle.put(connection)
@@ -105,7 +105,7 @@ class _Pool:
         return torch.from_numpy(reply)
 
     def close(self) -> None:
-        """Ends the processes, after what they are at."""
+        """Ends the processes after their current parts."""
         self.threads.shutdown(cancel_futures=True)
         for connection in self.connections:
             connection.close()
@@ -114,7 +114,7 @@ class _Pool:
 
 _making = Lock()
 _pools: dict[int, _Pool] = {}
-"""By number of processes; all splits share them."""
+"""By number of processes; shared by all splits."""
 
 
 @atexit.register
@@ -124,15 +124,15 @@ def _close_all() -> None:
 
 
 def serve(ends: Sequence[int]) -> None:
-    """The server: forks a process for each of these sockets, and waits for them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
+    """Runs in the server: forks a process for each of these sockets, and waits for them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interruptions
     torch.set_num_threads(1)
     for end in ends:
         if os.fork() == 0:
             for other in ends:
                 if other != end:
                     os.close(other)
-            _show_what_comes(Connection(end))
+            _serve_one(Connection(end))
             os._exit(0)
     for end in ends:
         os.close(end)
@@ -140,7 +140,7 @@ def serve(ends: Sequence[int]) -> None:
         os.wait()
 
 
-def _show_what_comes(connection: Connection) -> None:
+def _serve_one(connection: Connection) -> None:
     try:
         while True:
             part = connection.recv()
@@ -150,4 +150,4 @@ def _show_what_comes(connection: Connection) -> None:
                 reply = error
             connection.send(reply)
     except (EOFError, OSError):
-        return  # the parent has ended, or needs no more
+        return  # the parent has ended or closed the pool

@@ -10,16 +10,16 @@ import torch
 
 from kdcore.data.image_table import RawImages, TableSource
 from kdcore.data.stratified import stratified_mask
+from kdcore.errors import ConfigError
 
-# The bundled file has no split of its own. This one is fixed for ever, so that scores can be
-# compared.
+# The bundled data has no test split. This one never changes, so that scores stay comparable.
 _TEST_SHARE = 0.2
 _TEST_SEED = 1998
 
 
 def _files(root: Path | None) -> tuple[Path, ...]:
     if root is not None:
-        raise ValueError(f"root is {str(root)!r}, but digits are bundled; leave root out")
+        raise ConfigError(f"root is {str(root)!r}, but digits is bundled; leave root out")
     return ()
 
 

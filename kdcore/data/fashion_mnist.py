@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcore.data.image_table import RawImages, TableSource
+from kdcore.errors import DataError
 
 _PARTS = (
     "train-images-idx3-ubyte",
@@ -27,13 +28,13 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _files(root: Path | None) -> tuple[Path, ...]:
-    ways = (
+    advice = (
         "set root to a folder with the four IDX files, gzipped or not (Debian's package "
         "dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist), or set "
-        "download: true to let torchvision fetch them"
+        "download: true to let torchvision download them"
     )
     if root is None:
-        raise ValueError(f"root is missing, but Fashion-MNIST is read from files; {ways}")
+        raise DataError(f"root is missing, but Fashion-MNIST is read from files; {advice}")
     folders = (root, root / "FashionMNIST" / "raw")  # the second is where torchvision puts them
     for folder in folders:
         found = [_find(folder, name) for name in _PARTS]
@@ -42,36 +43,35 @@ def _files(root: Path | None) -> tuple[Path, ...]:
             return files
         if files:
             missing = [name for name, path in zip(_PARTS, found, strict=True) if path is None]
-            raise ValueError(f"root is {str(root)!r}, but {', '.join(missing)} is missing; {ways}")
-    what = "has no IDX file" if root.is_dir() else "is no folder"
-    raise ValueError(f"root is {str(root)!r}, but that {what}; {ways}")
+            raise DataError(f"root is {str(root)!r}, but {', '.join(missing)} is missing; {advice}")
+    what = "has no IDX file" if root.is_dir() else "is not a folder"
+    raise DataError(f"root is {str(root)!r}, but that {what}; {advice}")
 
 
 def read_idx(path: Path) -> Tensor:
     """Reads an IDX file of unsigned bytes, gzipped or not.
 
     Raises:
-        ValueError: the file is damaged: no such header, or more or fewer bytes than the header
-            promises.
+        DataError: the file is damaged: it has another header or another length.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"damaged IDX file {path}: gzip says {str(error)!r}; fetch it again"
+        raise DataError(
+            f"damaged IDX file {path}: gzip says {str(error)!r}; download it again"
         ) from None
     # Header: two zero bytes, 8 for unsigned bytes, the number of dimensions, then each as
     # big-endian int32.
     dimensions = content[3] if len(content) >= 4 else 0
     header = 4 + 4 * dimensions
     if content[:3] != b"\x00\x00\x08" or len(content) < header:
-        raise ValueError(f"damaged IDX file {path}: no header of unsigned bytes; fetch it again")
+        raise DataError(f"damaged IDX file {path}: no header of unsigned bytes; download it again")
     shape = struct.unpack(f">{dimensions}I", content[4:header])
     promised = int(np.prod(shape, dtype=np.int64))
     if len(content) - header != promised:
-        raise ValueError(
+        raise DataError(
             f"damaged IDX file {path}: it holds {len(content) - header} values, but its header "
-            f"promises {promised} ({'x'.join(map(str, shape))}); fetch it again"
+            f"promises {promised} ({'x'.join(map(str, shape))}); download it again"
         )
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)[header:].reshape(shape)
 
@@ -84,19 +84,19 @@ def _read(files: tuple[Path, ...]) -> RawImages:
         part, part_labels = read_idx(pictures), read_idx(classes)
         fit = part.ndim == 3 and part_labels.ndim == 1 and 0 < len(part) == len(part_labels)
         if not fit:
-            raise ValueError(
+            raise DataError(
                 f"damaged IDX file {classes}: {tuple(part_labels.shape)} labels do not fit the "
-                f"{tuple(part.shape)} images of {pictures}; fetch it again"
+                f"{tuple(part.shape)} images of {pictures}; download it again"
             )
         if int(part_labels.max()) >= len(SOURCE.class_names):
-            raise ValueError(
+            raise DataError(
                 f"damaged IDX file {classes}: label {int(part_labels.max())}, but there are "
-                f"{len(SOURCE.class_names)} classes; fetch it again"
+                f"{len(SOURCE.class_names)} classes; download it again"
             )
         if images and part.shape[1:] != images[0].shape[2:]:
-            raise ValueError(
+            raise DataError(
                 f"damaged IDX file {pictures}: its images are {tuple(part.shape[1:])}, those of "
-                f"{files[0]} {tuple(images[0].shape[2:])}; fetch it again"
+                f"{files[0]} {tuple(images[0].shape[2:])}; download it again"
             )
         images.append(part[:, None])
         labels.append(part_labels.long())
@@ -105,13 +105,14 @@ def _read(files: tuple[Path, ...]) -> RawImages:
 
 
 def _download(root: Path) -> None:
-    from torchvision.datasets import FashionMNIST  # only where something is fetched
+    from torchvision.datasets import FashionMNIST  # only needed for downloads
 
     try:
         FashionMNIST(str(root), download=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"download to {str(root)!r} failed: {error}; or put the four IDX files there yourself"
+        raise DataError(
+            f"download to {str(root)!r} failed: {error}; try again, or put the four IDX "
+            "files there yourself"
         ) from None
 
 

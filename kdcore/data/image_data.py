@@ -1,16 +1,4 @@
-"""Data sets as a trial sees them: three splits, and views of the training images.
-
-Each file of this folder that defines `SOURCE` is a data set; the file's name is its name. There are
-two kinds:
-
-- Small images of one size, which `image_table` keeps in one memory-mapped Arrow file: a
-  `TableSplit` has all its pixels in one tensor, and makes views by tensor operations.
-- Photographs of any size, which `image_folder` and `parquet` leave where they are: a
-  `StreamedSplit` reads and decodes the images of the next batches in processes of their own, while
-  the trial trains on the last one.
-
-Whatever the kind, view v of image i is the same pixels in every batch, order, process and trial.
-"""
+"""Opens a data set and splits it for training."""
 
 import importlib
 from dataclasses import dataclass
@@ -20,22 +8,23 @@ from kdcore.data.config import DataConfig
 from kdcore.data.source import Source
 from kdcore.data.split import Split
 from kdcore.data.stratified import stratified_halves
+from kdcore.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set, split and ready to be trained on.
+    """A data set, split for training.
 
     Args:
-        config: what it was made from.
-        train: the images that train.
-        heldout: the images that rank trials.
-        test: the images that only the chosen students see.
+        config: its configuration.
+        train: for training.
+        heldout: for ranking trials.
+        test: for the final students only.
         class_names: the K classes in the order of their labels.
         in_channels: channels of the images.
         image_size: height and width in pixels.
-        mean: of the training pixels, for each channel, on the scale 0 to 1; of large data sets
-            estimated.
+        mean: of the training pixels, per channel, on the scale 0 to 1; estimated for large data
+            sets.
         std: likewise.
         digest: of images, labels and splits.
     """
@@ -56,32 +45,33 @@ class ImageData:
         return len(self.class_names)
 
     def view_of(self, epoch: int) -> int:
-        """The view of the training images that an epoch, from 1, shows."""
+        """The view of the training images in an epoch, which counts from 1."""
         turn = epoch - 1
         return turn if self.config.views is None else turn % self.config.views
 
 
 def source_of(name: str) -> Source:
-    """What opens a data set."""
+    """The source of the data set with this name."""
     source: Source = importlib.import_module(f"kdcore.data.{name}").SOURCE
     return source
 
 
 def open_data(config: DataConfig, workspace: Path) -> ImageData:
-    """Opens a data set; the first call on a machine does what takes long, and keeps it.
+    """Opens a data set; the first call on a machine may take long, and caches what it prepares.
 
     Args:
-        config: which data, and how they are split.
-        workspace: a folder for what is made once and kept: a table of the images, or a list of them
-            and the estimate of their mean.
+        config: which data set, and how to split it.
+        workspace: folder for the cache: a table of the images, or a list of the files and the
+            estimated mean and deviation.
 
     Raises:
-        ValueError: files are missing or damaged, or the splits ask for more images than there are.
+        ConfigError: the configuration does not fit the data set.
+        DataError: files are missing or damaged, or a split asks for more images than there are.
     """
     source = source_of(config.name)
     if config.download:
         if source.download is None or not isinstance(config.root, Path):
-            raise ValueError(
+            raise ConfigError(
                 f"download is true, but {config.name} "
                 + ("needs a root to download to" if source.download else "has nothing to download")
             )
@@ -94,13 +84,13 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
     )
     heldout, rest = training_part[heldout], training_part[rest]
     if heldout_images == 0 or len(rest) == 0:
-        raise ValueError(
+        raise DataError(
             f"heldout_fraction is {config.heldout_fraction}, but leaves {heldout_images} images "
             f"held out and {len(rest)} to train on, of {len(training_part)}"
         )
     if config.train_images is not None:
         if config.train_images > len(rest):
-            raise ValueError(
+            raise DataError(
                 f"train_images is {config.train_images}, but only {len(rest)} are left beside "
                 f"{heldout_images} held-out ones"
             )

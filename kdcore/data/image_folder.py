@@ -1,13 +1,12 @@
 """Image files in one folder for each class, as ImageNet is commonly unpacked.
 
-The root holds `train/<class>/<files>` and a test split, `test/<class>/<files>`; where there is no
-such `test`, `validation` or `val` is the test split, and where there is, they are left out. Without
-`train`, the root holds the folders of the classes themselves. Where there is no test split, a share
-of the images is set aside for it.
+The root contains `train/<class>/<files>` and a test split, `test/<class>/<files>`. Without `test`,
+`validation` or `val` is the test split; otherwise they are ignored. Without `train`, the root
+contains the class folders. Without a test split, a share of the images is set aside for it.
 
-Files are told by their endings, classes by the names of their folders. Images are not read before
-they are shown. The list of the files is kept, and made again where a class folder has been changed;
-a file that is overwritten in place does not change its folder. The digest is of names and sizes.
+Files are recognised by suffix; folder names are class names. Images are read only when they are
+needed. The list of files is cached until a class folder is modified, which overwriting a file does
+not do. The digest is of names and sizes.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from kdcore.data.config import DataConfig
 from kdcore.data.decoding import EncodedImage
 from kdcore.data.source import Source
 from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
-from kdcore.errors import did_you_mean
+from kdcore.errors import DataError, did_you_mean
 
 _SCHEMA_VERSION = 1
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -37,7 +36,7 @@ class Files(ImageStore):
 
     Args:
         root: the folder.
-        names: [N], their paths relative to it, as the file system writes them.
+        names: [N], paths relative to it, as bytes.
     """
 
     root: Path
@@ -51,7 +50,7 @@ class Files(ImageStore):
 
 @dataclass(frozen=True)
 class _ClassFolder:
-    """A folder of images of one class; its name is relative to the root."""
+    """The folder of a class; its name is relative to the root."""
 
     name: str
     label: int
@@ -60,19 +59,19 @@ class _ClassFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolderSource(Source):
-    """Reads image files."""
+    """Opens image folders."""
 
     def open(self, config: DataConfig, workspace: Path) -> StreamedCollection:
         root, image_size = config.root, config.image_size
-        assert not isinstance(root, str)  # a URI is refused with the configuration
+        assert not isinstance(root, str)  # DataConfig refuses URIs here
         assert image_size is not None
         if root is None or not root.is_dir():
-            what = "missing" if root is None else f"{str(root)!r}, but that is no folder"
-            raise ValueError(f"root is {what}; set it to a folder with {TRAIN}/<class>/<files>")
+            what = "missing" if root is None else f"{str(root)!r}, but that is not a folder"
+            raise DataError(f"root is {what}; set it to a folder with {TRAIN}/<class>/<files>")
         classes, folders = _class_folders(root)
         identity = [(folder.name, (root / folder.name).stat().st_mtime_ns) for folder in folders]
         key = key_of([_SCHEMA_VERSION, str(root.resolve()), identity])
-        kept = workspace / "data" / f"{config.name}-{key}"
+        cache_path = workspace / "data" / f"{config.name}-{key}"
 
         def collection(batch: pa.RecordBatch) -> StreamedCollection:
             return StreamedCollection(
@@ -84,10 +83,10 @@ class ImageFolderSource(Source):
                 digest=metadata_of(batch)["digest"],
                 store=Files(root, batch["name"]),
                 view_seed=config.view_seed,
-                kept=kept,
+                cache_path=cache_path,
             )
 
-        path = kept.with_name(f"{kept.name}.arrow")
+        path = cache_path.with_name(f"{cache_path.name}.arrow")
         images = open_or_make(
             path, "list of files", lambda: _list(root, folders, classes), collection
         )
@@ -95,7 +94,7 @@ class ImageFolderSource(Source):
 
 
 def _class_folders(root: Path) -> tuple[tuple[str, ...], list[_ClassFolder]]:
-    """The names of the classes, and their folders: first those that train, then the test's."""
+    """The class names, and the class folders: first for training, then for the test."""
     parts = [
         name for name in (TRAIN, *TESTS) if (root / name).is_dir() and _folders_in(root / name)
     ]
@@ -104,15 +103,15 @@ def _class_folders(root: Path) -> tuple[tuple[str, ...], list[_ClassFolder]]:
         _check_number_of(classes, root)
         return classes, [_ClassFolder(name, label, False) for label, name in enumerate(classes)]
     if TRAIN not in parts:
-        raise ValueError(f"{root} has {parts[0]}, but no {TRAIN} with a folder for each class")
+        raise DataError(f"{root} has {parts[0]}, but no {TRAIN} with a folder for each class")
     classes = _folders_in(root / TRAIN)
     _check_number_of(classes, root / TRAIN)
     folders = [_ClassFolder(f"{TRAIN}/{name}", label, False) for label, name in enumerate(classes)]
     for test in parts[1:2]:
         for name in _folders_in(root / test):
             if name not in classes:
-                raise ValueError(
-                    f"{root / test} has a class folder {name!r}, but {root / TRAIN} has none"
+                raise DataError(
+                    f"{root / test} has a class folder {name!r}, but {root / TRAIN} does not"
                     f"{did_you_mean(name, classes)} Rename it or remove it"
                 )
             folders.append(_ClassFolder(f"{test}/{name}", classes.index(name), True))
@@ -121,7 +120,7 @@ def _class_folders(root: Path) -> tuple[tuple[str, ...], list[_ClassFolder]]:
 
 def _check_number_of(classes: tuple[str, ...], folder: Path) -> None:
     if len(classes) < 2:
-        raise ValueError(
+        raise DataError(
             f"{folder} has {len(classes)} class folders, but needs at least 2: a folder for each "
             f"class, with its images in it"
         )
@@ -137,7 +136,7 @@ def _folders_in(folder: Path) -> tuple[str, ...]:
 
 
 def _list(root: Path, folders: list[_ClassFolder], classes: tuple[str, ...]) -> pa.RecordBatch:
-    """The files, folder after folder, each in the order of their names."""
+    """The list of files, sorted within each folder."""
     digest = hashlib.sha256(json.dumps(classes).encode())
     names: list[bytes] = []
     labels: list[int] = []
@@ -150,9 +149,9 @@ def _list(root: Path, folders: list[_ClassFolder], classes: tuple[str, ...]) -> 
                 if entry.name.lower().endswith(_SUFFIXES) and entry.is_file()
             )
         if not files:
-            raise ValueError(
-                f"class folder {root / folder.name} has no file that ends in "
-                f"{', '.join(_SUFFIXES)}; fill it or remove it"
+            raise DataError(
+                f"class folder {root / folder.name} has no files that end in "
+                f"{', '.join(_SUFFIXES)}; add some or remove it"
             )
         for name, size in files:
             digest.update(b"%s\0%d\0" % (name, size))

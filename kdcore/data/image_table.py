@@ -1,4 +1,4 @@
-"""The image table: a data set that fits into memory, as one memory-mapped Arrow file."""
+"""Data sets that fit into memory, as one memory-mapped Arrow file each."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ _SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class RawImages:
-    """A data set in memory, on its way into the image table.
+    """Decoded images, before they are written to an image table.
 
     Args:
         images: [N, C, H, W], uint8.
         labels: [N], int64, 0 to K-1.
-        is_test: [N], bool; the test split. The rest is the training part.
+        is_test: [N], bool: the test split. The others are the training part.
     """
 
     images: Tensor
@@ -35,13 +35,13 @@ class RawImages:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTable(Collection):
-    """A data set on disk; its tensors are views into the mapped file.
+    """A data set whose tensors are views of a memory-mapped file.
 
     Args:
         images: [N, C, H, W], uint8; read-only.
         view_seed: of the augmentation.
-        crop_padding: pixels of black border that a random crop may reach into.
-        flip: whether every second image is mirrored.
+        crop_padding: pixels of black border for random crops.
+        flip: whether to mirror images at random.
     """
 
     images: Tensor
@@ -66,15 +66,14 @@ class ImageTable(Collection):
 
 @dataclass(frozen=True, kw_only=True)
 class TableSource(Source):
-    """A data set that becomes an image table.
+    """Opens a data set as an image table.
 
     Args:
         class_names: the K classes in the order of their labels.
-        crop_padding: pixels of black border that a random crop may reach into; 0 switches crops
-            off.
-        flip: whether a mirrored image keeps its class.
-        files: the files that will be read, for a root folder (or none); they identify the data.
-        read: reads those files.
+        crop_padding: pixels of black border for random crops; 0 for none.
+        flip: whether to mirror images at random.
+        files: lists the files below a root folder (or None); they identify the data.
+        read: reads these files.
     """
 
     class_names: tuple[str, ...]
@@ -84,8 +83,8 @@ class TableSource(Source):
     read: Callable[[tuple[Path, ...]], RawImages]
 
     def open(self, config: DataConfig, workspace: Path) -> ImageTable:
-        """Opens the table, and makes it where it is missing, damaged or older than its files."""
-        assert not isinstance(config.root, str)  # a URI is refused with the configuration
+        """Opens the table; creates it if it is missing, damaged or outdated."""
+        assert not isinstance(config.root, str)  # DataConfig refuses URIs here
         files = self.files(config.root)
         stats = [(str(file.resolve()), file.stat()) for file in files]
         key = key_of(

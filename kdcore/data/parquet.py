@@ -1,18 +1,18 @@
 """Encoded images in Parquet files, in a folder or a bucket, as Hugging Face stores data sets.
 
 The root is a file, a folder, or a URI that pyarrow can read, like `s3://bucket/folder`. One column
-holds encoded images (bytes, or a struct with a field `bytes`), one the labels (integers or
-strings). Parts are told apart by a column `split`, or by the names of folders or files
-(`train/0.parquet`, `data/train-00000-of-00004.parquet`): `train` trains, and `test` is the test
-split; where there is no `test`, `validation` or `val` is it, and where there is, they are left out.
-Where all of it trains, a share of the images is set aside for the test.
+has encoded images (bytes, or a struct with a field `bytes`), another the labels (integers or
+strings). A column `split`, or else the names of folders or files (`train/0.parquet`,
+`data/train-00000-of-00004.parquet`), say which rows are for training (`train`) and which are the
+test split: `test`, or without it `validation` or `val`, which are otherwise ignored. Without a test
+split, a share of the images is set aside for it.
 
-Classes are the labels of the training part, sorted; where a schema of Hugging Face names them,
-theirs. Opening reads the label columns alone, and keeps them as long as path, size and time of the
-files stay the same. The digest is of names and sizes of the files, of labels and splits.
+Classes are the sorted labels of the training part, or those named in Hugging Face's schema. Only
+the label columns are read at first; they are cached until path, size or time of a file changes.
+The digest is of names and sizes of the files, of labels and splits.
 
-A row cannot be read without its row group, so that images are shuffled in a moving window: see
-`Rows`. Files whose rows are sorted by class should have row groups of a few megabytes.
+A row cannot be read without its row group, so images are shuffled in a moving window; see `Rows`.
+Files whose rows are sorted by class should have row groups of a few megabytes.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
 from kdcore.data.decoding import EncodedImage
 from kdcore.data.source import Source
 from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
-from kdcore.errors import did_you_mean
+from kdcore.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
     from pyarrow import dataset, fs
@@ -48,11 +48,11 @@ _SCHEMA_VERSION = 1
 _SPLIT_COLUMN = "split"
 _PART_OF_A_NAME = re.compile(rf"({'|'.join((TRAIN, *TESTS))})(?![A-Za-z])")
 
-# 256 MB are some 2,500 photographs of ImageNet, or all of a data set of thumbnails.
+# About 2,500 photographs of ImageNet, or a whole data set of thumbnails.
 _WINDOW_BYTES = 256 * 2**20
-# In use at a time are one and a half windows, and the rest of row groups that begin or end there.
+# One and a half windows are in use at a time, plus row groups that begin or end there.
 _HELD_BYTES = 3 * _WINDOW_BYTES
-# Images, some seconds' worth: a bucket takes tenths of a second to answer.
+# Images to read ahead, for a few seconds: buckets have latencies of tenths of a second.
 _AHEAD = 1024
 _READERS = 4
 
@@ -61,19 +61,19 @@ _READERS = 4
 class Rows(ImageStore):
     """Rows of Parquet files.
 
-    Row groups are shuffled, and each of their rows then comes at a random place in a window that
-    begins where its row group does. So an epoch reads row groups one after the other, each once,
-    and never holds much more than a window. What fits into one window is shuffled as a whole.
+    Row groups are shuffled, and each row then moves to a random place in a window that begins at
+    its row group. So an epoch reads each row group once, and holds little more than a window in
+    memory. Data that fits into one window is shuffled completely.
 
     Args:
-        filesystem: where the files lie.
+        filesystem: of the files.
         base: their common folder.
         files: their paths relative to it.
         image: the column of encoded images, as an expression.
-        row_groups: by row group: the file's number, its own number in the file, and how many bytes
-            a row of it takes, about.
-        group: [N], int32, which row group an image lies in.
-        row: [N], int32, its row in there.
+        row_groups: for each row group, the index of its file, its index in the file, and about how
+            many bytes a row has.
+        group: [N], int32, the row group of each image.
+        row: [N], int32, its row in the group.
     """
 
     filesystem: "fs.FileSystem"
@@ -94,7 +94,8 @@ class Rows(ImageStore):
         order = torch.randperm(len(groups))
         begin = torch.empty_like(size)
         begin[order] = size[order].cumsum(0) - size[order]
-        # The first and the last half window begin together, so that no batch is of few row groups.
+        # The first and the last half window start together, so that their batches mix row groups
+        # too.
         begin = (begin - _WINDOW_BYTES / 2).clamp(0, total - _WINDOW_BYTES)
         place = torch.rand(len(group), dtype=torch.float64) * _WINDOW_BYTES
         return (begin[group] + place).argsort(stable=True)
@@ -136,17 +137,17 @@ class Rows(ImageStore):
 def _loaded_ahead(
     keys: Sequence[int], sizes: Mapping[int, float], load: Callable[[int], T]
 ) -> Iterator[T]:
-    """What `load` gives for each key in turn, loaded before it is due and kept until its last time.
+    """Yields `load(key)` for each key, loading ahead and holding results until their last use.
 
-    Where there is no room, what was due longest ago makes some, and is loaded again.
+    If they exceed `_HELD_BYTES`, the least recently used result is dropped and loaded again later.
 
     Args:
-        keys: in the order in which they are due; a key may come again.
+        keys: in the order of use, with repetitions.
         sizes: in bytes, by key.
-        load: runs in threads.
+        load: called in threads.
     """
-    held: dict[int, Future[T]] = {}  # in the order in which they were last asked for
-    asked: dict[int, int] = {}  # when that was: the place in `keys`
+    held: dict[int, Future[T]] = {}  # least recently requested first
+    asked: dict[int, int] = {}  # index in `keys` of the last request
     times = Counter(keys)
     ahead = 0
     room = float(_HELD_BYTES)
@@ -178,7 +179,7 @@ def _loaded_ahead(
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetSource(Source):
-    """Reads encoded images."""
+    """Opens Parquet files of encoded images."""
 
     def open(self, config: "DataConfig", workspace: Path) -> StreamedCollection:
         root, image_size = config.root, config.image_size
@@ -187,7 +188,7 @@ class ParquetSource(Source):
         assert image_column is not None
         assert label_column is not None
         if root is None:
-            raise ValueError(
+            raise DataError(
                 "root is missing; set it to a folder of Parquet files, or a URI like "
                 "s3://bucket/folder"
             )
@@ -197,7 +198,7 @@ class ParquetSource(Source):
             raise _unreadable(root, error) from None
         identity = [(name, info.size, info.mtime_ns) for name, info in files.items()]
         key = key_of([_SCHEMA_VERSION, str(root), image_column, label_column, identity])
-        kept = workspace / "data" / f"{config.name}-{key}"
+        cache_path = workspace / "data" / f"{config.name}-{key}"
 
         def make() -> pa.RecordBatch:
             sizes = {name: info.size for name, info in files.items()}
@@ -225,21 +226,21 @@ class ParquetSource(Source):
                     tensor_of(batch["row"].to_numpy()),
                 ),
                 view_seed=config.view_seed,
-                kept=kept,
+                cache_path=cache_path,
             )
 
-        path = kept.with_name(f"{kept.name}.arrow")
+        path = cache_path.with_name(f"{cache_path.name}.arrow")
         images = open_or_make(path, "list of rows", make, collection)
         return images.with_test_split(config.test_fraction)
 
 
-def _unreadable(root: Path | str, error: Exception) -> ValueError:
+def _unreadable(root: Path | str, error: Exception) -> DataError:
     reason = (str(error) or repr(error)).splitlines()[0]
-    return ValueError(f"root is {str(root)!r}, but cannot be read: {reason}")
+    return DataError(f"root is {str(root)!r}, but cannot be read: {reason}")
 
 
 def _find(root: Path | str) -> tuple["fs.FileSystem", str, dict[str, "fs.FileInfo"]]:
-    """The Parquet files of a root: their file system, their folder, and each by its name in it."""
+    """The Parquet files of a root: their file system, their folder, and each by relative path."""
     from pyarrow import fs
 
     if isinstance(root, Path):
@@ -255,10 +256,10 @@ def _find(root: Path | str) -> tuple["fs.FileSystem", str, dict[str, "fs.FileInf
         for found in filesystem.get_file_info(fs.FileSelector(base, recursive=True))
         if found.type == fs.FileType.File and found.path.endswith(".parquet")
     }
-    # What writers leave behind begins with a dot or an underscore, and so do their folders.
+    # Files and folders of unfinished writes begin with a dot or an underscore.
     names = sorted(name for name in files if not re.search(r"(^|/)[._]", name))
     if not names:
-        raise ValueError(f"root is {str(root)!r}, but that has no file that ends in .parquet")
+        raise DataError(f"root is {str(root)!r}, but that has no files that end in .parquet")
     return filesystem, base, {name: files[name] for name in names}
 
 
@@ -269,7 +270,7 @@ def _list(
     image_column: str,
     label_column: str,
 ) -> pa.RecordBatch:
-    """The rows that train, then the test's, each in the order of files and rows."""
+    """The rows for training, then those for the test, each in the order of files and rows."""
     from pyarrow import dataset
 
     paths = [f"{base}/{name}" for name in sizes]
@@ -277,7 +278,7 @@ def _list(
     image = _image_field(rows.schema, image_column)
     _check_column(rows.schema, "label_column", label_column)
     fragments = list(rows.get_fragments())
-    with ThreadPoolExecutor(_READERS) as pool:  # each reads the end of a file
+    with ThreadPoolExecutor(_READERS) as pool:  # each reads the footer of a file
         list(pool.map(lambda fragment: fragment.ensure_complete_metadata(), fragments))
     row_groups = [
         (file, group.id, group.num_rows, group.total_byte_size)
@@ -325,14 +326,14 @@ def _list(
 
 def _check_column(schema: pa.Schema, setting: str, name: str) -> None:
     if name not in schema.names:
-        raise ValueError(
+        raise ConfigError(
             f"{setting} is {name!r}, but there is no such column"
-            f"{did_you_mean(name, schema.names)} There are {', '.join(schema.names)}"
+            f"{did_you_mean(name, schema.names)} The columns: {', '.join(schema.names)}"
         )
 
 
 def _image_field(schema: pa.Schema, column: str) -> tuple[str, ...]:
-    """Where the encoded images are: a column, or a field of one."""
+    """The path of the encoded images: a column, or a field of one."""
     _check_column(schema, "image_column", column)
     kind = schema.field(column).type
     if _is_bytes(kind):
@@ -340,7 +341,7 @@ def _image_field(schema: pa.Schema, column: str) -> tuple[str, ...]:
     fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
     if "bytes" in fields and _is_bytes(fields["bytes"]):
         return column, "bytes"
-    raise ValueError(
+    raise ConfigError(
         f"image_column is {column!r}, which holds {kind}, but must hold encoded images: bytes, or "
         f"a struct with a field 'bytes'"
     )
@@ -352,25 +353,25 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _parts_of(names: Sequence[str]) -> list[str]:
-    """Which part each file's name, or that of a folder it lies in, says that it belongs to."""
+    """The part of each file, from its name or that of a folder above it."""
     parts = []
     for name in names:
         found = (_PART_OF_A_NAME.match(piece) for piece in reversed(name.split("/")))
         parts.append(next((match[1] for match in found if match), None))
     known = [part for part in parts if part is not None]
     if known and len(known) < len(names):
-        raise ValueError(
-            f"{names[parts.index(None)]!r} does not say which part it is, but others of the root "
-            f"do; its name, or its folder's, should begin with {TRAIN}, {' or '.join(TESTS)}"
+        raise DataError(
+            f"{names[parts.index(None)]!r} does not say which part it is, but other files do; "
+            f"begin its name, or its folder's, with {TRAIN}, {' or '.join(TESTS)}"
         )
     return known or [TRAIN] * len(names)
 
 
 def _train_and_test(part: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of both parts; none of the test where all of it trains."""
+    """The rows for training and for the test, of which there may be none."""
     present = set(np.unique(part).tolist())
     if not present <= {TRAIN, *TESTS} or TRAIN not in present:
-        raise ValueError(
+        raise DataError(
             f"{what} say {', '.join(map(repr, sorted(present)))}, but must say {TRAIN!r}, and of "
             f"test images {' or '.join(map(repr, TESTS))}"
         )
@@ -379,7 +380,7 @@ def _train_and_test(part: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _names_of_classes(schema: pa.Schema, label_column: str) -> list[str] | None:
-    """What Hugging Face's schema calls the classes, where it is one."""
+    """The class names in Hugging Face's schema metadata, if any."""
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     feature = described.get("info", {}).get("features", {}).get(label_column, {})
     names: list[str] | None = feature.get("names")
@@ -389,14 +390,14 @@ def _names_of_classes(schema: pa.Schema, label_column: str) -> list[str] | None:
 def _labels(
     values: pa.ChunkedArray, train: int, names: list[str] | None
 ) -> tuple[np.ndarray, list[str]]:
-    """The labels as 0 to K-1, [N], int64, and the K classes that the first `train` rows have."""
+    """Labels 0 to K-1, [N], int64, and names of the K classes in the first `train` rows."""
     kind = values.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
         values = values.cast(kind)
     texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not texts and not pa.types.is_integer(kind):
-        raise ValueError(f"label_column holds {kind}, but must hold integers or strings")
+        raise ConfigError(f"label_column holds {kind}, but must hold integers or strings")
     known = sorted(pc.unique(values[:train].drop_null()).to_pylist())
     if names is not None and not texts:
         known = list(range(len(names)))
@@ -404,12 +405,12 @@ def _labels(
     if labels.null_count:
         first = pc.index(pc.is_null(labels), True).as_py()
         value = values[first].as_py()
-        raise ValueError(
-            f"{labels.null_count} rows have a label that is no class of the training part, the "
-            f"first {value!r}; where a test split has no labels, remove its files"
+        raise DataError(
+            f"{labels.null_count} rows have a label that the training part does not have, the "
+            f"first {value!r}; if the test split has no labels, remove its files"
         )
     if len(known) < 2:
-        raise ValueError(f"the training part has only the label {known}, but needs two or more")
+        raise DataError(f"the training part has only the label {known}, but needs two or more")
     return labels.to_numpy().astype(np.int64), list(names or map(str, known))
 
 

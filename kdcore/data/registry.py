@@ -1,6 +1,6 @@
-"""The data sets, and what each of them lets its user set; read without loading PyTorch.
+"""The data sets and their settings, without importing PyTorch.
 
-The file of this folder that is named like the data set opens it.
+The file of the same name opens a data set.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of a data set before it is opened.
+    """A data set, before it is opened.
 
     Args:
-        summary: one line for people.
-        settings: those fields of `DataConfig` that only some data sets take, with the defaults
-            that they have for this one.
+        summary: one line.
+        settings: fields of `DataConfig` that not all data sets have, with their defaults.
         takes_uri: whether its root may be a URI.
     """
 

@@ -1,4 +1,4 @@
-"""The contract of a data set: what it says about itself, and how it is opened."""
+"""The base classes of data sets: a source opens a collection, which is then split."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from kdcore.data.config import DataConfig
 from kdcore.data.split import Split
 
 PixelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of pixels, for each channel, on the scale 0 to 1."""
+"""Mean and standard deviation of pixels, per channel, on the scale 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collection(ABC):
-    """All images of a data set, before they are split. An image's id is its position in here.
+    """All images of a data set. An image's id is its position in the collection.
 
     Args:
         labels: [N], int64, 0 to K-1.
-        is_test: [N], bool; the test split. The rest is the training part.
+        is_test: [N], bool: the test split. The others are the training part.
         class_names: the K classes in the order of their labels.
         in_channels: channels of the images.
         image_size: height and width in pixels.
-        digest: of images, labels and splits; the same data has the same digest everywhere.
+        digest: of images, labels and splits; the same on every machine.
     """
 
     labels: Tensor
@@ -36,26 +36,26 @@ class Collection(ABC):
 
     @abstractmethod
     def split(self, positions: Tensor) -> Split:
-        """The images at these positions [n], int64, as a part of their own."""
+        """The images at these positions [n], int64."""
 
     @abstractmethod
     def statistics(self, positions: Tensor) -> PixelStatistics:
-        """Of the images at these positions [n], int64, unaugmented."""
+        """Mean and deviation of the images at these positions [n], int64, unaugmented."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """Opens a data set; the file that is named like it defines one as `SOURCE`.
+    """Opens a data set. The file of the same name defines it as `SOURCE`.
 
     Args:
-        download: fetches its files into a root folder; absent where there is nothing to fetch.
+        download: downloads its files to a root folder; None if there is nothing to download.
     """
 
     download: Callable[[Path], None] | None = None
 
     @abstractmethod
     def open(self, config: DataConfig, workspace: Path) -> Collection:
-        """Opens the data set; what takes long is done once and kept in `data/` of the workspace.
+        """Opens the data set, with a cache in the folder `data` of the workspace.
 
         Raises:
             DataError: files are missing or damaged.

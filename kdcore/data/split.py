@@ -1,4 +1,4 @@
-"""A part of a data set, as batches of pixels."""
+"""Splits of a data set, read as batches of pixels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from kdcore.data.views import crop_and_flip
 
-# Augmentation is a handful of small operations: for many images at once they cost as much as for
-# few. 2,048 images of 3x32x32 are 6 MB, which a cache still holds.
+# Augmentation is a few small operations, which cost about the same for few and for many images.
+# 2,048 images of 3x32x32 are 6 MB, which still fit into a processor's cache.
 _AT_ONCE = 2048
 
 
 class Split(ABC):
-    """Images and their classes, in a fixed order; batches come on the split's device.
+    """Images and labels in a fixed order; batches are on the split's device.
 
     Attributes:
         labels: [N], int64.
-        image_ids: [N], int64, positions in the data set; views are drawn by them.
+        image_ids: [N], int64, positions in the data set, which seed the views.
     """
 
     labels: Tensor
@@ -28,7 +28,7 @@ class Split(ABC):
     @property
     @abstractmethod
     def view_recipe(self) -> str:
-        """All that decides how an image looks in a view, but the image itself."""
+        """Everything that decides a view of an image, except the image."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,13 +38,13 @@ class Split(ABC):
         """Height and width of the images in pixels."""
 
     def batch_without_gradients(self) -> int:
-        """How many images to show a network at once where no gradient is wanted: many enough to
-        fill a device, few enough for the widest maps of a ResNet-50 in a few GB."""
+        """Batch size without gradients: large enough to fill a device, small enough for the widest
+        maps of a ResNet-50 in a few GB."""
         height, width = self.sides()
         return min(512, max(1, 512 * 64 * 64 // (height * width)))
 
     def shuffled(self) -> Tensor:
-        """All positions [N], int64, in an order that PyTorch's global random state decides."""
+        """All positions [N], int64, shuffled by PyTorch's global random state."""
         return torch.randperm(len(self))
 
     @abstractmethod
@@ -61,22 +61,22 @@ class Split(ABC):
 
         Args:
             order: positions in this split, int64, on its device.
-            view: which view, >= 0; an image looks the same in it whatever the order.
+            view: >= 0; does not depend on the order.
             size: B.
         """
 
 
 @dataclass(frozen=True)
 class TableSplit(Split):
-    """A split whose pixels are one tensor: a data set that fits into memory.
+    """A split whose pixels are one tensor.
 
     Args:
         images: [N, C, H, W], uint8.
         labels: [N], int64.
         image_ids: [N], int64, positions in the image table.
         view_seed: of the augmentation.
-        crop_padding: pixels of black border that a random crop may reach into.
-        flip: whether every second image is mirrored.
+        crop_padding: pixels of black border for random crops.
+        flip: whether to mirror images at random.
     """
 
     images: Tensor
@@ -106,7 +106,7 @@ class TableSplit(Split):
 
     def views(self, order: Tensor, view: int, size: int) -> Iterator[Tensor]:
         for positions in torch.split(order, max(1, _AT_ONCE // size) * size):
-            seen = crop_and_flip(
+            augmented = crop_and_flip(
                 self.images[positions],
                 self.image_ids[positions],
                 seed=self.view_seed,
@@ -114,4 +114,4 @@ class TableSplit(Split):
                 crop_padding=self.crop_padding,
                 flip=self.flip,
             )
-            yield from torch.split(seen, size)
+            yield from torch.split(augmented, size)

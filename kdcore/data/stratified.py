@@ -1,14 +1,14 @@
-"""Stratified selection: a part of a data set in which every class keeps its share."""
+"""Stratified selection of images."""
 
 import torch
 from torch import Tensor
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """Orders images so that every leading part holds each class in nearly its share of the whole.
+    """Orders images so that every leading part has nearly the class proportions of the whole.
 
-    Within a class the order is random; the r-th of a class of n images comes at (r + u) / n of the
-    way, with one random u for each class, so that small parts favour no class.
+    Within a class the order is random. The r-th of n images of a class is placed at (r + u) / n,
+    with one random u per class, so that small parts favour no class.
 
     Args:
         labels: [N], int64.
@@ -29,13 +29,13 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
 
 
 def stratified_halves(labels: Tensor, first: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits positions 0 to N-1 into a stratified part of `first` images and the rest."""
+    """Splits positions 0 to N-1 into a stratified part of `first` images, and the rest."""
     order = stratified_order(labels, seed)
     return order[:first].sort().values, order[first:].sort().values
 
 
 def stratified_mask(labels: Tensor, first: int, seed: int) -> Tensor:
-    """Where the stratified part of `first` images lies: [N], bool."""
+    """Marks a stratified part of `first` images: [N], bool."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[stratified_order(labels, seed)[:first]] = True
     return chosen

@@ -1,4 +1,4 @@
-"""A data set that is larger than memory: encoded images, read and decoded while others train."""
+"""Data sets larger than memory: images are read and decoded ahead of training."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,51 +16,51 @@ from kdcore.data.decoding_pool import show_in_order
 from kdcore.data.source import Collection, PixelStatistics
 from kdcore.data.split import Split
 from kdcore.data.stratified import stratified_mask
+from kdcore.errors import ConfigError, DataError
 
-# One part takes a process some 40 ms at 224x224, and 2.4 MB: enough to be worth a message, little
-# enough that the processes share a batch evenly.
+# Images per decoding task: at 224x224 about 40 ms and 2.4 MB, long enough to be worth a message and
+# short enough to spread a batch evenly.
 _PART = 16
 _MOST_PROCESSES = 16
 
 _SAMPLE = 2048
 
-# What data sets call their parts. The first of the second line that is there is the test split, the
-# others are left out: the images that rank trials are always held out of the training part.
+# Names of the parts. The first of TESTS that is there is the test split, others are ignored: the
+# images that rank trials are always held out of the training part.
 TRAIN = "train"
 TESTS = ("test", "validation", "val")
 
-# Where data have no test split of their own. Its seed is fixed for ever, so that scores of
-# different searches can be compared.
+# For data without a test split. The seed never changes, so that scores stay comparable.
 _TEST_FRACTION = 0.1
 _TEST_SEED = 2014
 
 
 class ImageStore(ABC):
-    """Where encoded images lie."""
+    """A store of encoded images."""
 
     @abstractmethod
     def read(self, image_ids: Tensor) -> Iterator[EncodedImage]:
-        """The images with these ids [n], int64, in the given order, each read when it is due."""
+        """Yields the images with these ids [n], int64, in this order, reading them lazily."""
 
     def shuffled(self, image_ids: Tensor) -> Tensor:
-        """An order [n], int64, to read these images in; torch's global random state decides."""
+        """A random order [n], int64, of these images, by PyTorch's global random state."""
         return torch.randperm(len(image_ids))
 
 
 @dataclass(frozen=True)
 class StreamedSplit(Split):
-    """A split whose images are decoded when they are due.
+    """A split whose images are decoded when they are needed.
 
     Training views are random resized crops, mirrored half of the time (Szegedy et al., 2014,
     arXiv:1409.4842); `batches` gives centre crops.
 
     Args:
-        store: where the images lie.
+        store: of the images.
         labels: [N], int64.
         image_ids: [N], int64, positions in the data set.
-        image_size: height and width of what comes out.
+        image_size: height and width of the crops.
         view_seed: of the augmentation.
-        device: where batches go.
+        device: of the batches.
     """
 
     store: ImageStore
@@ -98,7 +98,7 @@ class StreamedSplit(Split):
     def sums(self) -> tuple[int, Tensor, Tensor]:
         """Count, sum [3] and sum of squares [3] of all pixels, unaugmented, int64."""
         count, total, squares = 0, torch.zeros(3, dtype=torch.int64), torch.zeros(3).long()
-        # This is done once, often by a process that trains nothing: none is started for it.
+        # Done once, often by a process that does not train, so without a pool.
         for images in self._decoded(self.image_ids, None, _PART, processes=0):
             pixels = images.transpose(0, 1).flatten(1).long()
             count += pixels.shape[1]
@@ -124,7 +124,7 @@ class StreamedSplit(Split):
                 for ids in torch.split(batch, _PART)
             ),
             processes,
-            # While one batch is in use, the next is made, and nobody waits at its end.
+            # The next batch is decoded while one is in use, and no process idles in between.
             ahead=2 * processes + -(-size // _PART),
         )
         pinned = self.device.type == "cuda"
@@ -138,10 +138,10 @@ class StreamedSplit(Split):
 
 
 def _processes(device: torch.device) -> int:
-    """How many processes decode: as many as this one may use threads.
+    """Number of decoding processes: as many as this one may use threads.
 
-    On a CPU a single thread decodes itself; its trial has no second core. Beside a GPU the one
-    thread mostly waits for it, so that a process has the core to itself.
+    With a single thread on a CPU, none: there is no other core. With a GPU, the thread mostly
+    waits, and a process can use the core.
     """
     threads = torch.get_num_threads()
     return 0 if threads == 1 and device.type == "cpu" else min(threads, _MOST_PROCESSES)
@@ -149,17 +149,17 @@ def _processes(device: torch.device) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedCollection(Collection):
-    """A data set of encoded images; without `is_test` anywhere, it has no test split yet.
+    """A data set of encoded images. If `is_test` is False everywhere, it has no test split yet.
 
     Args:
-        store: where the images lie.
+        store: of the images.
         view_seed: of the augmentation.
-        kept: a path without its ending, for the statistics that are kept.
+        cache_path: of the cached statistics, without suffix.
     """
 
     store: ImageStore
     view_seed: int
-    kept: Path
+    cache_path: Path
 
     def split(self, positions: Tensor) -> StreamedSplit:
         return StreamedSplit(
@@ -172,17 +172,18 @@ class StreamedCollection(Collection):
         )
 
     def with_test_split(self, test_fraction: float | None) -> "StreamedCollection":
-        """The same with a test split, where it has none of its own.
+        """Adds a test split if there is none.
 
         Args:
-            test_fraction: of the configuration.
+            test_fraction: from the configuration; None for the default.
 
         Raises:
-            ValueError: a share is given that is not needed, or that leaves a part empty.
+            ConfigError: a share is given, but the data has a test split.
+            DataError: the share leaves a part empty.
         """
         if self.is_test.any():
             if test_fraction is not None:
-                raise ValueError(
+                raise ConfigError(
                     f"test_fraction is {test_fraction}, but root has a test split of "
                     f"{int(self.is_test.sum())} images; leave test_fraction out"
                 )
@@ -190,14 +191,14 @@ class StreamedCollection(Collection):
         fraction = _TEST_FRACTION if test_fraction is None else test_fraction
         images = round(fraction * len(self.labels))
         if not 0 < images < len(self.labels):
-            raise ValueError(
-                f"test_fraction is {fraction}, but leaves {images} of {len(self.labels)} images to "
-                f"the test"
+            raise DataError(
+                f"test_fraction is {fraction}, but leaves {images} of {len(self.labels)} images "
+                f"for the test"
             )
         return replace(self, is_test=stratified_mask(self.labels, images, _TEST_SEED))
 
     def statistics(self, positions: Tensor) -> PixelStatistics:
-        """Estimated on a sample of 2,048 images, always the same for the same split."""
+        """Estimates mean and deviation on 2,048 images, the same ones for the same split."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             sample = positions[self.store.shuffled(positions)[:_SAMPLE]].sort().values
@@ -212,7 +213,7 @@ class StreamedCollection(Collection):
 
         key = key_of([self.digest, self.image_size, sample.tolist()])
         return open_or_make(
-            self.kept.with_name(f"{self.kept.name}-{key}.arrow"),
+            self.cache_path.with_name(f"{self.cache_path.name}-{key}.arrow"),
             "statistics file",
             estimate,
             lambda batch: (tuple(batch["mean"].to_pylist()), tuple(batch["std"].to_pylist())),

@@ -1,8 +1,8 @@
-"""Deterministic augmentation: how image i looks in view v is a function of (seed, i, v) alone.
+"""Deterministic augmentation: view v of image i depends on (seed, i, v) alone.
 
-So teacher and student see the same pixels, a teacher's answer can be kept for each view, and
-neither batch size, order, device nor a restart changes what is learned. Consistent teaching: Beyer
-et al., CVPR 2022, arXiv:2106.05237.
+So teacher and student see the same pixels (consistent teaching: Beyer et al., CVPR 2022,
+arXiv:2106.05237), a teacher's outputs can be cached per view, and batch size, order, device and
+restarts do not change the images.
 """
 
 import math
@@ -27,12 +27,12 @@ _MULTIPLIERS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 
 
 def _shifted(bits: Tensor, count: int) -> Tensor:
-    """Logical shift right; int64 shifts repeat the sign, so that is masked away."""
+    """Logical right shift: masks the sign bits that int64 shifts in."""
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """Scrambles every 64-bit word; int64 products wrap, which is the arithmetic meant here."""
+    """SplitMix64's mixing of 64-bit words; int64 products wrap around, as intended."""
     bits = bits + _GAMMA
     bits = (bits ^ _shifted(bits, 30)) * _MULTIPLIERS[0]
     bits = (bits ^ _shifted(bits, 27)) * _MULTIPLIERS[1]
@@ -40,14 +40,14 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def draw(seed: int, view: int, image_ids: Tensor, number: int, below: int) -> Tensor:
-    """Independent uniform integers, one for each image.
+    """Independent uniform integers, one per image.
 
     Args:
         seed: of the data set's views, int64.
         view: >= 0.
         image_ids: [B], int64.
-        number: which of an image's draws this is, >= 0.
-        below: the integers are 0 to below-1; up to 2^31, so that no bias shows.
+        number: of the draw, >= 0; draws of an image with different numbers are independent.
+        below: exclusive upper bound, at most 2^31, so that the bias is negligible.
 
     Returns:
         [B], int64, on the device of `image_ids`.
@@ -61,23 +61,22 @@ def draw(seed: int, view: int, image_ids: Tensor, number: int, below: int) -> Te
 def crop_and_flip(
     images: Tensor, image_ids: Tensor, *, seed: int, view: int, crop_padding: int, flip: bool
 ) -> Tensor:
-    """Shifts each image by up to `crop_padding` pixels over black, and mirrors every second one.
+    """Pads, crops and mirrors each image at random.
 
     Args:
         images: [B, C, H, W], of any type.
-        image_ids: [B], int64, the images' positions in their table.
+        image_ids: [B], int64, positions in the data set.
         seed: of the data set's views.
-        view: which view, >= 0.
-        crop_padding: pixels, >= 0; 0 leaves every image in place.
-        flip: whether to mirror.
+        view: >= 0.
+        crop_padding: pixels of black border, >= 0; 0 for no crops.
+        flip: whether to mirror with probability 1/2.
 
     Returns:
-        [B, C, H, W]: pad, crop and flip as the field trains CIFAR, with the same pixels on every
-        device.
+        [B, C, H, W], the usual augmentation of CIFAR; the same on every device.
     """
     height, width = images.shape[2:]
     if crop_padding:
-        # Every crop of every image: a view of the padded ones, from which each takes its own.
+        # A strided view of all crops of all images, from which each image takes one.
         crops = pad(images, (crop_padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
         row, column = (draw(seed, view, image_ids, n, 2 * crop_padding + 1) for n in (1, 2))
         images = crops[torch.arange(len(images), device=images.device), :, row, column]
@@ -87,9 +86,9 @@ def crop_and_flip(
     return images
 
 
-# Szegedy et al., "Going deeper with convolutions", 2014, arXiv:1409.4842, section 6: patches whose
-# size is distributed evenly between 8% and 100% of the image area, with an aspect ratio between
-# 3/4 and 4/3. An image that ten patches in a row do not fit into shows its middle.
+# Szegedy et al., "Going deeper with convolutions", 2014, arXiv:1409.4842, section 6: patches of
+# 8% to 100% of the image's area, evenly distributed, with an aspect ratio between 3/4 and 4/3. If
+# ten patches in a row do not fit into the image, its centre is taken.
 _AREAS = (0.08, 1.0)
 _RATIOS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
@@ -97,16 +96,16 @@ _RESOLUTION = 1 << 31
 
 
 def patch_draws(seed: int, view: int, image_ids: Tensor) -> Tensor:
-    """What decides how images of any size look in a view.
+    """The random numbers of a view of images of any size.
 
     Args:
         seed: of the data set's views.
-        view: which view, >= 0.
+        view: >= 0.
         image_ids: [B], int64.
 
     Returns:
-        [B, 3 + 2 * 10], float64, 0 <= u < 1: whether to mirror, where the patch lies vertically and
-        horizontally, and the area and aspect ratio of each attempt at it.
+        [B, 3 + 2 * 10], float64 in [0, 1): whether to mirror, the patch's vertical and horizontal
+        position, and area and aspect ratio of each attempt.
     """
     numbers = range(3 + 2 * _ATTEMPTS)
     drawn = [draw(seed, view, image_ids, number, _RESOLUTION) for number in numbers]
@@ -114,12 +113,12 @@ def patch_draws(seed: int, view: int, image_ids: Tensor) -> Tensor:
 
 
 def is_mirrored(draws: Sequence[float]) -> bool:
-    """Whether the image of these draws is mirrored: every second one is."""
+    """Whether to mirror the image with these draws."""
     return draws[0] < 0.5
 
 
 def patch_of(draws: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
-    """The patch of an image that a view shows.
+    """The patch of an image in a view.
 
     Args:
         draws: the image's row of `patch_draws`.

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""The configuration of one distillation, and of a term in its objective."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -17,6 +17,7 @@ from pydantic import (
 from kdcore.backbones.names import check_backbone
 from kdcore.contract.method import Params
 from kdcore.data.config import DataConfig
+from kdcore.errors import ConfigError
 from kdcore.methods import CATALOGUE, check_method
 from kdcore.teacher.config import TeacherConfig
 from kdcore.teacher_cache.config import CacheConfig
@@ -24,7 +25,7 @@ from kdcore.training.recipe import Recipe
 
 
 class TermConfig(BaseModel):
-    """A method of an objective, with its settings; those left out have the published values."""
+    """A method of an objective and its parameters, which default to the published values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,12 +40,12 @@ class TermConfig(BaseModel):
     @field_validator("params", mode="wrap")
     @classmethod
     def _of_the_method(cls, value: Any, handler: Any, info: ValidationInfo) -> Params:
-        if "method" not in info.data:  # unknown, and said so already
+        if "method" not in info.data:  # unknown, which is reported already
             return Params()
         return CATALOGUE[info.data["method"]].Params.model_validate(value)
 
     def __str__(self) -> str:
-        """The method with every searched setting, like `kd(weight=0.9, temperature=4)`."""
+        """The method with its searched parameters, like `kd(weight=0.9, temperature=4)`."""
         searched = type(self.params).searched()
         settings = ", ".join(
             f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
@@ -59,12 +60,12 @@ class TrialConfig(BaseModel):
 
     Args:
         data: the images.
-        teacher: the network that teaches.
-        student: the name of the network that learns.
-        objective: the terms beside cross-entropy; none of them is the control.
+        teacher: the teacher.
+        student: name of the student network.
+        objective: the terms added to cross-entropy; an empty objective is the control.
         training: the recipe.
-        seed: of the student's and the helpers' initial weights, and of the order of the images.
-        cache: of the teacher's outputs; none: the teacher computes in every step.
+        seed: of the initial weights of student and helpers, and of the order of the images.
+        cache: of the teacher's outputs; None to run the teacher in every step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,5 +82,6 @@ class TrialConfig(BaseModel):
     def _each_method_once(self) -> Self:
         methods = [term.method for term in self.objective]
         if len(set(methods)) < len(methods):
-            raise ValueError(f"objective is {methods}, but a method may stand in it only once")
+            twice = next(name for name in methods if methods.count(name) > 1)
+            raise ConfigError(f"objective lists {twice!r} twice; list each method once")
         return self

@@ -1,4 +1,4 @@
-"""Distilling one student once: from a frozen configuration to a stream of epoch reports."""
+"""Distills one student: from a frozen configuration to an iterator of epoch reports."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,16 +24,16 @@ from kdcore.training.run import Term
 def network_pair(
     student: str, teacher: str, data: ImageData, teacher_backbone: Backbone | None = None
 ) -> NetworkPair:
-    """What a method is built from, for two networks of the catalogue on these images.
+    """Shapes and norms of two networks on these images, from which methods are built.
 
     Args:
         student: the name of the network that learns.
         teacher: the name of the network that teaches.
         data: the images.
-        teacher_backbone: the teacher with its weights; none: as it would be before training.
+        teacher_backbone: the teacher with its weights; None for fresh batch norms.
 
     Raises:
-        ValueError: a network is unknown, or the images are too small for it.
+        NetworkError: a network is unknown, or the images are too small for it.
     """
 
     def probed(name: str) -> Probe:
@@ -52,17 +52,17 @@ def network_pair(
 
 
 def build_terms(
-    objective: tuple[TermConfig, ...], setting: NetworkPair, seed: int
+    objective: tuple[TermConfig, ...], networks: NetworkPair, seed: int
 ) -> tuple[Term, ...]:
-    """Builds the methods of an objective; the same seed gives their helpers the same weights.
+    """Builds the methods of an objective; `seed` decides the initial weights of their helpers.
 
     Raises:
-        ValueError: a method cannot work on these networks; the message says why.
+        ConfigError: a method cannot work on these networks; the message says why.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return tuple(
-            Term(term.method, CATALOGUE[term.method](term.params, setting)) for term in objective
+            Term(term.method, CATALOGUE[term.method](term.params, networks)) for term in objective
         )
 
 
@@ -77,21 +77,22 @@ def distill(
     """Trains one student and yields a report after each epoch.
 
     Args:
-        config: what to do.
-        workspace: a folder for what is made once and kept: image tables and teachers. A teacher
-            that is not there yet is trained first.
+        config: data, networks, objective and recipe.
+        workspace: folder for image tables, teachers and cached outputs. A missing teacher is
+            trained first.
         checkpoint_dir: where a checkpoint is written before each report. A checkpoint found there
-            is continued, with the reports that the uninterrupted run would have given.
-        device: where to compute; none: the GPU where there is one.
-        parts: for a device without memory for a whole batch: a batch goes through the networks in
-            so many parts, one after the other, and their gradients are added up for one step. The
-            learning rate stays right, but batch norms, and methods that compare the images of a
-            batch, see a part at a time.
+            is resumed, with the reports that the uninterrupted run would have given.
+        device: where to compute; by default the GPU, if there is one.
+        parts: gradient accumulation, where a whole batch does not fit into memory: each batch is
+            split into this many parts, whose gradients are added up for one step. The learning
+            rate stays right, but batch norms, and methods that compare the images of a batch, see
+            one part at a time.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; the message names the term.
-        ValueError: data, weights or checkpoint are missing or damaged, or a method cannot work
-            here.
+        ConfigError: data or weights are missing or damaged, or a method cannot work on these
+            networks.
+        CheckpointError: the checkpoint is damaged, or belongs to another run.
     """
     workspace = Path(workspace)
     device = device or default_device()
@@ -128,12 +129,12 @@ def distill(
                 device=device,
                 execution=teacher_execution,
             )
-    setting = network_pair(
+    networks = network_pair(
         config.student, config.teacher.backbone, data, teacher.backbone if teacher else None
     )
     yield from train(
         student,
-        build_terms(config.objective, setting, config.seed),
+        build_terms(config.objective, networks, config.seed),
         teacher,
         data,
         config.training,

@@ -1,4 +1,4 @@
-"""A step on a few images: what cannot work is found before anything is trained."""
+"""Tries methods on a few images, so that one that cannot work is found before training."""
 
 from functools import cached_property
 
@@ -11,22 +11,22 @@ from kdcore.distillation.config import TermConfig
 from kdcore.methods import CATALOGUE
 from kdcore.networks.classifier import Classifier
 
-# Preparatory stages have ended by the last of so many epochs, and have begun with the first.
+# Of 10 epochs, the first belongs to a preparatory stage, if there is one, and the last does not.
 _EPOCHS = 10
 
-# What a network shows without being differentiated twice.
+# Outputs that need no second derivative.
 _USUAL = frozenset(Tap) - {Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT}
 
 
 class MethodCheck:
-    """Student and teacher on the same images; then any method between them is quickly tried.
+    """Tries methods on the outputs of a student and a teacher for the same images.
 
-    Both networks go forward once, and the student backward, with everything that methods read.
+    The networks run once, forward and for the student backward; each method then costs little.
 
     Args:
         student: with fresh weights.
         teacher: with any weights.
-        setting: of the two.
+        networks: their shapes and norms.
         images: [B, C, H, W], B >= 2, uint8.
         labels: [B], int64, not all the same.
     """
@@ -35,56 +35,59 @@ class MethodCheck:
         self,
         student: Classifier,
         teacher: Classifier,
-        setting: NetworkPair,
+        networks: NetworkPair,
         images: Tensor,
         labels: Tensor,
     ) -> None:
-        self._setting, self._labels, self._images = setting, labels, images
+        self._networks, self._labels, self._images = networks, labels, images
         self._student, self._teacher = student.train(), teacher.eval()
         self._positions = torch.arange(len(images))
-        self._shown, self._taught = self._outputs(_USUAL)
+        self._outputs = self._run(_USUAL)
 
-    def _outputs(self, kinds: frozenset[Tap]) -> tuple[Taps, Taps]:
-        """What student and teacher show, after the student has gone backward from all of it."""
+    def _run(self, kinds: frozenset[Tap]) -> tuple[Taps, Taps]:
+        """Runs both networks, the student backward too; returns their outputs."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            shown = self._student.taps(self._images, kinds, self._labels)
-            squares = [tensor.float().square().mean() for tensor in shown.tensors()]
+            student_taps = self._student.taps(self._images, kinds, self._labels)
+            squares = [tensor.float().square().mean() for tensor in student_taps.tensors()]
             torch.autograd.backward(torch.stack(squares).sum())
             with torch.no_grad():
-                return shown.detach(), self._teacher.taps(self._images, kinds, self._labels)
+                teacher_taps = self._teacher.taps(self._images, kinds, self._labels)
+            return student_taps.detach(), teacher_taps
 
     @cached_property
     def _with_gradients(self) -> tuple[Taps, Taps] | None:
-        """The outputs with the input's gradients; none where a network has no second derivative."""
+        """The outputs with input gradients; None if a network cannot be differentiated twice."""
         try:
-            return self._outputs(frozenset(Tap))
+            return self._run(frozenset(Tap))
         except RuntimeError:
             return None
 
     def attempt(self, term: TermConfig) -> str:
-        """Builds a method, and lets its loss go forward and backward.
+        """Builds a method and runs its loss forward and backward.
 
         Returns:
-            Why it cannot work; empty where it can. Whatever is not a refusal is raised.
+            Why it cannot work, or an empty text. Errors other than a refusal are raised.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
-                method = CATALOGUE[term.method](term.params, self._setting)
-                outputs: tuple[Taps, Taps] | None = self._shown, self._taught
+                method = CATALOGUE[term.method](term.params, self._networks)
+                outputs: tuple[Taps, Taps] | None = self._outputs
                 if not method.needs <= _USUAL:
                     outputs = self._with_gradients
                 if outputs is None:
                     return (
-                        f"it reads gradients by the pixels, but {self._setting.student.network} "
-                        f"cannot be differentiated twice"
+                        f"it reads input gradients, but {self._networks.student.network} cannot be "
+                        f"differentiated twice"
                     )
                 for epoch in (1, _EPOCHS):
                     method.begin_epoch(epoch, _EPOCHS)
-                    shown = outputs[0].changed(lambda tensor: tensor.clone().requires_grad_())
+                    student_taps = outputs[0].changed(
+                        lambda tensor: tensor.clone().requires_grad_()
+                    )
                     batch = Batch(self._labels, self._positions, epoch, _EPOCHS)
-                    loss = method(shown, outputs[1], batch)
+                    loss = method(student_taps, outputs[1], batch)
                     if not loss.isfinite():
                         return f"its loss is {loss.item()} on fresh networks"
                     if loss.requires_grad:

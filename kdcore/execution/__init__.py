@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""How a network computes on a device: precision, memory layout, CUDA graphs."""

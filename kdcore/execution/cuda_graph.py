@@ -1,27 +1,27 @@
-"""A training step as a CUDA graph: one launch instead of hundreds of small ones."""
+"""A training step as a CUDA graph: one launch instead of hundreds."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-# Steps before a capture, in which libraries choose their kernels and optimisers make their state.
+# Steps before a capture, in which libraries choose kernels and optimisers create their state.
 WARMUP_STEPS = 3
 
 
 class CapturedStep:
-    """A step whose kernels were recorded once and are replayed for other images.
+    """A step whose kernels are recorded once and replayed for other batches.
 
-    What the step computes from numbers of Python (an epoch's ramp, a preparation's end) is recorded
-    as it is: a step is captured anew for each epoch. Random numbers go on from PyTorch's generator.
+    Python numbers (a warm-up factor, the end of a preparatory stage) become constants, so that each
+    epoch captures its step again. Random numbers continue PyTorch's generator.
 
     Args:
-        step: reads images and positions; is recorded, not run.
-        images: a batch of the size that all batches have.
+        step: function of images and positions; recorded, not run.
+        images: a batch of the size of all others.
         positions: of its images in the training split.
 
     Raises:
-        RuntimeError: the step waits for the device, or needs memory in another way each time.
+        RuntimeError: the step synchronises with the device, or its allocations vary.
     """
 
     def __init__(

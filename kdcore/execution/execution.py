@@ -1,4 +1,4 @@
-"""In which precision and memory layout a network computes fastest on the device at hand."""
+"""The precision and memory layout in which a network is fastest on a device, by measurement."""
 
 import copy
 import ctypes
@@ -15,26 +15,26 @@ from filelock import FileLock
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from kdcore.execution.side_by_side import NarrowConv2d
+from kdcore.execution.side_by_side import lay_side_by_side
 from kdcore.networks.classifier import Classifier
 from kdcore.networks.measurement import device_name
 
 FILE_NAME = "executions.json"
 
-# A way must gain as much over a plainer one: half precision rounds, and noise gains a little too.
+# Required gain over a plainer execution: half precision rounds, and measurements are noisy.
 _WORTH = 0.95
 
-# What takes so many times as long as the fastest is measured no further.
-_HOPELESS = 1.3
+# Executions slower than the fastest by this factor are not measured again.
+_TOO_SLOW = 1.3
 _REPETITIONS, _SECONDS = 4, 2.0
 
-# A precision that a processor has no instructions for takes up to twenty times as long, which an
-# eighth of the images shows too. So few tell less exactly: they rule out only what is far behind.
-_PROBED, _UNKNOWN, _FAR_BEHIND = 8, 4.0, 1.5
+# Without instructions for a precision, a processor takes up to twenty times as long. An eighth of
+# the images suffices to notice, and to rule out executions that are far behind.
+_PROBED, _UNSUPPORTED, _FAR_BEHIND = 8, 4.0, 1.5
 
-# A network that only answers is measured with so many images, whatever a trial's batches are: its
-# cached outputs are for trials with any batch.
-_ANSWERED = 64
+# Batch for networks that are not trained, whatever the batch of a trial: cached outputs serve
+# trials with any batch size.
+_INFERENCE_BATCH = 64
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -43,9 +43,9 @@ class Execution:
     """How a network computes.
 
     Args:
-        precision: of convolutions and matrix products, under autocast; weights stay in float32.
-        channels_last: the layout of weights and maps in memory.
-        side_by_side: convolutions read narrow maps several images at once, as `narrow_maps` tells.
+        precision: of convolutions and matrix products, by autocast; weights stay in float32.
+        channels_last: memory layout of weights and maps.
+        side_by_side: convolutions read narrow maps of several images at once; see `side_by_side`.
     """
 
     precision: Precision = "float32"
@@ -61,45 +61,40 @@ class Execution:
 
     @classmethod
     def restored(cls, stored: Mapping[str, Any]) -> "Execution":
-        """What `asdict` gave; also in a checkpoint of version 0.1.0, whose only half precision was
-        `bfloat16`, true or false."""
+        """The inverse of `asdict`; version 0.1.0 stored `bfloat16`, true or false, as precision."""
         fields = dict(stored)
         if "bfloat16" in fields:
             fields["precision"] = "bfloat16" if fields.pop("bfloat16") else "float32"
         return cls(**fields)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The context in which a network computes in this precision."""
+        """The autocast context of this precision."""
         half = torch.float16 if self.precision == "float16" else torch.bfloat16
         return torch.autocast(device.type, half, enabled=self.precision != "float32")
 
     def place(self, module: nn.Module, device: torch.device) -> None:
-        """Moves a module to a device, into this layout."""
+        """Moves a module to a device and into this layout."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         module.to(device).to(memory_format=layout)
-        for layer in module.modules():
-            if type(layer) in (nn.Conv2d, NarrowConv2d):
-                layer.__class__ = NarrowConv2d if self.side_by_side else nn.Conv2d
+        lay_side_by_side(module, self.side_by_side)
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep the memory that it frees, up to 2 GiB, for whatever comes next.
+    """Makes glibc hold on to up to 2 GiB of freed memory; does nothing with another C library.
 
-    A training step frees all its maps. The C library gives blocks as large as these back to the
-    system, and when the next step takes them anew, each of their pages costs a fault: on two cores
-    about a tenth of a step. Does nothing where the library is not glibc.
+    By default, blocks as large as a training step's maps go back to the system when they are freed.
+    The next step then takes a page fault for each of their pages: a tenth of its time on two cores.
     """
-    trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+    trim_threshold, mmap_threshold = -1, -3  # from malloc.h
     if hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(trim_threshold, 2**31 - 1)
-        library.mallopt(mmap_threshold, 32 * 2**20)  # the largest that it takes
+        library.mallopt(mmap_threshold, 32 * 2**20)  # its maximum
 
 
 def candidates(device: torch.device) -> list[Execution]:
-    """Every way in which a device may compute, plain ones first.
+    """All executions to measure on a device, plain ones first.
 
-    Which instructions it has is not asked: a list of them would know the processors of its day
-    alone. What it does not gain by is soon found out.
+    Not filtered by instruction set: such a list would be outdated by the next processor.
     """
     half: Precision = "bfloat16"
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -120,18 +115,17 @@ def fastest_execution(
     *,
     batch_size: int | None = None,
 ) -> Execution:
-    """Measures a network in each way, once for a machine's workspace.
+    """Measures the candidates and stores the fastest in the workspace, where later calls find it.
 
-    Later calls find the answer there, so that all trials of a search compute alike.
+    So all trials of a search compute alike.
 
     Args:
         name: of the network.
-        classifier: the network; is left as it is.
+        classifier: the network; not modified.
         image_size: height and width in pixels.
-        device: where it would compute.
-        workspace: the answers lie in `executions.json` in it.
-        batch_size: images in a step of training; none for a network that does not learn, but is
-            only asked.
+        device: where to compute.
+        workspace: results are stored in its file `executions.json`.
+        batch_size: of training steps; None for inference.
     """
     channels, (height, width) = classifier.mean.shape[1], image_size
     threads = torch.get_num_threads() if device.type == "cpu" else 0
@@ -143,7 +137,9 @@ def fastest_execution(
     with FileLock(f"{path}.lock"):
         known = _known(path)
         if case not in known:
-            images = torch.zeros(batch_size or _ANSWERED, channels, height, width, device=device)
+            images = torch.zeros(
+                batch_size or _INFERENCE_BATCH, channels, height, width, device=device
+            )
             known[case] = _measured(classifier, images, learns=batch_size is not None)
             partial = path.with_suffix(".partial")
             answers = {key: asdict(execution) for key, execution in known.items()}
@@ -157,31 +153,31 @@ def _known(path: Path) -> dict[str, Execution]:
         answers = json.loads(path.read_text())
         return {key: Execution(**execution) for key, execution in answers.items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # none yet, or damaged, or of another version: measured again
+        return {}  # missing, damaged, or of another version: measured again
 
 
 def _measured(classifier: Classifier, images: torch.Tensor, *, learns: bool) -> Execution:
-    """The fastest way, or a plainer one that is as good as the fastest."""
+    """The fastest execution, or a plainer one that is about as fast."""
     device = images.device
     if device.type == "cpu":
         keep_freed_memory()  # as in training
     steps = {way: _step(classifier, way, device, learns=learns) for way in candidates(device)}
     best = dict.fromkeys(steps, float("inf"))
-    # What a network draws, for dropout, is not what the trial would draw.
+    # Dropout must not advance the random state of the trial.
     with torch.random.fork_rng([device] if images.is_cuda else []):
         remaining = list(steps)
         if device.type == "cpu":
             remaining = _not_far_behind(steps, images[: max(2, len(images) // _PROBED)])
         else:
             for step in steps.values():
-                step(images)  # loads libraries, which takes longer than any step
-        # In turns: else a neighbour's burst of work would decide against whom it met.
+                step(images)  # loads libraries
+        # In turns, so that a burst of other work slows all of them.
         started = time.perf_counter()
         for turn in range(_REPETITIONS):
             for way in remaining:
                 best[way] = min(best[way], steps[way](images))
-            if turn:  # in the first, libraries chose their kernels
-                limit = min(best.values()) * _HOPELESS
+            if turn:  # in the first turn, libraries choose kernels
+                limit = min(best.values()) * _TOO_SLOW
                 remaining = [way for way in remaining if best[way] < limit]
             if len(remaining) == 1 or time.perf_counter() - started > _SECONDS:
                 break
@@ -195,15 +191,15 @@ def _measured(classifier: Classifier, images: torch.Tensor, *, learns: bool) -> 
 def _not_far_behind(
     steps: Mapping[Execution, Callable[[torch.Tensor], float]], images: torch.Tensor
 ) -> list[Execution]:
-    """The ways that few images do not rule out."""
+    """The executions that a small batch does not rule out."""
     best: dict[Execution, float] = {}
-    unknown: set[Precision] = set()  # to the processor
+    unsupported: set[Precision] = set()
     for way, step in steps.items():
-        if way.precision in unknown:
+        if way.precision in unsupported:
             continue
         best[way] = step(images)
-        if best[way] > _UNKNOWN * min(best.values()):
-            unknown.add(way.precision)
+        if best[way] > _UNSUPPORTED * min(best.values()):
+            unsupported.add(way.precision)
         else:
             best[way] = min(best[way], step(images))
     return [way for way, seconds in best.items() if seconds < _FAR_BEHIND * min(best.values())]
@@ -212,11 +208,11 @@ def _not_far_behind(
 def _step(
     classifier: Classifier, execution: Execution, device: torch.device, *, learns: bool
 ) -> Callable[[torch.Tensor], float]:
-    """A step, forward and where it learns backward, that gives its seconds for some images."""
+    """A function that runs a step on some images and returns its seconds."""
     network = copy.deepcopy(classifier).train(learns)
     execution.place(network, device)
 
-    # Processor time where there is no GPU: on a busy machine the clock tells of its neighbours.
+    # Processor time on a CPU, which other processes do not add to.
     clock = time.perf_counter if device.type == "cuda" else time.process_time
 
     def seconds(images: torch.Tensor) -> float:

@@ -1,10 +1,10 @@
-"""Convolutions of narrow maps, faster on processors with matrix instructions for bfloat16.
+"""Faster convolutions of narrow maps, for processors with matrix instructions for bfloat16.
 
-Such a processor multiplies 32 pixels of a row at once to find the gradient of a kernel, and oneDNN
-reads all weights anew for every image. With maps of eight pixels' width three quarters of the work
-is wasted, and 512 channels of 4x4 pixels wait for memory alone. Here several images lie side by
-side in one wide map, with zeros between them where each would have been padded. The sums have the
-same summands, in another order.
+For the gradient of a kernel, such a processor multiplies 32 pixels of a row at once, and oneDNN
+reads all weights again for every image. Maps that are eight pixels wide waste three quarters of the
+work, and layers with 512 channels of 4x4 pixels are bound by memory. Here several images lie side
+by side in one wide map, with zeros between them in place of their padding. The sums have the same
+terms, in another order.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.functional import conv2d
 
-# Wider maps lose more by copying than they gain: tests/benchmarks/narrow_maps.py measures it.
+# Wider maps lose more by copying than they gain (tests/benchmarks/narrow_maps.py).
 WIDEST = 8
 IMAGES_IN_A_ROW = 16
 PIXELS_IN_A_ROW = 256
@@ -32,11 +32,11 @@ def _side_by_side(maps: Tensor, images: int, gutter: int) -> Tensor:
 
 
 def _apart(wide: Tensor, images: int, gutter: int) -> Tensor:
-    """The inverse."""
+    """The inverse of `_side_by_side`."""
     rows, channels, height, width = wide.shape
     pixels = wide.permute(0, 2, 3, 1).reshape(rows, height, images, width // images, channels)
-    kept = pixels[:, :, :, : width // images - gutter].transpose(1, 2)
-    return kept.contiguous().flatten(0, 1).permute(0, 3, 1, 2)
+    maps = pixels[:, :, :, : width // images - gutter].transpose(1, 2)
+    return maps.contiguous().flatten(0, 1).permute(0, 3, 1, 2)
 
 
 class _SideBySide(Function):
@@ -62,7 +62,7 @@ class _Apart(Function):
 
 
 class NarrowConv2d(nn.Conv2d):
-    """A convolution that lays narrow maps side by side, and computes all others as ever."""
+    """A convolution that lays narrow maps side by side; for other maps, a plain one."""
 
     def forward(self, maps: Tensor) -> Tensor:
         """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
@@ -90,7 +90,7 @@ class NarrowConv2d(nn.Conv2d):
     def _of_rows(self, maps: Tensor) -> Tensor:
         batch, width, stride = len(maps), maps.shape[3], self.stride[1]
         padding = self.kernel_size[1] // 2
-        # As wide as the padding; then as much more as lets every image begin at a whole stride.
+        # The padding, rounded up so that every image begins at a multiple of the stride.
         gutter = padding + -(width + padding) % stride
         images = math.gcd(batch, IMAGES_IN_A_ROW)
         if images == 1:
@@ -98,3 +98,34 @@ class NarrowConv2d(nn.Conv2d):
         wide = super().forward(_SideBySide.apply(maps, images, gutter))
         apart: Tensor = _Apart.apply(wide, images, wide.shape[3] // images - -(-width // stride))
         return apart
+
+
+def lay_side_by_side(network: nn.Module, enabled: bool) -> None:
+    """Replaces the convolutions inside a network by `NarrowConv2d`, or back by plain ones.
+
+    The new modules hold the same parameters, so that optimisers and state dicts stay valid.
+    Subclasses of nn.Conv2d from elsewhere are left alone.
+    """
+    wanted = NarrowConv2d if enabled else nn.Conv2d
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) in (nn.Conv2d, NarrowConv2d) and type(layer) is not wanted:
+                parent.add_module(name, _with_parameters_of(layer, wanted))
+
+
+def _with_parameters_of(layer: nn.Module, kind: type[nn.Conv2d]) -> nn.Conv2d:
+    assert isinstance(layer, nn.Conv2d)
+    twin = kind(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,  # type: ignore[arg-type]
+        layer.stride,  # type: ignore[arg-type]
+        layer.padding,  # type: ignore[arg-type]
+        layer.dilation,  # type: ignore[arg-type]
+        layer.groups,
+        layer.bias is not None,
+        layer.padding_mode,
+        device="meta",  # neither memory nor random numbers for weights that are replaced
+    )
+    twin.weight, twin.bias = layer.weight, layer.bias
+    return twin.train(layer.training)

@@ -1,4 +1,4 @@
-"""The catalogue: one file, one method; the file's name is the method's name."""
+"""The catalogue of methods. Each file defines the method of the same name."""
 
 import importlib
 import pkgutil
@@ -28,14 +28,14 @@ def _load(name: str) -> "type[Method]":
 
 
 CATALOGUE = Catalogue((found.name for found in pkgutil.iter_modules(__path__)), _load)
-"""Name -> method, in alphabetical order."""
+"""Methods by name, in alphabetical order."""
 
 
 def check_method(name: str) -> str:
-    """Returns the name of a known method.
+    """Returns the name of a method if it is known.
 
     Raises:
-        ConfigError: the catalogue has no such method.
+        ConfigError: the method is unknown.
     """
     if name not in CATALOGUE:
         raise ConfigError(

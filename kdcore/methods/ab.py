@@ -21,7 +21,7 @@ from kdcore.operations.match_spatial import match_spatial
 
 Normalization = Literal["sum", "mean"]
 
-# The scale of the authors' code for CIFAR: the sum over a batch, divided by its images, / 1000 * 3.
+# In the authors' code for CIFAR: the sum over a batch, divided by its images, / 1000 * 3.
 _SCALE_OF_SUM = 3e-3
 
 
@@ -33,23 +33,23 @@ def ab_loss(
     margin: float,
     normalization: Normalization,
 ) -> Tensor:
-    """Squared hinge that asks every student unit for its teacher's sign (equations 3 to 6).
+    """Squared hinge on the sign of every unit (equations 3 to 6).
 
     Where the teacher's unit is active (> 0), max(0, margin - s)^2; elsewhere max(0, margin + s)^2.
 
     Args:
-        student_preactivation: [B, C, H, W], behind the connector.
-        teacher_preactivation: [B, C, H, W]; only its signs count, and 0 is inactive.
-        margin: >= 0, how far beyond zero the student has to be.
+        student_preactivation: [B, C, H, W], after the connector.
+        teacher_preactivation: [B, C, H, W]; only signs are used, and 0 is inactive.
+        margin: >= 0, required distance of the student from zero.
         normalization: `sum`: 3/1000 of the sum over an image's units, as in the authors' code,
             which grows with the map; `mean` over the units. Either is a mean over the batch.
 
     Returns:
-        Scalar. Zero when every student unit is on the teacher's side of zero by the margin.
+        Scalar. Zero when every student unit has the teacher's sign and at least the margin.
     """
     student = student_preactivation
     # The hinge is the squared distance to the nearest value beyond the margin, with the same
-    # gradient: one pass for the loss and one for its gradient, where masks take ten.
+    # gradient. It takes one pass forward and one backward; masks would take ten.
     nearest = torch.where(
         teacher_preactivation > 0,
         student.detach().clamp(min=margin),
@@ -61,23 +61,23 @@ def ab_loss(
 
 
 class AB(StagedMethod):
-    """Activation boundaries: which units are active, not by how much; gives the student a start."""
+    """Activation boundaries: initialises the student by which units are active, not how much."""
 
     paper: ClassVar[str] = "arXiv:1811.03233"
     needs: frozenset[Tap] = frozenset({Tap.PREACTIVATIONS})
     zero_at_equality: ClassVar[bool] = False
 
     class Params(StagedMethod.Params):
-        """The settings of AB.
+        """The parameters of AB.
 
         Args:
-            weight: beside cross-entropy, in the joint mode.
-            preparation_share: of the epochs, in which the term trains alone; then cross-entropy
-                takes over. 0: the joint mode.
-            margin: how far beyond zero the student has to be.
-            normalization: `sum` over the units of a map, as published, or `mean`, whose weight
-                means the same for every size of image.
-            layers: several count 1, 1/2, 1/4 from the last to the first.
+            weight: in the joint mode.
+            preparation_share: share of the epochs that minimise the term alone; the others
+                minimise cross-entropy. 0 for the joint mode.
+            margin: required distance of the student from zero.
+            normalization: `sum` over the units of a map, as published, or `mean`, whose scale does
+                not depend on the image size.
+            layers: their losses have weights 1, 1/2, 1/4, ... from the last to the first.
         """
 
         weight: Annotated[float, Field(ge=0), Span(0.01, 10.0, log=True)] = 1.0
@@ -87,13 +87,13 @@ class AB(StagedMethod):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        self.pairs = resolve_layers(params.layers, networks.student, networks.teacher)
         self.connectors = nn.ModuleList()
         for pair in self.pairs:
-            student_channels = setting.student.maps[pair.student][0]
-            teacher_channels = setting.teacher.maps[pair.teacher][0]
+            student_channels = networks.student.maps[pair.student][0]
+            teacher_channels = networks.teacher.maps[pair.teacher][0]
             self.connectors.append(
                 nn.Identity()
                 if student_channels == teacher_channels
@@ -103,13 +103,13 @@ class AB(StagedMethod):
     def term(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = []
         for pair, to_teacher in zip(self.pairs, self.connectors, strict=True):
-            shown, taught = match_spatial(
+            student_map, teacher_map = match_spatial(
                 student.preactivations[pair.student], teacher.preactivations[pair.teacher]
             )
             losses.append(
                 ab_loss(
-                    to_teacher(shown),
-                    taught,
+                    to_teacher(student_map),
+                    teacher_map,
                     margin=self.params.margin,
                     normalization=self.params.normalization,
                 )

@@ -27,9 +27,9 @@ _NEEDS = {
 
 
 def _distance(first: Tensor, second: Tensor, reduction: Reduction) -> Tensor:
-    """Mean square of the difference, as in the authors' code, or half its length, as in the paper.
+    """Mean squared difference, as in the authors' code, or half its norm, as in the paper.
 
-    A length of 0, which has no derivative, gives a gradient of 0.
+    Where the norm is 0, so is the gradient.
     """
     if reduction == "mean":
         return mse_loss(first, second)
@@ -48,7 +48,7 @@ def at_loss(
     Args:
         student_map: [B, Cs, Hs, Ws].
         teacher_map: [B, Ct, Ht, Wt]; whichever map is larger is average-pooled to the smaller.
-        power: >= 1, of the magnitudes that are added up over channels.
+        power: >= 1, of the magnitudes that are summed over channels.
         reduction: `mean`, of squared differences over batch and positions, as in the authors'
             code; `paper`, half the Euclidean distance, mean over the batch.
 
@@ -63,7 +63,7 @@ def at_loss(
 def gradient_at_loss(
     student_gradient: Tensor, teacher_gradient: Tensor, *, reduction: Reduction
 ) -> Tensor:
-    """Distance between the gradients of two networks' cross-entropy by the pixels.
+    """Distance between the input gradients of two networks' cross-entropy.
 
     Args:
         student_gradient: [B, C, H, W], of each image's own cross-entropy.
@@ -80,36 +80,36 @@ def gradient_at_loss(
 def flip_symmetry_loss(
     gradient: Tensor, flipped_gradient: Tensor, *, reduction: Reduction
 ) -> Tensor:
-    """Distance between a network's gradient and that of the mirrored image, mirrored back.
+    """Distance between the input gradient of an image and that of its mirror image, flipped back.
 
     Args:
-        gradient: [B, C, H, W], of each image's cross-entropy by its pixels.
-        flipped_gradient: [B, C, H, W], of the mirrored image's by the mirrored pixels.
+        gradient: [B, C, H, W], of each image's cross-entropy.
+        flipped_gradient: [B, C, H, W], of the mirrored images'.
         reduction: as in `gradient_at_loss`.
 
     Returns:
-        Scalar. Zero when the network looks at mirrored images as in a mirror.
+        Scalar. Zero when the gradients are mirror images too.
     """
     return _distance(gradient, flipped_gradient.flip(3), reduction)
 
 
 class AT(Method):
-    """Where a network looks: attention maps of the chosen layers, or gradients by the pixels."""
+    """Attention transfer: attention maps of the chosen layers, or input gradients."""
 
     paper: ClassVar[str] = "arXiv:1612.03928"
     needs: frozenset[Tap] = frozenset({Tap.MAPS, Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT})
 
     class Params(method.Params):
-        """The settings of AT.
+        """The parameters of AT.
 
         Args:
-            weight: beside cross-entropy. It is divided by the number of positions with the
-                reduction `mean`, and not with `paper`, which suits weights of 0.1 to 100.
-            kind: `activation`: attention maps. `gradient`: the gradients by the pixels, which costs
-                the student a second backward pass. `flip symmetry`: of the student's gradients,
-                which costs two; the teacher has no part in it.
+            weight: of the term. With reduction `mean` the term is divided by the number of
+                positions; with `paper` it is not, and weights of 0.1 to 100 are suitable.
+            kind: `activation` for attention maps; `gradient` for input gradients, which cost the
+                student a second backward pass; `flip symmetry` of the student's input gradients,
+                which costs two and does not use the teacher.
             power: of `activation`.
-            reduction: `mean` of squares or `paper`, half a Euclidean distance.
+            reduction: `mean` of squares, or half a Euclidean distance as in the `paper`.
             layers: of `activation`.
         """
 
@@ -121,10 +121,10 @@ class AT(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
         self.needs = _NEEDS[params.kind]
-        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+        self.pairs = resolve_layers(params.layers, networks.student, networks.teacher)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         reduction = self.params.reduction

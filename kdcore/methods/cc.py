@@ -1,14 +1,13 @@
 """Correlation Congruence for Knowledge Distillation. Peng et al., ICCV 2019, arXiv:1904.01802.
 
-The paper takes both embeddings through trained linear layers to a common width before it compares
-their kernel matrices. A teacher's layer that this loss trains has a trivial answer: it maps all
-images to one direction, the student's layer follows, all kernel values are 1 and nothing was
-learned. A kernel matrix is B x B for every width, so that no common width is needed. Here the
-teacher's embedding is therefore compared as it is, a fixed target, and only the student's may pass
-a trained layer.
+The paper projects both embeddings by trained linear layers before it compares their kernel
+matrices. With a trained layer for the teacher, the loss has a trivial solution: both layers map all
+images to one direction, and all kernel values are 1. A common width is not necessary, because
+kernel matrices are B x B for every width. Here the teacher's embedding is a fixed target, and only
+the student's may be projected.
 
-The form that RepDistiller calls CC, products of the differences of neighbouring images in a batch,
-depends on the order of the batch and is not the paper's; it is not offered.
+The loss that RepDistiller calls CC, on the differences of neighbouring images in a batch, depends
+on the order of the batch and is not the paper's; it is not available here.
 """
 
 import math
@@ -85,38 +84,38 @@ def cc_loss(
 
 
 class CC(Method):
-    """How the images of a batch correlate, measured by a kernel between their embeddings."""
+    """Correlation congruence: kernel values between the embeddings of the images in a batch."""
 
     paper: ClassVar[str] = "arXiv:1904.01802"
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
 
     class Params(method.Params):
-        # The field's 0.02 belongs to RepDistiller's form, of embeddings without normalisation. The
-        # kernel values of unit vectors differ by 0.05, their squares by 0.0025: times 100 that is
-        # 0.25, on the scale of cross-entropy.
+        # The usual 0.02 is for RepDistiller's loss on unnormalised embeddings. Kernel values of
+        # unit vectors differ by about 0.05, squared 0.0025; times 100 that is 0.25, on the scale of
+        # cross-entropy.
         weight: Annotated[float, Field(ge=0), Span(1.0, 1e4, log=True)] = 100.0
         kernel: Annotated[Kernel, Choice(("taylor", "rbf", "bilinear"))] = "taylor"
         gamma: Annotated[float, Field(gt=0, le=20), Span(0.1, 2.0, log=True)] = 0.4
         order: Annotated[int, Field(ge=1, le=20), Choice((1, 2, 3))] = 2
-        # Whether the student's embedding passes a trained linear layer, to the teacher's width.
+        # Whether a trained linear layer projects the student's embedding to the teacher's width.
         projected: Annotated[bool, Choice((False, True))] = False
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
         self.projector: nn.Linear | None = None
         if params.projected:
             self.projector = nn.Linear(
-                setting.student.embedding_width, setting.teacher.embedding_width
+                networks.student.embedding_width, networks.teacher.embedding_width
             )
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        shown = student.embedding
+        student_embedding = student.embedding
         if self.projector is not None:
-            shown = self.projector(shown)
+            student_embedding = self.projector(student_embedding)
         return cc_loss(
-            shown,
+            student_embedding,
             teacher.embedding,
             kernel=self.params.kernel,
             gamma=self.params.gamma,

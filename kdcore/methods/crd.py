@@ -13,20 +13,21 @@ from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.searched import Choice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.errors import DataError
 
-# Shorter vectors stay short: dividing by a smaller length would make gradients explode. Embeddings
-# have lengths of about 1.
+# Shorter vectors are divided by this, which keeps gradients bounded. Lengths are usually about 1.
 _SHORTEST = 1e-4
 
-# How much of the running mean of the normalisers stays at each step.
+# Momentum of the running mean of the normalisers.
 _NORMALIZER_MEMORY = 0.99
 
 
 class _PickedProducts(torch.autograd.Function):
-    """Inner products of every anchor with the whole bank, of which the drawn ones are kept.
+    """Inner products of every anchor with its rows of the bank.
 
-    One product of matrices makes B x N numbers, and both passes drop them at once: neither a tensor
-    of size B x K x D is made, nor, as by `gather`, one of B x N kept between the passes.
+    A matrix product with the whole bank gives B x N numbers, which are freed right after they are
+    used. So there is no tensor of size B x K x D, and none of B x N is saved for the backward pass,
+    as autograd would for `gather`.
     """
 
     @staticmethod
@@ -38,8 +39,8 @@ class _PickedProducts(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         bank, positions = ctx.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):
-            # A GPU adds in any order, but the sums always have the same bits: where an anchor has
-            # drawn a row twice, both have the same score, so the same gradient.
+            # Deterministic although a GPU adds in any order: rows that an anchor has drawn twice
+            # have the same score, and so the same gradient.
             of_all = gradient.new_zeros(len(gradient), len(bank))
             of_all.scatter_add_(1, positions, gradient)
             return of_all @ bank, None, None
@@ -78,7 +79,7 @@ def log_normalizer(scores: Tensor, *, train_images: int) -> Tensor:
 
 @full_precision
 def nce_loss(scores: Tensor, log_normalizer: Tensor, *, train_images: int) -> Tensor:
-    """Noise-contrastive estimation: tells the one positive of an anchor from its K negatives.
+    """Noise-contrastive estimation: one positive per anchor against K negatives.
 
     With x = exp(score) / Z the critic is h = x / (x + K / N) (equation 19), and the loss is
     -log h(positive) - sum over negatives of log(1 - h) (equation 18).
@@ -89,7 +90,7 @@ def nce_loss(scores: Tensor, log_normalizer: Tensor, *, train_images: int) -> Te
         train_images: N.
 
     Returns:
-        Scalar, nats, mean over the batch. Above zero, which only a perfect critic comes near.
+        Scalar, nats, mean over the batch. Positive; near 0 for a perfect critic.
     """
     negatives = scores.shape[1] - 1
     # log(x / (K / N)): never x itself, since exp(1 / 0.03) is 3e14.
@@ -122,8 +123,8 @@ def crd_loss(
         temperature: > 0.
 
     Returns:
-        Scalar, nats, mean over the batch, sum over the two networks as anchors. Above zero, which
-        only a perfect critic comes near.
+        Scalar, nats, mean over the batch, sum over the two networks as anchors. Positive;
+        near 0 for a perfect critic.
     """
     total = torch.zeros_like(log_normalizers[0])
     for anchor, bank, log_z in (
@@ -146,7 +147,7 @@ def info_nce_loss(
     *,
     temperature: float,
 ) -> Tensor:
-    """Cross-entropy of finding an image's pair among K others, which may be the batch itself.
+    """Cross-entropy of finding an image's counterpart among K others, which may be the batch.
 
     An anchor's candidates are the other network's embedding of the same image, and the other
     network's embeddings of those others that belong to another class.
@@ -162,7 +163,7 @@ def info_nce_loss(
 
     Returns:
         Scalar, nats, mean over the batch, sum over the two networks as anchors. Zero, with zero
-        gradient, where no other image has another class.
+        gradient, if all images have one class.
     """
     same_class = labels[:, None] == other_labels[None, :]
     positive = (student_embedding * teacher_embedding).sum(1, keepdim=True) / temperature
@@ -175,12 +176,12 @@ def info_nce_loss(
 
 
 def _unit_rows(rows: int, width: int) -> Tensor:
-    """Random directions, evenly spread: what a memory holds before it has seen an image."""
+    """Uniformly random directions, the initial content of a memory."""
     return normalize(torch.randn(rows, width), dim=1)
 
 
 class UnitEmbedding(nn.Linear):
-    """A linear layer to embeddings of length 1, in full precision."""
+    """A linear layer, in full precision, with outputs scaled to length 1."""
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -189,18 +190,18 @@ class UnitEmbedding(nn.Linear):
 
 
 class OtherClassSampler(nn.Module):
-    """Draws training images of other classes, each of them equally likely, with replacement.
+    """Draws training images of other classes uniformly, with replacement.
 
-    With the images sorted by class, those of other classes are the ones before the class's own run
-    and the ones behind it. So one uniform integer below their number picks one, whatever the sizes
-    of the classes: nothing is rejected, and the device waits for nothing.
+    Sorted by class, the images of other classes are those before and those after the class's own
+    run. One uniform integer below their number picks one, whatever the sizes of the classes,
+    without rejection and without synchronising with the device.
 
     Args:
         train_labels: [N], int64.
         num_classes: K; labels are 0 to K-1.
 
     Raises:
-        ValueError: all images have one class.
+        DataError: all images have one class.
     """
 
     sorted_images: Tensor
@@ -212,48 +213,48 @@ class OtherClassSampler(nn.Module):
         sizes = torch.bincount(train_labels, minlength=num_classes)
         self.fewest_others = len(train_labels) - int(sizes.max())
         if self.fewest_others == 0:
-            raise ValueError(
-                f"all {len(train_labels)} training images have class {int(sizes.argmax())}, but a "
-                f"contrast needs images of other classes; train on two classes or more"
+            raise DataError(
+                f"all {len(train_labels)} training images have class {int(sizes.argmax())}, but "
+                f"crd needs images of other classes; train on two classes or more"
             )
-        # They follow from the data: a checkpoint need not hold them.
+        # Derived from the data, so not in checkpoints.
         self.register_buffer("sorted_images", train_labels.argsort(stable=True), persistent=False)
         self.register_buffer("class_starts", sizes.cumsum(0) - sizes, persistent=False)
         self.register_buffer("class_sizes", sizes, persistent=False)
 
     def forward(self, labels: Tensor, draws: int) -> Tensor:
-        """Positions in the training split, [B, draws], none of the class of its row's label."""
+        """Positions in the training split, [B, draws], of images with other classes."""
         starts = self.class_starts[labels][:, None]
         sizes = self.class_sizes[labels][:, None]
         bits = torch.randint(2**62, (len(labels), draws), device=labels.device)
-        # The remainder's bias is below N / 2^62: none.
+        # The bias of the remainder is below N / 2^62.
         rank = bits % (len(self.sorted_images) - sizes)
         return self.sorted_images[rank + sizes * (rank >= starts)]
 
 
 class CRD(Method):
-    """Contrast: an image's two embeddings agree, and differ from those of other classes."""
+    """Contrastive: an image's two embeddings agree, and differ from those of other classes."""
 
     paper: ClassVar[str] = "arXiv:1910.10699"
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
     batch_symmetric: ClassVar[bool] = False
 
     class Params(method.Params):
-        """The settings of CRD.
+        """The parameters of CRD.
 
         Args:
-            weight: beside cross-entropy.
+            weight: of the term.
             temperature: of the cosines.
-            negatives: where an image's negatives come from. `bank`: an embedding of every training
-                image, as published. `queue`: the latest embeddings. `batch`: the batch itself;
-                these two do not grow with the training set.
-            negative_images: K. For `bank`: drawn for each image, with replacement, and no more than
-                there are training images outside the largest class, so that every image has as
-                many to draw from. For `queue`: its length, no more than the training images.
-            momentum: what stays of a bank's row when its image is seen again.
-            width: D, of the embeddings that are compared.
-            normalizer: Z of `bank`. `first batch`: what the first batch gives, for ever, as
-                published; `running mean`: follows the training.
+            negatives: source of the negatives. `bank`: embeddings of all training images, as
+                published. `queue`: the latest embeddings. `batch`: the batch itself. Only the bank
+                grows with the training set.
+            negative_images: K. For `bank`, drawn for each image with replacement, at most the
+                number of training images outside the largest class. For `queue`, its length, at
+                most the number of training images.
+            momentum: of a bank's row when its image is seen again.
+            width: D, of the compared embeddings.
+            normalizer: Z of `bank`: from the `first batch` and then fixed, as published, or a
+                `running mean`.
         """
 
         weight: Annotated[float, Field(ge=0), Span(0.05, 5.0, log=True)] = 0.8
@@ -273,21 +274,21 @@ class CRD(Method):
     next_entry: Tensor
     log_normalizers: Tensor
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        images, width = setting.train_images, params.width
-        self.student_embedding = UnitEmbedding(setting.student.embedding_width, width)
-        self.teacher_embedding = UnitEmbedding(setting.teacher.embedding_width, width)
-        self.sampler = OtherClassSampler(setting.train_labels, setting.student.num_classes)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        images, width = networks.train_images, params.width
+        self.student_embedding = UnitEmbedding(networks.student.embedding_width, width)
+        self.teacher_embedding = UnitEmbedding(networks.teacher.embedding_width, width)
+        self.sampler = OtherClassSampler(networks.train_labels, networks.student.num_classes)
         if params.negatives == "bank":
             self.negative_images = min(params.negative_images, self.sampler.fewest_others)
             self._add_memory(images)
-            # Infinite until the first batch has given them.
+            # Infinite until the first batch.
             self.register_buffer("log_normalizers", torch.full((2,), math.inf))
         elif params.negatives == "queue":
             self.negative_images = min(params.negative_images, images)
             self._add_memory(self.negative_images)
-            # -1: a random direction of no class, a negative of every image.
+            # -1: a random direction without a class, which is a negative for every image.
             empty = torch.full((self.negative_images,), -1, dtype=torch.int64)
             self.register_buffer("memory_labels", empty)
             self.register_buffer("next_entry", torch.zeros((), dtype=torch.int64))
@@ -311,7 +312,7 @@ class CRD(Method):
         return info_nce_loss(ours, theirs, *others, temperature=self.params.temperature)
 
     def _against_banks(self, ours: Tensor, theirs: Tensor, batch: Batch) -> Tensor:
-        """`crd_loss`, with normalisers that its own scores may give."""
+        """`crd_loss`, with normalisers updated by its own scores."""
         drawn = self.sampler(batch.labels, self.negative_images)
         positions = torch.cat([batch.indices[:, None], drawn], dim=1)
         temperature, images = self.params.temperature, len(self.student_memory)
@@ -320,12 +321,12 @@ class CRD(Method):
             bank_scores(theirs, self.student_memory, positions, temperature=temperature),
         )
         found = torch.stack([log_normalizer(scores, train_images=images) for scores in anchored])
-        kept = self.log_normalizers
+        updated = self.log_normalizers
         if self.params.normalizer == "running mean":
-            kept = torch.logaddexp(
-                kept + math.log(_NORMALIZER_MEMORY), found + math.log(1 - _NORMALIZER_MEMORY)
+            updated = torch.logaddexp(
+                updated + math.log(_NORMALIZER_MEMORY), found + math.log(1 - _NORMALIZER_MEMORY)
             )
-        log_normalizers = torch.where(self.log_normalizers.isinf(), found, kept)
+        log_normalizers = torch.where(self.log_normalizers.isinf(), found, updated)
         self._new_log_normalizers = log_normalizers
         first, second = (
             nce_loss(scores, log_z, train_images=images)
@@ -335,7 +336,7 @@ class CRD(Method):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Remembers the batch's embeddings; what a loss gave without a step leaves no trace."""
+        """Stores the batch's embeddings, which `loss` alone does not."""
         if self._seen is None:
             return
         ours, theirs, batch = self._seen
@@ -349,8 +350,8 @@ class CRD(Method):
             self._enqueue(ours, theirs, batch.labels)
 
     def _refresh(self, bank: Tensor, embedding: Tensor, indices: Tensor) -> None:
-        # Of an image that the batch has twice the last embedding counts. Both write it, so that
-        # the order of writing does not matter.
+        # If an image is in the batch twice, both rows write its last embedding, so that the order
+        # of writes does not matter.
         order = torch.arange(len(indices), device=indices.device)
         last = torch.where(indices[:, None] == indices, order, -1).amax(1)
         mixed = torch.lerp(embedding[last], bank[indices], self.params.momentum)

@@ -16,10 +16,7 @@ from kdcore.operations.warmup import cosine_warmup
 
 
 def reversed_gradient(value: Tensor, factor: float) -> Tensor:
-    """The same value, to the bit; its gradient is multiplied by -factor.
-
-    What is minimised for everything else is then maximised for this value.
-    """
+    """Gradient reversal: the same value, bit for bit, with its gradient multiplied by -factor."""
     return value.detach() - factor * (value - value.detach())
 
 
@@ -31,14 +28,13 @@ def ctkd_loss(
     *,
     standardize: bool = False,
 ) -> Tensor:
-    """KD with a temperature that has a gradient of its own, the factor of its square included.
+    """KD with a gradient for the temperature, including the factor of its square.
 
     Args:
         student_logits: [B, K].
         teacher_logits: [B, K].
         temperature: scalar, > 0.
-        standardize: whether each image's logits first get mean 0 and deviation 1 over the
-            classes.
+        standardize: whether to standardise each image's logits to mean 0 and deviation 1 first.
 
     Returns:
         Scalar, nats, mean over the batch. Zero when both logits are equal up to a shift of each
@@ -50,28 +46,28 @@ def ctkd_loss(
 
 
 class CTKD(Method):
-    """Softened class probabilities; one temperature learns to make the student's task harder."""
+    """Softened class probabilities, with a temperature that is trained against the student."""
 
     paper: ClassVar[str] = "arXiv:2211.16231"
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
-    # Decay would pull the temperature to the middle of its range, whatever the loss says.
+    # Weight decay would pull the temperature to the middle of its range.
     undecayed: ClassVar[frozenset[str]] = frozenset({"temperature_logit"})
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 20.0, log=True)] = 0.9
         lowest_temperature: Annotated[float, Field(gt=0)] = 1.0
         temperature_range: Annotated[float, Field(gt=0)] = 20.0
-        # The opposition rises over the first 10 of 240 epochs, 5 of 120 on ImageNet.
+        # Warm-up of the reversed gradient: 10 of 240 epochs, 5 of 120 on ImageNet.
         ramp_share: Annotated[float, Field(ge=0, le=1), Span(0.01, 0.5, log=True)] = 10 / 240
         # Published (arXiv:2403.01427) with weight 9.
         standardize: Annotated[bool, Choice((False, True))] = False
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        check_classes(setting)
-        # Begins at 1 + 20 * sigmoid(1) = 15.6, as published.
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        check_classes(networks)
+        # Starts at 1 + 20 * sigmoid(1) = 15.6, as published.
         self.temperature_logit = nn.Parameter(torch.tensor(1.0))
 
     @property
@@ -81,10 +77,10 @@ class CTKD(Method):
         return self.params.lowest_temperature + self.params.temperature_range * share
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        opposition = cosine_warmup(batch.epoch, batch.epochs, share=self.params.ramp_share)
+        factor = cosine_warmup(batch.epoch, batch.epochs, share=self.params.ramp_share)
         return ctkd_loss(
             student.logits,
             teacher.logits,
-            reversed_gradient(self.temperature, opposition),
+            reversed_gradient(self.temperature, factor),
             standardize=self.params.standardize,
         )

@@ -16,16 +16,16 @@ from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.logits import check_classes
 
-# Probabilities whose squared distances from their mean add up to no more than this share of the
-# largest one's square count as equal: it is what rounding leaves of equal ones.
+# Probabilities count as equal if the sum of their squared deviations is at most this share of the
+# largest one squared, which is the size of rounding errors.
 _EQUAL = 1e-8
 
 
 def _directions(log_probabilities: Tensor, dim: int) -> Tensor:
-    """Probabilities less their mean along a dimension, at length 1; 0 where all are equal.
+    """Centred probabilities along a dimension, scaled to length 1; 0 where all are equal.
 
-    They are first divided by the largest of them, as a difference of logarithms: no direction
-    sees a scale, and the squares of probabilities of 1e-30 would be 0.
+    They are first divided by the largest, which does not change the result, because squares of
+    probabilities of 1e-30 underflow.
     """
     largest = log_probabilities.detach().amax(dim, keepdim=True)
     scaled = (log_probabilities - largest).exp()
@@ -38,8 +38,8 @@ def _directions(log_probabilities: Tensor, dim: int) -> Tensor:
 def _pearson_distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     """1 - Pearson's correlation of probabilities along a dimension, mean over the other.
 
-    As half the squared distance of unit vectors it is exactly 0 at equality. Where one side has
-    equal probabilities, so that there is no correlation, it is 1/2; where both have, 0.
+    Computed as half the squared distance of unit vectors, it is exactly 0 at equality. Where the
+    correlation is undefined it is 1/2 if one side is constant, and 0 if both are.
     """
     difference = _directions(student, dim) - _directions(teacher, dim)
     return 0.5 * difference.square().sum(dim).mean()
@@ -66,7 +66,7 @@ def dist_loss(
 
     Returns:
         Scalar; each distance is a mean, from 0 to 2. Zero when both logits are equal up to a
-        shift of each row. A batch of one has no distance over images.
+        shift of each row. For a batch of one, the distance over images is 0.
     """
     student = log_softmax(student_logits / temperature, dim=1)
     teacher = log_softmax(teacher_logits / temperature, dim=1)
@@ -76,7 +76,7 @@ def dist_loss(
 
 
 class DIST(Method):
-    """Which classes an image resembles, and which images a class: correlations, not equality."""
+    """Pearson correlation of probabilities, over the classes and over the images of a batch."""
 
     paper: ClassVar[str] = "arXiv:2205.10536"
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
@@ -91,9 +91,9 @@ class DIST(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        check_classes(setting)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        check_classes(networks)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         return dist_loss(

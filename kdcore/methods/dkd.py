@@ -21,10 +21,10 @@ from kdcore.operations.warmup import linear_warmup
 
 
 def _target_divergence(student_logit: Tensor, teacher_logit: Tensor) -> Tensor:
-    """KL of two coins, [B], that fall on the target with probability sigmoid(logit)."""
-    heads, tails = logsigmoid(teacher_logit), logsigmoid(-teacher_logit)
-    return heads.exp() * (heads - logsigmoid(student_logit)) + tails.exp() * (
-        tails - logsigmoid(-student_logit)
+    """KL between Bernoulli distributions, [B], with target probabilities sigmoid(logit)."""
+    log_p, log_q = logsigmoid(teacher_logit), logsigmoid(-teacher_logit)
+    return log_p.exp() * (log_p - logsigmoid(student_logit)) + log_q.exp() * (
+        log_q - logsigmoid(-student_logit)
     )
 
 
@@ -39,10 +39,10 @@ def dkd_loss(
     temperature: float,
     standardize: bool = False,
 ) -> Tensor:
-    """The two parts of KL(teacher || student), target or not and which non-target, reweighted.
+    """KL(teacher || student) in two parts with free weights: target vs rest, and among the rest.
 
     KD is the first part (TCKD) plus the second (NCKD) times the teacher's probability of all
-    non-targets: a sure teacher silences the second. Here its weight is free.
+    non-targets, which is close to 0 for a confident teacher.
 
     Args:
         student_logits: [B, K], K >= 3; with two classes the second part is 0.
@@ -50,9 +50,8 @@ def dkd_loss(
         labels: [B], int64 classes, the targets.
         target_weight: of TCKD, the paper's alpha, >= 0.
         nontarget_weight: of NCKD, the paper's beta, >= 0.
-        temperature: > 0; its square keeps gradients on the scale of cross-entropy.
-        standardize: whether each image's logits first get mean 0 and deviation 1 over the
-            classes.
+        temperature: > 0; its square keeps the scale of gradients.
+        standardize: whether to standardise each image's logits to mean 0 and deviation 1 first.
 
     Returns:
         Scalar, nats, mean over the batch. Zero when both logits are equal up to a shift of each
@@ -62,8 +61,8 @@ def dkd_loss(
         student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
     student_target, student_others = target_and_others(student_logits / temperature, labels)
     teacher_target, teacher_others = target_and_others(teacher_logits / temperature, labels)
-    # log(p / (1 - p)) of the target. The logarithm of a softmax summed over the non-targets, as
-    # in the published code, is minus infinity for a student that is sure.
+    # log(p / (1 - p)) of the target. The log of the sum of the non-targets' softmax, as in the
+    # published code, is -inf for a confident student.
     target = _target_divergence(
         student_target - student_others.logsumexp(1), teacher_target - teacher_others.logsumexp(1)
     )
@@ -72,7 +71,7 @@ def dkd_loss(
 
 
 class DKD(Method):
-    """Softened class probabilities in two parts: the target's, and those among the others."""
+    """Softened class probabilities, decoupled into the target's and those of the others."""
 
     paper: ClassVar[str] = "arXiv:2203.08679"
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
@@ -80,23 +79,23 @@ class DKD(Method):
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 20.0, log=True)] = 1.0
         target_weight: Annotated[float, Field(ge=0)] = 1.0
-        # 8, 6 or 2 by the pair of networks on CIFAR-100, 0.5 on ImageNet.
+        # 8, 6 or 2 on CIFAR-100, depending on the networks, and 0.5 on ImageNet.
         nontarget_weight: Annotated[float, Field(ge=0), Span(0.5, 16.0, log=True)] = 8.0
         temperature: Annotated[float, Field(gt=0), Span(1.0, 8.0, log=True)] = 4.0
-        # The loss rises over the first 20 of 240 epochs.
+        # Warm-up of the loss: 20 of 240 epochs.
         warmup_share: Annotated[float, Field(ge=0, le=1), Span(0.0, 0.25)] = 20 / 240
         # Published (arXiv:2403.01427) with weight 9.
         standardize: Annotated[bool, Choice((False, True))] = False
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        check_classes(setting, at_least=3)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        check_classes(networks, at_least=3)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        ramp = linear_warmup(batch.epoch, batch.epochs, share=self.params.warmup_share)
-        return ramp * dkd_loss(
+        factor = linear_warmup(batch.epoch, batch.epochs, share=self.params.warmup_share)
+        return factor * dkd_loss(
             student.logits,
             teacher.logits,
             batch.labels,

@@ -21,7 +21,7 @@ def fitnet_loss(regressed_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean squared difference of a regressed student map and the teacher's hint (equation 3).
 
     Args:
-        regressed_map: [B, C, H, W], the student's map after the regressor.
+        regressed_map: [B, C, H, W], the student's, after the regressor.
         teacher_map: [B, C, H, W].
 
     Returns:
@@ -31,21 +31,21 @@ def fitnet_loss(regressed_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 class FitNet(StagedMethod):
-    """Hints: a regressor, trained along, predicts the teacher's map from the student's."""
+    """Hints: a trained regressor predicts the teacher's map from the student's."""
 
     paper: ClassVar[str] = "arXiv:1412.6550"
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
     class Params(StagedMethod.Params):
-        """The settings of FitNet.
+        """The parameters of FitNet.
 
         Args:
-            weight: beside cross-entropy, in the joint mode.
-            preparation_share: 0: the joint mode of the field's codes. Above: the paper's two
-                stages; hints alone for this share of the epochs, and then none.
-            relu: whether the regressor ends in a ReLU. That suits hints that are activations; it
-                cannot predict the negative values of other taps.
-            layers: which hints.
+            weight: in the joint mode.
+            preparation_share: share of the epochs that minimise the hints alone, the paper's first
+                stage; 0 for the joint mode of most published code.
+            relu: whether the regressor ends in a ReLU, for hints that are activations; with it, it
+                cannot predict negative values.
+            layers: the hints.
         """
 
         weight: Annotated[float, Field(ge=0), Span(1.0, 1e3, log=True)] = 100.0
@@ -55,13 +55,13 @@ class FitNet(StagedMethod):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        self.pairs = resolve_layers(params.layers, networks.student, networks.teacher)
         self.regressors = nn.ModuleList(
             connector(
-                setting.student.maps[pair.student][0],
-                setting.teacher.maps[pair.teacher][0],
+                networks.student.maps[pair.student][0],
+                networks.teacher.maps[pair.teacher][0],
                 relu=params.relu,
             )
             for pair in self.pairs

@@ -19,7 +19,7 @@ from kdcore.contract.taps import Batch, Tap, Taps
 
 
 def flow(lower_map: Tensor, upper_map: Tensor) -> Tensor:
-    """The FSP matrix: inner products of the channels of two maps, as a mean over positions.
+    """The FSP matrix: inner products of the channels of two maps, averaged over positions.
 
     Args:
         lower_map: [B, C1, H1, W1].
@@ -37,8 +37,8 @@ def flow(lower_map: Tensor, upper_map: Tensor) -> Tensor:
         each if tuple(each.shape[2:]) == size else adaptive_max_pool2d(each, size)
         for each in (lower_map, upper_map)
     )
-    # Either map by the root of the number of positions, and not the product by that number: sums
-    # of 3,136 products stay small.
+    # Each map is divided by the square root of the number of positions, rather than the product by
+    # that number, so that sums of 3,136 products stay small.
     scale = (size[0] * size[1]) ** -0.5
     matrix: Tensor = (lower.flatten(2) * scale) @ (upper.flatten(2) * scale).mT
     return matrix
@@ -68,30 +68,30 @@ def fsp_loss(
 
 
 class FSP(StagedMethod):
-    """The flow from stage to stage, as products of channels; gives the student a start."""
+    """Flow of solution procedure: initialises the student by products of channels of stages."""
 
     paper: ClassVar[str] = "doi:10.1109/CVPR.2017.754"
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
     class Params(StagedMethod.Params):
-        """The settings of FSP.
+        """The parameters of FSP.
 
         Args:
-            weight: beside cross-entropy, in the joint mode.
-            preparation_share: of the epochs, in which the term trains alone; then cross-entropy
-                takes over. 0: the joint mode.
+            weight: in the joint mode.
+            preparation_share: share of the epochs that minimise the term alone; the others
+                minimise cross-entropy. 0 for the joint mode.
         """
 
         weight: Annotated[float, Field(ge=0), Span(0.1, 1e3, log=True)] = 50.0
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        student, teacher = setting.student, setting.teacher
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        student, teacher = networks.student, networks.teacher
         stages = equal_depth_pairs(student, teacher)
         self.pairs = (LayerPair(student.stem, teacher.stem), *stages)
-        # The paper asks for equal channels; where they differ, these lift that rule.
+        # The paper requires equal channels; adapters make it work without.
         self.adapters = nn.ModuleList()
         for pair in self.pairs:
             student_channels = student.maps[pair.student][0]
@@ -107,7 +107,7 @@ class FSP(StagedMethod):
         for pair, adapter in zip(self.pairs, self.adapters, strict=True):
             steps.append((adapter(student.maps[pair.student]), teacher.maps[pair.teacher]))
         losses = [
-            fsp_loss(shown_below, shown_above, taught_below, taught_above)
-            for (shown_below, taught_below), (shown_above, taught_above) in pairwise(steps)
+            fsp_loss(student_lower, student_upper, teacher_lower, teacher_upper)
+            for (student_lower, teacher_lower), (student_upper, teacher_upper) in pairwise(steps)
         ]
         return sum(losses[1:], start=losses[0])

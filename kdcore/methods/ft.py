@@ -23,20 +23,20 @@ from kdcore.operations.unit_vectors import unit_vectors
 
 Form = Literal["factor", "attention"]
 
-# Of the leaky ReLUs.
+# Negative slope of the leaky ReLUs.
 _SLOPE = 0.1
 
-# Of a teacher's map: weaker maps, dead ones among them, count as this strong.
+# Lower bound for a teacher map's mean square, for dead maps among others.
 _SMALLEST_MEAN_SQUARE = 1e-4
 
 
 @full_precision
 def reconstruction_loss(reconstructed_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Squared difference of a teacher's map and what the paraphraser makes of it (equation 1).
+    """Reconstruction error of the paraphraser, relative to the map's mean square (equation 1).
 
-    It is a share of the map's own squares, so that one learning rate fits maps of every strength.
-    The authors' code takes absolute values: of a map that is mostly zero, zeros are then the best
-    guess, and a short preparation learns nothing else.
+    So one learning rate works for maps of any scale. The authors' code takes the absolute error,
+    for which all zeros is a good solution if the map is mostly zero; a short preparation then finds
+    no better one.
 
     Args:
         reconstructed_map: [B, C, H, W].
@@ -57,11 +57,11 @@ def ft_loss(student_factor: Tensor, teacher_factor: Tensor, *, form: Form) -> Te
         student_factor: [B, C, Hs, Ws], from the translator.
         teacher_factor: [B, C, Ht, Wt], from the paraphraser; whichever is larger is average-pooled
             to the smaller before lengths are taken.
-        form: `factor`: each image's whole factor is scaled to length 1, as in paper and authors'
-            code. `attention`: its mean square over channels is, as in the field's other codes.
+        form: `factor` to scale each image's whole factor to length 1, as in the paper and the
+            authors' code; `attention` to scale its mean square over channels, as in other code.
 
     Returns:
-        Scalar, mean over the batch and the elements that are compared. Zero when both factors are
+        Scalar, mean over batch and elements. Zero when both factors are
         equal up to a positive factor for each image.
     """
     student, teacher = match_spatial(student_factor, teacher_factor)
@@ -75,14 +75,14 @@ def _convolutions(*channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
         convolution = nn.Conv2d(before, after, 3, padding=1)
-        # Without it, the signal is lost in six layers without a norm.
+        # Without this, the signal vanishes in six layers without a norm.
         nn.init.kaiming_normal_(convolution.weight, a=_SLOPE)
         layers += [convolution, nn.LeakyReLU(_SLOPE)]
     return nn.Sequential(*layers)
 
 
 class Paraphraser(nn.Module):
-    """An autoencoder of a teacher's maps; what its encoder gives is the factor.
+    """An autoencoder of a teacher's maps, whose code is the factor.
 
     Args:
         channels: of the teacher's map.
@@ -95,28 +95,28 @@ class Paraphraser(nn.Module):
         self.decoder = _convolutions(factor_channels, factor_channels, channels, channels)
 
     def forward(self, teacher_map: Tensor) -> Tensor:
-        """The map [B, C, H, W] as the decoder rebuilds it from its factor."""
-        rebuilt: Tensor = self.decoder(self.encoder(teacher_map))
-        return rebuilt
+        """The reconstructed map, [B, C, H, W]."""
+        reconstructed: Tensor = self.decoder(self.encoder(teacher_map))
+        return reconstructed
 
 
 class FT(Method):
-    """Factors: an autoencoder paraphrases the teacher's map, and a translator the student's."""
+    """Factor transfer: an autoencoder encodes the teacher's map, a translator the student's."""
 
     paper: ClassVar[str] = "arXiv:1802.04977"
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
     class Params(method.Params):
-        """The settings of FT.
+        """The parameters of FT.
 
         Args:
-            weight: beside cross-entropy.
-            preparation_share: of the epochs, in which the paraphraser trains on the teacher's maps
-                and the student waits; then the paraphraser is frozen. At least one epoch.
+            weight: of the term.
+            preparation_share: share of the epochs, at least one, in which only the paraphraser
+                trains, on the teacher's maps; it is then frozen.
             rate: channels of a factor, as a share of the teacher's; at least one.
-            form: `factor`, as published with weight 500, or `attention`, of the field's other
-                codes, with weight 200.
-            layers: which maps.
+            form: `factor`, as published with weight 500, or `attention`, in other code with weight
+                200.
+            layers: the maps.
         """
 
         weight: Annotated[float, Field(ge=0), Span(10.0, 5e3, log=True)] = 500.0
@@ -127,15 +127,15 @@ class FT(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
         self.preparation_share = params.preparation_share
-        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+        self.pairs = resolve_layers(params.layers, networks.student, networks.teacher)
         self.paraphrasers = nn.ModuleList()
         self.translators = nn.ModuleList()
         for pair in self.pairs:
-            student_channels = setting.student.maps[pair.student][0]
-            teacher_channels = setting.teacher.maps[pair.teacher][0]
+            student_channels = networks.student.maps[pair.student][0]
+            teacher_channels = networks.teacher.maps[pair.teacher][0]
             factor_channels = max(1, round(params.rate * teacher_channels))
             self.paraphrasers.append(Paraphraser(teacher_channels, factor_channels))
             self.translators.append(
@@ -149,8 +149,8 @@ class FT(Method):
     def preparation(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = []
         for pair, paraphraser in zip(self.pairs, self.paraphrasers, strict=True):
-            taught = teacher.maps[pair.teacher]
-            losses.append(reconstruction_loss(paraphraser(taught), taught))
+            teacher_map = teacher.maps[pair.teacher]
+            losses.append(reconstruction_loss(paraphraser(teacher_map), teacher_map))
         return sum(losses[1:], start=losses[0])
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:

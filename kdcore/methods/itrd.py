@@ -15,12 +15,12 @@ from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.unit_vectors import unit_vectors
 
-# Units that vary less over a batch are taken for constant, which bounds their gradient.
+# Units that vary less over a batch count as constant, which bounds their gradient.
 _SMALLEST_VARIANCE = 1e-6
 
 
 def _standardized(embedding: Tensor) -> Tensor:
-    """Each unit with mean 0 and unbiased variance 1 over the batch; zero for a constant unit."""
+    """Scales each unit to mean 0 and unbiased variance 1 over the batch; constant units to 0."""
     centred = embedding - embedding.mean(0)
     variance = centred.square().sum(0) / (len(embedding) - 1)
     return centred * variance.clamp(min=_SMALLEST_VARIANCE).rsqrt()
@@ -33,7 +33,7 @@ def correlation_loss(
     """Logarithm to base 2 of the sum over units of |correlation - 1|^(2 alpha).
 
     The correlation is the mean of the product of two standardised units. With the unbiased variance
-    it is (B - 1) / B where two units agree, and so the logarithm stays finite.
+    it is at most (B - 1) / B, which keeps the logarithm finite.
 
     Args:
         projected_embedding: [B, D], B >= 2, the student's, projected to the teacher's width.
@@ -52,16 +52,16 @@ def correlation_loss(
 def mutual_information_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
     """|G_s|^2 - |G_s o G_t|^2, of Gram matrices of unit vectors, each scaled to trace 1.
 
-    The sums of squares stand for the entropies of order 2 of the student and of both networks; the
-    entropy of the teacher, the third of the mutual information's terms, is constant. As in the
-    authors' code there are no logarithms.
+    The sums of squares stand for entropies of order 2, of the student and of both networks; the
+    third term of the mutual information, the teacher's entropy, is constant. As in the authors'
+    code, there are no logarithms.
 
     Args:
         student_embedding: [B, Ds].
         teacher_embedding: [B, Dt]; the widths may differ.
 
     Returns:
-        Scalar; 0 to 1 where no embedding is zero. Zero when every two images are orthogonal for the
+        Scalar, 0 to 1 if no embedding is zero. Zero when any two images are orthogonal for the
         student or parallel for the teacher.
     """
     student, teacher = unit_vectors(student_embedding), unit_vectors(teacher_embedding)
@@ -108,7 +108,7 @@ def itrd_loss(
 
 
 class ITRD(Method):
-    """Correlation of single units, and mutual information of batches, by matrix entropies."""
+    """Correlation of single units, and mutual information of batches by matrix entropies."""
 
     paper: ClassVar[str] = "arXiv:2112.00459"
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
@@ -122,17 +122,16 @@ class ITRD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        width = setting.student.embedding_width, setting.teacher.embedding_width
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        width = networks.student.embedding_width, networks.teacher.embedding_width
         self.same_width = width[0] == width[1]
         # Without a bias: correlations do not see it.
         self.projector = nn.Linear(*width, bias=False)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         projected = self.projector(student.embedding)
-        # As in the authors' code, the projector serves the mutual information only where the widths
-        # differ.
+        # As in the authors' code, the mutual information is projected only if the widths differ.
         return itrd_loss(
             student.embedding if self.same_width else projected,
             teacher.embedding,

@@ -26,9 +26,8 @@ def kd_loss(
     Args:
         student_logits: [B, K].
         teacher_logits: [B, K].
-        temperature: > 0; its square keeps gradients on the scale of cross-entropy.
-        standardize: whether each image's logits first get mean 0 and deviation 1 over the
-            classes.
+        temperature: > 0; its square keeps the scale of gradients.
+        standardize: whether to standardise each image's logits to mean 0 and deviation 1 first.
 
     Returns:
         Scalar, nats, mean over the batch. Zero when both logits are equal up to a shift of each
@@ -40,7 +39,7 @@ def kd_loss(
 
 
 class KD(Method):
-    """Softened class probabilities; the baseline of the field."""
+    """Softened class probabilities, the original method."""
 
     paper: ClassVar[str] = "arXiv:1503.02531"
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
@@ -53,9 +52,9 @@ class KD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        check_classes(setting)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        check_classes(networks)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         return kd_loss(

@@ -31,16 +31,16 @@ def mgd_loss(generated_map: Tensor, teacher_map: Tensor) -> Tensor:
     return (generated_map - teacher_map).square().sum() / len(generated_map)
 
 
-def keep_at_random(feature_map: Tensor, *, mask: Mask, masked_share: float) -> Tensor:
-    """Sets random channels or random positions of each image's map to zero, each on its own.
+def mask_at_random(feature_map: Tensor, *, mask: Mask, masked_share: float) -> Tensor:
+    """Sets random channels or positions of each image's map to zero, independently.
 
     Args:
         feature_map: [B, C, H, W].
-        mask: `channels`, each with all its positions; `positions`, each with all its channels.
-        masked_share: the probability of being set to zero, 0 to 1.
+        mask: `channels`, with all their positions; `positions`, with all their channels.
+        masked_share: probability of being set to zero, 0 to 1.
 
     Returns:
-        [B, C, H, W]; what is kept keeps its value.
+        [B, C, H, W]; other values are not rescaled.
     """
     images, channels, height, width = feature_map.shape
     size = (images, channels, 1, 1) if mask == "channels" else (images, 1, height, width)
@@ -48,13 +48,13 @@ def keep_at_random(feature_map: Tensor, *, mask: Mask, masked_share: float) -> T
 
 
 class Generator(nn.Module):
-    """Aligns a student's map with a teacher's channels, masks it, and fills in the gaps.
+    """Projects a student's map to the teacher's channels, masks it, and generates a full map.
 
     Args:
         student_channels: Cs.
         teacher_channels: Ct.
-        mask: what is masked.
-        masked_share: how much of it, 0 to 1.
+        mask: what to mask.
+        masked_share: probability of masking, 0 to 1.
     """
 
     def __init__(
@@ -74,36 +74,36 @@ class Generator(nn.Module):
     def forward(self, student_map: Tensor) -> Tensor:
         """[B, Cs, H, W] to [B, Ct, H, W]."""
         aligned = self.align(student_map)
-        kept = keep_at_random(aligned, mask=self.mask, masked_share=self.masked_share)
-        generated: Tensor = self.generate(kept)
+        masked = mask_at_random(aligned, mask=self.mask, masked_share=self.masked_share)
+        generated: Tensor = self.generate(masked)
         return generated
 
 
 class MGD(Method):
-    """From a randomly masked map of the student, a small network generates the teacher's whole."""
+    """A small network generates the teacher's map from a randomly masked one of the student."""
 
     paper: ClassVar[str] = "arXiv:2205.01529"
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
     batch_symmetric: ClassVar[bool] = False
 
     class Params(method.Params):
-        # Published for maps of 512 x 7 x 7 = 25,088 and of 2048 x 7 x 7 elements. The sum over a
-        # CIFAR network's 64 x 8 x 8 = 4,096 is as strong with 4e-4 to 2e-3.
+        # Published for maps of 512 x 7 x 7 = 25,088 and of 2048 x 7 x 7 elements. For the 64 x 8 x
+        # 8 = 4,096 of a CIFAR network, 4e-4 to 2e-3 give the same scale.
         weight: Annotated[float, Field(ge=0), Span(1e-6, 1e-2, log=True)] = 7e-5
         masked_share: Annotated[float, Field(ge=0, lt=1), Span(0.0, 0.75)] = 0.15
-        # The authors mask channels to classify, positions to detect and to segment.
+        # The authors mask channels for classification, positions for detection and segmentation.
         mask: Annotated[Mask, Choice(("channels", "positions"))] = "channels"
         layers: Annotated[str, LayerChoice()] = LAST
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        self.pairs = resolve_layers(params.layers, networks.student, networks.teacher)
         self.generators = nn.ModuleList(
             Generator(
-                setting.student.maps[pair.student][0],
-                setting.teacher.maps[pair.teacher][0],
+                networks.student.maps[pair.student][0],
+                networks.teacher.maps[pair.teacher][0],
                 mask=params.mask,
                 masked_share=params.masked_share,
             )
@@ -113,6 +113,8 @@ class MGD(Method):
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = []
         for pair, generator in zip(self.pairs, self.generators, strict=True):
-            shown, taught = match_spatial(student.maps[pair.student], teacher.maps[pair.teacher])
-            losses.append(mgd_loss(generator(shown), taught))
+            student_map, teacher_map = match_spatial(
+                student.maps[pair.student], teacher.maps[pair.teacher]
+            )
+            losses.append(mgd_loss(generator(student_map), teacher_map))
         return sum(losses[1:], start=losses[0])

@@ -26,10 +26,10 @@ def nkd_loss(
     nontarget_weight: float,
     temperature: float,
 ) -> Tensor:
-    """Cross-entropy weighted by the teacher's trust in the target, and one among non-targets.
+    """Cross-entropy weighted by the teacher's target probability, and one among non-targets.
 
-    The probabilities of the non-targets are normalised to sum 1 in both networks; without that
-    no student could match them, for the targets' probabilities differ.
+    The probabilities of the non-targets are normalised to sum 1 in both networks; otherwise a
+    student with another target probability could not match them.
 
     Args:
         student_logits: [B, K], K >= 3; with two classes the second part is 0.
@@ -39,19 +39,22 @@ def nkd_loss(
         temperature: > 0, of the second part, which is multiplied by its square.
 
     Returns:
-        Scalar, nats, mean over the batch. A cross-entropy and not a divergence: greater than 0
-        when both logits are equal. Its second part is then least: the teacher's entropy.
+        Scalar, nats, mean over the batch. Positive even when both logits are equal; the second part
+        is then minimal, the teacher's entropy among non-targets.
     """
-    trust = log_softmax(teacher_logits, dim=1).gather(1, labels[:, None]).squeeze(1).exp()
-    surprise = nll_loss(log_softmax(student_logits, dim=1), labels, reduction="none")
+    target_probability = (
+        log_softmax(teacher_logits, dim=1).gather(1, labels[:, None]).squeeze(1).exp()
+    )
+    target_loss = nll_loss(log_softmax(student_logits, dim=1), labels, reduction="none")
     _, student_others = target_and_others(student_logits / temperature, labels)
     _, teacher_others = target_and_others(teacher_logits / temperature, labels)
-    among_others = -(teacher_others.softmax(1) * log_softmax(student_others, dim=1)).sum(1)
-    return (trust * surprise + nontarget_weight * temperature**2 * among_others).mean()
+    others_loss = -(teacher_others.softmax(1) * log_softmax(student_others, dim=1)).sum(1)
+    weighted_others = nontarget_weight * temperature**2 * others_loss
+    return (target_probability * target_loss + weighted_others).mean()
 
 
 class NKD(Method):
-    """The teacher's trust in the target, and its normalised probabilities of the other classes."""
+    """The teacher's target probability, and normalised probabilities of the other classes."""
 
     paper: ClassVar[str] = "arXiv:2303.13005"
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
@@ -59,15 +62,15 @@ class NKD(Method):
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 10.0, log=True)] = 1.0
-        # 1.5 and temperature 1 on ImageNet; the authors' code has 3.5 and 3 for CIFAR-100.
+        # 1.5 with temperature 1 on ImageNet; in the authors' code 3.5 with 3 for CIFAR-100.
         nontarget_weight: Annotated[float, Field(ge=0), Span(0.25, 8.0, log=True)] = 1.5
         temperature: Annotated[float, Field(gt=0), Span(1.0, 8.0, log=True)] = 1.0
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        check_classes(setting, at_least=3)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        check_classes(networks, at_least=3)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         return nkd_loss(

@@ -1,4 +1,4 @@
-"""No distillation: the student learns from the labels alone. The control of every search."""
+"""No distillation: training on the labels alone, the control of every search."""
 
 from typing import Annotated, ClassVar
 
@@ -11,7 +11,7 @@ from kdcore.contract.taps import Batch, Tap, Taps
 
 
 class NoDistillation(Method):
-    """Cross-entropy alone; the control that every other method must beat."""
+    """Cross-entropy alone, the control that other methods are compared with."""
 
     paper: ClassVar[str] = "-"
     needs: frozenset[Tap] = frozenset()

@@ -20,14 +20,14 @@ from kdcore.operations.unit_vectors import unit_vectors
 
 Kernel = Literal["linear", "polynomial", "gaussian"]
 
-# Squared lengths up to this one belong to dead channels.
+# Channels with a squared length up to this are dead.
 _DEAD = 1e-24
-# Of the Gaussian kernel, for images whose channels are all alike.
+# Lower bound for the Gaussian kernel's width, for images whose channels are all equal.
 _SMALLEST_WIDTH = 1e-3
 
 
 def _inverse_lengths(gram: Tensor) -> Tensor:
-    """1 / length of each channel [B, C], and 0, without a gradient, for dead channels."""
+    """1 / length of each channel [B, C]; 0, without a gradient, for dead channels."""
     squares = gram.diagonal(dim1=1, dim2=2)
     alive = squares > _DEAD
     return torch.where(alive, torch.where(alive, squares, 1.0).rsqrt(), 0.0)
@@ -36,11 +36,10 @@ def _inverse_lengths(gram: Tensor) -> Tensor:
 def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines [B, Cs, Cs], [B, Ct, Ct] and [B, Cs, Ct] between channels; 0 for dead channels.
 
-    Lengths are divided out of the Gram matrices, which are smaller than the maps.
+    The Gram matrices are normalised, because they are smaller than the maps.
     """
     student_gram, teacher_gram = student @ student.detach().mT, teacher @ teacher.mT
-    # The loss is symmetric in a Gram matrix's two sides, so that its gradient is twice the one
-    # through the left side: one product of matrices less.
+    # By symmetry, the gradient is twice that through the left factor, which saves a matrix product.
     student_gram = 2 * student_gram - student_gram.detach()
     student_scale, teacher_scale = _inverse_lengths(student_gram), _inverse_lengths(teacher_gram)
     return (
@@ -64,24 +63,24 @@ def _linear(student: Tensor, teacher: Tensor) -> Tensor:
 def _polynomial(student: Tensor, teacher: Tensor) -> Tensor:
     """k(x, y) = <x, y>^2, from whichever Gram matrices are cheaper.
 
-    With channels as the rows of A, the sum of <x, y>^2 over all pairs of channels is |A_s A_t^T|^2.
-    It is also <A_s^T A_s, A_t^T A_t>, of matrices between positions; then the three means are one
-    square.
+    With channels as the rows of A, the sum of <x, y>^2 over all pairs of channels is |A_s A_t^T|^2,
+    which is also <A_s^T A_s, A_t^T A_t>, with matrices between positions. In that form, the three
+    means are one square.
     """
-    (shown, positions), taught = student.shape[1:], teacher.shape[1]
-    if shown**2 + taught**2 + shown * taught <= positions * (shown + taught):
+    _, cs, positions = student.shape
+    ct = teacher.shape[1]
+    if cs**2 + ct**2 + cs * ct <= positions * (cs + ct):
         student_cosines, teacher_cosines, between = _cosines(student, teacher)
         return _discrepancy(student_cosines.square(), teacher_cosines.square(), between.square())
     student, teacher = unit_vectors(student), unit_vectors(teacher)
-    difference = student.mT @ student / shown - teacher.mT @ teacher / taught
+    difference = student.mT @ student / cs - teacher.mT @ teacher / ct
     return difference.square().sum((1, 2))
 
 
 def _gaussian(student: Tensor, teacher: Tensor) -> Tensor:
     """k(x, y) = exp(-|x - y|^2 / 2 width), with each image's mean |x - y|^2 as its width.
 
-    The mean goes over all pairs of the image's channels, of student and teacher alike. The width is
-    a constant of the loss, through which no gradient flows.
+    The mean is over all pairs of channels of both networks. No gradient flows through the width.
     """
     student_cosines, teacher_cosines, between = _cosines(student, teacher)
     # Squared lengths: 1, or 0 for dead channels, and so without a gradient too; [B, C].
@@ -113,8 +112,8 @@ _DISCREPANCIES = {"linear": _linear, "polynomial": _polynomial, "gaussian": _gau
 def nst_loss(student_map: Tensor, teacher_map: Tensor, *, kernel: Kernel) -> Tensor:
     """Squared maximum mean discrepancy between the channels of two maps (equations 4 to 8).
 
-    An image's channels are a sample of vectors over its H * W positions, each scaled to length 1;
-    a channel that is zero everywhere stays a member, at the origin.
+    An image's channels are a sample of vectors over its H * W positions, each scaled to length 1,
+    or zero for dead channels.
 
     Args:
         student_map: [B, Cs, Hs, Ws].
@@ -131,7 +130,7 @@ def nst_loss(student_map: Tensor, teacher_map: Tensor, *, kernel: Kernel) -> Ten
 
 
 class NST(Method):
-    """What single channels respond to: the distribution of their spatial patterns."""
+    """Neuron selectivity: the distribution of the channels' spatial patterns."""
 
     paper: ClassVar[str] = "arXiv:1707.01219"
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
@@ -143,9 +142,9 @@ class NST(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        self.pairs = resolve_layers(params.layers, networks.student, networks.teacher)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = [

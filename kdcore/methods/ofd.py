@@ -22,7 +22,7 @@ from kdcore.operations.match_spatial import match_spatial
 
 Normalization = Literal["sum", "mean"]
 
-# The authors' code: channels that are negative more rarely than this have a margin of 3 deviations.
+# As in the authors' code, channels that are negative more rarely have a margin of 3 deviations.
 _RARELY_NEGATIVE = 1e-3
 
 
@@ -30,15 +30,15 @@ _RARELY_NEGATIVE = 1e-3
 def expected_margin(gamma: Tensor, beta: Tensor) -> Tensor:
     """The expected value of a normal variable, given that it is negative.
 
-    A batch norm's output is taken as normal with mean beta and deviation |gamma|. Then
+    Assuming that a batch norm's output is normal with mean beta and deviation |gamma|,
     E[x | x < 0] = beta - |gamma| pdf(beta / |gamma|) / cdf(-beta / |gamma|).
 
     Args:
-        gamma: [C], the norm's scale; 0 makes a channel constant: its margin is min(beta, 0).
-        beta: [C], the norm's shift.
+        gamma: [C]; where it is 0 the channel is constant, and its margin min(beta, 0).
+        beta: [C].
 
     Returns:
-        [C], at most 0 where the channel can be negative.
+        [C], <= 0.
     """
     deviation, mean = gamma.double().abs(), beta.double()
     constant = deviation == 0
@@ -58,25 +58,25 @@ def ofd_loss(
     *,
     normalization: Normalization,
 ) -> Tensor:
-    """Partial squared distance to the teacher's values, cut off below (equations 1 to 6).
+    """Partial squared distance to the teacher's values, clipped at the margin (equations 1 to 6).
 
-    With t = max(teacher, margin), a student value costs (s - t)^2, but nothing where s <= t <= 0:
-    there both activations are zero anyway.
+    With t = max(teacher, margin), the loss of a student value s is (s - t)^2, or 0 if s <= t <= 0,
+    where both activations are zero anyway.
 
     Args:
-        student_preactivation: [B, C, H, W], behind the connector.
+        student_preactivation: [B, C, H, W], after the connector.
         teacher_preactivation: [B, C, H, W].
         margin: [C], <= 0.
         normalization: `sum` over an image's units, as published, which grows with the map; `mean`
             over the units. Either is a mean over the batch.
 
     Returns:
-        Scalar. Zero when the student has the teacher's values where these are positive, and
-        values at most as large elsewhere.
+        Scalar. Zero when the student equals the teacher where it is positive, and is at most t
+        elsewhere.
     """
     student = student_preactivation
     target = torch.maximum(teacher_preactivation, margin[:, None, None])
-    # The partial distance is the whole one to the nearest value that costs nothing.
+    # The partial distance is the distance to the nearest value with zero loss.
     nearest = torch.where(target > 0, target, torch.minimum(student.detach(), target))
     if normalization == "mean":
         return mse_loss(student, nearest)
@@ -84,7 +84,7 @@ def ofd_loss(
 
 
 class MeasuredMargin(nn.Module):
-    """The mean of each channel's negative values over all steps so far, and 0 before there are any.
+    """The mean of each channel's negative values over all steps so far; 0 before the first.
 
     Args:
         channels: C.
@@ -95,21 +95,21 @@ class MeasuredMargin(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # A float32 stops counting at 16,777,216: 1,024 images of a 128x128 map.
+        # float32 cannot count beyond 16,777,216, which is 1,024 images of a 128x128 map.
         self.register_buffer("negative_sum", torch.zeros(channels, dtype=torch.float64))
         self.register_buffer("negative_count", torch.zeros(channels, dtype=torch.int64))
         self._seen: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def forward(self, preactivation: Tensor) -> Tensor:
-        """The margin [C] with the values of this batch, [B, C, H, W], counted in."""
+        """The margin [C], with the values of this batch, [B, C, H, W], included."""
         total = self.negative_sum + preactivation.clamp(max=0).sum((0, 2, 3), dtype=torch.float32)
         count = self.negative_count + (preactivation < 0).sum((0, 2, 3))
         self._seen = total, count
         return (total / count.clamp(min=1)).float()
 
     def remember(self) -> None:
-        """Keeps the last batch for good; a loss that leads to no step leaves no trace."""
+        """Stores the statistics that include the last batch, which `forward` alone does not."""
         if self._seen is not None:
             self.negative_sum.copy_(self._seen[0])
             self.negative_count.copy_(self._seen[1])
@@ -117,7 +117,7 @@ class MeasuredMargin(nn.Module):
 
 
 class ExpectedMargin(nn.Module):
-    """The margin that follows from a batch norm; see `expected_margin`.
+    """The margin of a batch norm; see `expected_margin`.
 
     Args:
         gamma: [C].
@@ -135,23 +135,23 @@ class ExpectedMargin(nn.Module):
 
 
 class OFD(Method):
-    """Overhaul: pre-activations, without the negative values that an activation cuts off."""
+    """Pre-activations, except for negative values that the activation removes."""
 
     paper: ClassVar[str] = "arXiv:1904.01866"
     needs: frozenset[Tap] = frozenset({Tap.PREACTIVATIONS})
 
     class Params(method.Params):
-        """The settings of OFD.
+        """The parameters of OFD.
 
         Args:
-            weight: beside cross-entropy.
-            margin: `norm`: from the affine parameters of the teacher's batch norms, as published; a
-                tap without a norm is measured. `measured`: mean of the negative values so far.
-            teacher_bn: `eval`: the teacher's batch norms use their running statistics. `batch`:
-                the batch's, as published; every term of the objective sees such a teacher.
-            normalization: `sum` over the units of a map, as published, or `mean`, whose weight
-                means the same for every size of image: 0.1 to 100 suit it.
-            layers: several count 1, 1/2, 1/4 from the last to the first.
+            weight: of the term.
+            margin: `norm` for the expected margin of the teacher's batch norms, as published (taps
+                without a norm are measured); `measured` for the mean of negative values so far.
+            teacher_bn: statistics of the teacher's batch norms: `eval` for running ones, `batch`
+                for the batch's, as published, which affects all terms of the objective.
+            normalization: `sum` over the units of a map, as published, or `mean`, whose scale does
+                not depend on the image size; weights of 0.1 to 100 are then suitable.
+            layers: their losses have weights 1, 1/2, 1/4, ... from the last to the first.
         """
 
         weight: Annotated[float, Field(ge=0), Span(1e-5, 0.1, log=True)] = 1e-3
@@ -162,35 +162,35 @@ class OFD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
         self.teacher_batch_statistics = params.teacher_bn == "batch"
-        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+        self.pairs = resolve_layers(params.layers, networks.student, networks.teacher)
         self.connectors = nn.ModuleList()
         self.margins = nn.ModuleList()
         for pair in self.pairs:
-            teacher_channels = setting.teacher.maps[pair.teacher][0]
+            teacher_channels = networks.teacher.maps[pair.teacher][0]
             self.connectors.append(
-                connector(setting.student.maps[pair.student][0], teacher_channels, relu=False)
+                connector(networks.student.maps[pair.student][0], teacher_channels, relu=False)
             )
-            known = params.margin == "norm" and pair.teacher in setting.teacher_norms
+            has_norm = params.margin == "norm" and pair.teacher in networks.teacher_norms
             self.margins.append(
-                ExpectedMargin(*setting.teacher_norms[pair.teacher])
-                if known
+                ExpectedMargin(*networks.teacher_norms[pair.teacher])
+                if has_norm
                 else MeasuredMargin(teacher_channels)
             )
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = []
         for pair, to_teacher, margin in zip(self.pairs, self.connectors, self.margins, strict=True):
-            shown, taught = match_spatial(
+            student_map, teacher_map = match_spatial(
                 student.preactivations[pair.student], teacher.preactivations[pair.teacher]
             )
             losses.append(
                 ofd_loss(
-                    to_teacher(shown),
-                    taught,
-                    margin(taught),
+                    to_teacher(student_map),
+                    teacher_map,
+                    margin(teacher_map),
                     normalization=self.params.normalization,
                 )
             )

@@ -1,7 +1,7 @@
 """Distilling Knowledge via Knowledge Review. Chen, Liu, Zhao and Jia, CVPR 2021, arXiv:2104.09044.
 
-Both networks show their maps before the activation, as in the authors' ImageNet code. (In their
-CIFAR code the student's ResNets show them after it, its Wide ResNets before it.)
+Maps are taken before the activation, as in the authors' ImageNet code. (In their CIFAR code,
+student maps are taken after it in ResNets, and before it in Wide ResNets.)
 """
 
 from typing import Annotated, ClassVar
@@ -28,9 +28,9 @@ _PYRAMID = (4, 2, 1)
 def reviewkd_loss(fused_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Hierarchical context loss: mean squared differences of a pyramid of average-pooled maps.
 
-    The map itself has weight 1, and every smaller level, 4x4, 2x2 and 1x1, half the weight of the
-    level before; the sum is divided by the sum of weights. A level is left out where it is as large
-    as the map. A map that is smaller than a level in one direction only keeps its side there.
+    The map itself has weight 1, and the levels 4x4, 2x2 and 1x1 each half the weight of the one
+    before; the sum is divided by the sum of weights. Levels as large as the map are skipped. A side
+    of the map that is smaller than a level's is not pooled.
 
     Args:
         fused_map: [B, C, H, W], the student's, after fusion.
@@ -39,7 +39,7 @@ def reviewkd_loss(fused_map: Tensor, teacher_map: Tensor) -> Tensor:
     Returns:
         Scalar, mean over batch, channels and positions. Zero when both maps are equal.
     """
-    # Pooling is linear: the pooled maps' difference is the difference's pooled map.
+    # Pooling is linear, so the difference can be pooled instead of both maps.
     difference = fused_map - teacher_map
     height, width = difference.shape[2:]
     total, weight, weights = difference.square().mean(), 1.0, 1.0
@@ -53,7 +53,7 @@ def reviewkd_loss(fused_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 def resized(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
-    """Average-pools where the map is larger than the size, repeats positions where it is smaller.
+    """Resizes a map, by average pooling where it is larger and nearest neighbour where smaller.
 
     Args:
         feature_map: [B, C, H, W].
@@ -69,13 +69,13 @@ def resized(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of a stage's map with what the deeper stages left.
+    """Attention-based fusion of a stage's map with the fused map of the deeper stages.
 
     Args:
         student_channels: Cs, of the stage.
         teacher_channels: Ct, of the map that this stage learns from.
-        width: channels of what goes from stage to stage.
-        deepest: whether there is nothing deeper to fuse with.
+        width: channels of fused maps.
+        deepest: whether this is the deepest stage, with nothing to fuse.
     """
 
     def __init__(
@@ -93,15 +93,15 @@ class Fusion(nn.Module):
     def forward(
         self, student_map: Tensor, deeper: Tensor | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Fuses, and brings the result to the teacher's size.
+        """Fuses two maps at the teacher's size.
 
         Args:
             student_map: [B, Cs, Hs, Ws].
-            deeper: [B, width, H, W], from the next deeper stage; none for the deepest.
+            deeper: [B, width, H, W], from the next deeper stage; None for the deepest.
             size: (Ht, Wt), of the teacher's map.
 
         Returns:
-            The map to compare, [B, Ct, Ht, Wt], and what the next shallower stage fuses with,
+            The map to compare, [B, Ct, Ht, Wt], and the fused map for the next shallower stage,
             [B, width, Ht, Wt].
         """
         fused = self.reduce(student_map)
@@ -119,7 +119,7 @@ def _as_map(embedding: Tensor) -> Tensor:
 
 
 class ReviewKD(Method):
-    """Each stage, fused with all deeper ones of the student, predicts the teacher's map."""
+    """Knowledge review: each stage, fused with all deeper ones, predicts the teacher's map."""
 
     paper: ClassVar[str] = "arXiv:2104.09044"
     needs: frozenset[Tap] = frozenset({Tap.PREACTIVATIONS, Tap.EMBEDDING})
@@ -128,39 +128,38 @@ class ReviewKD(Method):
         # The authors' CIFAR scripts: 5 for most pairs, 0.6 to 8 for all. mdistiller's for ImageNet:
         # 1 (ResNet-34 to ResNet-18) and 8 (ResNet-50 to MobileNet).
         weight: Annotated[float, Field(ge=0), Span(0.3, 30.0, log=True)] = 5.0
-        # The share of the epochs over which the term's factor rises to 1: 20 of the field's 240 for
-        # CIFAR, 1 of 100 for ImageNet.
+        # Warm-up of the loss: 20 of 240 epochs for CIFAR, 1 of 100 for ImageNet.
         warmup_share: Annotated[float, Field(ge=0, le=1), Span(0.0, 0.25)] = 20 / 240
-        # Channels of what goes from stage to stage; never more than the student's embedding has.
+        # Upper bound for the channels of fused maps, which are those of the student's embedding.
         max_width: Annotated[int, Field(ge=1)] = 512
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        student, teacher = setting.student, setting.teacher
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        student, teacher = networks.student, networks.teacher
         self.pairs = equal_depth_pairs(student, teacher)
         channels = [
             (student.maps[pair.student][0], teacher.maps[pair.teacher][0]) for pair in self.pairs
         ]
         channels.append((student.embedding_width, teacher.embedding_width))
         width = min(params.max_width, student.embedding_width)
-        # From the deepest, the embedding, to the first stage.
+        # From the embedding, which is the deepest, to the first stage.
         self.fusions = nn.ModuleList(
             Fusion(*both, width, deepest=number == 0)
             for number, both in enumerate(reversed(channels))
         )
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        shown = [student.preactivations[pair.student] for pair in self.pairs]
-        taught = [teacher.preactivations[pair.teacher] for pair in self.pairs]
-        shown.append(_as_map(student.embedding))
-        taught.append(_as_map(teacher.embedding))
+        student_maps = [student.preactivations[pair.student] for pair in self.pairs]
+        teacher_maps = [teacher.preactivations[pair.teacher] for pair in self.pairs]
+        student_maps.append(_as_map(student.embedding))
+        teacher_maps.append(_as_map(teacher.embedding))
         deeper, losses = None, []
-        for fusion, ours, theirs in zip(
-            self.fusions, reversed(shown), reversed(taught), strict=True
+        for fusion, student_map, teacher_map in zip(
+            self.fusions, reversed(student_maps), reversed(teacher_maps), strict=True
         ):
-            fused, deeper = fusion(ours, deeper, tuple(theirs.shape[2:]))
-            losses.append(reviewkd_loss(fused, theirs))
+            fused, deeper = fusion(student_map, deeper, tuple(teacher_map.shape[2:]))
+            losses.append(reviewkd_loss(fused, teacher_map))
         total = sum(losses[1:], start=losses[0])
         return total * linear_warmup(batch.epoch, batch.epochs, share=self.params.warmup_share)

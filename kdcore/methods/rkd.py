@@ -13,17 +13,17 @@ from kdcore.contract.method import Method, full_precision
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 
-# Squared distances below this share of the mean count as zero: what float32 leaves of equal rows.
+# Squared distances below this share of the mean count as zero: they are float32's rounding errors.
 _EQUAL_ROWS = 1e-6
 
-# 2^21 float32 angles take 8 MiB: all those of 128 images, or those at 32 corners of 256.
+# 8 MiB of float32: all angles of 128 images, or those at 32 corners of 256.
 _ANGLES_AT_ONCE = 2**21
 
 
 def _gram(embedding: Tensor) -> tuple[Tensor, Tensor]:
-    """Gram matrix [B, B] of the centred rows; their squared distances [B, B], 0 for equal rows.
+    """Gram matrix [B, B] of the centred rows, and their squared distances [B, B].
 
-    Centring changes no distance, and keeps |a|^2 + |b|^2 - 2ab from cancelling far from the origin.
+    Centring avoids cancellation in |a|^2 + |b|^2 - 2ab far from the origin.
     """
     centred = embedding - embedding.mean(0, keepdim=True)
     gram = centred @ centred.T
@@ -34,7 +34,7 @@ def _gram(embedding: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _inverse_root(squares: Tensor) -> Tensor:
-    """1 / sqrt where positive, else 0; its gradient is finite everywhere."""
+    """1 / sqrt where positive, else 0; with a finite gradient everywhere."""
     positive = squares > 0
     return torch.where(positive, torch.where(positive, squares, 1.0).rsqrt(), 0.0)
 
@@ -50,8 +50,8 @@ def _distances(squares: Tensor) -> Tensor:
 def _angles(gram: Tensor, inverse_distances: Tensor, first: int, last: int) -> Tensor:
     """Cosines [j, i, k] of the angle at j between i and k (equation 8), for j from first to last.
 
-    0 where points coincide. <x_i - x_j, x_k - x_j> = G_ik - G_ij - G_jk + G_jj: no tensor of size
-    B x B x D.
+    0 where points coincide. <x_i - x_j, x_k - x_j> = G_ik - G_ij - G_jk + G_jj avoids a tensor of
+    size B x B x D.
     """
     corners = gram[first:last]
     products = gram[None, :, :] - corners[:, :, None] - corners[:, None, :]
@@ -68,7 +68,7 @@ def _angle_difference(
     first: int,
     last: int,
 ) -> Tensor:
-    """The sum of the Huber distances of all angles whose corners are first to last."""
+    """The sum of the Huber distances of the angles at corners first to last."""
     return smooth_l1_loss(
         _angles(student_gram, student_inverse_distances, first, last),
         _angles(teacher_gram, teacher_inverse_distances, first, last),
@@ -81,8 +81,8 @@ def _mean_angle_difference(
 ) -> Tensor:
     """The mean of the Huber distances of all B^3 angles.
 
-    Those of a large batch are computed part by part, and again for their gradient, so that memory
-    grows like B^2.
+    For large batches, parts are computed one after another and recomputed in the backward pass, so
+    that memory is proportional to B^2.
     """
     images = len(student_gram)
     geometry = (
@@ -121,8 +121,8 @@ def rkd_loss(
     Args:
         student_embedding: [B, Ds].
         teacher_embedding: [B, Dt]; the widths may differ.
-        distance_weight: of the distances' term (equation 6), >= 0.
-        angle_weight: of the angles' term (equation 9), >= 0.
+        distance_weight: of the distances (equation 6), >= 0.
+        angle_weight: of the angles (equation 9), >= 0.
 
     Returns:
         Scalar; each term is a mean over all pairs or triplets. Zero when the embeddings are equal
@@ -138,7 +138,7 @@ def rkd_loss(
 
 
 class RKD(Method):
-    """The geometry of a batch: distances between embeddings, and angles among three of them."""
+    """Relations in a batch: distances between pairs of embeddings, and angles of triplets."""
 
     paper: ClassVar[str] = "arXiv:1904.05068"
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
@@ -146,7 +146,7 @@ class RKD(Method):
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.01, 100.0, log=True)] = 1.0
         distance_weight: Annotated[float, Field(ge=0)] = 25.0
-        # The angles' weight is distance_weight * angle_ratio: 50 as published.
+        # angle_weight = distance_weight * angle_ratio, 50 as published.
         angle_ratio: Annotated[float, Field(ge=0), Span(0.25, 8.0, log=True)] = 2.0
 
     params: Params

@@ -13,7 +13,7 @@ from kdcore.contract.searched import LayerChoice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.unit_vectors import unit_vectors
 
-# The batch of the published weights.
+# Batch size of the published weights.
 _PUBLISHED_BATCH = 64
 
 
@@ -34,13 +34,12 @@ def similarities(activation: Tensor) -> Tensor:
 def sp_loss(student_map: Tensor, teacher_map: Tensor, *, batch_scaled: bool) -> Tensor:
     """Mean squared difference of two similarity matrices (equations 1 to 4).
 
-    The entries of a row of length 1 are of the order of B^-1/2, so that this mean falls like 1/B.
+    Entries of a row of length 1 are of the order of B^-1/2, so this mean is proportional to 1/B.
 
     Args:
         student_map: [B, Cs, Hs, Ws].
-        teacher_map: [B, Ct, Ht, Wt]; the two maps share nothing but their batch.
-        batch_scaled: multiply by B / 64, so that a weight means for every batch size what it means
-            for the 64 images of the published one.
+        teacher_map: [B, Ct, Ht, Wt]; only the batch size must be the same.
+        batch_scaled: multiply by B / 64, so that the weight does not depend on the batch size.
 
     Returns:
         Scalar, mean over the B^2 pairs. Zero when the maps are equal up to a factor, and for a
@@ -54,22 +53,22 @@ def sp_loss(student_map: Tensor, teacher_map: Tensor, *, batch_scaled: bool) -> 
 
 
 class SP(Method):
-    """Which images of a batch activate a network alike, summed over the chosen layers."""
+    """Similarities of the maps of a batch's images, summed over the chosen layers."""
 
     paper: ClassVar[str] = "arXiv:1907.09682"
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(100.0, 1e5, log=True)] = 3000.0
-        # True makes one weight fit all batch sizes; at 64 images it changes nothing.
+        # True makes the weight independent of the batch size; no effect at 64 images.
         batch_scaled: bool = False
         layers: Annotated[str, LayerChoice()] = LAST
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        self.pairs = resolve_layers(params.layers, networks.student, networks.teacher)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = [

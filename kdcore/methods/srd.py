@@ -2,7 +2,7 @@
 
 Miles and Mikolajczyk, AAAI 2024, arXiv:2303.11098.
 
-The authors' recipe also has `kd` with temperature 1 and weight 1, a term of its own here.
+The authors combine it with `kd`, temperature 1 and weight 1, which is a separate term here.
 """
 
 from typing import Annotated, ClassVar
@@ -18,7 +18,7 @@ from kdcore.contract.taps import Batch, Tap, Taps
 
 # Of the authors' batch norms.
 _EPSILON = 1e-4
-# Of all differences together, as a norm: the logarithm has a finite gradient where both agree.
+# Lower bound for the norm of all differences, which keeps the logarithm finite.
 _SMALLEST_DISTANCE = 0.01
 
 
@@ -32,8 +32,8 @@ def _normalized(embedding: Tensor) -> Tensor:
 def srd_loss(projected_embedding: Tensor, teacher_embedding: Tensor, *, exponent: float) -> Tensor:
     """Logarithm of the sum of |difference|^exponent over a batch of batch-normalised embeddings.
 
-    The logarithm makes the gradient independent of how many numbers are summed. A larger exponent
-    lets the largest differences decide: a soft maximum.
+    The logarithm makes the gradient independent of the number of elements. Larger exponents
+    approximate the maximum.
 
     Args:
         projected_embedding: [B, D], the student's, projected to the teacher's width.
@@ -63,11 +63,11 @@ class SRD(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        # Without a bias: batch norm would take it out again.
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        # Without a bias, which batch norm would remove.
         self.projector = nn.Linear(
-            setting.student.embedding_width, setting.teacher.embedding_width, bias=False
+            networks.student.embedding_width, networks.teacher.embedding_width, bias=False
         )
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:

@@ -23,15 +23,15 @@ _SMALLEST_VARIANCE = 1e-5
 
 
 def raw_variance(variance: float) -> float:
-    """The number that `vid_loss` turns into this variance, which must be > 1e-5."""
-    # The inverse of softplus: log(e^v - 1) = v + log(1 - e^-v), which no large v overflows.
+    """The inverse of the variance in `vid_loss`, which must be > 1e-5."""
+    # The inverse of softplus: log(e^v - 1) = v + log(1 - e^-v), which does not overflow.
     above = variance - _SMALLEST_VARIANCE
     return above + math.log(-math.expm1(-above))
 
 
 @full_precision
 def vid_loss(predicted_map: Tensor, teacher_map: Tensor, raw_variances: Tensor) -> Tensor:
-    """Negative log-likelihood of a map under a Gaussian, without its constant (equations 3 to 6).
+    """Negative log-likelihood of a map under a Gaussian, up to a constant (equations 3 to 6).
 
     Each element has a predicted mean and its channel's variance: the mean over all elements of
     ((t - mean)^2 / variance + log variance) / 2.
@@ -44,18 +44,18 @@ def vid_loss(predicted_map: Tensor, teacher_map: Tensor, raw_variances: Tensor) 
     Returns:
         Scalar, nats; may be negative. For equal maps it is the mean of log(variance) / 2.
     """
-    # softplus: log(1 + e^raw), written out, is infinite from 89 on.
+    # log(1 + e^raw) would overflow from 89 on.
     variances = softplus(raw_variances) + _SMALLEST_VARIANCE
     squares = (predicted_map - teacher_map).square().mean((0, 2, 3))
     return 0.5 * (squares / variances + variances.log()).mean()
 
 
 class VID(Method):
-    """A Gaussian guess of the teacher's maps from the student's, with a variance per channel."""
+    """A Gaussian model of the teacher's maps given the student's, with a variance per channel."""
 
     paper: ClassVar[str] = "arXiv:1904.05835"
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
-    # Decay would pull the variances towards softplus(0) = 0.69.
+    # Weight decay would pull the variances towards softplus(0) = 0.69.
     undecayed: ClassVar[frozenset[str]] = frozenset({"raw_variances"})
 
     class Params(method.Params):
@@ -65,13 +65,13 @@ class VID(Method):
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        self.pairs = resolve_layers(params.layers, setting.student, setting.teacher)
-        self.channels = [setting.teacher.maps[pair.teacher][0] for pair in self.pairs]
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        self.pairs = resolve_layers(params.layers, networks.student, networks.teacher)
+        self.channels = [networks.teacher.maps[pair.teacher][0] for pair in self.pairs]
         self.regressors = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(setting.student.maps[pair.student][0], channels, 1, bias=False),
+                nn.Conv2d(networks.student.maps[pair.student][0], channels, 1, bias=False),
                 nn.ReLU(),
                 nn.Conv2d(channels, channels, 1, bias=False),
                 nn.ReLU(),
@@ -79,7 +79,7 @@ class VID(Method):
             )
             for pair, channels in zip(self.pairs, self.channels, strict=True)
         )
-        # Of all layers, one after the other.
+        # Of all layers, concatenated.
         self.raw_variances = nn.Parameter(
             torch.full((sum(self.channels),), raw_variance(params.initial_variance))
         )
@@ -88,6 +88,8 @@ class VID(Method):
         raw_variances = torch.split(self.raw_variances, self.channels)
         losses = []
         for pair, regressor, raw in zip(self.pairs, self.regressors, raw_variances, strict=True):
-            shown, taught = match_spatial(student.maps[pair.student], teacher.maps[pair.teacher])
-            losses.append(vid_loss(regressor(shown), taught, raw))
+            student_map, teacher_map = match_spatial(
+                student.maps[pair.student], teacher.maps[pair.teacher]
+            )
+            losses.append(vid_loss(regressor(student_map), teacher_map, raw))
         return sum(losses[1:], start=losses[0])

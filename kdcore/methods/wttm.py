@@ -20,17 +20,16 @@ from kdcore.operations.logits import check_classes
 def wttm_loss(
     student_logits: Tensor, teacher_logits: Tensor, *, power: float, weighted: bool
 ) -> Tensor:
-    """KL(transformed teacher || student), where the student's probabilities are not softened.
+    """KL(transformed teacher || student), without a temperature for the student.
 
-    The teacher's probabilities p become p^power / sum(p^power), which is what a temperature of
-    1 / power does.
+    The teacher's probabilities p become p^power / sum(p^power), as with a temperature of 1 / power.
 
     Args:
         student_logits: [B, K].
         teacher_logits: [B, K].
         power: the exponent, > 0; below 1 it softens.
-        weighted: whether each image counts sum(p^power) times (WTTM), 1 for a sure teacher and
-            up to K^(1 - power) for an unsure one, or once (TTM).
+        weighted: whether to weight each image by sum(p^power), which is 1 for a certain teacher
+            and at most K^(1 - power) (WTTM, otherwise TTM).
 
     Returns:
         Scalar, nats, mean over the batch. Zero when the student's logits are the teacher's
@@ -44,23 +43,23 @@ def wttm_loss(
 
 
 class WTTM(Method):
-    """Softened probabilities of the teacher alone; images that it is unsure of weigh more."""
+    """Softened probabilities of the teacher alone, with more weight where it is uncertain."""
 
     paper: ClassVar[str] = "arXiv:2402.11148"
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
     zero_at_equality: ClassVar[bool] = False
 
     class Params(method.Params):
-        # The authors' examples: 4 and power 0.2 weighted, 45 and power 0.1 not weighted.
+        # The authors' examples: 4 with power 0.2 weighted, 45 with power 0.1 unweighted.
         weight: Annotated[float, Field(ge=0), Span(0.5, 100.0, log=True)] = 4.0
         power: Annotated[float, Field(gt=0), Span(0.05, 1.0, log=True)] = 0.2
         weighted: bool = True
 
     params: Params
 
-    def __init__(self, params: Params, setting: NetworkPair) -> None:
-        super().__init__(params, setting)
-        check_classes(setting)
+    def __init__(self, params: Params, networks: NetworkPair) -> None:
+        super().__init__(params, networks)
+        check_classes(networks)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         return wttm_loss(

@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""Classifiers, on disk and in use, and what they cost."""

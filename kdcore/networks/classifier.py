@@ -1,4 +1,4 @@
-"""A network with its normalisation, from stored images to logits; and its form on disk."""
+"""A classifier: a backbone behind its normalisation; and how it is saved."""
 
 import os
 from dataclasses import replace
@@ -17,20 +17,21 @@ from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.normalization import Normalization
 from kdcore.contract.taps import Tap, Taps
 from kdcore.data.image_data import ImageData
+from kdcore.errors import WeightsError
 
 
 class ClassifierCard(BaseModel):
-    """What the JSON file beside the weights says.
+    """The JSON file beside the weights.
 
     Args:
-        backbone: the network's name in the catalogue.
-        class_names: the K classes in the order of the logits.
+        backbone: name of the network.
+        class_names: the K classes, in the order of the logits.
         in_channels: channels of the images.
-        image_size: height and width that it was trained on, pixels.
-        mean: subtracted from every pixel on the scale 0 to 1, for each channel.
-        std: every pixel is then divided by it, for each channel.
-        metrics: accuracies as shares of 1, losses in nats.
-        made_by: the settings that it was trained with.
+        image_size: height and width in pixels of the images that it was trained on.
+        mean: subtracted from pixels on the scale 0 to 1, per channel.
+        std: pixels are then divided by it, per channel.
+        metrics: accuracies from 0 to 1, losses in nats.
+        made_by: the configuration that it was trained with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +48,7 @@ class ClassifierCard(BaseModel):
     @model_validator(mode="after")
     def _one_number_for_each_channel(self) -> Self:
         if not len(self.mean) == len(self.std) == self.in_channels:
-            raise ValueError(
+            raise WeightsError(
                 f"mean and std have {len(self.mean)} and {len(self.std)} numbers, but in_channels "
                 f"is {self.in_channels}"
             )
@@ -55,12 +56,12 @@ class ClassifierCard(BaseModel):
 
 
 class Classifier(nn.Module):
-    """A backbone behind its own normalisation.
+    """A backbone with its normalisation.
 
     Args:
         backbone: the network.
-        mean: for each channel, on the scale 0 to 1.
-        std: for each channel, on the scale 0 to 1, > 0.
+        mean: per channel, on the scale 0 to 1.
+        std: per channel, on the scale 0 to 1, > 0.
     """
 
     mean: Tensor
@@ -70,24 +71,24 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.normalization = Normalization(mean, std)
-        # Not in the state dict: the weights file holds the network, the card its normalisation.
+        # Not in the state dict: the normalisation belongs to the card, not to the weights.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Float images, with about mean 0 and deviation 1."""
+        """Normalises images, uint8 or floats from 0 to 1."""
         scaled = images.float()
         if images.dtype == torch.uint8:
             scaled = scaled / 255
         return (scaled - self.mean) / self.std
 
     def taps(self, images: Tensor, needs: frozenset[Tap], labels: Tensor) -> Taps:
-        """Runs the network, once unless `needs` asks for more; see `Backbone.taps`.
+        """Runs the network, once more for each input gradient; see `Backbone.taps`.
 
         Args:
             images: as in `forward`.
-            needs: the kinds of output to keep.
-            labels: [B], int64; only input gradients read them.
+            needs: the kinds of output to return.
+            labels: [B], int64, for input gradients.
         """
         normalized = self.normalize(images)
         if Tap.INPUT_GRADIENT not in needs:
@@ -118,7 +119,7 @@ class Classifier(nn.Module):
 def build_classifier(
     name: str, data: ImageData, *, seed: int, normalization: Normalization | None = None
 ) -> Classifier:
-    """A fresh network for these images, behind a normalisation: the data's, unless one is given."""
+    """A network with fresh weights for these images; by default with the data's normalisation."""
     backbone = build_backbone(
         name, num_classes=data.num_classes, in_channels=data.in_channels, seed=seed
     )
@@ -132,7 +133,7 @@ def describe_classifier(
     metrics: dict[str, float],
     made_by: dict[str, JsonValue],
 ) -> ClassifierCard:
-    """The card of a network that classifies these images; `name` is the network's."""
+    """The card of a network trained on these images; `name` is the network's."""
     return ClassifierCard(
         backbone=name,
         class_names=data.class_names,
@@ -146,13 +147,13 @@ def describe_classifier(
 
 
 def save_classifier(folder: Path, role: str, classifier: Classifier, card: ClassifierCard) -> None:
-    """Writes `<role>.safetensors` and `<role>.json`, each whole or not at all.
+    """Writes `<role>.safetensors` and `<role>.json`, each atomically.
 
     Args:
-        folder: made where it is missing.
+        folder: created if missing.
         role: `student` or `teacher`.
-        classifier: only its backbone's weights are written, without its auxiliary classifiers.
-        card: what the JSON file says.
+        classifier: its backbone's weights are saved, without auxiliary classifiers.
+        card: content of the JSON file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
@@ -171,26 +172,26 @@ def load_card(folder: Path, role: str) -> ClassifierCard:
     """Reads `<role>.json`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged.
+        FileNotFoundError: the file is missing.
+        WeightsError: the file is damaged.
     """
     path = folder / f"{role}.json"
     try:
         return ClassifierCard.model_validate_json(path.read_text())
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise WeightsError(f"{path} is damaged: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is damaged: {where or 'content'}: {first['msg']}") from None
+        raise WeightsError(f"{path} is damaged: {where or 'content'}: {first['msg']}") from None
 
 
 def load_classifier(folder: Path, role: str) -> Classifier:
-    """Loads what `save_classifier` wrote, in evaluation mode, on the CPU.
+    """Loads a saved classifier on the CPU, in evaluation mode.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or weights and card do not belong together.
+        WeightsError: a file is damaged, or the weights do not fit the card.
     """
     card = load_card(folder, role)
     weights = folder / f"{role}.safetensors"
@@ -201,20 +202,20 @@ def load_classifier(folder: Path, role: str) -> Classifier:
     try:
         backbone.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{weights} does not fit {card.backbone}: {error}") from None
+        raise WeightsError(f"{weights} does not fit {card.backbone}: {error}") from None
     return Classifier(backbone, card.mean, card.std).eval()
 
 
 def load_student(folder: str | os.PathLike[str]) -> Classifier:
-    """Loads an exported student, ready to classify images: uint8, or floats from 0 to 1.
+    """Loads an exported student, which classifies images: uint8, or floats from 0 to 1.
 
-    No code is unpickled: the weights are safetensors, the rest is JSON.
+    Nothing is unpickled: weights are in safetensors, the rest in JSON.
 
     Args:
-        folder: holds `student.safetensors` and `student.json`.
+        folder: contains `student.safetensors` and `student.json`.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or weights and card do not belong together.
+        WeightsError: a file is damaged, or the weights do not fit the card.
     """
     return load_classifier(Path(folder), "student")

@@ -1,21 +1,21 @@
-"""TODO-DOC"""
+"""The cost of a network: parameters, multiply-adds, latency; time and memory of training."""
 
 from dataclasses import dataclass
 
 LATENCY_BATCH = 64
-"""Images in the batch whose latency is measured beside that of a single image."""
+"""Batch size of the second latency measurement; the first is for a single image."""
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What a network costs where it is used, without what only training needs.
+    """The cost of inference, without auxiliary classifiers.
 
     Args:
-        parameters: their number.
-        multiply_adds: of the convolutions and matrix products for one image.
+        parameters: number of parameters.
+        multiply_adds: of convolutions and matrix products for one image.
         latency_ms: median milliseconds for one image.
         batch_latency_ms: median milliseconds for a batch of 64 images.
-        device: where the latencies were measured, in words.
+        device: on which the latencies were measured.
         threads: of the CPU; 0 on a GPU.
     """
 
@@ -29,12 +29,11 @@ class NetworkCost:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """About what a step of training costs, cross-entropy alone, in float32.
+    """Estimated cost of a training step with cross-entropy alone, in float32.
 
     Args:
         seconds: for the step.
-        memory_bytes: for weights, gradients, momentum, the kept best weights, and what the backward
-            pass reads.
+        memory_bytes: of weights, gradients, momentum, the best weights so far, and saved tensors.
     """
 
     seconds: float

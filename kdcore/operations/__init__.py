@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""Building blocks that several methods share."""

@@ -1,4 +1,4 @@
-"""Where in a map a network is active."""
+"""Spatial attention maps."""
 
 import torch
 from torch import Tensor
@@ -16,15 +16,14 @@ def attention(activation: Tensor, *, power: int) -> Tensor:
     Returns:
         [B, H * W]; a zero map has zero attention.
     """
-    # An even power needs no absolute value. Products, because the gradient of a power takes twice
-    # their time.
+    # Even powers need no absolute value. Products: the gradient of `pow` takes twice the time.
     odd = power % 2 == 1
     factor = activation.abs() if odd else activation * activation
     magnitudes = factor
     for _ in range(power - 1 if odd else power // 2 - 1):
         magnitudes = magnitudes * factor
     strengths = magnitudes.sum(1).flatten(1)
-    # 1,000^8 is within float32's range and its square is not: the length is taken of strengths up
-    # to 1. Attention is the same for every scale, so this one needs no gradient.
+    # 1,000^8 is within float32's range but its square is not, so strengths are first scaled to at
+    # most 1. Attention does not depend on the scale, which therefore needs no gradient.
     largest = strengths.detach().amax(1, keepdim=True)
     return unit_vectors(strengths / torch.where(largest > 0, largest, 1.0))

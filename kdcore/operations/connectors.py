@@ -1,10 +1,10 @@
-"""Small trainable maps from a student's features to a teacher's."""
+"""Trainable connectors from a student's feature maps to a teacher's."""
 
 from torch import Tensor, nn
 
 
 class ConnectorNorm(nn.BatchNorm2d):
-    """Batch norm that takes a single value a channel too: it then uses its running statistics."""
+    """Batch norm that also accepts a single value per channel: it then uses running statistics."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
@@ -22,12 +22,12 @@ class ConnectorNorm(nn.BatchNorm2d):
 
 
 def connector(student_channels: int, teacher_channels: int, *, relu: bool) -> nn.Sequential:
-    """A 1x1 convolution and a batch norm, from student channels to teacher channels.
+    """A 1x1 convolution and a batch norm.
 
     Args:
         student_channels: Cs.
         teacher_channels: Ct.
-        relu: whether a ReLU follows; it suits targets that are activations.
+        relu: append a ReLU, for targets that are activations.
     """
     layers = [
         nn.Conv2d(student_channels, teacher_channels, 1, bias=False),

@@ -1,40 +1,41 @@
-"""Logits of two networks: made ready for a comparison, taken apart, compared."""
+"""Operations on logits: checks, standardisation, targets and non-targets, softened KL."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.errors import NetworkError
 
-# Keeps the gradient finite for constant logits; ordinary logits have deviations of 1 to 10.
+# Keeps the gradient finite for constant logits; ordinary ones have standard deviations of 1 to 10.
 _FLAT = 1e-4
 
-# Stands in for the logarithm of 0, so that a class that both networks rule out (a logit of
-# minus infinity) adds 0 * (log 0 - log 0) = 0 to a divergence, and not NaN.
+# Replaces log 0, so that a class that both networks rule out (a logit of -inf) adds
+# 0 * (log 0 - log 0) = 0 to a divergence instead of NaN.
 _LOG_ZERO = -1e30
 
 
-def check_classes(setting: NetworkPair, *, at_least: int = 2) -> None:
+def check_classes(networks: NetworkPair, *, at_least: int = 2) -> None:
     """Refuses networks whose logits cannot be compared class by class.
 
     Args:
-        setting: where a method is to work.
-        at_least: the fewest classes that leave it something to compare.
+        networks: student and teacher.
+        at_least: the number of classes that the method needs.
 
     Raises:
-        ValueError: the two networks have different numbers of classes, or too few.
+        NetworkError: the two networks have different numbers of classes, or too few.
     """
-    student, teacher = setting.student.num_classes, setting.teacher.num_classes
+    student, teacher = networks.student.num_classes, networks.teacher.num_classes
     if student != teacher:
-        raise ValueError(
-            f"num_classes is {student} for the student {setting.student.network} and {teacher} "
-            f"for the teacher {setting.teacher.network}, but must be equal; take a teacher of the "
-            f"same classes, or a method that compares no logits"
+        raise NetworkError(
+            f"num_classes is {student} for the student {networks.student.network} and {teacher} "
+            f"for the teacher {networks.teacher.network}, but must be equal; use a teacher of the "
+            f"same classes, or a method that does not compare logits"
         )
     if student < at_least:
-        raise ValueError(
-            f"num_classes is {student}, but must be >= {at_least}: with fewer, the probabilities "
-            f"that are to be compared are always equal; take another method"
+        raise NetworkError(
+            f"num_classes is {student}, but must be >= {at_least}: with fewer, the compared "
+            f"probabilities are always equal; use another method"
         )
 
 
@@ -47,7 +48,7 @@ def standardized(logits: Tensor) -> Tensor:
         logits: [B, K], K >= 2. Of two classes only their order remains.
 
     Returns:
-        [B, K]; zeros for constant rows, with a finite gradient.
+        [B, K]; zero for constant rows, with a finite gradient.
     """
     centred = logits - logits.mean(1, keepdim=True)
     variance = centred.square().sum(1, keepdim=True) / (logits.shape[1] - 1)
@@ -55,7 +56,7 @@ def standardized(logits: Tensor) -> Tensor:
 
 
 def target_and_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Takes each image's logits apart, without a mask whose result has an unknown shape.
+    """Splits each image's logits, without a boolean mask, whose result has no static shape.
 
     Args:
         logits: [B, K], K >= 2.
@@ -67,7 +68,7 @@ def target_and_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     target = labels[:, None]
     others = torch.arange(logits.shape[1] - 1, device=logits.device)
-    others = others + (others >= target)  # steps over the target
+    others = others + (others >= target)  # skips the target
     return logits.gather(1, target).squeeze(1), logits.gather(1, others)
 
 
@@ -77,12 +78,12 @@ def softened_divergence(
     """KL(teacher || student) of each image's softened probabilities, times temperature squared.
 
     Args:
-        student_logits: [B, K]. Minus infinity rules a class out, if the teacher's is so too.
+        student_logits: [B, K]. -inf rules out a class that the teacher rules out too.
         teacher_logits: [B, K].
-        temperature: > 0; its square keeps gradients on the scale of cross-entropy.
+        temperature: > 0; its square keeps the scale of gradients.
 
     Returns:
-        [B], nats. Zero for rows that are equal up to a shift.
+        [B], nats. Zero for rows that differ only by a constant.
     """
     student = log_softmax(student_logits / temperature, dim=1).clamp(min=_LOG_ZERO)
     teacher = log_softmax(teacher_logits / temperature, dim=1).clamp(min=_LOG_ZERO)

@@ -1,4 +1,4 @@
-"""Feature maps of two networks brought to one size."""
+"""Feature maps of two networks at a common size."""
 
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d

@@ -1,17 +1,17 @@
-"""Vectors without their length."""
+"""Vectors scaled to length 1."""
 
 import torch
 from torch import Tensor
 
-# What a network computes is longer than this, or exactly zero.
+# Vectors that a network computes are longer than this, or exactly zero.
 _NO_LENGTH = 1e-12
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Vectors along the last dimension, scaled to Euclidean length 1.
 
-    A vector of length 1e-12 or less has no direction: it gives zero and takes no gradient. To
-    divide it by 1e-12 instead, as is usual, multiplies its gradient by 1e12.
+    A vector of length 1e-12 or less becomes zero and gets no gradient. The usual division by
+    max(length, 1e-12) would multiply its gradient by 1e12.
 
     Args:
         vectors: [..., D].

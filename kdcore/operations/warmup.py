@@ -1,18 +1,18 @@
-"""Factors that rise from nought to 1 over the first epochs of a trial.
+"""Warm-up factors that rise from 0 to 1 over the first epochs of a trial.
 
-Papers count those epochs; here they are a share of the trial's, so that short trials have them.
+Papers count epochs. Here the warm-up is a share of all epochs, so that short trials have one too.
 """
 
 import math
 
 
 def linear_warmup(epoch: int, epochs: int, *, share: float) -> float:
-    """Rises evenly with each epoch, and stays at 1.
+    """Rises linearly, and then stays at 1.
 
     Args:
         epoch: from 1.
         epochs: of the whole trial.
-        share: of the epochs after which 1 is reached, 0 to 1; 0: from the first epoch on.
+        share: of the epochs after which it is 1, 0 to 1; with 0 it is 1 from the first epoch.
 
     Returns:
         Greater than 0, at most 1.
@@ -21,5 +21,5 @@ def linear_warmup(epoch: int, epochs: int, *, share: float) -> float:
 
 
 def cosine_warmup(epoch: int, epochs: int, *, share: float) -> float:
-    """Rises along half a cosine: slowly at first and at last. Arguments as in `linear_ramp`."""
+    """Rises along half a cosine, slowly at both ends. Arguments as in `linear_warmup`."""
     return 0.5 * (1 - math.cos(math.pi * linear_warmup(epoch, epochs, share=share)))

@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""The teacher: its configuration, its training or import, its folder."""

@@ -1,4 +1,4 @@
-"""Which teacher: the `teacher` of an experiment."""
+"""The configuration of a teacher."""
 
 import os
 from pathlib import Path
@@ -15,23 +15,24 @@ from pydantic import (
 )
 
 from kdcore.backbones.names import check_backbone, library_name
+from kdcore.errors import ConfigError
 from kdcore.training.recipe import Recipe
 
 
 class TeacherConfig(BaseModel):
-    """The network that teaches: either its weights, or how to train it.
+    """A teacher network, and either its weights or how to train it.
 
     Args:
         backbone: its name in the catalogue.
-        weights: a file with a state dict, as safetensors or saved by PyTorch; or, for a network of
+        weights: file with a state dict, as safetensors or saved by PyTorch; or, for a network of
             torchvision or timm, the name of published weights, like `IMAGENET1K_V2`, or a tag of
-            timm's, like `a1_in1k`. `DEFAULT` are those that the library recommends.
-        training: the recipe to train it with labels alone.
+            timm's, like `a1_in1k`. `DEFAULT` for those that the library recommends.
+        training: the recipe to train it on the labels.
         seed: of that training.
-        mean: subtracted from every pixel on the scale 0 to 1, for each channel of the images. None:
-            what the library of its network does, where the weights come from elsewhere (for gray
-            images the average of its three channels); otherwise the mean of the training images.
-        std: every pixel is then divided by it; given together with the mean.
+        mean: subtracted from pixels on the scale 0 to 1, per channel. By default the library's, if
+            weights are given for one of its networks (averaged over channels for grey images);
+            else that of the training images.
+        std: pixels are then divided by it; required together with the mean.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,16 +47,15 @@ class TeacherConfig(BaseModel):
     @field_validator("weights", mode="plain")
     @classmethod
     def _file_or_published(cls, value: object, info: ValidationInfo) -> Path | str | None:
-        """A name as a text, a file as a path that means the same in every process."""
+        """Published weights stay a string; a file becomes an absolute path."""
         if value is None:
             return None
         if not isinstance(value, str | os.PathLike):
-            # pydantic reports ValueErrors alone
-            raise ValueError(f"weights is {value!r}, but must be a file or a name")  # noqa: TRY004
+            raise ConfigError(f"weights is {value!r}, but must be a file or a name")
         path = Path(value).expanduser().absolute()
         is_word = path.name == str(value) and not path.suffix
         of_library = library_name(info.data.get("backbone", "")) is not None
-        # Whether the library publishes weights of this name, only it can tell, when it is loaded.
+        # Whether the library has weights of this name is checked once it is loaded.
         if isinstance(value, str) and of_library and is_word and not path.exists():
             return value
         return path
@@ -63,13 +63,15 @@ class TeacherConfig(BaseModel):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.weights is None) == (self.training is None):
-            given = "neither" if self.weights is None else "both"
-            raise ValueError(f"of weights and training {given} is given, but a teacher needs one")
+            given = "neither is" if self.weights is None else "both are"
+            raise ConfigError(f"needs either weights or training, but {given} given")
         return self
 
     @model_validator(mode="after")
     def _mean_with_std(self) -> Self:
         mean, std = len(self.mean or ()), len(self.std or ())
         if mean != std:
-            raise ValueError(f"mean has {mean} numbers and std {std}, but both need as many")
+            raise ConfigError(
+                f"mean has {mean} numbers and std {std}, but both need one per channel"
+            )
         return self

@@ -1,4 +1,4 @@
-"""The frozen teacher: trained or imported once, found by all later trials and searches."""
+"""The frozen teacher: trained or imported once, and reused by later trials and searches."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ from kdcore.backbones.foreign_weights import load_weights, read_weights
 from kdcore.backbones.libraries import published_weights, usual_normalization
 from kdcore.backbones.normalization import Normalization
 from kdcore.data.image_data import ImageData
+from kdcore.errors import ConfigError, WeightsError
 from kdcore.execution.execution import Execution, fastest_execution
 from kdcore.networks.classifier import (
     Classifier,
@@ -30,31 +31,32 @@ from kdcore.training.loop import best_student, train
 from kdcore.training.report import EpochReport
 
 WEIGHTS = "teacher.safetensors"
-"""The file of a ready teacher's weights in its folder."""
+"""File name of the weights in a teacher's folder."""
 
 
 def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> Path:
-    """Where this teacher lies once it is there; another recipe, seed or split gives another folder.
+    """The folder of a teacher, ready or not. It differs by recipe, seed, data and split.
 
     Raises:
-        ValueError: the weights file does not exist, the published weights know other classes, or
-            the mean is of images with other channels.
+        ConfigError: the mean is of images with another number of channels.
+        WeightsError: the weights file does not exist, or the published weights have another number
+            of classes.
     """
     origin: dict[str, JsonValue]
     if config.weights is None:
         origin = config.model_dump(mode="json", exclude={"weights", "mean", "std"})
     elif isinstance(config.weights, Path):
         if not config.weights.is_file():
-            raise ValueError(f"weights is {str(config.weights)!r}, but there is no such file")
+            raise WeightsError(f"weights is {str(config.weights)!r}, but there is no such file")
         digest = hashlib.sha256(config.weights.read_bytes()).hexdigest()
         origin = {"backbone": config.backbone, "weights": digest}
     else:
         published = published_weights(config.backbone, config.weights)
         if published.num_classes != data.num_classes:
-            raise ValueError(
-                f"weights is {config.weights!r}, which tells {published.num_classes} classes "
-                f"apart, but the data has {data.num_classes}: give a file that was trained on "
-                "these classes, or a training instead of weights"
+            raise WeightsError(
+                f"weights is {config.weights!r}, which has {published.num_classes} classes, "
+                f"but the data has {data.num_classes}; give a file that was trained on these "
+                "classes, or a training instead of weights"
             )
         origin = {
             "backbone": config.backbone,
@@ -63,12 +65,12 @@ def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> P
         }
     if config.mean and config.std:
         if len(config.mean) != data.in_channels:
-            raise ValueError(
+            raise ConfigError(
                 f"mean and std have {len(config.mean)} numbers, but the images have "
                 f"{data.in_channels} channels"
             )
         origin |= {"mean": list(config.mean), "std": list(config.std)}
-    # The root is where the images happen to lie; their digest says what they are.
+    # The digest identifies the images, wherever they are stored.
     identity = [
         origin,
         data.digest,
@@ -80,31 +82,30 @@ def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> P
 
 
 def is_ready(folder: Path) -> bool:
-    """Whether the teacher's folder is complete; it appears by one rename, whole or not at all."""
+    """Whether the teacher is there: its folder is created by a rename, so it is complete."""
     return folder.is_dir()
 
 
 def load_teacher(folder: Path) -> Classifier:
-    """A ready teacher, in evaluation mode; no gradient reaches its weights."""
+    """Loads a ready teacher, frozen and in evaluation mode."""
     return load_classifier(folder, "teacher").requires_grad_(False)
 
 
 def prepare_teacher(
     config: TeacherConfig, data: ImageData, workspace: Path, device: torch.device | None = None
 ) -> Iterator[EpochReport]:
-    """Puts the teacher's folder in place; yields a report for each epoch that had to be trained.
+    """Trains or imports a teacher unless it is ready; yields a report for each epoch trained.
 
-    Nothing is yielded where the teacher is there already, or comes from a weights file. An
-    interrupted training goes on where it stopped. A second process waits for the first.
+    An interrupted training is resumed. Other processes wait for the one that trains.
 
     Args:
         config: which teacher.
-        data: what it learns from; the split's digest belongs to the teacher's identity.
-        workspace: the folder lies under `teachers/` in it.
-        device: where to train; none: the GPU where there is one.
+        data: the images that it learns from.
+        workspace: the teacher goes to a folder under `teachers/`.
+        device: where to train; by default the GPU, if there is one.
 
     Raises:
-        ValueError: the weights are missing, damaged, out of reach, or of another network.
+        WeightsError: the weights are missing, damaged, out of reach, or of another network.
     """
     folder = teacher_folder(config, data, workspace)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +155,7 @@ def prepare_teacher(
 
 
 def _normalization(config: TeacherConfig, data: ImageData) -> Normalization | None:
-    """The teacher's own; none: the data's."""
+    """The teacher's own normalisation, or None for that of the data."""
     if config.mean and config.std:
         return Normalization(config.mean, config.std)
     if config.weights is None:

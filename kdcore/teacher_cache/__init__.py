@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""A cache of the teacher's outputs, local and shared between machines."""

@@ -1,8 +1,8 @@
 """The teacher's outputs, computed once for each view of the training images.
 
-A file holds one group of outputs for one view: logits and embedding, or one map. Files are Arrow,
-mapped into memory and read without copies, and lie in a folder that is named by all that decides
-their content. Whoever first needs a view computes it in one pass; the others wait for it.
+A file has one group of outputs for one view: logits and embedding, or one map. The name of the
+folder is a hash of everything that the outputs depend on. The first process that needs a view
+computes it in one pass; others wait for it.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from kdcore.teacher_cache.files import (
 )
 from kdcore.teacher_cache.shared import SharedFolder
 
-# Groups of columns. A file with logits and embedding is always there; each map has its own.
+# Groups of columns: logits and embedding, which are always cached, and one group for each map.
 _OUTPUTS = "outputs"
 _KINDS = {Tap.MAPS: "map", Tap.PREACTIVATIONS: "preactivation"}
 _CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, *_KINDS})
@@ -43,11 +43,11 @@ _CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, *_KINDS})
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a trial's methods read of the teacher.
+    """The teacher's outputs that a trial's methods read.
 
     Args:
         kinds: of outputs.
-        maps: names of the taps whose maps are read.
+        maps: names of the taps whose maps they read.
     """
 
     kinds: frozenset[Tap]
@@ -55,7 +55,7 @@ class Wanted:
 
     @property
     def cacheable(self) -> bool:
-        """Whether the outputs depend on the image alone, and are among those that are kept."""
+        """Whether all outputs are of a kind that is cached."""
         return self.kinds <= _CACHED
 
     @property
@@ -71,10 +71,10 @@ class CachedView:
 
     Args:
         columns: by name, [N, ...]; maps as [N, H, W, C] where they are channels-last.
-        channels_last: the layout of maps in memory. It belongs to what a teacher gives, because
-            sums over a map have another rounding in another order.
-        computed: whether this process computed any of them, which took what follows off others.
-        seconds_saved: what a live teacher would have taken; 0 where it was computed now.
+        channels_last: the memory layout of maps, which is that of a live teacher: the order of a
+            sum affects its rounding.
+        computed: whether this process has just computed any of them.
+        seconds_saved: seconds that a live teacher would have taken; 0 if just computed.
     """
 
     columns: Mapping[str, Tensor]
@@ -83,7 +83,7 @@ class CachedView:
     seconds_saved: float
 
     def at(self, positions: Tensor) -> Taps:
-        """The outputs for some images of the training split, by their positions [B]."""
+        """The outputs for the training images at these positions [B]."""
         rows = {name: column[positions].float() for name, column in self.columns.items()}
         found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS.values()}
         for name, values in rows.items():
@@ -98,31 +98,31 @@ def _dtype(config: CacheConfig) -> torch.dtype:
 
 
 def rounded(taps: Taps, config: CacheConfig) -> Taps:
-    """What the cache would give for these outputs."""
+    """These outputs with the rounding of the cache."""
     return taps.changed(lambda tensor: _stored_as(tensor, _dtype(config)).float())
 
 
 def _stored_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in the precision in which it is kept; values beyond its range become its ends."""
-    kept = tensor.to(dtype)
+    """Converts to the precision of the cache; values beyond its range are clamped."""
+    stored = tensor.to(dtype)
     if dtype is torch.float16:
-        # After the conversion: bfloat16 does not have the largest number of float16.
+        # After the conversion: bfloat16 cannot represent the largest float16.
         limit = torch.finfo(dtype).max
-        kept = kept.clamp(-limit, limit)
-    return kept
+        stored = stored.clamp(-limit, limit)
+    return stored
 
 
 class TeacherCache:
-    """The cached outputs of one teacher for one split and recipe of views.
+    """The cached outputs of one teacher for one training split and its views.
 
     Args:
-        config: how outputs are kept.
-        workspace: the files lie in `teacher_cache/` under it.
-        teacher: in evaluation mode; is moved to the device when it has to compute.
+        config: precision, size and shared folder.
+        workspace: the files are in its folder `teacher_cache`.
+        teacher: in evaluation mode; moved to the device if it has to compute.
         weights: the file with the teacher's weights.
         data: the images.
-        device: where the teacher computes, and where outputs are wanted.
-        execution: how the teacher computes.
+        device: where the teacher computes, and where outputs go.
+        execution: of the teacher.
     """
 
     def __init__(
@@ -159,14 +159,14 @@ class TeacherCache:
         )
 
     def view(self, view: int, wanted: Wanted) -> CachedView | None:
-        """The outputs for a view; computed now where they are nowhere yet.
+        """The outputs for a view, computed now if they are not cached yet.
 
         Args:
-            view: which view, >= 0.
-            wanted: what is read; must be cacheable.
+            view: >= 0.
+            wanted: which outputs; must be cacheable.
 
         Returns:
-            None where there is no room for them.
+            None if there is no room for them.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / f"view{view:04d}.lock"):
@@ -182,8 +182,8 @@ class TeacherCache:
                         files[group] = read_outputs(self._path(group, view), self.key, self._rows)
                 except OSError as error:
                     warnings.warn(
-                        f"the teacher's outputs cannot be kept in {self._folder} ({error}); it "
-                        f"computes in every step instead",
+                        f"the teacher's outputs cannot be cached in {self._folder} ({error}); it "
+                        f"runs in every step instead",
                         stacklevel=3,
                     )
                     return None
@@ -201,9 +201,8 @@ class TeacherCache:
     def _path(self, group: str, view: int) -> Path:
         return self._folder / f"view{view:04d}-{group}.arrow"
 
-    def _open(self, group: str, view: int) -> "OutputFile | None":
-        """The file of a group, from this machine or the shared place; none where it is in neither
-        or damaged."""
+    def _open(self, group: str, view: int) -> OutputFile | None:
+        """The file of a group, local or fetched; None if it is missing or damaged."""
         path = self._path(group, view)
         if not path.exists() and (self._shared is None or not self._shared.fetch(path)):
             return None
@@ -211,7 +210,8 @@ class TeacherCache:
             return read_outputs(path, self.key, self._rows)
         except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
             warnings.warn(
-                f"cached outputs {path} are damaged ({error}); computing them again", stacklevel=4
+                f"cached outputs {path} are damaged ({error}); they are computed again",
+                stacklevel=4,
             )
             path.unlink(missing_ok=True)
             if self._shared is not None:
@@ -219,15 +219,15 @@ class TeacherCache:
             return None
 
     def _make_room(self, groups: Sequence[str]) -> bool:
-        """Whether the groups of one view fit, after larger ones were removed where need be.
+        """Whether the groups of a view fit, if need be after evicting larger ones.
 
-        Any group saves one pass of the teacher, so that the smallest save the most for their size.
+        Any group saves one pass of the teacher, so the smallest save the most for their size.
         """
         sizes = {group: self._row_bytes(group) * self._rows for group in groups}
         room = self.config.max_gb * 1e9 - sum(sizes.values())
-        kept = [(path.stat().st_size, path) for path in cached_files(self._root)]
-        total = sum(size for size, _ in kept)
-        for size, path in sorted(kept, key=lambda entry: -entry[0]):
+        cached = [(path.stat().st_size, path) for path in cached_files(self._root)]
+        total = sum(size for size, _ in cached)
+        for size, path in sorted(cached, key=lambda entry: -entry[0]):
             if total <= room or size <= max(sizes.values()):
                 break
             path.unlink(missing_ok=True)
@@ -236,7 +236,7 @@ class TeacherCache:
 
     @cached_property
     def _sample(self) -> Taps:
-        """The outputs for one image, for their shapes."""
+        """The outputs for a blank image, for their shapes."""
         device = self._teacher.mean.device
         image = torch.zeros(1, self._data.in_channels, *self._data.image_size, device=device)
         with torch.no_grad():
@@ -247,7 +247,7 @@ class TeacherCache:
         return values * _dtype(self.config).itemsize
 
     def _compute(self, view: int, groups: Sequence[str], wanted: Wanted) -> bool:
-        """Puts the missing groups of a view in place; whether this process had to compute them."""
+        """Creates the missing files of a view; False if another machine had computed them."""
         paths = {group: self._path(group, view) for group in groups}
         if self._shared is not None and self._shared.wait_or_claim(list(paths.values())):
             return False
@@ -269,14 +269,14 @@ class TeacherCache:
             for taps in self._pass(view, wanted):
                 for group in groups:
                     for name, tensor in self._stored(group, taps).items():
-                        kept = _stored_as(tensor, _dtype(self.config)).cpu().contiguous().numpy()
-                        columns[group][name][first : first + len(kept)] = kept
+                        rows = _stored_as(tensor, _dtype(self.config)).cpu().contiguous().numpy()
+                        columns[group][name][first : first + len(rows)] = rows
                 first += len(taps.logits)
             seconds = time.perf_counter() - started
             for group, path in paths.items():
                 write_outputs(path, columns[group], self.key, seconds)
                 if self._shared is not None:
-                    self._shared.keep(path)
+                    self._shared.put(path)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             if self._shared is not None:
@@ -284,7 +284,7 @@ class TeacherCache:
         return True
 
     def _stored(self, group: str, taps: Taps) -> dict[str, Tensor]:
-        """A group's tensors with their dimensions in the order of the memory."""
+        """A group's tensors, with dimensions in memory order."""
         return {
             name: tensor.permute(0, 2, 3, 1)
             if tensor.ndim == 4 and self._execution.channels_last
@@ -303,7 +303,7 @@ class TeacherCache:
 
 
 def _columns_of(group: str, taps: Taps) -> dict[str, Tensor]:
-    """The tensors of a group by their columns' names."""
+    """The tensors of a group by column name."""
     kind, _, tap = group.partition("-")
     if kind == _OUTPUTS:
         return {"logits": taps.logits, "embedding": taps.embedding}

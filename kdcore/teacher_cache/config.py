@@ -1,4 +1,4 @@
-"""How a teacher's outputs are cached: the `cache` of an experiment."""
+"""The configuration of the teacher cache."""
 
 from typing import Literal
 
@@ -6,15 +6,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class CacheConfig(BaseModel):
-    """How a teacher's outputs are kept.
+    """How to cache a teacher's outputs.
 
     Args:
-        precision: of what is kept: `float32` changes nothing, `float16` halves the size. What the
-            cache has no room for is rounded likewise, so that room decides only the speed.
-        max_gb: of all cached outputs on a machine, in 10^9 bytes. Where it is full, what saves less
-            for its size makes room for what saves more.
-        shared: a folder or URI that several machines reach: looked up before a view is computed,
-            and filled after.
+        precision: of the stored outputs: `float32` is exact, `float16` takes half the space.
+            Outputs that do not fit are rounded in the same way, so that space affects only the
+            speed.
+        max_gb: of all cached outputs on a machine, in 10^9 bytes. When it is full, outputs that
+            save less time for their size are evicted.
+        shared: folder or URI that several machines can reach: read before a view is computed, and
+            written after.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Files of cached outputs: Arrow, memory-mapped, with checksums."""
 
 import json
 import math
@@ -25,7 +25,7 @@ class OutputFile:
 
     Args:
         columns: by name, [N, ...].
-        seconds: what computing them took, together with other groups of the same pass.
+        seconds: that the pass took which computed them, with other groups.
     """
 
     columns: Mapping[str, Tensor]
@@ -33,7 +33,7 @@ class OutputFile:
 
 
 def reserved_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
-    """A new file as an array. A full disk is an OSError here, not a crash where it is filled."""
+    """A new file as an array. A full disk is an OSError here, not a bus error on writing."""
     with path.open("wb") as file:
         size = np.dtype(dtype).itemsize * math.prod(shape)
         if hasattr(os, "posix_fallocate"):
@@ -44,7 +44,7 @@ def reserved_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
 
 
 def write_outputs(path: Path, columns: Mapping[str, np.memmap], key: str, seconds: float) -> None:
-    """Writes a file whole or not at all, as one record batch, so that a column is one buffer."""
+    """Writes a file atomically, as one record batch, so that each column is one buffer."""
     buffers = {name: pa.py_buffer(values) for name, values in columns.items()}
     arrays = [
         pa.FixedSizeBinaryArray.from_buffers(
@@ -77,10 +77,10 @@ def write_outputs(path: Path, columns: Mapping[str, np.memmap], key: str, second
 
 
 def read_outputs(path: Path, key: str, rows: int) -> OutputFile:
-    """Maps a file.
+    """Maps a file into memory and verifies its checksums.
 
     Raises:
-        ValueError: it is damaged, or was made for something else.
+        ValueError: it is damaged, or has another key.
     """
     batch = ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     facts = json.loads((batch.schema.metadata or {})[b"facts"])
@@ -92,7 +92,7 @@ def read_outputs(path: Path, key: str, rows: int) -> OutputFile:
         if zlib.crc32(buffer) != column["crc32"]:
             raise ValueError(f"the checksum of {name} is wrong")
         with warnings.catch_warnings():
-            # The mapping is read-only and torch has no read-only tensors. Nothing here writes.
+            # torch has no read-only tensors; nothing writes to these.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             values = torch.from_numpy(np.frombuffer(buffer, dtype=column["dtype"]))
         columns[name] = values.reshape(rows, *column["shape"])
@@ -100,5 +100,5 @@ def read_outputs(path: Path, key: str, rows: int) -> OutputFile:
 
 
 def cached_files(root: Path) -> list[Path]:
-    """The files with cached outputs below a folder."""
+    """All files of cached outputs below a folder."""
     return sorted(root.glob("**/view*.arrow"))

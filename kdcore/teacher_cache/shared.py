@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""The shared part of the cache, which machines read, fill and take turns to compute."""
 
 import os
 import time
@@ -9,17 +9,17 @@ from pathlib import Path
 
 from pyarrow import fs
 
-# A claim on a view older than this was left behind by a machine that is gone.
+# An older claim was left behind by a machine that is gone.
 _CLAIM_SECONDS = 600.0
 _CLAIM_POLL_SECONDS = 0.5
 
 
 class SharedFolder:
-    """A place that several machines reach, with the same files as the local folder.
+    """A folder or bucket that several machines can reach, with the files of the local cache.
 
     Args:
-        uri: a folder or a URI that pyarrow knows.
-        folder: of the cache, below it.
+        uri: folder, or a URI that pyarrow supports.
+        folder: name of the cache's folder in it.
     """
 
     def __init__(self, uri: str, folder: str) -> None:
@@ -29,7 +29,7 @@ class SharedFolder:
         self._name = uuid.uuid4().hex
 
     def fetch(self, path: Path) -> bool:
-        """Copies a file here, if it is there."""
+        """Downloads a file; False if it is not there."""
         source = f"{self._folder}/{path.name}"
         if self._files.get_file_info(source).type != fs.FileType.File:
             return False
@@ -39,12 +39,12 @@ class SharedFolder:
         return True
 
     def drop(self, path: Path) -> None:
-        """Removes the file there, if there is one; it would come back as damaged as it was."""
+        """Removes a damaged file, so that it is not fetched again."""
         with suppress(FileNotFoundError):
             self._files.delete_file(f"{self._folder}/{path.name}")
 
-    def keep(self, path: Path) -> None:
-        """Copies a file there; whole or not at all, as far as the place can do that."""
+    def put(self, path: Path) -> None:
+        """Uploads a file, atomically where the file system can rename."""
         self._files.create_dir(self._folder)
         partial = f"{self._folder}/.{path.name}.{self._name}.partial"
         fs.copy_files(str(path), partial, fs.LocalFileSystem(), self._files)
@@ -54,7 +54,7 @@ class SharedFolder:
         """Claims the computation of some files, or waits for the machine that claimed it first.
 
         Returns:
-            Whether the files were fetched, so that nothing is left to compute.
+            True if the files were fetched, so that nothing is left to compute.
         """
         claim = self._claim_on(paths)
         claims, _, _ = claim.rpartition("/")
@@ -76,7 +76,7 @@ class SharedFolder:
             time.sleep(_CLAIM_POLL_SECONDS)
 
     def release(self, paths: Sequence[Path]) -> None:
-        """Takes a claim back: the files are there, or this machine could not make them."""
+        """Releases a claim, whether or not the files could be computed."""
         with suppress(FileNotFoundError):
             self._files.delete_file(self._claim_on(paths))
 

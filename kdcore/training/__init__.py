@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""Training a network: recipe, loop, evaluation, checkpoints, reports."""

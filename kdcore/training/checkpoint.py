@@ -1,21 +1,22 @@
-"""A run's checkpoint: all that its remaining epochs depend on, written whole or not at all."""
+"""Crash-safe checkpoints, without pickled code."""
 
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kdcore.errors import CheckpointError
+
 FILE_NAME = "checkpoint.pt"
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Replaces the folder's checkpoint; a crash at any moment leaves the old or the new one.
+    """Replaces the folder's checkpoint atomically: a crash leaves the old or the new one.
 
     Args:
-        folder: made where it is missing.
+        folder: created if missing.
         state: tensors, numbers, strings, and lists and dicts of those.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,26 +29,29 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """Reads the folder's checkpoint, without unpickling code.
+    """Reads the folder's checkpoint.
 
     Args:
-        folder: where it lies.
+        folder: that contains it.
         device: where its tensors go.
 
     Returns:
-        The state, or none where no checkpoint was written.
+        The state, or None if there is no checkpoint.
 
     Raises:
-        ValueError: the file is damaged.
+        CheckpointError: the file is damaged.
     """
     path = folder / FILE_NAME
     if not path.exists():
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    # PyTorch raises arbitrary errors for damaged files, IndexError among others.
+    except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise ValueError(
-            f"checkpoint {path} is damaged ({reason}); remove it to start anew"
+        raise CheckpointError(
+            f"checkpoint {path} is damaged ({reason}); remove it to start again"
         ) from None
     return state

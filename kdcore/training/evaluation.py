@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Accuracy and loss of a classifier, and the device to compute on."""
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -8,17 +8,17 @@ from kdcore.networks.classifier import Classifier
 
 
 def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()
 def evaluate(classifier: Classifier, split: Split) -> tuple[float, float]:
-    """Accuracy (share of 1) and cross-entropy (nats) on unaugmented images, in float32.
+    """Accuracy (0 to 1) and mean cross-entropy (nats) on unaugmented images, in float32.
 
     Args:
-        classifier: is put into evaluation mode, and back.
-        split: at least one image; may lie on another device.
+        classifier: put into evaluation mode, and back.
+        split: at least one image; may be on another device.
     """
     was_training = classifier.training
     classifier.eval()

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel
 
 from kdcore.data.image_data import ImageData
-from kdcore.errors import NonFiniteLossError
+from kdcore.errors import CheckpointError, NonFiniteLossError
 from kdcore.execution.execution import Execution, keep_freed_memory
 from kdcore.networks.classifier import Classifier
 from kdcore.teacher_cache.cache import TeacherCache
@@ -42,30 +42,33 @@ def train(
     """Trains a student, and yields a report after each epoch.
 
     Args:
-        student: is trained in place; after the last epoch it has the last epoch's weights.
-        terms: the objective beside cross-entropy.
-        teacher: in evaluation mode and frozen; none where no term needs one.
-        data: what to learn from.
-        recipe: how.
-        seed: of the order of the images, and of what methods draw.
-        identity: names the run; a checkpoint of another run is refused.
+        student: trained in place; ends with the weights of the last epoch, not the best.
+        terms: added to cross-entropy.
+        teacher: frozen and in evaluation mode; None if no term needs one.
+        data: the images.
+        recipe: optimiser, schedule, precision.
+        seed: of the order of the images, and of the methods' random numbers.
+        identity: of the run; a checkpoint of another run is refused.
         device: where to compute.
-        checkpoint_dir: written before each report; a checkpoint found there is continued.
-        execution: how the student computes. A continued checkpoint keeps its own.
-        teacher_execution: how the teacher does, likewise.
-        cache: of the teacher's outputs; none: the teacher computes in every step.
-        parts: as `kdcore.distill` explains.
+        checkpoint_dir: written before each report; a checkpoint found there is resumed.
+        execution: of the student. A resumed checkpoint overrides it.
+        teacher_execution: of the teacher, likewise.
+        cache: of the teacher's outputs; None to run the teacher in every step.
+        parts: see `kdcore.distill`.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
-        ValueError: the checkpoint is damaged or belongs to another run.
+        CheckpointError: the checkpoint is damaged, or belongs to another run.
     """
     state = read_checkpoint(checkpoint_dir, device) if checkpoint_dir is not None else None
     if state is not None:
         if state["identity"] != identity:
-            raise ValueError(f"checkpoint in {checkpoint_dir} belongs to another run; remove it")
+            raise CheckpointError(
+                f"checkpoint in {checkpoint_dir} belongs to another run; remove it, or choose "
+                "another folder"
+            )
         execution = Execution.restored(state["execution"])
-        # In version 0.1.0 both computed in the same way.
+        # Version 0.1.0 had one execution for both.
         teacher_execution = Execution.restored(state.get("teacher_execution", state["execution"]))
     if device.type == "cpu":
         keep_freed_memory()
@@ -81,12 +84,12 @@ def train(
     for epoch in range(finished + 1, recipe.epochs + 1):
         started = time.perf_counter()
         view = data.view_of(epoch)
-        lesson = run.lesson(view)
-        # An epoch draws from a state of its own: what is drawn between epochs, or before a
-        # resumption, changes nothing, and a checkpoint need not hold it.
+        cached = run.cached_view(view)
+        # Each epoch has a random state of its own, so that checkpoints need none and a resumed run
+        # draws the same numbers.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_epoch_seed(seed, epoch))
-            meters = run.epoch(epoch, data.train.shuffled().to(device), view, lesson)
+            meters = run.epoch(epoch, data.train.shuffled().to(device), view, cached)
         _refuse_non_finite(meters, run.names, epoch)
         accuracy, heldout_loss = evaluate(student, heldout)
         if not math.isfinite(heldout_loss):
@@ -122,14 +125,14 @@ def train(
             best_epoch=best["epoch"],
             learning_rate=float(run.optimizer.param_groups[0]["lr"]),
             epoch_seconds=time.perf_counter() - started,
-            teacher=run.source(lesson),
-            teacher_seconds_saved=lesson.seconds_saved if lesson is not None else 0.0,
+            teacher=run.teacher_source(cached),
+            teacher_seconds_saved=cached.seconds_saved if cached is not None else 0.0,
             parts=parts,
         )
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for an epoch; runs with neighbouring seeds share none."""
+    """The seed of an epoch, which no run with a neighbouring seed shares."""
     return seed * 1_000_003 + epoch
 
 
@@ -145,11 +148,11 @@ def _refuse_non_finite(meters: Meters, names: Sequence[str], epoch: int) -> None
 
 
 def best_student(checkpoint_dir: Path) -> dict[str, Any]:
-    """The best epoch in a run's checkpoint: `student` (weights), `epoch`, `accuracy` and `loss`.
+    """The best epoch of a checkpoint: `student` (its weights), `epoch`, `accuracy` and `loss`.
 
     Raises:
-        FileNotFoundError: the folder holds no checkpoint.
-        ValueError: the checkpoint is damaged.
+        FileNotFoundError: the folder has no checkpoint.
+        CheckpointError: the checkpoint is damaged.
     """
     state = read_checkpoint(checkpoint_dir, torch.device("cpu"))
     if state is None:
@@ -159,5 +162,5 @@ def best_student(checkpoint_dir: Path) -> dict[str, Any]:
 
 
 def identity_of(*parts: BaseModel) -> str:
-    """A text that two runs share only if their settings are the same."""
+    """A text that is equal for two runs exactly if their configurations are."""
     return json.dumps([part.model_dump(mode="json") for part in parts], sort_keys=True)

@@ -1,36 +1,37 @@
-"""TODO-DOC"""
+"""The training recipe: optimiser, schedule, precision."""
 
 import math
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# Where the step schedule divides the learning rate by 10: epochs 150, 180 and 210 of the field's
-# 240.
+from kdcore.errors import ConfigError
+
+# The step schedule of the distillation literature: epochs 150, 180 and 210 of 240.
 _STEP_MILESTONES = (0.625, 0.75, 0.875)
 
 
 class Recipe(BaseModel):
-    """How a network is trained.
+    """How to train a network.
 
     Args:
         epochs: passes over the training images.
-        batch_size: images in a step; a last incomplete batch is left out of its epoch.
+        batch_size: images in a step; an incomplete last batch is dropped.
         optimizer: `sgd` with momentum, or `adamw`.
-        learning_rate: at its peak.
+        learning_rate: after the warm-up.
         momentum: of SGD.
         weight_decay: of all parameters.
         schedule: after the warm-up, `cosine` to zero, `step` (a tenth after 62.5, 75 and 87.5
             percent), or `constant`.
-        warmup_epochs: linear rise of the learning rate at the start.
-        gradient_clip_norm: the largest norm of the gradient of student and helpers together; none:
-            no limit.
-        acceleration: `auto` takes half precision and the memory layout with which a step was
-            measured to be fastest on the device; `off` is float32.
-        compile: `torch.compile` the student; worth its minute at the start of each process where
-            trials are long. It needs a C++ compiler.
-        cuda_graph: on a GPU, replay each epoch's steps as one CUDA graph; worth it where the
-            kernels are shorter than their launches. A method that waits for the device cannot.
+        warmup_epochs: epochs of linear warm-up of the learning rate.
+        gradient_clip_norm: maximum norm of the gradients of student and helpers together; None for
+            no clipping.
+        acceleration: `auto` for the precision and memory layout that were measured to be fastest
+            on the device; `off` for float32.
+        compile: `torch.compile` the student. Takes about a minute in each process, which pays off
+            in long trials, and needs a C++ compiler.
+        cuda_graph: replay each epoch's steps as one CUDA graph. Pays off where kernels are shorter
+            than their launches; not for methods that synchronise with the device.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -51,14 +52,14 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _warmup_within_budget(self) -> Self:
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
+            raise ConfigError(
                 f"warmup_epochs is {self.warmup_epochs}, but must be below epochs, which is "
                 f"{self.epochs}"
             )
         return self
 
     def learning_rate_at(self, progress_epochs: float) -> float:
-        """The learning rate after so many epochs, 0 to `epochs`."""
+        """The learning rate after 0 to `epochs` epochs, whole or fractional."""
         if progress_epochs < self.warmup_epochs:
             return self.learning_rate * progress_epochs / self.warmup_epochs
         share = (progress_epochs - self.warmup_epochs) / (self.epochs - self.warmup_epochs)

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""The report of an epoch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,26 +6,25 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an epoch gave. Accuracies are shares of 1, losses in nats and means over images.
+    """Results of an epoch. Accuracies are 0 to 1; losses are in nats, averaged over images.
 
     Args:
         epoch: from 1.
         epochs: the run's budget.
         train_loss: cross-entropy plus weighted terms.
-        train_terms: each term before its weight, by name: `cross_entropy`, `auxiliary` (the sum
-            over the auxiliary classifiers of a network that has some), and the methods'.
-        train_accuracy: on the augmented training images, while learning.
+        train_terms: unweighted terms by name: `cross_entropy`, `auxiliary` (summed over auxiliary
+            classifiers, if the network has any), and those of the methods.
+        train_accuracy: on augmented training images, during the epoch.
         heldout_accuracy: after the epoch, in float32.
-        heldout_loss: cross-entropy, likewise.
-        best_heldout_accuracy: of all epochs so far; equal ones are decided by the lower held-out
-            loss.
-        best_epoch: the epoch that it belongs to.
+        heldout_loss: cross-entropy after the epoch, in float32.
+        best_heldout_accuracy: of all epochs so far; the lower held-out loss breaks ties.
+        best_epoch: the epoch with that accuracy.
         learning_rate: of the last step.
         epoch_seconds: training and evaluation.
-        teacher: where its outputs came from: `cached`; `computed` now for all; `live` in every
-            step; `none` were needed.
-        teacher_seconds_saved: what computing the cached outputs had taken.
-        parts: that each batch went through the networks in, one after the other.
+        teacher: where its outputs came from: `cached`, `computed` into the cache in this epoch,
+            `live` in every step, or `none` if no term needs them.
+        teacher_seconds_saved: seconds that the cached outputs had taken to compute.
+        parts: into which each batch was split (gradient accumulation).
     """
 
     epoch: int

@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""A training run: its networks and optimiser, its steps, and the state that a checkpoint holds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from kdcore.backbones.tracing.torch_private import MOMENTUM
 from kdcore.contract.method import Method
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.data.image_data import ImageData
@@ -20,7 +21,7 @@ from kdcore.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Term:
-    """A method at work in an objective, under its name in the catalogue."""
+    """A method of an objective, with its name in the catalogue."""
 
     name: str
     method: Method
@@ -39,17 +40,16 @@ def _optimizer(
     if recipe.optimizer == "sgd":
         sgd = torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, fused=True)
         if recipe.momentum > 0:
-            # The fused step cannot make the momentum of parameters whose first gradient comes
-            # later than others', as that of what waits for a preparation does. Momentum 0 is where
-            # all begin anyway.
+            # The fused step cannot create momentum for parameters whose first gradient comes later
+            # than that of others, as after a preparatory stage. All momentum starts at 0 anyway.
             for parameter in (*decayed, *undecayed):
-                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
         return sgd
     return torch.optim.AdamW(groups, recipe.learning_rate, fused=True, capturable=captured)
 
 
 class Meters:
-    """Sums over an epoch that stay on the device: nothing in the loop waits for them."""
+    """Sums over an epoch, kept on the device so that no step synchronises with it."""
 
     def __init__(self, terms: int, device: torch.device) -> None:
         self.sums = torch.zeros(terms + 1, dtype=torch.float64, device=device)
@@ -60,8 +60,8 @@ class Meters:
     def add(
         self, terms: Tensor, weighted: Tensor, logits: Tensor, labels: Tensor, share: float
     ) -> None:
-        """Counts a part of a step's images, which are a share of them."""
-        # All in place: a captured step finds the sums where it left them.
+        """Adds a part of a step, with its share of the step's images."""
+        # In place, because a captured step adds to these tensors.
         self.sums += share * torch.cat([weighted.sum()[None], terms])
         self.right += (logits.argmax(1) == labels).sum()
         this_step = torch.minimum(self.first_bad_step, self.step)
@@ -69,7 +69,7 @@ class Meters:
 
 
 class Run:
-    """Student, helpers and optimiser on their device: what changes while training."""
+    """Student, helpers and optimiser on their device; see `train` for the arguments."""
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class Run:
         self.student = student.train()
         self.methods = [term.method for term in terms]
         self.helpers = nn.ModuleList(self.methods).train()
-        # Small gradients vanish in float16 unless they are scaled up; elsewhere this does nothing.
+        # Small gradients underflow in float16 unless scaled up.
         self.scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "float16")
-        # The scaler waits for the device, which a graph cannot.
+        # The scaler synchronises with the device, which a graph cannot.
         graphs = device.type == "cuda" and not self.scaler.is_enabled()
         self.captures = recipe.cuda_graph and graphs
-        self.look: Callable[..., Taps] = student.taps
+        self.run_student: Callable[..., Taps] = student.taps
         if recipe.compile:
-            self.look = torch.compile(student.taps, dynamic=False)
+            self.run_student = torch.compile(student.taps, dynamic=False)
         execution.place(self.student, device)
         execution.place(self.helpers, device)
         self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
@@ -109,7 +109,7 @@ class Run:
             _use_batch_statistics(teacher)
         cacheable = self.wanted.cacheable and not batch_statistics
         self.cache = cache if teacher and cacheable else None
-        # A network's auxiliary classifiers, where it has any, are one more term.
+        # Auxiliary classifiers, if there are any, are one more term.
         backbone = student.backbone
         auxiliary = {"auxiliary": backbone.auxiliary_weight} if backbone.auxiliary else {}
         self.names = ["cross_entropy", *auxiliary, *(term.name for term in terms)]
@@ -121,7 +121,7 @@ class Run:
         self.split = data.train.to(device)
         self.batch_size = min(recipe.batch_size, len(self.split))
         self.steps = len(self.split) // self.batch_size
-        spared = {
+        undecayed = {
             id(parameter)
             for method in self.methods
             for name, parameter in method.named_parameters()
@@ -130,13 +130,13 @@ class Run:
         self.parameters = [*student.parameters(), *self.helpers.parameters()]
         self.optimizer = _optimizer(
             recipe,
-            [parameter for parameter in self.parameters if id(parameter) not in spared],
-            [parameter for parameter in self.parameters if id(parameter) in spared],
+            [parameter for parameter in self.parameters if id(parameter) not in undecayed],
+            [parameter for parameter in self.parameters if id(parameter) in undecayed],
             captured=self.captures,
         )
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Everything that later epochs depend on."""
         return {
             "student": self.student.backbone.state_dict(),
             "helpers": self.helpers.state_dict(),
@@ -145,36 +145,37 @@ class Run:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state` gave."""
+        """Loads what `state` returned."""
         self.student.backbone.load_state_dict(state["student"])
         self.helpers.load_state_dict(state["helpers"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
-    def lesson(self, view: int) -> CachedView | None:
-        """The teacher's outputs for a view, where they are cached; else the teacher is made ready
-        to give them."""
+    def cached_view(self, view: int) -> CachedView | None:
+        """The teacher's cached outputs for a view; if there are none, places the teacher."""
         cached = self.cache.view(view, self.wanted) if self.cache is not None else None
         if cached is None and self.teacher is not None:
             self.teacher_execution.place(self.teacher, self.device)
         return cached
 
-    def source(self, lesson: CachedView | None) -> Literal["none", "live", "computed", "cached"]:
-        """Where the teacher's outputs come from in an epoch with this lesson."""
+    def teacher_source(
+        self, cached: CachedView | None
+    ) -> Literal["none", "live", "computed", "cached"]:
+        """Where the teacher's outputs come from in an epoch."""
         if self.teacher is None:
             return "none"
-        if lesson is None:
+        if cached is None:
             return "live"
-        return "computed" if lesson.computed else "cached"
+        return "computed" if cached.computed else "cached"
 
-    def epoch(self, epoch: int, order: Tensor, view: int, lesson: CachedView | None) -> Meters:
-        """Trains on the images in the given order of positions."""
+    def epoch(self, epoch: int, order: Tensor, view: int, cached: CachedView | None) -> Meters:
+        """Trains on the images at these positions, in this order."""
         meters = Meters(len(self.names), self.device)
         preparing = [
             epoch <= method.preparation_epochs(self.recipe.epochs) for method in self.methods
         ]
-        # While any method prepares, nothing else trains: its preparation alone is minimised.
+        # In a preparatory stage, the preparation alone is minimised.
         weights, counted = self.weights, [True] * len(self.names)
         if any(preparing):
             counted = [False] * (len(self.names) - len(preparing)) + preparing
@@ -191,7 +192,7 @@ class Run:
             ):
                 batch = Batch(self.split.labels[places], places, epoch, self.recipe.epochs)
                 share = len(places) / len(positions)
-                self._add_gradients(part, batch, lesson, weights, counted, meters, share)
+                self._add_gradients(part, batch, cached, weights, counted, meters, share)
             meters.step += 1
             if self.recipe.gradient_clip_norm is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -210,7 +211,7 @@ class Run:
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
-            if self.captures:  # a captured step reads it where it lies
+            if self.captures:  # a captured step reads this tensor
                 if not isinstance(group["lr"], Tensor):
                     group["lr"] = torch.tensor(rate, device=self.device)
                 group["lr"].fill_(rate)
@@ -221,25 +222,25 @@ class Run:
         self,
         images: Tensor,
         batch: Batch,
-        lesson: CachedView | None,
+        cached: CachedView | None,
         weights: Tensor,
         counted: Sequence[bool],
         meters: Meters,
         share: float,
     ) -> None:
-        """Adds those of some images, which are a share of the step's."""
+        """Forward and backward pass of a part of a step, with its share of the step's images."""
         labels = batch.labels
         with self.execution.autocast(self.device):
-            shown = self.look(images, self.needs, labels)
-            taught = self._taught(images, batch, lesson, shown)
-            terms = [cross_entropy(shown.logits.float(), labels)]
-            if shown.auxiliary_logits:
-                guesses = [cross_entropy(each.float(), labels) for each in shown.auxiliary_logits]
-                terms.append(torch.stack(guesses).sum())
-            terms += [method(shown, taught, batch).float() for method in self.methods]
-        # What does not count gives no gradient. A gradient of zero would leave weights that wait
-        # to weight decay: 0.05 / (1 - 0.9) * 5e-4 * 23,430 steps (the field's 30 epochs of CIFAR)
-        # = 5.9, and e^-5.9 = 0.003 of them would be left.
+            student_taps = self.run_student(images, self.needs, labels)
+            teacher_taps = self._teacher_taps(images, batch, cached, student_taps)
+            terms = [cross_entropy(student_taps.logits.float(), labels)]
+            if auxiliary := student_taps.auxiliary_logits:
+                losses = [cross_entropy(logits.float(), labels) for logits in auxiliary]
+                terms.append(torch.stack(losses).sum())
+            terms += [method(student_taps, teacher_taps, batch).float() for method in self.methods]
+        # Terms that do not count give no gradient at all. With zero gradients, weight decay would
+        # shrink waiting weights by a factor of exp(-0.05 / (1 - 0.9) * 5e-4 * 23,430 steps) =
+        # exp(-5.9) = 0.003 in the literature's 30 epochs of CIFAR.
         values = torch.stack(
             [term if counts else term.detach() for term, counts in zip(terms, counted, strict=True)]
         )
@@ -247,22 +248,24 @@ class Run:
         torch.autograd.backward(self.scaler.scale(share * weighted.sum()))
         for method in self.methods:
             method.after_step()
-        meters.add(values.detach(), weighted.detach(), shown.logits.detach(), labels, share)
+        meters.add(values.detach(), weighted.detach(), student_taps.logits.detach(), labels, share)
 
-    def _taught(self, images: Tensor, batch: Batch, lesson: CachedView | None, shown: Taps) -> Taps:
-        """The teacher's outputs; where no term reads any, the student's stand in for them."""
+    def _teacher_taps(
+        self, images: Tensor, batch: Batch, cached: CachedView | None, student_taps: Taps
+    ) -> Taps:
+        """The teacher's outputs; the student's, as a placeholder, if no term reads any."""
         if self.teacher is None:
-            return shown
-        if lesson is not None:
-            return lesson.at(batch.indices)
+            return student_taps
+        if cached is not None:
+            return cached.at(batch.indices)
         with torch.no_grad(), self.teacher_execution.autocast(self.device):
             taps = self.teacher.taps(images, self.needs, batch.labels)
-        # In float32, as the cache gives them: then it changes nothing that is learned.
+        # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
 
 
 def _use_batch_statistics(network: nn.Module) -> None:
-    """Makes batch norms normalise by the batch, and leaves their running statistics as they are."""
+    """Makes batch norms normalise by the batch, without updating their running statistics."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.training = True

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.narrow_maps [--batch N] [--threads N]
 
 In bfloat16 and channels-last layout, which is where training lays maps side by side; the two take
-turns. This is what `kdcore.narrow_maps` takes its widths from: measure again with another
+turns. `kdcore.execution.side_by_side` takes its widths from this: measure again with another
 processor, or another release of PyTorch. A table is printed, and `runs/bench/narrow_maps.json`
 written.
 """
@@ -51,10 +51,11 @@ def milliseconds(layer: nn.Conv2d, maps: torch.Tensor, answer: torch.Tensor) -> 
 def measure(kernel: int, stride: int, inputs: int, outputs: int, side: int, batch: int) -> Any:
     """A row of the table."""
     plain = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False).bfloat16()
-    beside = copy.deepcopy(plain)
+    network = nn.Sequential(copy.deepcopy(plain))
     cpu = torch.device("cpu")
     Execution(channels_last=True).place(plain, cpu)
-    Execution(channels_last=True, side_by_side=True).place(beside, cpu)
+    Execution(channels_last=True, side_by_side=True).place(network, cpu)
+    (beside,) = network
     maps = torch.randn(batch, inputs, side, side).bfloat16()
     maps = maps.to(memory_format=torch.channels_last).requires_grad_()
     answer = torch.randn_like(plain(maps))

@@ -66,7 +66,7 @@ def accepts(name: str, side: int) -> bool:
 
 
 @cache
-def setting(student: str, teacher: str, side: int) -> NetworkPair:
+def pair_of_networks(student: str, teacher: str, side: int) -> NetworkPair:
     shapes = [
         probe(name, num_classes=CLASSES, in_channels=3, image_size=(side, side)).shapes
         for name in (student, teacher)
@@ -75,11 +75,11 @@ def setting(student: str, teacher: str, side: int) -> NetworkPair:
     return NetworkPair(*shapes, torch.arange(TRAIN_IMAGES) % CLASSES, norms)
 
 
-def rehearsal_of(student: str, teacher: str, side: int) -> MethodCheck:
+def check_of(student: str, teacher: str, side: int) -> MethodCheck:
     shape = (2, 3, side, side)
     images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
     labels = torch.arange(2)
-    where = setting(student, teacher, side)
+    where = pair_of_networks(student, teacher, side)
     return MethodCheck(network(student), network(teacher), where, images, labels)
 
 
@@ -89,12 +89,12 @@ def reasons_of(
     """By method, why it is refused or how it crashed; empty where it works."""
     if side is None:
         return dict.fromkeys(methods, "no common image size")
-    rehearsal = rehearsal_of(student, teacher, side)
+    check = check_of(student, teacher, side)
     reasons = {}
     for method in methods:
         try:
             term = TermConfig.model_validate({"method": method})
-            reasons[method] = rehearsal.attempt(term)
+            reasons[method] = check.attempt(term)
         except Exception as error:  # a crash is what this looks for
             reasons[method] = f"{CRASH} {type(error).__name__}: {error}"
     return reasons

@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""Finding the taps of networks that declare none: torch.fx traces them."""

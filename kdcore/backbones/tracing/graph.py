@@ -1,4 +1,4 @@
-"""TODO-DOC"""
+"""Traced graphs: the tracer, rewriting of what would change a tap, and sizes of all values."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn import functional
+
+from kdcore.backbones.tracing.torch_private import BATCH_NORMS, modules_around
 
 _OUT_OF_PLACE: Mapping[Any, Any] = {
     operator.iadd: operator.add,
@@ -17,13 +19,20 @@ _OUT_OF_PLACE: Mapping[Any, Any] = {
 
 
 def forbid_writes(network: nn.Module) -> None:
-    """Lets no module of the network write into its input: the input may be a tap."""
+    """Turns off in-place modules: what they would overwrite may be a tap."""
     for module in network.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
 
 
 class Tracer(fx.Tracer):
+    """Traces a network of images, with parameters and buffers as nodes.
+
+    Args:
+        leaf_modules: classes that are not traced into.
+        leaf_functions: functions that are not traced into.
+    """
+
     def __init__(
         self,
         leaf_modules: tuple[type[nn.Module], ...],
@@ -38,13 +47,13 @@ class Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """One argument, the images; what else `forward` takes keeps its default."""
+        """Makes the images the only input; other arguments of `forward` keep their defaults."""
         tensors = (*self.root.named_parameters(), *self.root.named_buffers())
         self._paths = {id(tensor): path for path, tensor in tensors}
         return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Parameters and buffers are read from the network that runs, not from the traced one."""
+        """Reads parameters and buffers from the network that runs, not from the traced one."""
         path = self._paths.get(id(attr_val))
         if path is None:
             return attr_val
@@ -54,11 +63,18 @@ class Tracer(fx.Tracer):
 
 
 def normalized(images: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """A batch norm without the activation that a subclass adds."""
     return nn.BatchNorm2d.forward(norm, images)
 
 
-def keep_norms(graph: fx.Graph, network: nn.Module) -> None:
-    """Leaves to each batch norm its own mode, also where a larger module calls the function."""
+def _counts_batches(node: fx.Node) -> bool:
+    """Whether a node is a batch norm's `num_batches_tracked.add_(1)`."""
+    return node.target == "add_" and str(first_input(node).target).endswith("num_batches_tracked")
+
+
+def call_norms(graph: fx.Graph, network: nn.Module) -> None:
+    """Replaces traced-in calls of `batch_norm` by calls of the module, so that each follows its
+    own training flag. timm's norms that include an activation call the function."""
     for node in list(graph.nodes):
         if node.target is not functional.batch_norm:
             continue
@@ -70,15 +86,12 @@ def keep_norms(graph: fx.Graph, network: nn.Module) -> None:
             node.replace_all_uses_with(made)
             graph.erase_node(node)
     for node in reversed(list(graph.nodes)):  # what only the function needed
-        counts = node.target == "add_" and str(first_input(node).target).endswith(
-            "num_batches_tracked"
-        )
-        if not node.users and (counts or node.op == "get_attr"):
+        if not node.users and (_counts_batches(node) or node.op == "get_attr"):
             graph.erase_node(node)
 
 
 def redirect_writes(graph: fx.Graph, network: nn.Module) -> None:
-    """Replaces what writes into its input; who reads that input later reads the result instead."""
+    """Makes in-place operations out of place; later readers of their input read the result."""
     order = {node: position for position, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         written = node.args[0] if node.args else None
@@ -99,7 +112,7 @@ def redirect_writes(graph: fx.Graph, network: nn.Module) -> None:
 
 
 class Sizes(fx.Interpreter):
-    """Runs a graph and keeps the sizes: of a tensor; `()` of what holds tensors; else nothing."""
+    """Runs a graph and records sizes: a tensor's shape, or `()` for a list of tensors."""
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
         super().__init__(network, graph=graph)
@@ -113,10 +126,10 @@ class Sizes(fx.Interpreter):
             self.sizes[node] = ()
         return value
 
-    # Batch norms change no size, and the meta device takes its time for them.
+    # Batch norms change no size and are slow on the meta device.
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        norm = isinstance(self.fetch_attr(target), nn.modules.batchnorm._BatchNorm)
+        norm = isinstance(self.fetch_attr(target), BATCH_NORMS)
         return args[0] if norm else super().call_module(target, args, kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -124,15 +137,8 @@ class Sizes(fx.Interpreter):
         return args[0] if norm else super().call_function(target, args, kwargs)
 
 
-def modules_around(node: fx.Node) -> tuple[str, ...]:
-    """The paths of the modules around a node, from the outside, its own included."""
-    around = [path.split("@")[0] for path in node.meta.get("nn_module_stack", {})]
-    own = [str(node.target)] if node.op == "call_module" else []
-    return tuple(dict.fromkeys(path for path in (*around, *own) if path))
-
-
 def first_input(node: fx.Node) -> fx.Node:
-    """What a node reads first."""
+    """The first input of a node."""
     read = node.args[0] if node.args else next(iter(node.kwargs.values()))
     assert isinstance(read, fx.Node)
     return read

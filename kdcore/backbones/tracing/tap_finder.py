@@ -1,4 +1,9 @@
-"""TODO-DOC"""
+"""Finds the spatial maps, the embedding and the norms in the traced graph of a classifier.
+
+A map whose sides grow with the image's is spatial. A node that every path from the image to the
+classifier passes is on the main path; branches of a block and squeezed channels are not. The tap of
+a resolution is the last map of the main path that has it.
+"""
 
 import math
 import operator
@@ -10,10 +15,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from kdcore.backbones.tracing.graph import Sizes, first_input, modules_around, normalized
+from kdcore.backbones.tracing.graph import Sizes, first_input, normalized
+from kdcore.backbones.tracing.torch_private import DROPOUTS, function_of, modules_around
 from kdcore.contract.taps import TapInfo
+from kdcore.errors import NetworkError
 
-# Sides grow by these; every usual stride divides them, and their ratio tells height from width.
+# Images grow by these; usual strides divide them, and their ratio tells height from width.
 _TALLER, _WIDER = 64, 128
 _ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish", "mish", "elu", "leaky_relu")
 _SHAPING = {torch.flatten, "flatten", "reshape", "view", "squeeze"}
@@ -47,13 +54,13 @@ class TapFinder:
         (self._end,) = (node for node in graph.nodes if node.op == "output")
         (self._logits,) = self._end.args
         if self._sizes[self._end] != (2, num_classes):
-            raise ValueError("it is no classifier")
+            raise NetworkError("it does not return logits [B, K]")
         classifier = self._classifier()
         self._embedding = self._embedding_before(classifier)
         self.embedding_width = self._width(classifier)
         self._places = self._named(self._tapped(self._maps(classifier, image_size)))
 
-    # What the graph says
+    # Reading the graph
 
     def _measure(self, height: int, width: int) -> dict[fx.Node, tuple[int, ...]]:
         sizes = Sizes(self._network, self._graph)
@@ -65,11 +72,9 @@ class TapFinder:
         return self._network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def _drops(self, node: fx.Node) -> bool:
-        """Whether the node is an identity, at least in evaluation."""
+        """Whether the node is an identity in evaluation."""
         module = self._module(node)
-        return node.target in _DROPPING or isinstance(
-            module, nn.Identity | nn.modules.dropout._DropoutNd
-        )
+        return node.target in _DROPPING or isinstance(module, (nn.Identity, DROPOUTS))
 
     def _undropped(self, node: fx.Node) -> fx.Node:
         while self._drops(node):
@@ -94,7 +99,7 @@ class TapFinder:
         return layers[-1]
 
     def _width(self, classifier: fx.Node) -> int:
-        """What the classifier reads; the second dimension of any weight."""
+        """The number of features that the classifier reads: the second dimension of its weight."""
         module = self._module(classifier)
         if isinstance(module, nn.Linear | nn.Conv2d):
             return module.weight.shape[1]
@@ -105,7 +110,7 @@ class TapFinder:
     def _embedding_before(self, classifier: fx.Node) -> fx.Node:
         """The classifier's input before dropout, as a new node [B, D].
 
-        A classifier that is a convolution reads a map: its mean over the positions stands for it.
+        Where the classifier is a convolution, the embedding is the mean of the map that it reads.
         """
         node = source = first_input(classifier)
         while self._drops(node) or self._shapes(node):
@@ -120,7 +125,9 @@ class TapFinder:
                 places = [axis for axis in range(1, len(size)) if axis != size.index(width, 1)]
                 embedding = self._graph.call_method("mean", (source, places))
             else:
-                raise ValueError(f"its classifier reads {width} numbers of {size}")
+                raise NetworkError(
+                    f"its classifier reads {width} features, but the layer before has shape {size}"
+                )
         return embedding
 
     def _shapes(self, node: fx.Node) -> bool:
@@ -129,7 +136,7 @@ class TapFinder:
     # The taps
 
     def _main_path(self, end: fx.Node) -> list[fx.Node]:
-        """What every path from the image to this node passes, in order."""
+        """The nodes that every path from the image to this node passes, in order."""
         (image,) = (node for node in self._graph.nodes if node.op == "placeholder")
         leading = {end}
         for node in reversed(self._graph.nodes):
@@ -139,7 +146,7 @@ class TapFinder:
         for node in self._graph.nodes:
             if node in leading and any(read in position for read in node.all_input_nodes):
                 position[node] = len(position)
-        main, farthest = [], 0  # where the paths that pass the nodes so far arrive
+        main, farthest = [], 0  # node that any earlier node leads to
         for node, number in position.items():
             if number >= farthest:
                 main.append(node)
@@ -150,7 +157,7 @@ class TapFinder:
         height, width = image_size
         try:
             larger = self._measure(height + _TALLER, width + _WIDER)
-        except Exception:  # the library's; the network takes one size only
+        except Exception:  # the network takes one size only
             larger = {}
         maps: list[_Map] = []
         for node in self._main_path(first_input(classifier)):
@@ -180,14 +187,14 @@ class TapFinder:
         return None
 
     def _tapped(self, maps: Sequence[_Map]) -> list[_Map]:
-        """Of all maps of the main path, one for the stem and one for each stage."""
+        """One map for the stem and one for each stage."""
         spans: dict[str, tuple[int, int]] = {}
         for number, found in enumerate(maps):
             for path in found.modules:
                 spans[path] = (spans.get(path, (number, number))[0], number)
 
         def leads_on(number: int) -> bool:
-            """Whether it belongs to a block that begins here and ends at the next resolution."""
+            """Whether it is inside a block that begins here and ends at the next resolution."""
             here = maps[number].reduction
             after = next((found.reduction for found in maps if found.reduction > here), here)
             return any(
@@ -204,14 +211,14 @@ class TapFinder:
         before = -1
         for numbers in levels.values():
             here = self._order[maps[numbers[-1]].node]
-            # What only pools and goes on to the next resolution is no stage.
+            # A resolution without any layer that has weights is no stage.
             if any(before < position <= here for position in weighty):
                 tapped.append(maps[numbers[-1]])
             before = here
-        if len(tapped) < 2:  # tokens, after the maps of the stem
+        if len(tapped) < 2:  # the rest are tokens
             return []
         if tapped[0].reduction >= 4:
-            # The image is cut into patches: the first stage has the resolution of the stem.
+            # A stem that cuts patches: the first stage has its resolution.
             stem = maps[self._end_of_stem(maps, spans, tapped[0].reduction)]
             tapped = [stem, *(found for found in tapped if found is not stem)]
         return tapped
@@ -219,7 +226,7 @@ class TapFinder:
     def _end_of_stem(
         self, maps: Sequence[_Map], spans: Mapping[str, tuple[int, int]], reduction: int
     ) -> int:
-        """The last map of the outermost module that cuts the patches, and of what refines it."""
+        """The last map of the module that cuts the patches and of the norm and activation after."""
         at_stem = [number for number, found in enumerate(maps) if found.reduction == reduction]
         start = next((n for n in at_stem if self._has_weights(maps[n].node)), at_stem[0])
         end = start
@@ -238,7 +245,7 @@ class TapFinder:
         return end
 
     def _activation(self, node: fx.Node) -> str:
-        """The name of the function of `torch.nn.functional` that this node is, found by trying."""
+        """The function of `torch.nn.functional` that computes what this node does, or `none`."""
         if len(node.all_input_nodes) != 1 or self._has_weights(node):
             return "none"
         function: Callable[..., Any]
@@ -253,7 +260,7 @@ class TapFinder:
         given = torch.linspace(-8, 8, 99, device="cpu")
         try:
             made = function(given, *node.args[1:], **node.kwargs)
-        except Exception:  # whatever it is, it is no activation
+        except Exception:  # not elementwise, so no activation
             return "none"
         for name in _ACTIVATIONS:
             if isinstance(made, Tensor) and torch.equal(getattr(functional, name)(given), made):
@@ -287,7 +294,7 @@ class TapFinder:
 
     def _norms_behind(self, node: fx.Node, depths: Mapping[fx.Node, int]) -> tuple[str, ...]:
         node = self._undropped(node)
-        if node.target in (operator.add, torch.add, "add"):  # the deeper one is no shortcut
+        if node.target in (operator.add, torch.add, "add"):  # the shallower one is the shortcut
             summands = sorted(node.all_input_nodes, key=depths.__getitem__, reverse=True)
             return next(filter(None, (self._norms_behind(s, depths) for s in summands)), ())
         if node.target is torch.cat:
@@ -299,14 +306,14 @@ class TapFinder:
         module = self._network.get_submodule(path)
         return (path,) if isinstance(module, nn.BatchNorm2d) and module.affine else ()
 
-    # The functions
+    # Compiling
 
     def compiled(self) -> tuple[Any, Any]:
-        """Functions from a network of this architecture and images: to all outputs, to the maps."""
+        """Two functions of a network and images: one returns all outputs, one the maps alone."""
         end = self._end
         maps = tuple(self._read_out(info, at) for info, at in self._places)
         end.args = ((self._logits, self._embedding, maps),)
-        outputs = self._function()
+        outputs = function_of(self._network, self._graph)
         end.args = (maps,)
         needed = {node for pair in maps for node in pair}
         for node in reversed(self._graph.nodes):
@@ -314,7 +321,7 @@ class TapFinder:
                 break
             if node is not end and node.op != "placeholder":
                 self._graph.erase_node(node)
-        return outputs, self._function()
+        return outputs, function_of(self._network, self._graph)
 
     def _read_out(self, info: TapInfo, at: _Map) -> tuple[fx.Node, fx.Node]:
         after = self._channels_first(at.node, at)
@@ -327,7 +334,3 @@ class TapFinder:
             return node
         with self._graph.inserting_after(node):
             return self._graph.call_method("permute", (node, 0, 3, 1, 2))
-
-    def _function(self) -> Any:
-        # A class of its own for every graph; its method runs on any network with these modules.
-        return type(fx.GraphModule(self._network, self._graph)).forward

@@ -1,19 +1,14 @@
-"""Finds the maps and the embedding of a network that declares none.
-
-The network is traced with torch.fx and run on the meta device at two image sizes. A node whose
-sides grow with the image's is a spatial map. A node that every path from the image to the
-classifier passes is on the main path; what lies beside it (branches of a block, squeezed channels)
-is no place to read. The tap of a resolution is the last map of the main path that has it.
-"""
+"""Traces a network that declares no taps, on the meta device, into functions that return them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from kdcore.backbones.tracing.graph import Tracer, forbid_writes, keep_norms, redirect_writes
+from kdcore.backbones.tracing.graph import Tracer, call_norms, forbid_writes, redirect_writes
 from kdcore.backbones.tracing.tap_finder import TapFinder
+from kdcore.backbones.tracing.torch_private import TraceError, has_constants
 from kdcore.contract.taps import TapInfo
 
 Outputs = tuple[Tensor, Tensor, tuple[tuple[Tensor, Tensor], ...]]
@@ -21,7 +16,7 @@ Outputs = tuple[Tensor, Tensor, tuple[tuple[Tensor, Tensor], ...]]
 
 @dataclass(frozen=True)
 class TracedNetwork:
-    """Where a network of one architecture shows what.
+    """The taps of an architecture, and functions that read them from any network of it.
 
     Args:
         taps: stem and stages; none where there are no spatial maps.
@@ -50,34 +45,34 @@ def trace_network(
     """Traces a classifier of 3-channel images.
 
     Args:
-        network: on the meta device; it is changed.
+        network: on the meta device; modified in place.
         num_classes: K.
-        image_size: height and width that it takes.
-        leaf_modules: classes that tracing cannot look into.
-        leaf_functions: functions that tracing cannot look into.
+        image_size: height and width in pixels.
+        leaf_modules: classes that are not traced into.
+        leaf_functions: functions that are not traced into.
 
     Raises:
-        TraceError: the network's path depends on values, or it has tensors that are no parameters.
-        ValueError: it does not give logits, or its last layer does not read an embedding.
+        TraceError: its control flow depends on values, or it makes tensors of its own.
+        NetworkError: it does not return logits, or its last layer does not read an embedding.
     """
     graphs = []
     for training in (False, True):
         tracer = Tracer(leaf_modules, leaf_functions)
         graph = tracer.trace(network.train(training))
-        if any("_tensor_constant" in str(node.target) for node in graph.nodes):
-            raise fx.proxy.TraceError("a tensor that is no parameter was made while tracing")
+        if has_constants(graph):
+            raise TraceError("it makes a tensor that is neither parameter nor buffer")
         graphs.append(graph)
     for graph in graphs:
-        keep_norms(graph, network)
-        redirect_writes(graph, network)  # reads the flags that are cleared now
+        call_norms(graph, network)
+        redirect_writes(graph, network)  # before the in-place flags are cleared
     forbid_writes(network)
     evaluation, training_ = (
         TapFinder(network.train(training), graph, num_classes, image_size)
         for training, graph in zip((False, True), graphs, strict=True)
     )
     if evaluation.taps != training_.taps:
-        raise fx.proxy.TraceError("the maps of training are not those of evaluation")
-    functions = [dissection.compiled() for dissection in (evaluation, training_)]
+        raise TraceError("its maps differ between training and evaluation")
+    functions = [finder.compiled() for finder in (evaluation, training_)]
     return TracedNetwork(
         evaluation.taps,
         evaluation.norms,

@@ -37,7 +37,7 @@ def _shapes(network: str, image_size: tuple[int, int]) -> Shapes:
     return replace(probed, maps=maps, embedding_width=probed.embedding_width // 16)
 
 
-def setting(
+def pair_of_networks(
     student: str = "resnet8",
     teacher: str = "resnet14",
     *,
@@ -58,7 +58,7 @@ def build(name: str, where: NetworkPair, **params: Any) -> Method:
 
 
 def batch_of(images: int, *, epoch: int = 1, epochs: int = 1) -> Batch:
-    """The training images 0, 3, 6, ..., labelled as in `setting`."""
+    """The training images 0, 3, 6, ..., labelled as in `pair_of_networks`."""
     indices = torch.arange(images) * 3
     return Batch(indices % 10, indices, epoch, epochs)
 

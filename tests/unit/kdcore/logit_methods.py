@@ -33,7 +33,7 @@ def labels_of(images: int, classes: int) -> Tensor:
     return (classes - 1 - torch.arange(images)) % classes
 
 
-def setting(classes: int = 10, teacher_classes: int | None = None) -> NetworkPair:
+def pair_of_networks(classes: int = 10, teacher_classes: int | None = None) -> NetworkPair:
     student, teacher = (
         probe_shapes(network, num_classes=count, in_channels=1, image_size=(8, 8))
         for network, count in (("resnet8", classes), ("resnet14", teacher_classes or classes))
@@ -44,7 +44,7 @@ def setting(classes: int = 10, teacher_classes: int | None = None) -> NetworkPai
 def build(name: str, classes: int = 10, **params: Any) -> Method:
     """A method of the catalogue, with its published settings but for those given."""
     method = CATALOGUE[name]
-    return method(method.Params.model_validate(params), setting(classes)).train()
+    return method(method.Params.model_validate(params), pair_of_networks(classes)).train()
 
 
 def term(

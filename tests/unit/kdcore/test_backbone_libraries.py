@@ -18,6 +18,7 @@ from kdcore.backbones.names import check_backbone
 from kdcore.backbones.probe import probe_shapes
 from kdcore.backbones.tracing.traced_network import trace_network
 from kdcore.contract.taps import Tap
+from kdcore.errors import NetworkError
 from kdcore.networks.classifier import Classifier, ClassifierCard, load_classifier, save_classifier
 
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
@@ -320,7 +321,7 @@ def test_other_channels_are_refused(in_channels: int) -> None:
 @pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "torchvision/vit_b_32"])
 @pytest.mark.parametrize("side", [32, 256])
 def test_a_network_of_one_size_names_it(name: str, side: int) -> None:
-    message = f"images are {side}x{side}, but {name} takes 224x224 alone"
+    message = f"images are {side}x{side}, but {name} takes only 224x224"
     with pytest.raises(ValueError, match=message):
         probe_shapes(name, num_classes=5, in_channels=3, image_size=(side, side))
 
@@ -355,16 +356,17 @@ def test_a_network_that_the_meta_device_refuses_is_probed() -> None:
     ],
 )
 def test_an_unknown_network_is_refused_with_the_one_that_was_meant(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_backbone(name)
+    with pytest.raises(NetworkError, match=message):
+        constructor_of(name)
 
 
 def test_a_missing_library_is_named_with_the_way_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"needs timm: pip install 'kdsearch\[timm\]'"):
-        check_backbone("timm/resnet18")
+    assert check_backbone("timm/resnet18") == "timm/resnet18"  # known by the library alone
+    with pytest.raises(NetworkError, match=r"needs timm: pip install 'kdsearch\[timm\]'"):
+        constructor_of("timm/resnet18")
 
 
 # What is done with it

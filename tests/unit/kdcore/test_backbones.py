@@ -1,5 +1,7 @@
 """Every network of the catalogue: its size, its declarations, its weights."""
 
+import importlib
+import pkgutil
 from functools import cache
 from pathlib import Path
 
@@ -9,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
+from kdcore import backbones
 from kdcore.backbones.backbone import Backbone, spatial_mean
 from kdcore.backbones.catalogue import BACKBONES, build_backbone, constructor_of
-from kdcore.backbones.names import check_backbone
+from kdcore.backbones.names import FAMILIES, check_backbone
 from kdcore.backbones.probe import probe_shapes
 from kdcore.contract.network_pair import Shapes
 from kdcore.contract.taps import Tap
@@ -352,6 +355,20 @@ def test_an_unknown_backbone_is_refused_with_the_one_that_was_meant(use: object)
     with pytest.raises(ValueError, match="unknown backbone 'resnet5O'; did you mean 'resnet5") as e:
         use("resnet5O")
     assert all(name in str(e.value) for name in BACKBONES)
+
+
+def test_the_names_are_those_of_the_families_files() -> None:
+    files = [
+        importlib.import_module(f"{backbones.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(backbones.__path__)
+        if not found.ispkg
+    ]
+    defined = {
+        file.__name__.rpartition(".")[2]: tuple(file.NETWORKS)
+        for file in files
+        if hasattr(file, "NETWORKS")
+    }
+    assert list(FAMILIES.items()) == list(defined.items())
 
 
 def test_a_known_backbone_passes_its_check() -> None:

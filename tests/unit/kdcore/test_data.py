@@ -207,7 +207,7 @@ def test_every_seed_that_is_accepted_works(field: str, seed: int, workspace: Pat
         ({"train_images": 1151}, "train_images is 1151, but only 1150 are left beside 288"),
         ({"heldout_fraction": 1e-4}, "heldout_fraction is 0.0001, but leaves 0 images held out"),
         ({"heldout_fraction": 0.9999}, "heldout_fraction is 0.9999, but .* 0 to train on"),
-        ({"root": "/tmp"}, "root is '/tmp', but digits are bundled; leave root out"),
+        ({"root": "/tmp"}, "root is '/tmp', but digits is bundled; leave root out"),
         ({"download": True}, "download is true, but digits has nothing to download"),
         (
             {"name": "fashion_mnist", "download": True},
@@ -402,7 +402,7 @@ def test_damaged_files_are_refused_with_their_name_and_the_way_out(
     damage(root)
     with pytest.raises(ValueError, match=named) as caught:
         open_data(fashion(root), tmp_path)
-    assert "fetch it again" in str(caught.value) or "download: true" in str(caught.value)
+    assert "download it again" in str(caught.value) or "download: true" in str(caught.value)
     assert not list((tmp_path / "data").glob("*.arrow"))
 
 
@@ -410,7 +410,7 @@ def test_damaged_files_are_refused_with_their_name_and_the_way_out(
     ("root", "message"),
     [
         (None, "root is missing, but Fashion-MNIST is read from files"),
-        (Path("nowhere"), "root is '.*nowhere', but that is no folder"),
+        (Path("nowhere"), "root is '.*nowhere', but that is not a folder"),
         (Path("empty"), "root is '.*empty', but that has no IDX file"),
     ],
 )

@@ -171,7 +171,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("view", [0, None])
 def test_a_damaged_image_is_named(kind: str, damage: str, view: int | None) -> None:
     good = encoded(PHOTOGRAPH, kind)
-    with pytest.raises(ValueError, match=r"damaged image image 1: .*; replace it, or take it out"):
+    with pytest.raises(ValueError, match=r"damaged image image 1: .*; replace it, or remove it"):
         show(part(good, DAMAGES[damage](good), view=view))
 
 

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 # 64 MiB are 16,384 pages.
 FAULTS = """
 import resource, torch
-from kdcore.execution import keep_freed_memory
+from kdcore.execution.execution import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,6 +1,7 @@
 """Weights from elsewhere: the wrappings that occur, and refusals that explain."""
 
 import argparse
+import random
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.foreign_weights import load_weights, read_weights
+from kdcore.errors import WeightsError
 
 State = dict[str, Tensor]
 
@@ -146,7 +148,7 @@ def test_names_with_dots_of_old_files_are_understood(tmp_path: Path) -> None:
 
 
 def refusal(state: object, path: Path) -> str:
-    with pytest.raises(ValueError, match=f"weights file {path} does not fit: ") as caught:
+    with pytest.raises(WeightsError, match=f"weights file {path} does not fit: ") as caught:
         loaded(state, path)
     return str(caught.value).partition(" does not fit: ")[2]
 
@@ -154,7 +156,7 @@ def refusal(state: object, path: Path) -> str:
 def test_other_classes_are_named_as_the_likely_reason(tmp_path: Path) -> None:
     assert refusal(network(1000).state_dict(), tmp_path / "w.pt") == (
         "2 of another shape (fc.weight 1000x64 instead of 5x64, fc.bias 1000 instead of 5). "
-        "It was probably trained on 1000 classes; here they are 5"
+        "It was probably trained on 1000 classes; the data has 5"
     )
 
 
@@ -179,7 +181,7 @@ def test_another_width_is_not_taken_for_other_classes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"state_dict": {}}, 7], ids=repr)
 def test_a_file_without_tensors_by_name_is_refused(content: object, tmp_path: Path) -> None:
-    assert refusal(content, tmp_path / "w.pt") == "it holds no tensors with names"
+    assert refusal(content, tmp_path / "w.pt") == "it has no named tensors"
 
 
 class _Foreign:
@@ -189,5 +191,40 @@ class _Foreign:
 def test_objects_of_other_classes_are_refused_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"model": network().state_dict(), "config": _Foreign()}, path)
-    with pytest.raises(ValueError, match=f"{path} cannot be read: .* save its state dict alone"):
+    with pytest.raises(WeightsError, match=f"{path} cannot be read: .* save its state dict alone"):
         read_weights(path)
+
+
+def _weights(suffix: str, folder: Path) -> bytes:
+    """A file with weights, as it should be."""
+    path = folder / f"right{suffix}"
+    if suffix == ".safetensors":
+        save_file(network().state_dict(), path)
+    else:
+        torch.save(network().state_dict(), path)
+    return path.read_bytes()
+
+
+NO_WEIGHTS: dict[str, Callable[[bytes], bytes]] = {
+    "text": lambda right: b"epoch,accuracy\n1,0.5\n",
+    "prose": lambda right: b"The weights are on the other disk.\n",
+    "pickle's opcodes": lambda right: b"(lp0\n.",
+    "empty": lambda right: b"",
+    "random": lambda right: random.Random(0).randbytes(10_000),
+    "random after a zip's magic": lambda right: b"PK\x03\x04" + random.Random(1).randbytes(5_000),
+    "cut in half": lambda right: right[: len(right) // 2],
+    "without its end": lambda right: right[:-10],
+    "one byte": lambda right: right[:1],
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("change", NO_WEIGHTS.values(), ids=NO_WEIGHTS)
+def test_whatever_is_no_weights_file_is_refused_by_its_name(
+    change: Callable[[bytes], bytes], suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(change(_weights(suffix, tmp_path)))
+    with pytest.raises(WeightsError, match=f"^weights file {path} ") as caught:
+        load_weights(network(), read_weights(path), source=f"weights file {path}")
+    assert "\n" not in str(caught.value)

@@ -163,11 +163,14 @@ def _damaged_image(root: Path) -> None:
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        (_empty_class, r"class folder .*train/emu has no file that ends in .jpg, .*; fill it or"),
+        (_empty_class, r"class folder .*train/emu has no files that end in .jpg, .*; add some or"),
         (_class_of_the_test_alone, "test has a class folder 'owls', but .*did you mean 'owl'?"),
         (_no_train, "root has test, but no train with a folder for each class"),
         (_one_class, "train has 1 class folders, but needs at least 2"),
-        (_damaged_image, r"damaged image .*train/owl/002.jpg: it is empty; replace it, or take it"),
+        (
+            _damaged_image,
+            r"damaged image .*train/owl/002.jpg: it is empty; replace it, or remove it",
+        ),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
@@ -201,7 +204,7 @@ def test_impossible_settings_are_refused(
     ("root", "message"),
     [
         (None, "root is missing; set it to a folder with train/<class>/<files>"),
-        ("/nowhere", "root is '/nowhere', but that is no folder; set it to"),
+        ("/nowhere", "root is '/nowhere', but that is not a folder; set it to"),
         ("s3://bucket/x", "root is 's3://bucket/x', but image_folder reads local folders only"),
     ],
 )

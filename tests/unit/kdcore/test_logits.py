@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from logit_methods import labels_of, random_logits, setting
+from logit_methods import labels_of, pair_of_networks, random_logits
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -121,11 +121,11 @@ def test_a_class_that_both_networks_rule_out_counts_for_nothing() -> None:
 
 def test_networks_of_different_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="10 for the student resnet8 and 7 for the teacher resn"):
-        check_classes(setting(10, 7))
+        check_classes(pair_of_networks(10, 7))
 
 
 @pytest.mark.parametrize("at_least", [2, 3])
 def test_too_few_classes_are_refused(at_least: int) -> None:
-    check_classes(setting(at_least), at_least=at_least)
+    check_classes(pair_of_networks(at_least), at_least=at_least)
     with pytest.raises(ValueError, match=rf"is {at_least - 1}, but must be >= {at_least}"):
-        check_classes(setting(at_least - 1), at_least=at_least)
+        check_classes(pair_of_networks(at_least - 1), at_least=at_least)

@@ -9,8 +9,8 @@ from feature_methods import (
     PAIRS,
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from logit_methods import ShortTrial
@@ -91,7 +91,7 @@ def test_halves_are_summed_in_full() -> None:
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_stages_count_half_as_much_the_earlier_they_come(pair: tuple[str, str]) -> None:
-    where = setting(*pair, image_size=SMALL)
+    where = pair_of_networks(*pair, image_size=SMALL)
     method = build("ab", where, preparation_share=0.0, margin=0.5).double()
     assert isinstance(method, AB)
     student, teacher = taps_of(where, 3)
@@ -107,17 +107,17 @@ def test_stages_count_half_as_much_the_earlier_they_come(pair: tuple[str, str]) 
 
 
 def test_a_connector_stands_only_where_channels_differ_and_ends_in_no_relu() -> None:
-    same = build("ab", setting("resnet8", "resnet14"))
+    same = build("ab", pair_of_networks("resnet8", "resnet14"))
     assert isinstance(same, AB)
     assert not list(same.parameters())
-    wider = build("ab", setting("resnet8", "resnet8x4"))
+    wider = build("ab", pair_of_networks("resnet8", "resnet8x4"))
     assert isinstance(wider, AB)
     assert len(list(wider.parameters())) == 3 * 3  # a kernel, a scale and a shift each
     assert not any(isinstance(module, nn.ReLU) for module in wider.modules())
 
 
 def test_boundaries_come_first_and_then_contribute_nothing() -> None:
-    where = setting("resnet8", "resnet8x4")
+    where = pair_of_networks("resnet8", "resnet8x4")
     method, joint = build("ab", where), build("ab", where, preparation_share=0.0)
     student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 4))
     assert method.preparation_epochs(240) == 30

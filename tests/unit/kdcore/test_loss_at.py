@@ -8,8 +8,8 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from logit_methods import ShortTrial
@@ -111,7 +111,7 @@ def test_a_zero_map_has_zero_attention_and_zero_gradient(power: int) -> None:
 @reductions
 def test_it_adds_up_over_every_pair_of_layers(layers: str, reduction: Any) -> None:
     # Networks of different numbers of stages: none is silently left out.
-    where = setting("resnet8", "resnet50")
+    where = pair_of_networks("resnet8", "resnet50")
     method = build("at", where, layers=layers, reduction=reduction, power=4)
     student, teacher = taps_of(where, 3)
     pairs = resolve_layers(layers, where.student, where.teacher)
@@ -173,7 +173,7 @@ def test_hard_gradients_give_a_finite_loss_and_gradient(
 
 
 def test_each_kind_asks_for_its_own_taps_and_the_class_for_all() -> None:
-    where = setting()
+    where = pair_of_networks()
     assert build("at", where).needs == {Tap.MAPS}
     assert build("at", where, kind="gradient").needs == {Tap.INPUT_GRADIENT}
     symmetry = build("at", where, kind="flip symmetry").needs
@@ -190,7 +190,7 @@ def test_the_teacher_has_no_part_in_flip_symmetry() -> None:
         flipped_input_gradient=gradients[1],
     )
     teacher = Taps(random(3, 10, seed=5), random(3, 64, seed=6))
-    loss = build("at", setting(), kind="flip symmetry")(student, teacher, batch_of(3))
+    loss = build("at", pair_of_networks(), kind="flip symmetry")(student, teacher, batch_of(3))
     assert loss.item() == pytest.approx(naive_flip_symmetry(*gradients, reduction="mean").item())
 
 
@@ -200,7 +200,7 @@ def test_the_students_weights_get_the_gradient_of_finite_differences(
     kind: str, reduction: str
 ) -> None:
     # Second order: the loss is of a gradient, and is differentiated by the weights.
-    method = build("at", setting(image_size=SMALL), kind=kind, reduction=reduction)
+    method = build("at", pair_of_networks(image_size=SMALL), kind=kind, reduction=reduction)
     backbone = build_backbone("resnet8", num_classes=10, in_channels=1, seed=3).double()
     images, batch = random(4, 1, *SMALL, seed=1), batch_of(4)
     nothing = random(4, 10, seed=2)

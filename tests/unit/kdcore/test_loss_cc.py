@@ -8,8 +8,8 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from tests.twins.cc import naive_cc
 @cache
 def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
-    where = setting(student, teacher, image_size=(8, 12))
+    where = pair_of_networks(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
@@ -129,7 +129,7 @@ def test_dead_embeddings_have_moderate_gradients(dead: slice, kernel: dict[str, 
 def test_the_method_compares_with_the_teachers_own_embedding(
     projected: bool, kernel: dict[str, Any]
 ) -> None:
-    where = setting("resnet8", "resnet50")
+    where = pair_of_networks("resnet8", "resnet50")
     student, teacher = taps_of(where, 4)
     method = build("cc", where, projected=projected, **kernel).double()
     shown = student.embedding
@@ -142,7 +142,7 @@ def test_the_method_compares_with_the_teachers_own_embedding(
 
 
 def test_no_helper_can_make_the_teachers_embeddings_alike() -> None:
-    where = setting("resnet8", "resnet8")
+    where = pair_of_networks("resnet8", "resnet8")
     student, teacher = taps_of(where, 16)
     assert not list(build("cc", where).parameters())
     method = build("cc", where, projected=True).double()

@@ -10,8 +10,8 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
     watched,
 )
@@ -266,21 +266,21 @@ def test_draws_come_from_torchs_own_generator_and_differ_between_rows() -> None:
 
 def test_images_of_one_class_are_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"all 6 training images have class 2.*two classes"):
-        build("crd", setting(train_labels=torch.full((6,), 2)))
+        build("crd", pair_of_networks(train_labels=torch.full((6,), 2)))
 
 
 # The method with banks
 
 
 def _crd(**params: Any) -> CRD:
-    """In float64, with the 40 training images of `setting`."""
-    method = build("crd", setting(), **params).double()
+    """In float64, with the 40 training images of `pair_of_networks`."""
+    method = build("crd", pair_of_networks(), **params).double()
     assert isinstance(method, CRD)
     return method
 
 
 def _taps(images: int = 6) -> tuple[Taps, Taps]:
-    return taps_of(setting(), images)
+    return taps_of(pair_of_networks(), images)
 
 
 def _embedded(method: CRD, student: Taps, teacher: Taps) -> tuple[Tensor, Tensor]:
@@ -400,7 +400,7 @@ def test_another_object_goes_on_from_the_state_dict_with_the_same_bits() -> None
         method(*_taps(), batch)
         method.after_step()
         torch.manual_seed(9)
-        other = CRD(CRD.Params.model_validate(params), setting()).double()
+        other = CRD(CRD.Params.model_validate(params), pair_of_networks()).double()
         other.load_state_dict({name: value.clone() for name, value in method.state_dict().items()})
         for _ in range(2):
             losses = []
@@ -425,12 +425,12 @@ def test_negatives_are_capped_by_what_the_training_images_allow() -> None:
     assert _crd().negative_images == 40 - 4
     assert _crd(negative_images=8).negative_images == 8
     skewed = torch.tensor([0] * 30 + [1] * 9 + [2])
-    assert build("crd", setting(train_labels=skewed)).negative_images == 10
+    assert build("crd", pair_of_networks(train_labels=skewed)).negative_images == 10
     assert _crd(negatives="queue").negative_images == 40
 
 
 def test_banks_have_a_row_for_each_training_image() -> None:
-    method = build("crd", setting(train_labels=torch.arange(55) % 10), width=64)
+    method = build("crd", pair_of_networks(train_labels=torch.arange(55) % 10), width=64)
     assert isinstance(method, CRD)
     for bank in (method.student_memory, method.teacher_memory):
         assert bank.shape == (55, 64)

@@ -12,8 +12,8 @@ from logit_methods import (
     assert_no_gradient_for_the_teacher,
     assert_sound,
     build,
+    pair_of_networks,
     random_logits,
-    setting,
     term,
 )
 from torch import Tensor
@@ -155,7 +155,7 @@ def test_the_temperature_is_the_only_helper_and_begins_as_published() -> None:
 
 def test_networks_of_different_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="10 for the student resnet8 and 7 for the teacher"):
-        CTKD(CTKD.Params(), setting(10, 7))
+        CTKD(CTKD.Params(), pair_of_networks(10, 7))
 
 
 def test_it_learns_and_so_does_its_temperature(

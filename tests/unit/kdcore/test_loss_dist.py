@@ -8,8 +8,8 @@ from logit_methods import (
     assert_no_gradient_for_the_teacher,
     assert_sound,
     build,
+    pair_of_networks,
     random_logits,
-    setting,
     term,
 )
 from torch.autograd import gradcheck
@@ -125,4 +125,4 @@ def test_the_method_computes_the_loss_with_its_settings() -> None:
 
 def test_networks_of_different_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="10 for the student resnet8 and 7 for the teacher"):
-        DIST(DIST.Params(), setting(10, 7))
+        DIST(DIST.Params(), pair_of_networks(10, 7))

@@ -9,8 +9,8 @@ from logit_methods import (
     assert_sound,
     build,
     labels_of,
+    pair_of_networks,
     random_logits,
-    setting,
     term,
 )
 from torch import Tensor
@@ -129,7 +129,7 @@ def test_two_classes_are_refused_for_their_second_part_is_always_zero() -> None:
     second = dkd_loss(student, teacher, labels_of(4, 2), **{**PUBLISHED, "target_weight": 0.0})
     assert second.item() == 0
     with pytest.raises(ValueError, match="num_classes is 2, but must be >= 3"):
-        DKD(DKD.Params(), setting(2))
+        DKD(DKD.Params(), pair_of_networks(2))
 
 
 def test_the_loss_rises_over_the_first_epochs() -> None:

@@ -9,8 +9,8 @@ from feature_methods import (
     assert_sound,
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from logit_methods import ShortTrial
@@ -56,7 +56,7 @@ def test_halves_are_computed_in_full(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("layers", ["middle", "all", "stem:stage3", "stage3:stem"])
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_a_regressor_stands_between_any_two_maps(pair: tuple[str, str], layers: str) -> None:
-    where = setting(*pair, image_size=SMALL)
+    where = pair_of_networks(*pair, image_size=SMALL)
     method = build("fitnet", where, layers=layers).double()
     assert isinstance(method, FitNet)
     student, teacher = taps_of(where, 3)
@@ -76,13 +76,13 @@ def test_a_regressor_stands_between_any_two_maps(pair: tuple[str, str], layers: 
 def test_only_without_a_relu_can_negative_values_be_predicted() -> None:
     maps = random(4, 16, 8, 8, seed=1).float()
     for relu in (True, False):
-        method = build("fitnet", setting(), relu=relu, layers="stage1:stage1")
+        method = build("fitnet", pair_of_networks(), relu=relu, layers="stage1:stage1")
         assert isinstance(method, FitNet)
         assert (method.regressors[0](maps).min().item() < 0) == (not relu)
 
 
 def test_one_image_whose_map_is_one_pixel_is_enough() -> None:
-    where = setting(image_size=(4, 4))
+    where = pair_of_networks(image_size=(4, 4))
     method = build("fitnet", where, layers="last")
     student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 1))
     assert student.maps["stage3"].shape == (1, 64, 1, 1)
@@ -90,16 +90,16 @@ def test_one_image_whose_map_is_one_pixel_is_enough() -> None:
 
 
 def test_it_is_joint_as_published_in_the_fields_codes() -> None:
-    method = build("fitnet", setting())
+    method = build("fitnet", pair_of_networks())
     assert method.preparation_epochs(240) == 0
-    student, teacher = (taps.changed(Tensor.float) for taps in taps_of(setting(), 4))
+    student, teacher = (taps.changed(Tensor.float) for taps in taps_of(pair_of_networks(), 4))
     first = method(student, teacher, batch_of(4, epoch=1, epochs=240))
     last = method(student, teacher, batch_of(4, epoch=240, epochs=240))
     assert first.item() == last.item() > 0
 
 
 def test_in_two_stages_hints_come_first_and_then_contribute_nothing() -> None:
-    where = setting()
+    where = pair_of_networks()
     method = build("fitnet", where, preparation_share=0.125)
     joint = build("fitnet", where)
     student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 4))

@@ -9,8 +9,8 @@ from feature_methods import (
     PAIRS,
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
     watched,
 )
@@ -86,7 +86,7 @@ def test_halves_are_computed_in_full(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_it_adds_up_over_consecutive_stages_from_the_stem(pair: tuple[str, str]) -> None:
-    where = setting(*pair, image_size=SMALL)
+    where = pair_of_networks(*pair, image_size=SMALL)
     method = build("fsp", where, preparation_share=0.0).double()
     assert isinstance(method, FSP)
     assert (method.pairs[0].student, method.pairs[0].teacher) == ("stem", "stem")
@@ -109,9 +109,9 @@ def test_it_adds_up_over_consecutive_stages_from_the_stem(pair: tuple[str, str])
 
 
 def test_adapters_stand_only_where_channels_differ() -> None:
-    same = build("fsp", setting("resnet8", "resnet14"))
+    same = build("fsp", pair_of_networks("resnet8", "resnet14"))
     assert not list(same.parameters())
-    wider = build("fsp", setting("resnet8", "resnet8x4"))
+    wider = build("fsp", pair_of_networks("resnet8", "resnet8x4"))
     assert isinstance(wider, FSP)
     kernels = [module for module in wider.adapters if isinstance(module, nn.Conv2d)]
     assert [kernel.out_channels for kernel in kernels] == [32, 64, 128, 256]
@@ -119,7 +119,7 @@ def test_adapters_stand_only_where_channels_differ() -> None:
 
 
 def test_the_flow_comes_first_and_then_contributes_nothing() -> None:
-    where = setting("resnet8", "resnet8x4")
+    where = pair_of_networks("resnet8", "resnet8x4")
     method, joint = build("fsp", where), build("fsp", where, preparation_share=0.0)
     student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 4))
     assert method.preparation_epochs(240) == 30

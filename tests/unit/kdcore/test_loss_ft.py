@@ -9,8 +9,8 @@ from feature_methods import (
     batch_of,
     build,
     leaves,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from logit_methods import ShortTrial
@@ -111,7 +111,7 @@ def test_zero_factors_give_a_moderate_gradient(form: Any) -> None:
 
 @pytest.mark.parametrize(("rate", "channels"), [(0.25, 16), (0.5, 32), (1.0, 64), (1e-4, 1)])
 def test_a_factor_has_a_share_of_the_teachers_channels(rate: float, channels: int) -> None:
-    method = build("ft", setting("resnet8x4", "resnet14"), rate=rate)
+    method = build("ft", pair_of_networks("resnet8x4", "resnet14"), rate=rate)
     assert isinstance(method, FT)
     factor = method.paraphrasers[0].encoder(torch.zeros(2, 64, 4, 6))
     translated = method.translators[0](torch.zeros(2, 256, 4, 6))
@@ -121,7 +121,7 @@ def test_a_factor_has_a_share_of_the_teachers_channels(rate: float, channels: in
 @forms
 @pytest.mark.parametrize("layers", ["last", "all", "stem:stage2"])
 def test_it_compares_what_paraphraser_and_translator_say(layers: str, form: str) -> None:
-    where = setting("resnet8", "resnet8x4", image_size=SMALL)
+    where = pair_of_networks("resnet8", "resnet8x4", image_size=SMALL)
     method = build("ft", where, layers=layers, form=form).double()
     assert isinstance(method, FT)
     student, teacher = taps_of(where, 2)
@@ -139,7 +139,7 @@ def test_it_compares_what_paraphraser_and_translator_say(layers: str, form: str)
 
 
 def test_the_paraphraser_prepares_and_the_translator_follows() -> None:
-    where = setting("resnet8", "resnet8x4")
+    where = pair_of_networks("resnet8", "resnet8x4")
     method = build("ft", where)
     assert isinstance(method, FT)
     assert method.preparation_epochs(240) == 30
@@ -160,7 +160,7 @@ def test_the_paraphraser_prepares_and_the_translator_follows() -> None:
 
 
 def test_no_gradient_reaches_the_paraphraser_even_where_no_epoch_has_begun() -> None:
-    where = setting()
+    where = pair_of_networks()
     method = build("ft", where)
     assert isinstance(method, FT)
     student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 3))

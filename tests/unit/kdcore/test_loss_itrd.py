@@ -9,8 +9,8 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from torch import Tensor
@@ -32,7 +32,7 @@ every_alpha = pytest.mark.parametrize("alpha", [0.5, 1.01, 1.5, 2.0])
 @cache
 def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
-    where = setting(student, teacher, image_size=(8, 12))
+    where = pair_of_networks(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
@@ -183,7 +183,7 @@ def test_a_batch_of_one_is_zero_and_has_gradients() -> None:
 
 @pytest.mark.parametrize("teacher_name", ["resnet14", "resnet50"])
 def test_the_projector_serves_the_second_term_only_where_widths_differ(teacher_name: str) -> None:
-    where = setting("resnet8", teacher_name, image_size=(8, 12))
+    where = pair_of_networks("resnet8", teacher_name, image_size=(8, 12))
     student, teacher = taps_of(where, 4)
     # Without the units that the ReLU kills in all four images, which the twin divides by zero.
     teacher = replace(teacher, embedding=random(*teacher.embedding.shape, seed=3))

@@ -10,8 +10,8 @@ from logit_methods import (
     assert_no_gradient_for_the_teacher,
     assert_sound,
     build,
+    pair_of_networks,
     random_logits,
-    setting,
     term,
 )
 from torch.autograd import gradcheck
@@ -91,6 +91,6 @@ def test_the_method_computes_the_loss_with_its_settings(standardize: bool) -> No
 
 def test_networks_of_different_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="10 for the student resnet8 and 7 for the teacher"):
-        KD(KD.Params(), setting(10, 7))
+        KD(KD.Params(), pair_of_networks(10, 7))
     with pytest.raises(ValueError, match="num_classes is 1, but must be >= 2"):
-        KD(KD.Params(), setting(1))
+        KD(KD.Params(), pair_of_networks(1))

@@ -7,14 +7,14 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from kdcore.methods.mgd import MGD, Generator, keep_at_random, mgd_loss
+from kdcore.methods.mgd import MGD, Generator, mask_at_random, mgd_loss
 from tests.twins.mgd import naive_generated, naive_mgd
 
 SIZES = [(1, 3, 4, 4), (2, 5, 3, 6), (4, 2, 7, 1), (3, 4, 1, 1)]
@@ -54,9 +54,9 @@ def test_sums_of_halves_stay_finite() -> None:
 def test_whole_channels_or_whole_positions_are_masked_each_image_on_its_own() -> None:
     torch.manual_seed(0)
     ones = torch.ones(5, 6, 4, 3)
-    channels = keep_at_random(ones, mask="channels", masked_share=0.5)
+    channels = mask_at_random(ones, mask="channels", masked_share=0.5)
     assert torch.equal(channels, channels[:, :, :1, :1].expand_as(channels))
-    positions = keep_at_random(ones, mask="positions", masked_share=0.5)
+    positions = mask_at_random(ones, mask="positions", masked_share=0.5)
     assert torch.equal(positions, positions[:, :1].expand_as(positions))
     for kept in (channels, positions):
         assert set(kept.unique().tolist()) == {0.0, 1.0}
@@ -67,7 +67,7 @@ def test_whole_channels_or_whole_positions_are_masked_each_image_on_its_own() ->
 @pytest.mark.parametrize("masked_share", [0.0, 0.15, 0.75])
 def test_the_share_that_is_masked_is_the_one_asked_for(mask: Any, masked_share: float) -> None:
     torch.manual_seed(0)
-    kept = keep_at_random(torch.ones(50, 40, 8, 5), mask=mask, masked_share=masked_share)
+    kept = mask_at_random(torch.ones(50, 40, 8, 5), mask=mask, masked_share=masked_share)
     # 2,000 draws: a deviation of 0.01.
     assert 1 - kept.mean().item() == pytest.approx(masked_share, abs=0.04)
 
@@ -75,17 +75,17 @@ def test_the_share_that_is_masked_is_the_one_asked_for(mask: Any, masked_share: 
 def test_what_is_kept_keeps_its_value() -> None:
     torch.manual_seed(0)
     values = random(4, 6, 3, 3, seed=1)
-    kept = keep_at_random(values, mask="channels", masked_share=0.5)
+    kept = mask_at_random(values, mask="channels", masked_share=0.5)
     assert torch.equal(kept[kept != 0], values[kept != 0])
 
 
 def test_the_mask_comes_from_torchs_own_generator() -> None:
     ones = torch.ones(4, 32, 2, 2)
     torch.manual_seed(3)
-    first = keep_at_random(ones, mask="channels", masked_share=0.5)
-    after = keep_at_random(ones, mask="channels", masked_share=0.5)
+    first = mask_at_random(ones, mask="channels", masked_share=0.5)
+    after = mask_at_random(ones, mask="channels", masked_share=0.5)
     torch.manual_seed(3)
-    assert torch.equal(keep_at_random(ones, mask="channels", masked_share=0.5), first)
+    assert torch.equal(mask_at_random(ones, mask="channels", masked_share=0.5), first)
     assert not torch.equal(first, after)
 
 
@@ -108,7 +108,7 @@ def test_the_generator_aligns_masks_and_convolves_twice(
     student_map = random(3, channels[0], 5, 4, seed=1)
     ones = torch.ones(3, channels[1], 5, 4, dtype=torch.float64)
     torch.manual_seed(1)
-    kept = keep_at_random(ones, mask=mask, masked_share=0.4)
+    kept = mask_at_random(ones, mask=mask, masked_share=0.4)
     assert 0 < kept.mean() < 1
     expected = naive_generated(
         student_map,
@@ -130,7 +130,7 @@ def test_the_generator_aligns_masks_and_convolves_twice(
 def test_the_chosen_maps_are_compared_with_the_larger_pooled_to_the_smaller(
     layers: str, stages: tuple[str, str]
 ) -> None:
-    where = setting("resnet8", "resnet8x4")
+    where = pair_of_networks("resnet8", "resnet8x4")
     method = build("mgd", where, layers=layers, masked_share=0.0).double()
     assert isinstance(method, MGD)
     student, teacher = taps_of(where, 4)
@@ -147,7 +147,7 @@ def test_the_published_layer_is_the_last() -> None:
 
 
 def test_several_layers_have_a_generator_each_and_add_up() -> None:
-    where = setting("resnet8", "resnet14")
+    where = pair_of_networks("resnet8", "resnet14")
     method = build("mgd", where, layers="all", masked_share=0.0).double()
     assert isinstance(method, MGD)
     student, teacher = taps_of(where, 3)

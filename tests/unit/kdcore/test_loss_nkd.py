@@ -9,8 +9,8 @@ from logit_methods import (
     assert_sound,
     build,
     labels_of,
+    pair_of_networks,
     random_logits,
-    setting,
     term,
 )
 from torch import Tensor
@@ -93,7 +93,7 @@ def test_two_classes_are_refused_for_their_second_part_is_always_zero() -> None:
     first = nkd_loss(student, teacher, labels, nontarget_weight=0.0, temperature=1.0)
     assert torch.equal(nkd_loss(student, teacher, labels, **PUBLISHED), first)
     with pytest.raises(ValueError, match="num_classes is 2, but must be >= 3"):
-        NKD(NKD.Params(), setting(2))
+        NKD(NKD.Params(), pair_of_networks(2))
 
 
 def test_the_method_computes_the_loss_with_its_settings() -> None:

@@ -7,8 +7,8 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
     watched,
 )
@@ -25,7 +25,7 @@ from tests.twins.nst import naive_nst
 @cache
 def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
-    where = setting(student, teacher, image_size=(8, 12))
+    where = pair_of_networks(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
@@ -172,7 +172,7 @@ def test_halves_are_computed_in_full(kernel: Kernel) -> None:
 @every_kernel
 @pytest.mark.parametrize("layers", ["all", "last", "stage1:stage2"])
 def test_the_method_adds_up_over_its_pairs_of_layers(layers: str, kernel: Kernel) -> None:
-    where = setting("resnet8", "resnet14", image_size=(8, 12))
+    where = pair_of_networks("resnet8", "resnet14", image_size=(8, 12))
     student, teacher = taps_of(where, 2)
     expected = sum(
         naive_nst(student.maps[pair.student], teacher.maps[pair.teacher], kernel=kernel)

@@ -14,8 +14,8 @@ from feature_methods import (
     batch_of,
     build,
     leaves,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from logit_methods import ShortTrial
@@ -172,7 +172,7 @@ def test_measured_margins_count_beyond_the_digits_of_a_float() -> None:
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_stages_count_half_as_much_the_earlier_they_come(pair: tuple[str, str]) -> None:
-    where = _with_norms(setting(*pair, image_size=SMALL), "stage1", "stage2", "stage3")
+    where = _with_norms(pair_of_networks(*pair, image_size=SMALL), "stage1", "stage2", "stage3")
     method = build("ofd", where).double()
     assert isinstance(method, OFD)
     student, teacher = taps_of(where, 3)
@@ -194,7 +194,7 @@ def test_stages_count_half_as_much_the_earlier_they_come(pair: tuple[str, str]) 
 
 
 def test_margins_are_measured_on_request_and_where_there_is_no_norm() -> None:
-    where = _with_norms(setting(), "stage1", "stage3")
+    where = _with_norms(pair_of_networks(), "stage1", "stage3")
     partly, measured = build("ofd", where), build("ofd", where, margin="measured")
     assert isinstance(partly, OFD)
     assert isinstance(measured, OFD)
@@ -204,7 +204,7 @@ def test_margins_are_measured_on_request_and_where_there_is_no_norm() -> None:
 
 
 def test_measured_margins_move_into_the_checkpoint_with_each_step() -> None:
-    where = setting()
+    where = pair_of_networks()
     method = build("ofd", where)
     student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 3))
     method(student, teacher, batch_of(3))
@@ -222,7 +222,7 @@ def test_measured_margins_move_into_the_checkpoint_with_each_step() -> None:
 
 @pytest.mark.parametrize(("teacher_bn", "batch_statistics"), [("eval", False), ("batch", True)])
 def test_the_teachers_norms_use_what_was_asked_for(teacher_bn: str, batch_statistics: bool) -> None:
-    method = build("ofd", setting(), teacher_bn=teacher_bn)
+    method = build("ofd", pair_of_networks(), teacher_bn=teacher_bn)
     assert method.teacher_batch_statistics == batch_statistics
 
 
@@ -230,7 +230,7 @@ def test_the_teachers_norms_use_what_was_asked_for(teacher_bn: str, batch_statis
 def test_hard_maps_give_a_finite_loss_and_gradient_with_margins_of_norms(
     pair: tuple[str, str],
 ) -> None:
-    where = _with_norms(setting(*pair), "stage1", "stage2", "stage3")
+    where = _with_norms(pair_of_networks(*pair), "stage1", "stage2", "stage3")
     outputs = [taps.changed(Tensor.float) for taps in taps_of(where, 4)]
     for hardness, harden in HARD.items():
         student, teacher = harden(*outputs)
@@ -242,7 +242,7 @@ def test_hard_maps_give_a_finite_loss_and_gradient_with_margins_of_norms(
 
 
 def test_the_margin_takes_no_gradient() -> None:
-    where = setting()
+    where = pair_of_networks()
     method = build("ofd", where, margin="measured")
     taps = (taps.changed(Tensor.float) for taps in taps_of(where, 3))
     student, teacher = (leaves(value) for value in taps)
@@ -252,7 +252,7 @@ def test_the_margin_takes_no_gradient() -> None:
 
 
 def test_margins_of_norms_never_wait_for_the_device() -> None:
-    where = _with_norms(setting(), "stage1", "stage2", "stage3")
+    where = _with_norms(pair_of_networks(), "stage1", "stage2", "stage3")
     student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 4))
     assert_never_waits(build("ofd", where).float(), student, teacher, batch_of(4))
 

@@ -7,8 +7,8 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from torch import Tensor
@@ -23,7 +23,7 @@ from tests.twins.pkt import naive_pkt
 @cache
 def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
-    where = setting(student, teacher, image_size=(8, 12))
+    where = pair_of_networks(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
@@ -130,7 +130,7 @@ def test_a_nan_is_not_hidden() -> None:
 
 @every_reduction
 def test_the_method_computes_the_loss_with_its_settings(reduction: Reduction) -> None:
-    where = setting("resnet8", "resnet50")
+    where = pair_of_networks("resnet8", "resnet50")
     student, teacher = taps_of(where, 4)
     expected = pkt_loss(student.embedding, teacher.embedding, reduction=reduction)
     method = build("pkt", where, reduction=reduction)

@@ -6,8 +6,8 @@ from feature_methods import (
     PAIRS,
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from torch.autograd import gradcheck
@@ -116,7 +116,7 @@ def _naive_term(method: ReviewKD, where: NetworkPair, student: Taps, teacher: Ta
 
 @pytest.mark.parametrize("pair", [*PAIRS[:2], ("resnet8x4", "resnet8")], ids="-".join)
 def test_the_term_reviews_all_stages_from_the_deepest(pair: tuple[str, str]) -> None:
-    where = setting(*pair)
+    where = pair_of_networks(*pair)
     method = build("reviewkd", where, max_width=16).double()
     assert isinstance(method, ReviewKD)
     student, teacher = taps_of(where, 3)
@@ -126,7 +126,7 @@ def test_the_term_reviews_all_stages_from_the_deepest(pair: tuple[str, str]) -> 
 
 def test_shapes_follow_from_the_networks() -> None:
     for pair, stages in ((PAIRS[0], 3), (PAIRS[1], 3), (PAIRS[2], 3), (("resnet50",) * 2, 4)):
-        where = setting(*pair)
+        where = pair_of_networks(*pair)
         method = build("reviewkd", where)
         assert isinstance(method, ReviewKD)
         assert len(method.fusions) == stages + 1
@@ -139,7 +139,7 @@ def test_shapes_follow_from_the_networks() -> None:
 
 def test_the_deepest_stage_reaches_the_shallowest_comparison() -> None:
     # The connection across stages: what makes it a review.
-    where = setting()
+    where = pair_of_networks()
     method = build("reviewkd", where).double()
     assert isinstance(method, ReviewKD)
     student, _ = taps_of(where, 3)
@@ -155,7 +155,7 @@ def test_the_deepest_stage_reaches_the_shallowest_comparison() -> None:
 
 
 def test_the_term_rises_over_the_warm_up() -> None:
-    where = setting()
+    where = pair_of_networks()
     method = build("reviewkd", where, warmup_share=0.25).double()
     student, teacher = taps_of(where, 3)
     terms = [
@@ -167,7 +167,7 @@ def test_the_term_rises_over_the_warm_up() -> None:
 
 
 def test_the_published_warm_up_is_20_of_240_epochs() -> None:
-    where = setting()
+    where = pair_of_networks()
     method = build("reviewkd", where).double()
     student, teacher = taps_of(where, 2)
     full = method(student, teacher, batch_of(2, epoch=20, epochs=240)).item()

@@ -8,8 +8,8 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
     watched,
 )
@@ -55,7 +55,7 @@ EMBEDDINGS = {
 @cache
 def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
-    where = setting(student, teacher, image_size=(8, 12))
+    where = pair_of_networks(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
@@ -199,7 +199,7 @@ def test_halves_are_computed_in_full(dtype: torch.dtype) -> None:
 
 
 def test_the_method_weighs_angles_by_their_ratio_to_distances() -> None:
-    where = setting("resnet8", "resnet50", image_size=(8, 12))
+    where = pair_of_networks("resnet8", "resnet50", image_size=(8, 12))
     student, teacher = taps_of(where, 4)
     method = build("rkd", where, distance_weight=3.0, angle_ratio=0.5)
     expected = naive_rkd(

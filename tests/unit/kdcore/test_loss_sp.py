@@ -7,8 +7,8 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from torch import Tensor
@@ -24,7 +24,7 @@ from tests.twins.sp import naive_sp
 @cache
 def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
-    where = setting(student, teacher, image_size=(8, 12))
+    where = pair_of_networks(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
@@ -118,7 +118,7 @@ def test_dead_maps_have_moderate_gradients(dead: slice) -> None:
 @both_scales
 @pytest.mark.parametrize("layers", ["last", "all", "stage1:stage2"])
 def test_the_method_adds_up_over_its_pairs_of_layers(layers: str, batch_scaled: bool) -> None:
-    where = setting("resnet8", "resnet50")
+    where = pair_of_networks("resnet8", "resnet50")
     student, teacher = taps_of(where, 3)
     expected = sum(
         naive_sp(student.maps[pair.student], teacher.maps[pair.teacher], batch_scaled=batch_scaled)

@@ -8,8 +8,8 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
 )
 from torch import Tensor
@@ -26,7 +26,7 @@ every_exponent = pytest.mark.parametrize("exponent", [1.0, 2.5, 4.0, 8.0])
 @cache
 def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
-    where = setting(student, teacher, image_size=(8, 12))
+    where = pair_of_networks(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
@@ -141,7 +141,7 @@ def test_powers_of_halves_stay_finite() -> None:
 
 @pytest.mark.parametrize("teacher_name", ["resnet14", "resnet50"])
 def test_the_method_projects_to_the_teachers_width(teacher_name: str) -> None:
-    where = setting("resnet8", teacher_name, image_size=(8, 12))
+    where = pair_of_networks("resnet8", teacher_name, image_size=(8, 12))
     student, teacher = taps_of(where, 4)
     method = build("srd", where, exponent=3.0).double()
     assert isinstance(method, SRD)

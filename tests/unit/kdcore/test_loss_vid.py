@@ -9,8 +9,8 @@ import torch
 from feature_methods import (
     batch_of,
     build,
+    pair_of_networks,
     random,
-    setting,
     taps_of,
     watched,
 )
@@ -33,7 +33,7 @@ SIZES = [(1, 3, 4, 4), (4, 5, 3, 7), (6, 2, 1, 1), (2, 1, 5, 2)]
 @cache
 def small(student: str, teacher: str) -> tuple[NetworkPair, Taps, Taps]:
     """Two networks on small images, and float32 outputs of both for six of them."""
-    where = setting(student, teacher, image_size=(8, 12))
+    where = pair_of_networks(student, teacher, image_size=(8, 12))
     ours, theirs = (taps.changed(Tensor.float) for taps in taps_of(where, 6))
     return where, ours, theirs
 
@@ -125,7 +125,7 @@ def test_halves_are_computed_in_full() -> None:
 
 @pytest.mark.parametrize("layers", ["all", "last", "stage2:stage1"])
 def test_the_method_adds_up_over_its_pairs_of_layers(layers: str) -> None:
-    where = setting("resnet8", "resnet50", image_size=(8, 12))
+    where = pair_of_networks("resnet8", "resnet50", image_size=(8, 12))
     student, teacher = taps_of(where, 2)
     method = build("vid", where, layers=layers, initial_variance=2.0).double()
     assert isinstance(method, VID)
@@ -145,7 +145,7 @@ def test_the_method_adds_up_over_its_pairs_of_layers(layers: str) -> None:
 
 
 def test_every_layer_has_its_own_variances() -> None:
-    where = setting("resnet8", "resnet50", image_size=(8, 12))
+    where = pair_of_networks("resnet8", "resnet50", image_size=(8, 12))
     student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 2))
     method = build("vid", where)
     assert isinstance(method, VID)
@@ -158,7 +158,7 @@ def test_every_layer_has_its_own_variances() -> None:
 
 
 def test_variances_are_parameters_that_do_not_decay() -> None:
-    method = build("vid", setting())
+    method = build("vid", pair_of_networks())
     names = dict(method.named_parameters())
     assert method.undecayed == {"raw_variances"}
     assert isinstance(names["raw_variances"], nn.Parameter)

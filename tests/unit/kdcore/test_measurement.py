@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore.backbones.catalogue import build_backbone
+from kdcore.backbones.catalogue import build_backbone, constructor_of
 from kdcore.networks.cost import LATENCY_BATCH
 from kdcore.networks.measurement import (
-    count_costs,
     count_multiply_adds,
+    count_parameters,
     measure_latency,
     measure_network,
     measure_training,
@@ -22,8 +22,9 @@ MULTIPLY_ADDS = {"resnet18": 1.81e9, "resnet50": 4.09e9, "vgg16": 15.47e9, "resn
 
 @pytest.mark.parametrize(("name", "published"), MULTIPLY_ADDS.items())
 def test_multiply_adds_are_the_published_ones(name: str, published: float) -> None:
-    _, multiply_adds = count_costs(name, num_classes=1000, in_channels=3)
-    assert multiply_adds == pytest.approx(published, rel=0.01)
+    with torch.device("meta"):
+        network = constructor_of(name)(1000, 3)
+    assert count_multiply_adds(network, network.native_size) == pytest.approx(published, rel=0.01)
 
 
 def test_multiply_adds_are_those_of_the_layers_added_by_hand() -> None:
@@ -46,8 +47,10 @@ def test_multiply_adds_are_those_of_the_layers_added_by_hand() -> None:
 
 
 def test_what_only_training_needs_does_not_count() -> None:
-    parameters, _ = count_costs("inception_v1", num_classes=1000, in_channels=3)
-    assert parameters == 6_998_552
+    with torch.device("meta"):
+        network = constructor_of("inception_v1")(1000, 3)
+    network.drop_auxiliary()
+    assert count_parameters(network) == 6_998_552
 
 
 def test_latency_is_the_median_of_repeated_passes_in_evaluation() -> None:
@@ -68,8 +71,9 @@ def test_latency_is_the_median_of_repeated_passes_in_evaluation() -> None:
 
 def test_a_networks_cost_is_whole() -> None:
     cost = measure_network("resnet8", num_classes=10, in_channels=1, image_size=(8, 8), device=CPU)
-    counted = count_costs("resnet8", num_classes=10, in_channels=1, image_size=(8, 8))
-    assert (cost.parameters, cost.multiply_adds) == counted
+    network = build_backbone("resnet8", num_classes=10, in_channels=1, seed=0)
+    assert cost.parameters == count_parameters(network)
+    assert cost.multiply_adds == count_multiply_adds(network, (8, 8))
     assert 0 < cost.latency_ms < cost.batch_latency_ms < LATENCY_BATCH * cost.latency_ms * 2
     assert cost.threads == torch.get_num_threads()
     assert cost.device

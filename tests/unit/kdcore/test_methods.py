@@ -18,7 +18,7 @@ from feature_methods import (
     assert_sound,
     batch_of,
     leaves,
-    setting,
+    pair_of_networks,
     taps_of,
 )
 from pydantic import ValidationError
@@ -88,7 +88,7 @@ def every_variant(
     First comes the context to test it in, which says which case it was that failed.
     """
     for pair in pairs:
-        where = setting(*pair, image_size=image_size)
+        where = pair_of_networks(*pair, image_size=image_size)
         student, teacher = taps_of(where, IMAGES)
         if not double:
             student, teacher = student.changed(Tensor.float), teacher.changed(Tensor.float)
@@ -217,7 +217,7 @@ LAYERED = {
 @pytest.mark.parametrize(("name", "field"), LAYERED.items())
 def test_every_searched_layer_and_the_published_one_build_a_method(name: str, field: str) -> None:
     for pair in PAIRS:
-        where = setting(*pair)
+        where = pair_of_networks(*pair)
         student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 4))
         published = getattr(CATALOGUE[name].Params(), field)
         assert resolve_layers(published, where.student, where.teacher)
@@ -253,7 +253,9 @@ def test_the_same_seed_builds_the_same_helpers(name: str) -> None:
     objective = (TermConfig.model_validate({"method": name}),)
     before = torch.get_rng_state()
     for pair in PAIRS:
-        first, again, other = (build_terms(objective, setting(*pair), seed) for seed in (7, 7, 8))
+        first, again, other = (
+            build_terms(objective, pair_of_networks(*pair), seed) for seed in (7, 7, 8)
+        )
         assert torch.equal(torch.get_rng_state(), before)
         states = [terms[0].method.state_dict() for terms in (first, again, other)]
         assert list(states[0]) == list(states[1])
@@ -286,7 +288,7 @@ def _with_sides(network: Shapes, height: int, width: int) -> Shapes:
 @every_method
 def test_one_map_may_be_taller_and_the_other_wider(name: str) -> None:
     for pair in PAIRS:
-        where = setting(*pair)
+        where = pair_of_networks(*pair)
         where = replace(
             where,
             student=_with_sides(where.student, 9, 4),
@@ -427,7 +429,7 @@ def test_nothing_waits_for_the_device(name: str) -> None:
 
 @every_method
 def test_another_object_goes_on_from_the_state_with_the_same_bits(name: str) -> None:
-    where = setting(*PAIRS[0])
+    where = pair_of_networks(*PAIRS[0])
 
     def step(method: Method, outputs: list[Taps], number: int) -> float:
         batch = batch_of(IMAGES, epoch=number, epochs=EPOCHS)

@@ -223,7 +223,7 @@ def test_columns_that_are_missing_are_named_with_the_nearest(train: Rows, tmp_pa
         message = f"{setting} is '{close}s', but there is no such column; did you mean '{close}'?"
         with pytest.raises(ValueError, match=message) as caught:
             opened(tmp_path / "all.parquet", tmp_path, **{setting: f"{close}s"})
-        assert "There are image, label" in str(caught.value)
+        assert "The columns: image, label" in str(caught.value)
 
 
 # Mistakes
@@ -299,19 +299,22 @@ def show_all(root: Path, workspace: Path) -> None:
     ("mistake", "message"),
     [
         (_labels_of_floats, "label_column holds float, but must hold integers or strings"),
-        (_no_labels, "1 rows have a label that is no class of the training part, the first None"),
+        (_no_labels, "1 rows have a label that the training part does not have, the first None"),
         (_one_label, r"the training part has only the label \['cat'\], but needs two or more"),
-        (_unlabelled_test, "3 rows .* the first -1; where a test split has no labels, remove its"),
+        (_unlabelled_test, "3 rows .* the first -1; if the test split has no labels, remove"),
         (_images_of_text, "image_column is 'image', which holds string, but must hold encoded"),
         (_no_parquet, "root is '.*', but cannot be read: .*[Pp]arquet"),
-        (_no_files, "root is '.*', but that has no file that ends in .parquet"),
+        (_no_files, "root is '.*', but that has no files that end in .parquet"),
         (_no_train, "names of files say 'test', but must say 'train'"),
         (_unknown_part, "column 'split' say 'dev', but must say 'train'"),
         (
             _a_file_of_no_part,
-            "'more.parquet' does not say which part it is, but others of the root do",
+            "'more.parquet' does not say which part it is, but other files do",
         ),
-        (_other_columns, "48 rows have a label that is no class of .*, the first None"),
+        (
+            _other_columns,
+            "48 rows have a label that the training part does not have, the first None",
+        ),
         (_damaged_image, "damaged image row 2 of row group 1 of .*/train.parquet: it is none of"),
         (_no_image, "damaged image row 2 of row group 1 of .*/train.parquet: it is empty"),
     ],

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import operator
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ SIDE_BY_SIDE = Execution(channels_last=True, side_by_side=True)
 
 def twins(layer: nn.Conv2d) -> tuple[nn.Conv2d, nn.Conv2d]:
     """A layer and its copy that lays maps side by side, both in float64."""
-    narrow = copy.deepcopy(layer.double())
-    SIDE_BY_SIDE.place(narrow, CPU)
+    network = nn.Sequential(copy.deepcopy(layer.double()))
+    SIDE_BY_SIDE.place(network, CPU)
+    (narrow,) = network
     assert type(narrow) is NarrowConv2d
     return layer, narrow
 
@@ -87,10 +89,11 @@ def test_answers_and_gradients_are_in_channels_last_layout(kernel: int, stride: 
 
 def test_a_layer_is_placed_and_replaced_with_its_weights() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1))
-    before = copy.deepcopy(network.state_dict())
+    before, parameters = copy.deepcopy(network.state_dict()), list(network.parameters())
     SIDE_BY_SIDE.place(network, CPU)
     assert [type(layer) for layer in network] == [NarrowConv2d, nn.ReLU, NarrowConv2d]
     Execution().place(network, CPU)
     assert [type(layer) for layer in network] == [nn.Conv2d, nn.ReLU, nn.Conv2d]
-    assert network.state_dict().keys() == before.keys()
+    assert list(network.state_dict()) == list(before)
+    assert all(map(operator.is_, network.parameters(), parameters))  # the optimiser has them
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

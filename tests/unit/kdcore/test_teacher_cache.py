@@ -294,10 +294,10 @@ from pathlib import Path
 import torch
 from kdcore import CacheConfig, DataConfig
 from kdcore.data.image_data import open_data
-from kdcore.execution import Execution
-from kdcore.taps import Tap
-from kdcore.teacher import WEIGHTS, load_teacher
-from kdcore.teacher_cache import TeacherCache, Wanted
+from kdcore.contract.taps import Tap
+from kdcore.execution.execution import Execution
+from kdcore.teacher.teacher import WEIGHTS, load_teacher
+from kdcore.teacher_cache.cache import TeacherCache, Wanted
 
 class Dying(TeacherCache):
     def _pass(self, view, wanted):
@@ -346,7 +346,7 @@ def test_a_damaged_or_foreign_file_is_computed_again_with_a_warning(
         make(other, precision="float32").view(0, LOGITS)
         content = bytearray(cached_files(other / FOLDER)[0].read_bytes())
     path.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"cached outputs .* are damaged .* computing them again"):
+    with pytest.warns(UserWarning, match=r"cached outputs .* are damaged .* computed again"):
         again = given(make().view(0, LOGITS))
     assert again.computed
     assert torch.equal(again.columns["logits"], intact)
@@ -378,7 +378,7 @@ def test_on_a_full_disk_the_teacher_computes_in_every_step(
 
     expected = run("kd", CacheConfig())
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.warns(UserWarning, match="cannot be kept .* No space left"):
+    with pytest.warns(UserWarning, match="cannot be cached .* No space left"):
         live = run("kd", CacheConfig(), tmp_path)
     assert {report.teacher for report in live} == {"live"}
     assert_alike(live, expected)

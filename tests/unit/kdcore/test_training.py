@@ -286,7 +286,7 @@ class _Recorder(Method):
         return student.logits.float().sum() * 0
 
 
-def setting(data: ImageData) -> NetworkPair:
+def pair_of_networks(data: ImageData) -> NetworkPair:
     shapes = probe_shapes("resnet8", num_classes=10, in_channels=1, image_size=data.image_size)
     return NetworkPair(shapes, shapes, len(data.train))
 
@@ -294,7 +294,7 @@ def setting(data: ImageData) -> NetworkPair:
 def test_a_method_is_told_labels_positions_and_progress_and_sees_the_teachers_answers(
     student: Classifier, teacher: Classifier, digits: ImageData
 ) -> None:
-    recorder = _Recorder(_Recorder.Params(), setting(digits))
+    recorder = _Recorder(_Recorder.Params(), pair_of_networks(digits))
     recorder.seen = []
     how = recipe(epochs=2, batch_size=96)
     run(student, [Term("recorder", recorder)], teacher, digits, how)
@@ -476,7 +476,7 @@ class _Breaks(Method):
 def test_the_first_term_that_is_not_finite_is_named_and_the_last_good_epoch_is_kept(
     value: float, student: Classifier, teacher: Classifier, digits: ImageData, tmp_path: Path
 ) -> None:
-    breaks = _Breaks(_Breaks.Params(), setting(digits))
+    breaks = _Breaks(_Breaks.Params(), pair_of_networks(digits))
     breaks.value = value
     terms = [*terms_of(["kd", "at", "vid"], digits), Term("breaks", breaks)]
     with pytest.raises(

@@ -1,0 +1,64 @@
+"""Everything this package uses of PyTorch beyond its documented interface, as of version 2.15.
+
+When a new version breaks one of these, `tests/unit/kdcore/test_torch_private.py` says which.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.flop_counter import FlopCounterMode
+
+BATCH_NORMS: type[nn.Module] = _BatchNorm
+"""Every batch norm, for maps of any number of dimensions. They have no documented common base."""
+
+DROPOUTS: type[nn.Module] = _DropoutNd
+"""Every dropout module. They have no documented common base."""
+
+TraceError = fx.proxy.TraceError
+"""Raised by torch.fx where control flow depends on values; missing from its documentation."""
+
+MOMENTUM = "momentum_buffer"
+"""Where SGD keeps a parameter's momentum in `state[parameter]`."""
+
+
+def has_constants(graph: fx.Graph) -> bool:
+    """Whether the network made a tensor while it was traced.
+
+    torch.fx stores it as an attribute `_tensor_constant0` of the module and reads it from there,
+    which ties the graph to that one module.
+    """
+    return any("_tensor_constant" in str(node.target) for node in graph.nodes)
+
+
+def modules_around(node: fx.Node) -> tuple[str, ...]:
+    """The paths of the modules that a node was traced in, outermost first, its own included.
+
+    torch.fx notes them in `meta["nn_module_stack"]`, as `path@1` for a second call of a module.
+    """
+    around = [path.split("@")[0] for path in node.meta.get("nn_module_stack", {})]
+    own = [str(node.target)] if node.op == "call_module" else []
+    return tuple(dict.fromkeys(path for path in (*around, *own) if path))
+
+
+def function_of(network: nn.Module, graph: fx.Graph) -> Callable[..., Any]:
+    """A graph as a function, whose first argument is any network with the modules that it calls.
+
+    Every GraphModule is of a class of its own, whose `forward` looks the modules up in `self`.
+    """
+    function: Callable[..., Any] = type(fx.GraphModule(network, graph)).forward
+    return function
+
+
+def count_flops(network: nn.Module, images: Tensor) -> int:
+    """Floating-point operations of a forward pass, by `torch.utils.flop_counter`.
+
+    It counts convolutions and matrix products, each multiply-add as two operations.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    flops: int = counter.get_total_flops()
+    return flops
