@@ -91,6 +91,16 @@ def load_teacher(folder: Path) -> Classifier:
     return load_classifier(folder, "teacher").requires_grad_(False)
 
 
+def check_weights(config: TeacherConfig, data: ImageData) -> None:
+    """Checks that a weights file fits the teacher's network. Published weights are not fetched.
+
+    Raises:
+        WeightsError: the file is damaged, or of another network.
+    """
+    if isinstance(config.weights, Path):
+        _load_weights(build_classifier(config.backbone, data, seed=0).backbone, config)
+
+
 def prepare_teacher(
     config: TeacherConfig, data: ImageData, workspace: Path, device: torch.device | None = None
 ) -> Iterator[EpochReport]:

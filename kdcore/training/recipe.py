@@ -11,14 +11,13 @@ from kdcore.errors import ConfigError
 _STEP_MILESTONES = (0.625, 0.75, 0.875)
 
 
-class Recipe(BaseModel):
-    """How to train a network.
+class BaseRecipe(BaseModel):
+    """How to train a network, but for the learning rate.
 
     Args:
         epochs: passes over the training images.
         batch_size: images in a step; an incomplete last batch is dropped.
         optimizer: `sgd` with momentum, or `adamw`.
-        learning_rate: after the warm-up.
         momentum: of SGD.
         weight_decay: of all parameters.
         schedule: after the warm-up, `cosine` to zero, `step` (a tenth after 62.5, 75 and 87.5
@@ -39,7 +38,6 @@ class Recipe(BaseModel):
     epochs: int = Field(ge=1)
     batch_size: int = Field(64, ge=2)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -57,6 +55,16 @@ class Recipe(BaseModel):
                 f"{self.epochs}"
             )
         return self
+
+
+class Recipe(BaseRecipe):
+    """How to train a network; see `BaseRecipe` for all but one of its settings.
+
+    Args:
+        learning_rate: after the warm-up.
+    """
+
+    learning_rate: float = Field(0.05, gt=0)
 
     def learning_rate_at(self, progress_epochs: float) -> float:
         """The learning rate after 0 to `epochs` epochs, whole or fractional."""

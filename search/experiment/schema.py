@@ -14,9 +14,10 @@ from pydantic import (
     model_validator,
 )
 
-from kdcore import CacheConfig, DataConfig, Recipe, TeacherConfig
+from kdcore import CacheConfig, DataConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
 from kdcore.methods import check_method
+from kdcore.training.recipe import BaseRecipe
 
 CONTROL = "none"
 
@@ -59,13 +60,13 @@ _NUMBER, _RANGE, _ONE, _SEVERAL = "a number", "a range", "one name", "several na
 TAGS = (_NUMBER, _RANGE, _ONE, _SEVERAL)
 
 
-class Training(Recipe):
-    """The students' recipe; see `kdcore.Recipe`. The learning rate may be searched."""
+class Training(BaseRecipe):
+    """The students' recipe: `kdcore.Recipe`, whose learning rate may be searched."""
 
     learning_rate: Annotated[
         Annotated[float, Field(gt=0), Tag(_NUMBER)] | Annotated[SearchedRange, Tag(_RANGE)],
         Discriminator(lambda value: _NUMBER if isinstance(value, int | float | str) else _RANGE),
-    ] = 0.05  # type: ignore[assignment]
+    ] = 0.05
 
 
 class Asha(_Closed):

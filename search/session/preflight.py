@@ -15,7 +15,7 @@ from kdcore.distillation.method_check import MethodCheck
 from kdcore.errors import ConfigError
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.measurement import measure_training
-from kdcore.teacher.teacher import is_ready, teacher_folder
+from kdcore.teacher.teacher import check_weights, is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
 from search.errors import ExperimentError, KdsearchError, Problem
 from search.experiment.schema import Experiment
@@ -72,6 +72,8 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
     teacher_path = workspace
     try:
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
+        if not is_ready(teacher_path):
+            check_weights(experiment.teacher, data)
     except ConfigError as error:
         problems.append(Problem(key="teacher.weights", message=str(error)))
     pairs = _network_pairs(experiment, data, problems)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -32,9 +33,6 @@ _CONTEXT.set_forkserver_preload(
 )
 # Ray asks for tokens or does not, as the environment says when it is imported: some commands go to
 # a cluster that does, so all have one.
-with pytest.MonkeyPatch.context() as asking:
-    asking.setenv("RAY_AUTH_MODE", "token")
-    forkserver.ensure_running()
 _TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 # The start of a script: its trials save a checkpoint after each epoch, not every few seconds.
@@ -60,6 +58,14 @@ def forget_the_user() -> None:
             del os.environ[name]
 
 
+@cache
+def _import_everything() -> None:
+    """Starts the process that forks for each command."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "token")
+        forkserver.ensure_running()
+
+
 class Command:
     """A command that runs.
 
@@ -76,6 +82,7 @@ class Command:
     def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         self.args = arguments
         self.said = Path(tempfile.mkdtemp(prefix="kdsearch-"))
+        _import_everything()
         self._process = _CONTEXT.Process(
             target=_run,
             args=(

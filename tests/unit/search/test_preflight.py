@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
+from kdcore.backbones.catalogue import build_backbone
 from kdcore.methods import CATALOGUE
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
@@ -41,6 +43,16 @@ def test_networks_and_weights_that_a_library_does_not_have_are_refused(tmp_path:
     refused = r"teacher\.weights: .* There are IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"
     with pytest.raises(ExperimentError, match=refused):
         planned(tmp_path, teacher=teacher)
+
+
+def test_weights_are_opened_before_anything_is_launched(tmp_path: Path) -> None:
+    text = tmp_path / "weights.pth"
+    text.write_text("these are no weights")
+    other = tmp_path / "other.safetensors"
+    save_file(build_backbone("resnet20", num_classes=10, in_channels=3, seed=0).state_dict(), other)
+    for weights, reason in ((text, "cannot be read"), (other, "does not fit")):
+        with pytest.raises(ExperimentError, match=rf"teacher\.weights: .*{reason}"):
+            planned(tmp_path, teacher={"backbone": "resnet20", "weights": str(weights)})
 
 
 def test_published_weights_of_other_classes_are_refused(tmp_path: Path) -> None:
