@@ -40,7 +40,7 @@ class EncodedImage:
 
 
 @dataclass(frozen=True)
-class Part:
+class DecodingTask:
     """A self-contained decoding task: a part of a batch.
 
     Args:
@@ -58,22 +58,22 @@ class Part:
     view: int | None
 
 
-def show(part: Part) -> Tensor:
-    """Decodes a part: [n, 3, height, width], uint8.
+def decode_task(task: DecodingTask) -> Tensor:
+    """Decodes the images of a task: [n, 3, height, width], uint8.
 
     Raises:
         DataError: an image is damaged; the message says where it is stored.
     """
-    pixels = torch.empty(len(part.images), 3, *part.size, dtype=torch.uint8)
-    if part.view is None:
-        for image, place in zip(part.images, pixels, strict=True):
-            place.copy_(centre_crop(_opened(image), part.size))
+    pixels = torch.empty(len(task.images), 3, *task.size, dtype=torch.uint8)
+    if task.view is None:
+        for image, place in zip(task.images, pixels, strict=True):
+            place.copy_(centre_crop(_opened(image), task.size))
         return pixels
-    draws = patch_draws(part.view_seed, part.view, torch.tensor(part.image_ids)).tolist()
-    for image, place, row in zip(part.images, pixels, draws, strict=True):
+    draws = patch_draws(task.view_seed, task.view, torch.tensor(task.image_ids)).tolist()
+    for image, place, row in zip(task.images, pixels, draws, strict=True):
         opened = _opened(image)
         top, left, height, width = patch_of(row, opened.height, opened.width)
-        patch = _resized(opened.crop((left, top, left + width, top + height)), *part.size)
+        patch = _resized(opened.crop((left, top, left + width, top + height)), *task.size)
         place.copy_(patch.flip(2) if is_mirrored(row) else patch)
     return pixels
 

@@ -22,27 +22,27 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from kdcore.data.decoding import Part, show
+from kdcore.data.decoding import DecodingTask, decode_task
 
 _PROGRAM = (
     "import sys; sys.path[:] = {!r}; from kdcore.data.decoding_pool import serve; serve({!r})"
 )
 
 
-def show_in_order(parts: Iterator[Part], processes: int, ahead: int) -> Iterator[Tensor]:
-    """Decodes parts in the pool, and yields their pixels in order.
+def decode_in_order(tasks: Iterator[DecodingTask], processes: int, ahead: int) -> Iterator[Tensor]:
+    """Runs tasks in the pool, and yields their pixels in order.
 
     Args:
-        parts: consumed as far ahead as they are decoded.
+        tasks: consumed as far ahead as they are run.
         processes: of the pool; 0 to decode in this process.
-        ahead: number of parts that are decoded ahead, >= 1.
+        ahead: number of tasks that run ahead, >= 1.
 
     Raises:
         DataError: an image is damaged.
         RuntimeError: a process was killed.
     """
     if processes == 0:
-        yield from map(show, parts)
+        yield from map(decode_task, tasks)
         return
     with _making:
         if processes not in _pools:
@@ -50,8 +50,8 @@ def show_in_order(parts: Iterator[Part], processes: int, ahead: int) -> Iterator
         pool = _pools[processes]
     under_way: deque[Future[Tensor]] = deque()
     try:
-        for part in parts:
-            under_way.append(pool.threads.submit(pool.show, part))
+        for task in tasks:
+            under_way.append(pool.threads.submit(pool.run, task))
             if len(under_way) > ahead:
                 yield under_way.popleft().result()
         while under_way:
@@ -86,16 +86,16 @@ class _Pool:
             theirs.close()
             self.idle.put(connection)
 
-    def show(self, part: Part) -> Tensor:
-        """Has an idle process decode a part, and waits for it."""
+    def run(self, task: DecodingTask) -> Tensor:
+        """Has an idle process run a task, and waits for it."""
         connection = self.idle.get()
         try:
-            connection.send(part)
+            connection.send(task)
             reply = connection.recv()
         except (EOFError, OSError):
             raise RuntimeError(
-                f"a process that decodes images was killed at {part.images[0].place} to "
-                f"{part.images[-1].place}; if memory ran out, give each trial fewer CPUs: it has "
+                f"a process that decodes images was killed at {task.images[0].place} to "
+                f"{task.images[-1].place}; if memory ran out, give each trial fewer CPUs: it has "
                 f"one such process per CPU"
             ) from None
         finally:
@@ -105,7 +105,7 @@ class _Pool:
         return torch.from_numpy(reply)
 
     def close(self) -> None:
-        """Ends the processes after their current parts."""
+        """Ends the processes after their current tasks."""
         self.threads.shutdown(cancel_futures=True)
         for connection in self.connections:
             connection.close()
@@ -143,9 +143,9 @@ def serve(ends: Sequence[int]) -> None:
 def _serve_one(connection: Connection) -> None:
     try:
         while True:
-            part = connection.recv()
+            task = connection.recv()
             try:
-                reply: object = show(part).numpy()
+                reply: object = decode_task(task).numpy()
             except Exception as error:
                 reply = error
             connection.send(reply)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, open_or_make
-from kdcore.data.decoding import EncodedImage, Part
-from kdcore.data.decoding_pool import show_in_order
+from kdcore.data.decoding import DecodingTask, EncodedImage
+from kdcore.data.decoding_pool import decode_in_order
 from kdcore.data.source import Collection, PixelStatistics
 from kdcore.data.split import Split
 from kdcore.data.stratified import stratified_mask
@@ -111,9 +111,9 @@ class StreamedSplit(Split):
     ) -> Iterator[Tensor]:
         batches = torch.split(image_ids.cpu(), size)
         encoded = self.store.read(image_ids.cpu())
-        pixels = show_in_order(
+        pixels = decode_in_order(
             (
-                Part(
+                DecodingTask(
                     tuple(islice(encoded, len(ids))),
                     tuple(ids.tolist()),
                     self.image_size,

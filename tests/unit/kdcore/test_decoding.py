@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from kdcore.data.decoding import EncodedImage, Part, centre_crop, decode, show
+from kdcore.data.decoding import DecodingTask, EncodedImage, centre_crop, decode, decode_task
 from kdcore.data.views import is_mirrored, patch_draws, patch_of
 from tests.unit.kdcore.photographs import encoded, photograph
 
@@ -120,14 +120,14 @@ def test_a_crop_need_not_be_square() -> None:
     assert torch.equal(centre_crop(turned, (84, 28)), crop.transpose(1, 2))
 
 
-def part(*images: bytes | Path, view: int | None = 0, ids: tuple[int, ...] = ()) -> Part:
+def task(*images: bytes | Path, view: int | None = 0, ids: tuple[int, ...] = ()) -> DecodingTask:
     named = tuple(EncodedImage(f"image {i}", image) for i, image in enumerate(images))
-    return Part(named, ids or tuple(range(len(images))), (32, 48), 0, view)
+    return DecodingTask(named, ids or tuple(range(len(images))), (32, 48), 0, view)
 
 
 def test_a_view_is_torchvisions_resized_crop_of_its_patch() -> None:
     contents = [encoded(photograph(seed), "PNG") for seed in range(20)]
-    shown = show(part(*contents, view=3))
+    shown = decode_task(task(*contents, view=3))
     assert shown.shape == (20, 3, 32, 48)
     mirrored = 0
     draws = patch_draws(0, 3, torch.arange(20)).tolist()
@@ -145,7 +145,9 @@ def test_a_file_is_shown_as_its_content_is(tmp_path: Path) -> None:
     content = encoded(PHOTOGRAPH)
     (tmp_path / "a").write_bytes(content)
     for view in (0, None):
-        assert torch.equal(show(part(tmp_path / "a", view=view)), show(part(content, view=view)))
+        assert torch.equal(
+            decode_task(task(tmp_path / "a", view=view)), decode_task(task(content, view=view))
+        )
 
 
 # Damage
@@ -172,14 +174,14 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_image_is_named(kind: str, damage: str, view: int | None) -> None:
     good = encoded(PHOTOGRAPH, kind)
     with pytest.raises(ValueError, match=r"damaged image image 1: .*; replace it, or remove it"):
-        show(part(good, DAMAGES[damage](good), view=view))
+        decode_task(task(good, DAMAGES[damage](good), view=view))
 
 
 def test_a_damaged_byte_of_a_png_is_named() -> None:
     with pytest.raises(ValueError, match="damaged image image 0"):
-        show(part(_flipped(encoded(PHOTOGRAPH, "PNG"))))
+        decode_task(task(_flipped(encoded(PHOTOGRAPH, "PNG"))))
 
 
 def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"damaged image image 0: .*No such file"):
-        show(part(tmp_path / "gone"))
+        decode_task(task(tmp_path / "gone"))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdcore import DataConfig
 from kdcore.data import decoding_pool
-from kdcore.data.decoding_pool import show_in_order
+from kdcore.data.decoding_pool import decode_in_order
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.data.streamed_split import StreamedSplit
 from tests.unit.kdcore.photographs import write_folders
@@ -220,7 +220,7 @@ def test_parts_are_asked_for_only_so_far_ahead(processes: Callable[[int], None])
             asked += 1
             yield None
 
-    shown = show_in_order(parts(), 2, ahead=5)  # type: ignore[arg-type]
+    shown = decode_in_order(parts(), 2, ahead=5)  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         next(shown)
     assert asked == 6
