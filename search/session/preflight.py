@@ -129,7 +129,7 @@ def _refusals(
     chosen = torch.stack([(data.train.labels == label).nonzero()[0, 0] for label in (0, 1)])
     (images,) = data.train.views(chosen, 0, len(chosen))
     labels = data.train.labels[chosen]
-    rehearsal = MethodCheck(
+    check = MethodCheck(
         build_classifier(student, data, seed=0),
         build_classifier(experiment.teacher.backbone, data, seed=0),
         networks,
@@ -137,9 +137,9 @@ def _refusals(
         labels,
     )
     problems: list[Problem] = []
-    for point in space.rehearsed_points():
+    for point in space.points_to_check():
         for term in trial_config(experiment, point).objective:
-            reason = rehearsal.attempt(term)
+            reason = check.attempt(term)
             problem = Problem(
                 key="objective", message=f"{term.method} cannot teach {student}: {reason}"
             )

@@ -72,9 +72,9 @@ def recorded_training(
         checkpoint = run.checkpoint
     if not accuracies:
         raise SearchError(f"no epoch of trial {label} is in the record, so nothing can be compared")
-    kept = recorded_reports(storage, checkpoint) if checkpoint is not None else []
+    reported = recorded_reports(storage, checkpoint) if checkpoint is not None else []
     reports = [
-        {**(kept[epoch] if epoch < len(kept) else {}), "heldout_accuracy": accuracy}
+        {**(reported[epoch] if epoch < len(reported) else {}), "heldout_accuracy": accuracy}
         for epoch, accuracy in enumerate(accuracies)
     ]
     return RecordedTraining(words, config, tuple(reports))

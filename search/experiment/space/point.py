@@ -38,5 +38,5 @@ def is_number(value: Option) -> bool:
 def with_published(point: Point, method: str) -> Point:
     """The same student and recipe, with one method as published and no other."""
     slots = sorted(key for key in point if key.startswith(SLOT))
-    kept = {key: value for key, value in point.items() if key in (STUDENT, LEARNING_RATE)}
-    return kept | dict.fromkeys(slots, CONTROL) | {slots[0]: method}
+    recipe = {key: value for key, value in point.items() if key in (STUDENT, LEARNING_RATE)}
+    return recipe | dict.fromkeys(slots, CONTROL) | {slots[0]: method}

@@ -91,7 +91,7 @@ class Space:
                 points.append(shared | point)
         return points
 
-    def rehearsed_points(self) -> list[Point]:
+    def points_to_check(self) -> list[Point]:
         """For the first student, each candidate as published with each of its choices of layers."""
         points: list[Point] = []
         for point in self.first_points()[len(self.students) :]:
