@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import ray
 
-from search.cluster.connection import connect
+from search.cluster.connection import connect, places_for_trials
 from search.cluster.console_log import output_to
 from search.errors import ExperimentError, Problem, SearchError
 from search.experiment.reading import check_name, with_budgets
@@ -51,7 +51,8 @@ def launch(
 
     Raises:
         ExperimentError: the experiment cannot be run; nothing was made.
-        SearchFailedError: Ray could not be reached, or the teacher could not be trained.
+        ClusterError: Ray cannot be reached, or has no room for a trial.
+        SearchFailedError: the teacher could not be trained.
     """
     if name is not None:
         check_name(name)
@@ -89,22 +90,22 @@ def resume(
     more_trials: int = 0,
     overrides: Sequence[str] = (),
 ) -> SearchRecord:
-    """Goes on with a search that was cut off, or extends one that has ended.
+    """Continues a search that was cut off, or extends one that has ended.
 
-    Trials that have ended stay as they are. Those that were cut off go on from their checkpoints.
+    Trials that have ended stay as they are. Those that were cut off continue from their checkpoints.
     What early stopping and the sampler know is built from the record.
 
     Args:
         name: of the search.
         storage: where it is kept.
         address: of a Ray cluster; none: Ray is started on this machine.
-        more_trials: how many to add to those that the experiment asks for.
+        more_trials: number of trials to add.
         overrides: of the budgets, like `search.hours=4`.
 
     Raises:
         SearchError: there is no such search, it still runs, or its budget is spent.
         ExperimentError: the experiment cannot be run any more.
-        SearchFailedError: as `launch`.
+        ClusterError, SearchFailedError: as `launch`.
     """
     record = read_record(storage, name)
     with only_process(storage, record):
@@ -132,21 +133,22 @@ def confirm(
     top: int | None = None,
     seeds: int | None = None,
 ) -> SearchRecord:
-    """Trains a search's best students again with fresh seeds, and looks at the test split once for
-    each. What an earlier call has done stays.
+    """Retrains the best students of a search with fresh seeds, and tests each once.
+
+    What an earlier call has done stays.
 
     Args:
         name: of the search.
         storage: where it is kept.
         address: of a Ray cluster; none: Ray is started on this machine.
-        top: how many trials; none: as the experiment says, else as `Confirm` does.
-        seeds: runs of each; likewise.
+        top: number of top trials; none: as the experiment says, else 3.
+        seeds: number of seeds for each; none: as the experiment says, else 5.
 
     Raises:
         SearchError: there is no such search, it still runs, or none of its trials with a method has
             finished.
         ExperimentError: the experiment cannot be run any more.
-        SearchFailedError: as `launch`.
+        ClusterError, SearchFailedError: as `launch`.
         KeyboardInterrupt: Ctrl-C cut it off; what had ended is in the record.
     """
     record = read_record(storage, name)
@@ -178,6 +180,8 @@ def _run(
             progress.say(f"caution: {caution}")
         connect(address, log)
         try:
-            return Session(prepared, storage, record, progress, log).run(confirm_only)
+            parallel = places_for_trials(prepared.experiment, storage)
+            session = Session(prepared, storage, record, progress, log, parallel)
+            return session.run(confirm_only)
         finally:
             ray.shutdown()

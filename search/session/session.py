@@ -16,7 +16,6 @@ from ray.exceptions import RayTaskError
 from kdcore.networks.classifier import ClassifierCard
 from kdcore.networks.cost import NetworkCost
 from kdcore.training.report import EpochReport
-from search.cluster.connection import places_for_trials
 from search.cluster.machines import machines
 from search.cluster.ray_private import outlasting_full_memory
 from search.errors import KdsearchError, SearchFailedError
@@ -53,6 +52,7 @@ class Session:
         record: of the search, as an earlier session left it.
         progress: shows how far it is.
         log: where libraries write, for messages.
+        parallel: number of trials at a time.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Session:
         record: SearchRecord,
         progress: LiveDisplay,
         log: Path,
+        parallel: int,
     ) -> None:
         self._plan, self._storage, self._progress, self._log = prepared, storage, progress, log
         self._trainable: Callable[..., None] = run_trial
@@ -80,17 +81,15 @@ class Session:
         )
         report = self._folder / "report"
         self._reporter = Reporter(report, lambda: self._tracker.log_report(report))
-        self._parallel = 0
+        self._parallel = parallel
 
     def run(self, confirm_only: Confirm | None = None) -> SearchRecord:
         """Runs the trials, and what the experiment wants confirmed; or only a confirmation.
 
         Raises:
-            ClusterError: the cluster has no room for a trial, or does not reach the storage.
             SearchFailedError: the teacher failed, or a student could not be measured.
         """
         experiment = self._plan.experiment
-        self._parallel = places_for_trials(experiment, self._storage)
         self._record = write_record(self._storage, self._record)
         resolved = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
         search_storage(self._storage, self._record.name).write("experiment.yaml", resolved.encode())

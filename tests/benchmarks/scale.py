@@ -28,7 +28,7 @@ from rich.console import Console
 
 from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
-from search.cluster.connection import connect
+from search.cluster.connection import connect, places_for_trials
 from search.cluster.console_log import output_to
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
@@ -113,7 +113,8 @@ def measure(trials: int, epochs: int) -> dict[str, Any]:
         with output_to(log) as console, LiveDisplay(console) as progress:
             connect(None, log)
             try:
-                search = _EmptySearch(prepared, storage, fresh, progress, log)
+                places = places_for_trials(experiment, storage)
+                search = _EmptySearch(prepared, storage, fresh, progress, log, places)
                 started = time.perf_counter()
                 record = search.run()
                 seconds = time.perf_counter() - started

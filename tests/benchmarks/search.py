@@ -32,7 +32,7 @@ from kdcore.networks.classifier import build_classifier
 from kdcore.teacher.teacher import load_teacher, prepare_teacher, teacher_folder
 from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
-from search.cluster.connection import connect
+from search.cluster.connection import connect, places_for_trials
 from search.cluster.console_log import output_to
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
@@ -164,6 +164,7 @@ def measure(way: Way, experiment: Experiment, prepared: Path) -> dict[str, Any]:
                     fresh_record(experiment, storage, "benchmark", None),
                     progress,
                     log,
+                    places_for_trials(experiment, storage),
                 )
                 record: SearchRecord = search.run()
             finally:

@@ -161,7 +161,7 @@ def test_a_job_that_fails_says_so(cluster: RayCluster, storage: Storage) -> None
     )
     assert failed.returncode == 1
     assert "search task-1 is submitted" in failed.stdout
-    assert "root is '/absent', but that is no folder" in failed.stdout
+    assert "root is '/absent', but that is not a folder" in failed.stdout
     listed = cluster.kdsearch("status").stdout.splitlines()
     assert any("task-1" in line and "failed" in line for line in listed)
 

@@ -70,7 +70,11 @@ def command_refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> list
         ({"data": {"name": "fashion_mnist"}}, ["data: root is missing", "dataset-fashion-mnist"]),
         (
             {"data": {"name": "fashion_mnist", "root": "/absent"}},
-            ["root is '/absent', but that is no folder", "dataset-fashion-mnist", "download: true"],
+            [
+                "root is '/absent', but that is not a folder",
+                "dataset-fashion-mnist",
+                "download: true",
+            ],
         ),
     ],
 )

@@ -63,7 +63,7 @@ def test_optuna_knows_the_same_states(folder: Path, record: SearchRecord) -> Non
         "stopped": TrialState.PRUNED,
         "failed": TrialState.FAIL,
     }
-    trials = content["_ot_study"].trials
+    trials = content.trials
     assert [trial.state for trial in trials] == [known[trial.state] for trial in record.trials]
     for optuna_trial, trial in zip(trials, record.trials, strict=True):
         if trial.state == "finished":
