@@ -92,8 +92,8 @@ def resume(
 ) -> SearchRecord:
     """Continues a search that was cut off, or extends one that has ended.
 
-    Trials that have ended stay as they are. Those that were cut off continue from their checkpoints.
-    What early stopping and the sampler know is built from the record.
+    Trials that have ended stay as they are; those that were cut off continue from their
+    checkpoints. What early stopping and the sampler know is built from the record.
 
     Args:
         name: of the search.

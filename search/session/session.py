@@ -272,6 +272,8 @@ class Session:
                 stop=request,
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
                 verbose=0,
+                # The one for notebooks clears what was shown.
+                progress_reporter=tune.CLIReporter(),
             ),
         )
         self._progress.search_started(self._record)
