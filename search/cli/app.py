@@ -1,5 +1,6 @@
 """The command `kdsearch`: its subcommands, and how it ends."""
 
+import errno
 import sys
 import traceback
 from importlib.metadata import version
@@ -45,9 +46,13 @@ def kdsearch(
     """Finds the best small vision network that a big one can teach."""
 
 
+# A disk that is full or may not be written to is nobody's defect, wherever it is noticed.
+_OF_THE_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
 def main() -> None:
     """Runs the command. A user's mistake ends with one message and status 2, a search that failed
-    with status 1, a defect of this package with its traceback."""
+    with status 1, a defect of this package with its traceback and status 70."""
     environment.prepare()
     try:
         app()
@@ -59,7 +64,10 @@ def main() -> None:
     except KdsearchError as error:
         print(f"kdsearch: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, SearchFailedError) else 2)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            print(f"kdsearch: {error}", file=sys.stderr)
+            sys.exit(2)
         traceback.print_exc()
         print(
             "kdsearch: this is a defect of kdsearch, not a mistake of yours; please report it "

@@ -1,11 +1,14 @@
 """The command answers at once: what a subcommand may load before it knows that it needs it."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from search.cli.app import main
+from search.errors import SearchError, SearchFailedError
 from search.record.files import write_record
 from search.record.storage import Storage
 from tests.synthetic import made_up_search
@@ -85,3 +88,33 @@ def test_pages_and_students_need_no_ray() -> None:
     code = f"import sys, {modules}; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "told"),
+    [
+        (SearchError("no search 'x'"), 2, "kdsearch: no search 'x'"),
+        (SearchFailedError("the teacher failed"), 1, "kdsearch: the teacher failed"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied: '/x'"),
+        (KeyboardInterrupt(), 130, ""),
+        (ValueError("surprise"), 70, "ValueError: surprise\nkdsearch: this is a defect"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 70, "this is a defect"),
+    ],
+)
+def test_a_mistake_is_one_message_and_a_defect_says_whose_it_is(
+    raised: BaseException,
+    status: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise raised
+
+    monkeypatch.setattr("search.cli.app.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == status
+    printed = capsys.readouterr().err
+    assert told in printed
+    assert ("Traceback" in printed) == (status == 70)
