@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 _DEFAULTS = {
-    # PyTorch: how often a thread looks whether the others are done before it sleeps. Sleeping at
-    # once costs an idle machine a tenth of a step. Never sleeping halves the rate where anything
-    # else needs a core; so many looks lose nothing in either case.
+    # PyTorch: how often a waiting thread polls before it sleeps. Sleeping at once costs an idle
+    # machine a tenth of a step. Never sleeping halves the rate where anything else needs a core;
+    # this many polls lose nothing in either case.
     "GOMP_SPINCOUNT": "30000",
     # glibc asks for huge pages, with which a step on a CPU is some 4 % faster. It is read when a
     # process starts, so it holds for the trials, not for this one.

@@ -1,4 +1,4 @@
-"""What a user can meet: one class for each thing that can be wrong, all of them KdsearchErrors.
+"""The errors that a user can cause or meet; all of them are KdsearchErrors.
 
 The command prints such an error as one message and ends with status 2. Anything else that is
 raised is a defect of this package.
@@ -74,7 +74,7 @@ class SearchError(KdsearchError, ValueError):
 
 
 class SearchFailedError(KdsearchError):
-    """A search that began could not go on; the message says why and where its log is."""
+    """A search that began could not continue; the message says why."""
 
 
 class TrackingError(KdsearchError):

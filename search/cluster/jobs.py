@@ -176,7 +176,7 @@ class JobServer:
         """Writes what a job has printed and prints, to its end; returns how it ended.
 
         Raises:
-            ClusterError: the connection broke; the job goes on.
+            ClusterError: the connection broke; the job continues.
         """
 
         async def tail() -> None:

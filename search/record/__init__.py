@@ -1,1 +1,1 @@
-"""What is known of a search and its trials, and where it lies."""
+"""What is known of a search and its trials, and where it is stored."""

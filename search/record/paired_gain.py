@@ -34,7 +34,7 @@ def paired_gain(ours: Mapping[int, float], control: Mapping[int, float]) -> Pair
 
     Args:
         ours: accuracies by seed.
-        control: likewise; seeds that only one of them has are left out.
+        control: the same of the control; seeds that only one of them has are ignored.
 
     Returns:
         The gain; none where they share fewer than two seeds.

@@ -1,4 +1,4 @@
-"""Where searches lie: a folder, or a bucket that pyarrow can reach."""
+"""Where searches are stored: a folder, or a bucket that pyarrow can reach."""
 
 import io
 import os

@@ -100,7 +100,7 @@ class Checkpoints:
 
 
 def recorded_reports(storage: Storage, folder: str) -> list[dict[str, Any]]:
-    """The reports that lie with a trial's checkpoints; none where there are no checkpoints.
+    """The reports beside a trial's checkpoints; empty if there are no checkpoints.
 
     Args:
         storage: where searches are kept.

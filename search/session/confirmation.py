@@ -29,14 +29,14 @@ from search.session.live_display import LiveDisplay
 from search.session.trial import release_gpu_memory, resumable_reports
 from search.tracking.tracker import Tracker
 
-# A run whose process or machine died is started again so many times, from its checkpoint.
+# How often a run is restarted from its checkpoint after its process or machine died.
 _RETRIES = 3
 
 
 def run_again(
     point: Point, seed: int, *, experiment_json: str, storage_uri: str, folder: str
 ) -> tuple[ConfirmationRun, list[dict[str, Any]]]:
-    """Trains one student with this seed, and looks at the test split once.
+    """Trains one student with this seed, and tests it once.
 
     Args:
         point: its settings.

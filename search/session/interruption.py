@@ -1,4 +1,4 @@
-"""How a running search is told to end: by Ctrl-C, by SIGTERM, or because its budget is spent."""
+"""Ending a running search: by Ctrl-C, by SIGTERM, or because its budget is spent."""
 
 import signal
 import threading

@@ -16,8 +16,8 @@ from search.record.wording import duration
 def only_process(storage: Storage, record: SearchRecord) -> Iterator[None]:
     """Holds a search for this process.
 
-    A lock, which ends with its process however that ends, tells on one machine. A search that runs
-    on another one is known by its record, which it writes again and again.
+    On one machine a lock, which ends with its process however that ends; a search that runs on
+    another machine is known by its record, which its driver keeps writing.
 
     Raises:
         SearchError: another process runs the search.

@@ -38,7 +38,7 @@ def reason_of(traceback: str) -> str:
 
 
 class Recorder(tune.Callback):
-    """Keeps the search's record true, and tells MLflow and the display."""
+    """Keeps the search's record up to date, and MLflow and the display with it."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Recorder(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config[NUMBER]
         self._progress.say(
-            f"trial {number} goes on from its checkpoint, after: {failure_of(trial)}"
+            f"trial {number} continues from its checkpoint, after: {failure_of(trial)}"
         )
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

@@ -135,7 +135,7 @@ class OptunaSampler(Searcher):
 
     def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         with warnings.catch_warnings():
-            # A trial that was started again tells of its earlier epochs once more.
+            # A restarted trial reports its earlier epochs again.
             warnings.filterwarnings("ignore", "The reported value is ignored because")
             if math.isfinite(result[METRIC]):
                 trial.report(result[METRIC], result[TIME])

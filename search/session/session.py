@@ -38,7 +38,7 @@ from search.stopping.rungs import Rungs
 from search.stopping.scheduler import ControlSparingAsha
 from search.tracking.tracker import Tracker
 
-# A trial whose process or machine died, or that raised an error, is started again so many times.
+# How often a trial is restarted after its process or machine died, or it raised an error.
 _RETRIES = 3
 _PACKAGES = ("kdsearch", "torch", "ray", "optuna", "mlflow", "pyarrow")
 
@@ -304,7 +304,7 @@ class Session:
                 confirmation.run(asked)
         except KeyboardInterrupt:
             self._progress.say(
-                f"stopped; kdsearch confirm {running.name} goes on, and repeats nothing"
+                f"stopped; kdsearch confirm {running.name} continues, and repeats nothing"
             )
             raise
         finally:

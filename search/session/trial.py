@@ -35,8 +35,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: str) -> None:
     """Trains one student and reports each epoch, with a checkpoint every few seconds.
 
-    A trial that was cut off, by whatever, goes on from its newest checkpoint that is whole. It
-    reports the epochs until then once more, since nobody knows which of them were heard.
+    A trial that was cut off continues from its newest intact checkpoint, and reports the epochs
+    before it again, since nobody knows which of them were received.
 
     Args:
         point: what the search chose, with the trial's number.
@@ -107,8 +107,8 @@ def resumable_reports(
 def _epochs(
     config: TrialConfig, workspace: Path, folder: Path, parts: int
 ) -> Iterator[EpochReport]:
-    """The trial's epochs. It goes on from the last one where the GPU's memory did not suffice,
-    once, with each batch in two parts; and where a disk was full, as soon as it is not."""
+    """The trial's epochs. Out of GPU memory, it continues once from the last epoch with each batch
+    in two parts; with a full disk, as soon as there is space."""
     deadline = math.inf
     while True:
         try:

@@ -144,7 +144,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Cut:
 
 
 def test_who_fails_again_and_again_is_marked_with_the_reason(cut: Cut) -> None:
-    assert "trial 2 goes on from its checkpoint, after: once" in cut.output
+    assert "trial 2 continues from its checkpoint, after: once" in cut.output
     assert "trial 1 failed (no such luck (3 tries))" in cut.output
     states = [trial.state for trial in cut.record.trials]
     assert states == ["finished", "failed", "finished", "finished", "interrupted"]

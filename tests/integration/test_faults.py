@@ -121,7 +121,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         truncate_newest(checkpoints)
         before = saved_epochs(checkpoints)
         kill_trials(search)
-        search.wait_until(lambda: "trial 0 goes on from its checkpoint" in search.stdout)
+        search.wait_until(lambda: "trial 0 continues from its checkpoint" in search.stdout)
         log = folder / "runs/logs/faulty.log"
         search.wait_until(lambda: "the server is away; the next try is soon" in log.read_text())
         search.wait_until(lambda: saved_epochs(checkpoints) > before)

@@ -1,4 +1,4 @@
-"""From a point of the space to the trial that it stands for."""
+"""The trial that a point of the space describes."""
 
 from kdcore import Recipe, TermConfig, TrialConfig
 from search.experiment.schema import CONTROL, Experiment
@@ -6,7 +6,7 @@ from search.experiment.space.point import LEARNING_RATE, STUDENT, Point, plain_n
 
 
 def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
-    """The trial that a point stands for."""
+    """The trial that a point describes."""
     terms = []
     for number in range(1, len(experiment.objective) + 1):
         method = point[slot(number)]

@@ -77,7 +77,7 @@ def test_a_machine_that_runs_out_of_memory_costs_no_trial(tmp_path: Path) -> Non
         RAY_memory_usage_threshold=f"{full:.3f}",
         RAY_memory_monitor_refresh_ms="100",
     )
-    assert "goes on from its checkpoint, after: the machine ran out of memory" in said
+    assert "continues from its checkpoint, after: the machine ran out of memory" in said
     record = read_record(Storage(str(tmp_path / "runs")), "greedy")
     assert [trial.state for trial in record.trials] == ["finished"] * 2
     assert len((tmp_path / "tries-1").read_text()) > 1
