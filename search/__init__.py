@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from search.errors import (
         ClusterError,
+        DataError,
         ExperimentError,
         KdsearchError,
         SearchError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClusterError",
+    "DataError",
     "Experiment",
     "ExperimentError",
     "KdsearchError",

@@ -7,10 +7,11 @@ raised is a defect of this package.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdcore.errors import KdsearchError
+from kdcore.errors import DataError, KdsearchError
 
 __all__ = [
     "ClusterError",
+    "DataError",
     "ExperimentError",
     "KdsearchError",
     "Problem",

@@ -103,7 +103,8 @@ def epochs_of(storage: Storage) -> int:
 def lost_trials(cluster: RayCluster) -> list[int]:
     """The trials whose machine was lost, as the search's own words tell."""
     said = cluster.kdsearch("logs", "cut").stdout
-    return [int(number) for number in re.findall(r"trial (\d+) continues from its checkpoint", said)]
+    found = re.findall(r"trial (\d+) continues from its checkpoint", said)
+    return [int(number) for number in found]
 
 
 def test_a_name_is_given_once(cluster: RayCluster, storage: Storage, stopped: SearchRecord) -> None:
