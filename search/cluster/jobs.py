@@ -1,4 +1,4 @@
-"""Searches on a Ray cluster, sent and watched from another machine through the job server."""
+"""Searches submitted to a Ray cluster, and watched from another machine, by its job server."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ class Job:
     """A search's driver on a cluster.
 
     Args:
-        id: Ray's name for it: the search's, with a number where an earlier job had the same.
+        id: the job's id: the search's name, with a number if an earlier job had it.
         search: the search's name.
         storage: where the search is kept, as the cluster's machines open it.
         state: pending, running, succeeded, failed or stopped.
@@ -63,7 +63,7 @@ class Job:
         return self.state not in {"pending", "running"}
 
     def record(self) -> SearchRecord | None:
-        """The search's record; none where it is not there yet, or cannot be reached from here."""
+        """The search's record; none if it is not there yet, or not reachable from here."""
         try:
             return read_record(Storage(self.storage), self.search)
         except KdsearchError:
@@ -77,7 +77,7 @@ class JobServer:
         address: like `http://127.0.0.1:8265`.
 
     Raises:
-        ClusterError: it is no such address, nobody answers there, or the token is missing or wrong.
+        ClusterError: the address is invalid, nobody answers, or the token is missing or wrong.
     """
 
     def __init__(self, address: str) -> None:
@@ -98,12 +98,12 @@ class JobServer:
             self._client = JobSubmissionClient(address)
 
     def jobs(self) -> list[Job]:
-        """The last job of each search, oldest first."""
+        """The latest job of each search, oldest first."""
         latest = {job.search: job for job in self._all()}
         return sorted(latest.values(), key=lambda job: job.submitted)
 
     def find(self, search: str) -> Job:
-        """The last job of a search.
+        """The latest job of a search.
 
         Raises:
             SearchError: there is none.
@@ -126,7 +126,7 @@ class JobServer:
         """Starts a search's driver on the cluster's head.
 
         Args:
-            experiment: what to search; it travels whole.
+            experiment: what to search; sent as a whole.
             storage: a URI or an absolute path that every machine of the cluster reaches.
             name: of the search; none: the task's name and a number.
             tracking_uri: of MLflow, seen from the head; none: what the head's environment says.
@@ -148,12 +148,12 @@ class JobServer:
             return self._start(name, storage, command, {"working_dir": folder})
 
     def resume(self, search: str, *, storage: str | None = None, more_trials: int = 0) -> Job:
-        """Goes on with a search on the cluster, or extends one that has ended.
+        """Continues a search on the cluster, or extends one that has ended.
 
         Args:
             search: its name.
             storage: where it is kept; none: what its last job on this cluster says.
-            more_trials: to add.
+            more_trials: number of trials to add.
 
         Raises:
             SearchError: it is running, or no job on this cluster tells where it is kept.
@@ -168,12 +168,12 @@ class JobServer:
         return self._start(search, storage, command, {})
 
     def logs(self, job: Job) -> str:
-        """What a job has printed."""
+        """The output of a job so far."""
         with self._asking():
             return str(self._client.get_job_logs(job.id))
 
     def follow(self, job: Job, write: Callable[[str], None]) -> Job:
-        """Writes what a job has printed and prints, to its end; returns how it ended.
+        """Passes on a job's output until it ends; returns the ended job.
 
         Raises:
             ClusterError: the connection broke; the job continues.
@@ -193,7 +193,7 @@ class JobServer:
         return self._when_over(job)
 
     def stop(self, job: Job) -> Job:
-        """Ends a search as Ctrl-C does, and waits for it; returns how it ended."""
+        """Ends a search as Ctrl-C does, and waits for it; returns the ended job."""
         with self._asking():
             self._client.stop_job(job.id)
         return self._when_over(job)

@@ -22,7 +22,7 @@ def machines() -> list[dict[str, Any]]:
 
 
 def trial_places(resources: Resources) -> int:
-    """How many trials fit on the machines at a time; a trial runs on one of them."""
+    """Number of trials that fit on the machines at a time; each runs on one machine."""
     places = 0
     for machine in machines():
         has = machine["Resources"]
@@ -48,8 +48,8 @@ def machines_in_words() -> str:
 
 
 def machines_without_storage(storage: Storage) -> list[str]:
-    """The machines for trials that don't see what this process writes to the storage, or whose
-    files this process doesn't see; each with the reason."""
+    """The machines that do not share the storage with this process, each with the reason: they
+    cannot read what it writes, or it cannot read what they write."""
     token = secrets.token_hex(8)
     ours = f"{_FOLDER}/{token}"
     storage.write(ours, token.encode())

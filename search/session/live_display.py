@@ -17,7 +17,7 @@ from search.record.wording import duration, percent, points
 
 
 class LiveDisplay:
-    """Shows a search's progress; every change is also a plain line where there is no terminal.
+    """Shows the progress of a search: live in a terminal, else one line per event.
 
     Args:
         console: where to show it.
@@ -66,13 +66,13 @@ class LiveDisplay:
         )
 
     def search_started(self, record: SearchRecord) -> None:
-        """Starts the clock of the trials; what an earlier session did takes no part in the pace."""
+        """Starts the clock of the trials; earlier sessions do not count in the pace."""
         self._started = time.monotonic()
         self._ended_before = sum(not trial.unfinished for trial in record.trials)
         self._share_before = self._share_done(record)
 
     def update(self, record: SearchRecord) -> None:
-        """Takes the search's present state."""
+        """Shows the search's present state."""
         self._record = record
 
     def trial_ended(self, trial: TrialRecord, record: SearchRecord) -> None:
