@@ -6,6 +6,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -43,6 +44,16 @@ def outlasting_full_memory() -> Iterator[None]:
     handlers: dict[str, Any] = {n: told(getattr(RayActorManager, n)) for n in FAILURE_HANDLERS}
     with patch.multiple(RayActorManager, **handlers):
         yield
+
+
+def failures_of(trial: Any) -> tuple[int, str]:
+    """How often a trial of Tune has failed, and the last traceback; empty where there is none.
+
+    Callbacks are given the trial itself, but of its attributes only `config` and the like are
+    documented.
+    """
+    text = Path(trial.error_file).read_text() if trial.error_file else ""
+    return trial.num_failures, text
 
 
 def quieten_job_client() -> None:

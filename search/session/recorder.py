@@ -3,12 +3,12 @@
 import re
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from kdcore.training.report import EpochReport
+from search.cluster.ray_private import failures_of
 from search.experiment.schema import CONTROL
 from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import trial_config
@@ -25,14 +25,9 @@ from search.tracking.tracker import Tracker
 _EPOCHS_WRITTEN_EVERY_SECONDS = 5.0
 
 
-def failure_of(trial: Any) -> str:
-    """Why a trial failed last."""
-    return reason_of(Path(trial.error_file).read_text()) if trial.error_file else "unknown"
-
-
 def reason_of(traceback: str) -> str:
     """The error that a traceback ends with, without the name of its class."""
-    lines = traceback.strip().splitlines()
+    lines = traceback.strip().splitlines() or ["unknown"]
     named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): .", line)]
     return named[-1].partition(": ")[2] if named else lines[-1]
 
@@ -103,14 +98,16 @@ class Recorder(tune.Callback):
         self._end(known.model_copy(update={"state": state}))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        tries = f" ({trial.num_failures} tries)" if trial.num_failures > 1 else ""
-        changes = {"state": "failed", "reason": failure_of(trial) + tries}
+        failures, traceback = failures_of(trial)
+        tries = f" ({failures} tries)" if failures > 1 else ""
+        changes = {"state": "failed", "reason": reason_of(traceback) + tries}
         self._end(self._known(trial).model_copy(update=changes))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config[NUMBER]
+        _, traceback = failures_of(trial)
         self._progress.say(
-            f"trial {number} continues from its checkpoint, after: {failure_of(trial)}"
+            f"trial {number} continues from its checkpoint, after: {reason_of(traceback)}"
         )
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

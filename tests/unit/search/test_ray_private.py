@@ -4,6 +4,7 @@ import importlib
 import inspect
 
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.tune.experiment import Trial
 
 from search.cluster import ray_private
 
@@ -26,6 +27,13 @@ def test_a_machine_out_of_memory_is_still_no_death_of_an_actor_to_ray() -> None:
     assert not issubclass(OutOfMemoryError, RayActorError), (
         "Tune now retries after OutOfMemoryError by itself: outlasting_full_memory can go"
     )
+
+
+def test_a_trial_still_knows_its_failures() -> None:
+    for name in ("error_file", "num_failures"):
+        assert isinstance(getattr(Trial, name, None), property), (
+            f"Tune's Trial has no {name} any more: it tells its failures in another way"
+        )
 
 
 def test_the_loggers_that_are_made_quiet_still_exist() -> None:
