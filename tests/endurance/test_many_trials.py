@@ -1,4 +1,4 @@
-"""Dozens of trials, of several searches at once, into PostgreSQL through one MLflow server with
+"""A hundred trials, of several searches at once, into PostgreSQL through one MLflow server with
 passwords."""
 
 from pathlib import Path
@@ -16,8 +16,7 @@ pytestmark = [
 
 
 def test_searches_that_log_at_once_lose_nothing(tmp_path: Path) -> None:
-    """`python -m tests.benchmarks.tracking` does it with 500 of 50 epochs: at more than a second of
-    the server for a trial, that takes a quarter of an hour."""
+    """`python -m tests.benchmarks.tracking` does it with 500 of 50 epochs."""
     with running_server(tmp_path) as server:
-        row = measure(server.url, server.home, writers=4, trials=60, epochs=5)
+        row = measure(server.url, server.home, writers=4, trials=100, epochs=5)
     assert row["missing_epochs"] == 0
