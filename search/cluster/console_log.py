@@ -33,8 +33,7 @@ def _loggers_to_log() -> Iterator[None]:
         handler
         for name in _LOGGERS
         for handler in logging.getLogger(name).handlers
-        if isinstance(handler, logging.StreamHandler)
-        and handler.stream in (sys.stdout, sys.stderr)
+        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr)
     ]
     streams = [handler.setStream(_Log()) for handler in handlers]
     try:

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
-
 # Tune asks these two what becomes of a trial whose process failed.
 FAILURE_HANDLERS = ("_actor_task_failed", "_actor_start_failed")
 
@@ -32,8 +29,11 @@ def outlasting_full_memory() -> Iterator[None]:
     search; no setting changes that.
     """
 
+    from ray.air.execution._internal.actor_manager import RayActorManager  # Tune with it
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
     def told(usual: Callable[..., None]) -> Callable[..., None]:
-        def tell(manager: RayActorManager, **arguments: Any) -> None:
+        def tell(manager: Any, **arguments: Any) -> None:
             if isinstance(arguments["exception"], OutOfMemoryError):
                 message = "the machine ran out of memory; with more resources.cpus fewer trials run"
                 arguments["exception"] = RayActorError(error_msg=message)

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 
+from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.tune.experiment import Trial
 
@@ -10,7 +11,7 @@ from search.cluster import ray_private
 
 
 def test_tunes_actor_manager_still_has_the_handlers_that_decide_about_a_failure() -> None:
-    manager = ray_private.RayActorManager
+    manager = RayActorManager
     for name in ray_private.FAILURE_HANDLERS:
         handler = getattr(manager, name, None)
         assert handler is not None, (

@@ -118,3 +118,10 @@ def test_a_mistake_is_one_message_and_a_defect_says_whose_it_is(
     printed = capsys.readouterr().err
     assert told in printed
     assert ("Traceback" in printed) == (status == 70)
+
+
+def test_the_state_of_submitted_searches_needs_of_ray_only_its_client() -> None:
+    code = "import sys, search.cluster.jobs, search.leaderboard.tables\n"
+    code += "print(*({'ray.tune', 'pyarrow', 'torch'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
