@@ -83,6 +83,8 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
         space = derive_space(experiment, pairs, source)
     except ExperimentError as error:
         raise ExperimentError(source, (*problems, *error.problems)) from None
+    if problems:  # what follows takes seconds
+        raise ExperimentError(source, problems)
     for student, networks in pairs.items():
         one = experiment.model_copy(update={"student": student})
         alone = derive_space(one, {student: networks}, source)

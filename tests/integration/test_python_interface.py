@@ -16,11 +16,11 @@ README = Path(__file__).parents[2] / "README.md"
 SMALL = """
 name: quickstart
 data: {name: digits, heldout_fraction: 0.4, train_images: 200}
-teacher: {backbone: resnet8, training: {epochs: 2}}
+teacher: {backbone: resnet8, training: {epochs: 1}}
 student: resnet8
 objective: [[none, kd]]
-training: {epochs: 2}
-search: {trials: 2}
+training: {epochs: 1}
+search: {trials: 2, asha: null}
 """
 
 

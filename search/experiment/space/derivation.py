@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from kdcore.contract.layer_pairs import layer_options, resolve_layers
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.searched import Choice, LayerChoice, Span
-from kdcore.errors import did_you_mean
+from kdcore.errors import ConfigError, did_you_mean
 from kdcore.methods import CATALOGUE
 from search.errors import ExperimentError, Problem
 from search.experiment.schema import Experiment, Option, SearchedRange
@@ -79,7 +79,7 @@ def _narrowed_fields(
     """A method's searched fields by name, with the user's values; and what is wrong with these."""
     try:
         fields = _fields(method, networks)
-    except ValueError as error:
+    except ConfigError as error:
         message = f"{method} cannot teach {networks.student.network}: {error}"
         return {}, [Problem(key="objective", message=message)]
     problems = []
@@ -88,7 +88,7 @@ def _narrowed_fields(
         if key in narrow:
             try:
                 fields[key] = _narrow(method, name, fields.get(key), narrow[key], networks)
-            except ValueError as error:
+            except ConfigError as error:
                 problems.append(Problem(key=f"narrow.{key}", message=str(error)))
     return fields, problems
 
@@ -135,19 +135,19 @@ def _narrow(
             legal.append(getattr(params.model_validate({name: value}), name))
         except ValidationError as error:
             rule = error.errors()[0]["msg"]
-            raise ValueError(f"{value!r} is not legal: {rule}") from None
+            raise ConfigError(f"{value!r} is not legal: {rule}") from None
         if isinstance(params.searched().get(name), LayerChoice):
             resolve_layers(legal[-1], networks.student, networks.teacher)
     if isinstance(field, NumberField) and len(legal) != 1:
         if len(legal) != 2 or not legal[0] < legal[1]:
-            raise ValueError(f"is {list(values)}, but must be [low, high] with low < high")
+            raise ConfigError(f"is {list(values)}, but must be [low, high] with low < high")
         low, high = legal
         if field.log and low <= 0:
-            raise ValueError(f"low is {low}, but the field is searched in its logarithm: low > 0")
+            raise ConfigError(f"low is {low}, but the field is searched in its logarithm: low > 0")
         published = min(max(field.published, low), high)
         return NumberField(key, low, high, field.log, field.integer, published)
     if not legal or len(set(legal)) < len(legal):
-        raise ValueError(f"is {list(values)}, but must be one or more different values")
+        raise ConfigError(f"is {list(values)}, but must be one or more different values")
     published = field.published if field else getattr(params(), name)
     layers = isinstance(params.searched().get(name), LayerChoice)
     return ChoiceField(key, tuple(legal), published if published in legal else legal[0], layers)
