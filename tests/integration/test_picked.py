@@ -96,7 +96,7 @@ def test_a_cut_confirmation_goes_on_and_repeats_nothing(
 ) -> None:
     before = read_record(storage, "worse")
     known = runs_of(before)
-    assert "kdsearch confirm worse goes on" in worse or len(known) == 8
+    assert "kdsearch confirm worse continues" in worse or len(known) == 8
     said = succeeded(folder, "confirm", "worse", "--seeds", "4")
     after = read_record(storage, "worse")
     assert len(runs_of(after)) == 8
