@@ -60,10 +60,15 @@ class StorageError(KdsearchError, OSError):
     """
 
     def __init__(self, what: str, cause: OSError) -> None:
-        super().__init__(cause.errno, f"{what}: {cause.strerror or cause}")
+        super().__init__(cause.errno, cause.strerror or str(cause))
+        self.what = what
 
     def __str__(self) -> str:
-        return str(self.strerror)
+        return f"{self.what}: {self.strerror}"
+
+    def __reduce__(self) -> tuple[type["StorageError"], tuple[str, OSError]]:
+        # As it comes back from the process of a trial.
+        return StorageError, (self.what, OSError(self.errno, self.strerror))
 
 
 class ClusterError(KdsearchError):

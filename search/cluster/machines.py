@@ -98,5 +98,5 @@ def _answer(uri: str, question: str, answer: str) -> str:
         storage.read(question)
         storage.write(answer, b"")
     except OSError as error:
-        return error.strerror or str(error)
+        return str(error.strerror)
     return ""
