@@ -10,6 +10,7 @@ from search.report.plots.axes import note_on_top, scale_accuracies, swarm
 from search.report.plots.style import (
     INK,
     MUTED,
+    dot_of,
     method_colours,
     methods_in_words,
     new_figure,
@@ -60,11 +61,7 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
                 value,
                 y,
                 s=60 if known else 36,
-                marker="D" if known else "o",
-                facecolor=colours[methods] if trial.state == "finished" else "white",
-                edgecolor=INK if known else colours[methods],
                 linewidth=1.3,
-                zorder=4 if known else 3,
-                gid="published" if known else "trial",
+                **dot_of(trial, colours[methods], published=known),
             )
     return figure

@@ -8,8 +8,8 @@ from search.record.record import SearchRecord
 from search.report.plots.axes import few_log_ticks, scale_accuracies
 from search.report.plots.panels import panels_by_methods, setting_of
 from search.report.plots.style import (
-    INK,
     counted,
+    dot_of,
     method_colours,
     methods_in_words,
     new_figure,
@@ -44,12 +44,8 @@ def accuracy_by_setting(record: SearchRecord) -> Figure | None:
                     float(setting_of(trial, name)),
                     100 * (trial.heldout_accuracy or 0.0),
                     s=52 if known else 34,
-                    marker="D" if known else "o",
-                    facecolor=colours[methods] if trial.state == "finished" else "white",
-                    edgecolor=INK if known else colours[methods],
                     linewidth=1.2,
-                    zorder=4 if known else 3,
-                    gid="published" if known else "trial",
+                    **dot_of(trial, colours[methods], published=known),
                 )
             scale_accuracies(axes, "y", values, ends=finished or values, ticks=5)
             if is_logarithmic(record.experiment, name):

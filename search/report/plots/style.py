@@ -9,7 +9,7 @@ from matplotlib.patheffects import withStroke
 
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import rank
-from search.record.record import SearchRecord
+from search.record.record import SearchRecord, TrialRecord
 
 _PALETTE = (
     *("#3b6fb6", "#d9822b", "#3a9a6d", "#8a62a8", "#c4504f"),
@@ -66,6 +66,17 @@ def new_figure(height: float, title: str, subtitle: str) -> Figure:
     figure.text(0.015, 1 - 0.2 / height, title, fontsize=15, fontweight="bold", va="top")
     figure.text(0.015, 1 - 0.52 / height, subtitle, fontsize=10.5, color=MUTED, va="top")
     return figure
+
+
+def dot_of(trial: TrialRecord, colour: str, *, published: bool) -> dict[str, Any]:
+    """How a trial is drawn: filled if it finished, a diamond above the others if published."""
+    return {
+        "marker": "D" if published else "o",
+        "facecolor": colour if trial.state == "finished" else "white",
+        "edgecolor": INK if published else colour,
+        "zorder": 4 if published else 3,
+        "gid": "published" if published else "trial",
+    }
 
 
 def teacher_accuracy(record: SearchRecord) -> list[float]:
