@@ -129,10 +129,6 @@ class OptunaSampler(Searcher):
         """Writes the study; a later session does not read it, but builds it from the record."""
         Path(checkpoint_path).write_bytes(pickle.dumps(self.study))
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Reads what `save` wrote."""
-        self.study = pickle.loads(Path(checkpoint_path).read_bytes())
-
     def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             # A restarted trial reports its earlier epochs again.
