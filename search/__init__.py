@@ -16,6 +16,8 @@ from importlib import import_module
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from search.environment import prepare
+
 if TYPE_CHECKING:
     from search.errors import (
         ClusterError,
@@ -90,8 +92,6 @@ def launch(
         ClusterError: Ray cannot be reached, or has no room for a trial.
         SearchFailedError: the teacher could not be trained.
     """
-    from search.environment import prepare
-
     prepare()
     from search.record.storage import Storage
     from search.session.launch import launch as run
@@ -106,7 +106,7 @@ def launch(
         address=address,
         tracking_uri=tracking_uri,
     )
-    return Search(record.name, place)
+    return Search(record, place)
 
 
 def open_search(name: str, *, storage: str = "runs") -> "Search":
@@ -119,9 +119,12 @@ def open_search(name: str, *, storage: str = "runs") -> "Search":
     Raises:
         SearchError: there is no such search, or its record is damaged.
     """
+    from search.record.files import read_record
+    from search.record.storage import Storage
     from search.session.search import Search
 
-    return Search(name, storage)
+    place = Storage(storage)
+    return Search(read_record(place, name), place)
 
 
 def search_names(storage: str = "runs") -> list[str]:

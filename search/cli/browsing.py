@@ -61,12 +61,14 @@ def leaderboard(
     only = method, state.value if state else ""
     if watch:
         _watch(found, *only)
-    elif form is Format.TABLE:
-        console().print(leaderboard_table(found.record, *only))
-        if found.record.confirmed and not any(only):
-            console().print(confirmed_table(found.record))
+        return
+    record = found.record
+    if form is Format.TABLE:
+        console().print(leaderboard_table(record, *only))
+        if record.confirmed and not any(only):
+            console().print(confirmed_table(record))
     else:
-        sys.stdout.buffer.write(as_bytes(found.record, form.value, *only))
+        sys.stdout.buffer.write(as_bytes(record, form.value, *only))
 
 
 def _watch(found: "Search", method: str, state: str) -> None:
@@ -75,13 +77,15 @@ def _watch(found: "Search", method: str, state: str) -> None:
 
     from search.leaderboard.tables import leaderboard_table
 
-    table = leaderboard_table(found.record, method, state)
+    record = found.record
+    table = leaderboard_table(record, method, state)
     # A terminal shows it whole at the end; what does not fit before is cut off below.
     with Live(table, console=console(), auto_refresh=False, vertical_overflow="crop") as live:
         try:
-            while found.state == "running":
+            while record.state == "running":
                 time.sleep(_WATCH_SECONDS)
-                live.update(leaderboard_table(found.record, method, state), refresh=True)
+                record = found.record
+                live.update(leaderboard_table(record, method, state), refresh=True)
         except KeyboardInterrupt:
             pass
         live.vertical_overflow = "visible"

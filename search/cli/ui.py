@@ -26,7 +26,7 @@ def ui(
 ) -> None:
     """Serve MLflow's pages on this machine, and print the link to a search."""
     from search.record.files import read_record, search_names
-    from search.record.storage import Storage, default_tracking_uri
+    from search.record.storage import Storage, default_tracking_uri, local_home
 
     place = Storage(storage)
     known = search_names(place)
@@ -40,7 +40,7 @@ def ui(
         return
     port = _free_port(port)
     base = f"http://127.0.0.1:{port}"
-    log = (place.local or Path("runs")) / "logs" / "mlflow-ui.log"
+    log = local_home(place) / "logs" / "mlflow-ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search.environment import prepare
 from search.errors import SearchError
 from search.record.files import read_record
 from search.record.record import SearchRecord
@@ -21,21 +22,17 @@ class Search:
     """A search in a storage, whether it runs or has ended.
 
     Args:
-        name: of the search.
-        storage: where it is kept: a folder, or a URI like `s3://bucket/folder`.
+        record: what is known of it.
+        storage: where it is kept.
 
     Attributes:
         name: of the search.
         storage: where it is kept.
-
-    Raises:
-        SearchError: there is no such search, or its record is damaged.
     """
 
-    def __init__(self, name: str, storage: str | Storage = "runs") -> None:
-        self.name = name
-        self.storage = storage if isinstance(storage, Storage) else Storage(storage)
-        self._record = read_record(self.storage, name)
+    def __init__(self, record: SearchRecord, storage: Storage) -> None:
+        self.name, self.storage = record.name, storage
+        self._record = record
 
     @property
     def record(self) -> SearchRecord:
@@ -106,8 +103,6 @@ class Search:
         Raises:
             TrackingError: MLflow is away, knows nothing of the search, or refuses.
         """
-        from search.environment import prepare
-
         prepare()
         from search.tracking.model_registry import register
 
@@ -132,8 +127,6 @@ class Search:
             ExperimentError: the experiment cannot be run any more.
             ClusterError: Ray cannot be reached, or has no room for a trial.
         """
-        from search.environment import prepare
-
         prepare()
         from search.session.launch import resume
 
@@ -160,8 +153,6 @@ class Search:
             SearchError: it still runs, or no trial with a method has finished.
             ClusterError: as `resume`.
         """
-        from search.environment import prepare
-
         prepare()
         from search.session.launch import confirm
 
@@ -173,16 +164,20 @@ class Search:
     def __repr__(self) -> str:
         from search.leaderboard.progress import how_far
 
-        return f"<search {self.name}, {self.state}: {how_far(self.record)}>"
+        record = self.record
+        return f"<search {self.name}, {record.state}: {how_far(record)}>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the state and the head of the leaderboard."""
         from html import escape
 
+        from search.leaderboard.formats import leaderboard_frame
         from search.leaderboard.progress import how_far
 
-        head = escape(f"{self.name} ({self.state}): {how_far(self.record)}")
-        return f"<p>{head}</p>{self.leaderboard().head(12).to_html(na_rep='')}"
+        record = self.record
+        head = escape(f"{self.name} ({record.state}): {how_far(record)}")
+        table = leaderboard_frame(record).head(12).to_html(na_rep="")
+        return f"<p>{head}</p>{table}"
 
 
 class Plots:
