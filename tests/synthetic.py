@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
@@ -25,6 +25,38 @@ from search.stopping.rungs import Rungs
 from search.tracking.tracker import Tracker
 
 _PARAMETERS = {"resnet8": 77_754, "vgg8": 3_963_000, "mobilenetv2": 815_000, "resnet20": 272_000}
+
+
+def finished_search(
+    trials: Iterable[TrialRecord], experiment: Mapping[str, Any] | None = None, **changes: Any
+) -> SearchRecord:
+    """The record of a small search that has finished.
+
+    Args:
+        trials: its trials, as a test wants them.
+        experiment: keys that differ from kd between resnet20 and resnet8 in four epochs.
+        changes: fields of the record.
+    """
+    content: dict[str, Any] = {
+        "name": "task",
+        "data": {"name": "digits"},
+        "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
+        "student": "resnet8",
+        "objective": [["none", "kd"]],
+        "training": {"epochs": 4},
+        "search": {"trials": 4},
+    }
+    now = datetime.now(UTC)
+    values: dict[str, Any] = {
+        "name": "task-1",
+        "experiment": parse_experiment(content | dict(experiment or {}), ""),
+        "state": "finished",
+        "tracking_uri": "sqlite:///x.db",
+        "started": now,
+        "updated": now,
+        "trials": tuple(trials),
+    }
+    return SearchRecord(**values | changes)
 
 
 def made_up_search(

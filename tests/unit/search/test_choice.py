@@ -1,7 +1,6 @@
 """Who is confirmed, how that ranks, and who is picked within which limits."""
 
 import io
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -9,7 +8,6 @@ from rich.console import Console
 
 from kdcore.networks.cost import NetworkCost
 from search.errors import SearchError
-from search.experiment.reading import parse_experiment
 from search.experiment.space.point import with_published
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Limits, candidates, pick
@@ -18,6 +16,7 @@ from search.leaderboard.ranking import leaderboard, rank
 from search.leaderboard.tables import confirmed_table
 from search.record.record import ConfirmationRun, Confirmed, SearchRecord, TrialRecord
 from search.record.wording import WINNERS_CURSE
+from tests.synthetic import finished_search
 
 
 def trial(
@@ -74,30 +73,8 @@ COSTS = {
 
 
 def record_of(*trials: TrialRecord, **changes: Any) -> SearchRecord:
-    experiment = parse_experiment(
-        {
-            "name": "task",
-            "data": {"name": "digits"},
-            "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
-            "student": ["resnet8", "resnet20"],
-            "objective": [["none", "at", "kd"]],
-            "training": {"epochs": 4},
-            "search": {"trials": 4},
-        },
-        "",
-    )
-    now = datetime.now(UTC)
-    values: dict[str, Any] = {
-        "name": "task-1",
-        "experiment": experiment,
-        "state": "finished",
-        "student_costs": COSTS,
-        "tracking_uri": "sqlite:///x.db",
-        "started": now,
-        "updated": now,
-        "trials": trials,
-    }
-    return SearchRecord(**values | changes)
+    experiment = {"student": ["resnet8", "resnet20"], "objective": [["none", "at", "kd"]]}
+    return finished_search(trials, experiment, **{"student_costs": COSTS} | changes)
 
 
 SEARCHED = (control(0, 0.90), trial(1, 0.95), trial(2, 0.97), trial(3, 0.99, "resnet20"))

@@ -1,33 +1,19 @@
 """Who is trained again, with which seeds, and what is left to do after an interruption."""
 
-from datetime import UTC, datetime
 from typing import Any
 
-from search.experiment.reading import parse_experiment
 from search.record.record import ConfirmationRun, Confirmed, SearchRecord, TrialRecord
 from search.session.contenders import contenders, fresh_seeds, missing
+from tests.synthetic import finished_search
 
 
 def record_of(*trials: TrialRecord, **changes: Any) -> SearchRecord:
-    content: dict[str, Any] = {
-        "name": "task",
-        "data": {"name": "digits"},
-        "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
+    experiment = {
         "student": ["resnet8", "resnet14"],
         "objective": [["none", "kd"], ["none", "at"]],
         "training": {"epochs": 4, "learning_rate": {"low": 0.01, "high": 1.0}},
-        "search": {"trials": 4},
     }
-    now = datetime.now(UTC)
-    return SearchRecord(
-        name="task-1",
-        experiment=parse_experiment(content | changes, ""),
-        state="finished",
-        tracking_uri="sqlite:///x.db",
-        started=now,
-        updated=now,
-        trials=trials,
-    )
+    return finished_search(trials, experiment | changes)
 
 
 def trial(number: int, accuracy: float, student: str, *methods: str, **point: Any) -> TrialRecord:

@@ -13,13 +13,13 @@ from rich.console import Console
 
 from kdcore.networks.cost import NetworkCost
 from search.errors import SearchError
-from search.experiment.reading import parse_experiment
 from search.leaderboard.formats import as_bytes, leaderboard_frame
 from search.leaderboard.ranking import leaderboard
 from search.leaderboard.tables import leaderboard_table
 from search.record.files import read_record, search_storage, write_record
 from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage
+from tests.synthetic import finished_search
 
 
 def trial(number: int, accuracy: float | None, **changes: Any) -> TrialRecord:
@@ -40,31 +40,11 @@ def trial(number: int, accuracy: float | None, **changes: Any) -> TrialRecord:
 def record_of(
     *trials: TrialRecord, student: str | list[str] = "resnet8", **changes: Any
 ) -> SearchRecord:
-    experiment = parse_experiment(
-        {
-            "name": "task",
-            "data": {"name": "digits"},
-            "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
-            "student": student,
-            "objective": [["none", "kd"]],
-            "training": {"epochs": 4},
-            "search": {"trials": 4},
-        },
-        "",
-    )
-    now = datetime.now(UTC)
-    values: dict[str, Any] = {
-        "name": "task-1",
-        "experiment": experiment,
-        "state": "finished",
+    values = {
         "teacher": "teachers/x",
         "teacher_metrics": {"heldout_accuracy": 0.99, "heldout_loss": 0.1},
-        "tracking_uri": "sqlite:///x.db",
-        "started": now,
-        "updated": now,
-        "trials": trials,
     }
-    return SearchRecord(**values | changes)
+    return finished_search(trials, {"student": student}, **values | changes)
 
 
 CONTROL = trial(0, 0.9, objective="none")

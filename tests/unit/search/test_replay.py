@@ -1,16 +1,13 @@
 """Replays of recorded learning curves under other early stopping."""
 
-from datetime import UTC, datetime
-from typing import Any
-
 import pytest
 
 from search.errors import SearchError
-from search.experiment.reading import parse_experiment
 from search.experiment.schema import Asha
 from search.record.record import SearchRecord, TrialRecord
 from search.stopping.replay import replay, simulate
 from search.stopping.rungs import Rungs
+from tests.synthetic import finished_search
 
 EPOCHS = 9
 
@@ -39,19 +36,7 @@ def test_a_trial_with_slow_epochs_is_judged_by_epochs_not_by_time() -> None:
     assert simulate(curves, rungs(), slots=4, epoch_seconds=seconds)[3] == EPOCHS
 
 
-def record_of(*curves: tuple[float, ...], **changes: Any) -> SearchRecord:
-    experiment = parse_experiment(
-        {
-            "name": "task",
-            "data": {"name": "digits"},
-            "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
-            "student": "resnet8",
-            "objective": [["none", "kd"]],
-            "training": {"epochs": EPOCHS},
-            "search": {"trials": len(curves)},
-        },
-        "",
-    )
+def record_of(*curves: tuple[float, ...]) -> SearchRecord:
     trials = tuple(
         TrialRecord(
             number=number,
@@ -67,16 +52,8 @@ def record_of(*curves: tuple[float, ...], **changes: Any) -> SearchRecord:
         )
         for number, curve in enumerate(curves)
     )
-    now = datetime.now(UTC)
-    return SearchRecord(
-        name="task-1",
-        experiment=experiment,
-        state="finished",
-        tracking_uri="",
-        started=now,
-        updated=now,
-        trials=trials,
-    )
+    experiment = {"training": {"epochs": EPOCHS}, "search": {"trials": len(curves)}}
+    return finished_search(trials, experiment)
 
 
 def test_a_winner_that_began_slowly_is_seen_to_be_lost() -> None:
