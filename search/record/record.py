@@ -5,7 +5,7 @@ import statistics
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from kdcore.networks.cost import NetworkCost
 from search.experiment.schema import CONTROL, Experiment, Option
@@ -198,6 +198,8 @@ class SearchRecord(_Record):
     device_seconds: float = 0.0
     trials: tuple[TrialRecord, ...] = ()
     confirmed: tuple[Confirmed, ...] = ()
+    # By student, for the trials that they were found in.
+    _controls: tuple[tuple[TrialRecord, ...], dict[str, TrialRecord]] = PrivateAttr(((), {}))
 
     @property
     def cost(self) -> str:
@@ -221,12 +223,16 @@ class SearchRecord(_Record):
 
     def control_of(self, student: str) -> TrialRecord | None:
         """The best finished trial of this student without distillation."""
-        controls = [
-            trial
-            for trial in self.trials
-            if trial.is_control and trial.state == "finished" and trial.student == student
-        ]
-        return max(controls, key=lambda trial: trial.heldout_accuracy or 0.0, default=None)
+        trials, controls = self._controls
+        if trials is not self.trials:
+            controls = {}
+            for trial in self.trials:
+                if trial.is_control and trial.state == "finished":
+                    best = controls.setdefault(trial.student, trial)
+                    if (trial.heldout_accuracy or 0.0) > (best.heldout_accuracy or 0.0):
+                        controls[trial.student] = trial
+            self._controls = self.trials, controls
+        return controls.get(student)
 
     def gain(self, trial: TrialRecord) -> float | None:
         """Accuracy minus that of the same student's control, a share of 1; none for a control, and
