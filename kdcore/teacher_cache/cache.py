@@ -33,12 +33,15 @@ from kdcore.teacher_cache.files import (
     reserved_array,
     write_outputs,
 )
-from kdcore.teacher_cache.shared import SharedFolder
+from kdcore.teacher_cache.shared import SharedCache
 
 # Groups of columns: logits and embedding, which are always cached, and one group for each map.
 _OUTPUTS = "outputs"
 _KINDS = {Tap.MAPS: "map", Tap.PREACTIVATIONS: "preactivation"}
 _CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, *_KINDS})
+
+# What reading a file that is missing, damaged or foreign raises.
+_DAMAGED = (pa.ArrowInvalid, OSError, KeyError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,9 @@ class TeacherCache:
         self._root = workspace / FOLDER
         self._folder = self._root / f"{weights.parent.name}-{self.key}"
         self._shared = (
-            None if config.shared is None else SharedFolder(config.shared, self._folder.name)
+            None
+            if config.shared is None
+            else SharedCache(config.shared, self._folder.name, self._root)
         )
 
     def view(self, view: int, wanted: Wanted) -> CachedView | None:
@@ -169,24 +174,28 @@ class TeacherCache:
             None if there is no room for them.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._folder / f"view{view:04d}.lock"):
-            files = {group: self._open(group, view) for group in wanted.groups}
-            missing = [group for group, file in files.items() if file is None]
-            computed = False
-            if missing:
-                if not self._make_room(missing):
-                    return None
-                try:
-                    computed = self._compute(view, missing, wanted)
-                    for group in missing:
-                        files[group] = read_outputs(self._path(group, view), self.key, self._rows)
-                except OSError as error:
-                    warnings.warn(
-                        f"the teacher's outputs cannot be cached in {self._folder} ({error}); it "
-                        f"runs in every step instead",
-                        stacklevel=3,
-                    )
-                    return None
+        files = {group: self._intact(group, view) for group in wanted.groups}
+        computed = False
+        if None in files.values():
+            with FileLock(self._folder / f"view{view:04d}.lock"):
+                for group, file in files.items():
+                    files[group] = file or self._open(group, view)
+                missing = [group for group, file in files.items() if file is None]
+                if missing:
+                    if not self._make_room(missing):
+                        return None
+                    try:
+                        computed = self._compute(view, missing, wanted)
+                        for group in missing:
+                            path = self._path(group, view)
+                            files[group] = read_outputs(path, self.key, self._rows)
+                    except OSError as error:
+                        warnings.warn(
+                            f"the teacher's outputs cannot be cached in {self._folder} ({error}); "
+                            f"it runs in every step instead",
+                            stacklevel=3,
+                        )
+                        return None
         columns: dict[str, Tensor] = {}
         seconds = 0.0
         for file in files.values():
@@ -201,14 +210,21 @@ class TeacherCache:
     def _path(self, group: str, view: int) -> Path:
         return self._folder / f"view{view:04d}-{group}.arrow"
 
+    def _intact(self, group: str, view: int) -> OutputFile | None:
+        """The local file of a group; None if it is missing or damaged."""
+        try:
+            return read_outputs(self._path(group, view), self.key, self._rows)
+        except _DAMAGED:
+            return None
+
     def _open(self, group: str, view: int) -> OutputFile | None:
-        """The file of a group, local or fetched; None if it is missing or damaged."""
+        """The file of a group, local or fetched; None, and removed, if it is damaged."""
         path = self._path(group, view)
         if not path.exists() and (self._shared is None or not self._shared.fetch(path)):
             return None
         try:
             return read_outputs(path, self.key, self._rows)
-        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        except _DAMAGED as error:
             warnings.warn(
                 f"cached outputs {path} are damaged ({error}); they are computed again",
                 stacklevel=4,
@@ -249,13 +265,15 @@ class TeacherCache:
     def _compute(self, view: int, groups: Sequence[str], wanted: Wanted) -> bool:
         """Creates the missing files of a view; False if another machine had computed them."""
         paths = {group: self._path(group, view) for group in groups}
-        if self._shared is not None and self._shared.wait_or_claim(list(paths.values())):
-            return False
-        started = time.perf_counter()
         scratch = self._folder / f".scratch-{view:04d}"
-        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-        scratch.mkdir()
         try:
+            fetched = self._shared and self._shared.wait_or_claim(list(paths.values()))
+            # A damaged file is fetched once more where it could not be removed.
+            if fetched and all(self._intact(group, view) for group in groups):
+                return False
+            started = time.perf_counter()
+            shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+            scratch.mkdir()
             columns = {
                 group: {
                     name: reserved_array(

@@ -15,7 +15,7 @@ class CacheConfig(BaseModel):
         max_gb: of all cached outputs on a machine, in 10^9 bytes. When it is full, outputs that
             save less time for their size are evicted.
         shared: folder or URI that several machines can reach: read before a view is computed, and
-            written after.
+            written after. While it is away, each machine computes for itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import mmap
 import os
 import uuid
 import warnings
@@ -17,6 +18,9 @@ from pyarrow import ipc
 from torch import Tensor
 
 FOLDER = "teacher_cache"
+
+# Inode, bytes and time of each file whose checksums this process has verified.
+_verified: dict[Path, tuple[int, int, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -77,25 +81,30 @@ def write_outputs(path: Path, columns: Mapping[str, np.memmap], key: str, second
 
 
 def read_outputs(path: Path, key: str, rows: int) -> OutputFile:
-    """Maps a file into memory and verifies its checksums.
+    """Maps a file into memory, and verifies its checksums where this process has not yet.
 
     Raises:
         ValueError: it is damaged, or has another key.
     """
-    batch = ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    identity = status.st_ino, status.st_size, status.st_mtime_ns
+    batch = ipc.open_file(pa.py_buffer(mapped)).get_batch(0)
     facts = json.loads((batch.schema.metadata or {})[b"facts"])
     if facts["key"] != key or batch.num_rows != rows:
         raise ValueError(f"key {facts['key']} and {batch.num_rows} rows, not {key} and {rows}")
     columns = {}
     for name, column in facts["columns"].items():
         buffer = batch[name].buffers()[1]
-        if zlib.crc32(buffer) != column["crc32"]:
+        if _verified.get(path) != identity and zlib.crc32(buffer) != column["crc32"]:
             raise ValueError(f"the checksum of {name} is wrong")
         with warnings.catch_warnings():
             # torch has no read-only tensors; nothing writes to these.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             values = torch.from_numpy(np.frombuffer(buffer, dtype=column["dtype"]))
         columns[name] = values.reshape(rows, *column["shape"])
+    _verified[path] = identity
     return OutputFile(columns, facts["seconds"])
 
 

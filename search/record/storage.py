@@ -3,34 +3,12 @@
 import io
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol
 
 from search.errors import SearchError, StorageError
-
-# How long, and how often, something is tried again while a storage is away or a disk is full.
-PATIENCE_SECONDS, RETRY_SECONDS = 180.0, 2.0
-
-T = TypeVar("T")
-
-
-def patiently(act: Callable[[], T]) -> T:
-    """Tries again while a storage is away or a disk is full, for some minutes.
-
-    Raises:
-        OSError: it lasted longer.
-    """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return act()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(RETRY_SECONDS)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ray.exceptions import RayTaskError
 
 from kdcore.networks.classifier import ClassifierCard
 from kdcore.networks.cost import NetworkCost
+from kdcore.teacher_cache.patience import patiently
 from kdcore.training.report import EpochReport
 from search.cluster.machines import machines
 from search.cluster.ray_private import outlasting_full_memory
@@ -23,7 +24,7 @@ from search.experiment.schema import Confirm
 from search.experiment.space.point import NUMBER
 from search.record.files import HEARTBEAT, interrupted, read_record, search_storage, write_record
 from search.record.record import SearchRecord, TrialRecord
-from search.record.storage import Storage, local_home, patiently
+from search.record.storage import Storage, local_home
 from search.record.wording import as_typed, percent
 from search.report.reporter import Reporter
 from search.session.confirmation import Confirmation

@@ -16,12 +16,13 @@ from ray import tune
 
 from kdcore import TrialConfig, distill
 from kdcore.errors import NonFiniteLossError
+from kdcore.teacher_cache.patience import PATIENCE_SECONDS, RETRY_SECONDS, patiently
 from kdcore.training.report import EpochReport
 from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER, Point
 from search.experiment.space.trial_config import trial_config
 from search.record.record import METRIC, REASON, SAVED, TIME
-from search.record.storage import PATIENCE_SECONDS, RETRY_SECONDS, Storage, patiently, workspace_of
+from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
 from search.session.preparation import fetch_teacher
 

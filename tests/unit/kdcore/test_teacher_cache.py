@@ -5,14 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
+from pyarrow import fs
 from torch import Tensor
 
 from kdcore import CacheConfig, DataConfig, EpochReport, TeacherConfig, TrialConfig, distill
@@ -22,8 +27,10 @@ from kdcore.execution.execution import Execution, Precision
 from kdcore.methods import CATALOGUE
 from kdcore.methods.kd import kd_loss
 from kdcore.teacher.teacher import WEIGHTS, load_teacher
+from kdcore.teacher_cache import files
 from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
 from kdcore.teacher_cache.files import FOLDER, cached_files
+from kdcore.teacher_cache.patience import PATIENCE_SECONDS
 
 CPU = torch.device("cpu")
 MAPS = Wanted(
@@ -353,6 +360,60 @@ def test_a_damaged_or_foreign_file_is_computed_again_with_a_warning(
     assert not given(make().view(0, LOGITS)).computed
 
 
+@pytest.fixture
+def summed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The checksums that are computed."""
+    sums: list[int] = []
+
+    def crc32(buffer: Any) -> int:
+        sums.append(zlib.crc32(buffer))
+        return sums[-1]
+
+    monkeypatch.setattr(files, "zlib", SimpleNamespace(crc32=crc32))
+    return sums
+
+
+def test_a_file_is_verified_once_by_a_process(
+    make: Make, summed: list[int], tmp_path: Path
+) -> None:
+    make().view(0, LOGITS)
+    summed.clear()
+    for _ in range(2):
+        assert not given(make().view(0, LOGITS)).computed
+    assert summed == []
+    # Another file in its place is verified anew.
+    (path,) = cached_files(tmp_path / FOLDER)
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(0, 0))
+    other.replace(path)
+    assert not given(make().view(0, LOGITS)).computed
+    assert len(summed) == 2  # logits and embedding
+
+
+def test_damage_that_leaves_the_time_of_a_file_is_found_by_the_next_process(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make().view(0, LOGITS)
+    (path,) = cached_files(tmp_path / FOLDER)
+    content, then = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+    assert not given(make().view(0, LOGITS)).computed
+    monkeypatch.setattr(files, "_verified", {})  # as in a new process
+    with pytest.warns(UserWarning, match="damaged"):
+        assert given(make().view(0, LOGITS)).computed
+
+
+def test_nobody_waits_for_a_view_that_is_there(make: Make, tmp_path: Path) -> None:
+    make().view(0, LOGITS)
+    (path,) = cached_files(tmp_path / FOLDER)
+    with ThreadPoolExecutor(1) as pool, FileLock(path.with_name("view0000.lock")):
+        found = pool.submit(make().view, 0, LOGITS).result(timeout=20)
+    assert not given(found).computed
+
+
 # Room
 
 
@@ -413,3 +474,155 @@ def test_machines_that_want_a_view_at_the_same_time_compute_it_once(
     with ThreadPoolExecutor(3) as pool:
         views = list(pool.map(on_machine, range(3)))
     assert sum(view.computed for view in views) == 1
+
+
+@dataclass
+class Share:
+    """A shared folder on a file system that may fail, as an object store does.
+
+    Args:
+        failing: the operations that fail.
+        failures: how often they do; none: always.
+        asked: the operations that were asked for.
+        waited: seconds of waiting that were pretended.
+        folder: where it is.
+    """
+
+    folder: Path
+    failing: set[str] = field(default_factory=set)
+    failures: int | None = None
+    asked: Counter[str] = field(default_factory=Counter)
+    waited: float = 0.0
+
+    def ask(self, operation: str) -> None:
+        self.asked[operation] += 1
+        if operation in self.failing and self.failures != 0:
+            if self.failures is not None:
+                self.failures -= 1
+            raise OSError("AWS Error NETWORK_CONNECTION: curlCode 7, couldn't connect")
+
+    def open(self, uri: str) -> tuple[fs.FileSystem, str]:
+        self.ask("open")
+        local = fs.LocalFileSystem()
+
+        def operation(name: str) -> Callable[..., Any]:
+            def act(handler: object, *arguments: Any) -> Any:
+                self.ask(name)
+                if name == "get_file_info_selector":
+                    return local.get_file_info(*arguments)
+                if name == "create_dir":
+                    return local.create_dir(arguments[0], recursive=arguments[1])
+                if name == "open_output_stream":
+                    return local.open_output_stream(arguments[0])
+                return getattr(local, name)(*arguments)
+
+            return act
+
+        operations = {name: operation(name) for name in fs.FileSystemHandler.__abstractmethods__}
+        operations["get_type_name"] = lambda handler: "share"
+        operations["normalize_path"] = lambda handler, path: path
+        handler = type("Handler", (fs.FileSystemHandler,), operations)
+        return fs.PyFileSystem(handler()), str(self.folder)
+
+
+EVERYTHING = {"open", *fs.FileSystemHandler.__abstractmethods__} - {"get_type_name"}
+
+
+@pytest.fixture
+def share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Share:
+    """What `shared` opens; nobody waits for real."""
+    share = Share(tmp_path / "shared")
+    opened = SimpleNamespace(from_uri=share.open)
+    replaced = SimpleNamespace(**vars(fs) | {"FileSystem": opened})
+    monkeypatch.setattr("kdcore.teacher_cache.shared.fs", replaced)
+
+    def sleep(seconds: float) -> None:
+        share.waited += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: share.waited, sleep=sleep)
+    monkeypatch.setattr("kdcore.teacher_cache.patience.time", clock)
+    return share
+
+
+URI = "s3://bucket/cache"
+
+
+def test_trials_go_on_without_a_shared_cache_that_stays_away(
+    run: Run, share: Share, tmp_path: Path
+) -> None:
+    share.failing = EVERYTHING
+    with pytest.warns(UserWarning) as caught:
+        reports = run("kd", CacheConfig(shared=URI), tmp_path)
+    assert [report.teacher for report in reports] == ["computed"] * EPOCHS
+    (warning,) = caught
+    assert str(warning.message).startswith(f"the shared cache {URI} fails (AWS Error NETWORK")
+    assert PATIENCE_SECONDS < share.waited < 1.1 * PATIENCE_SECONDS, "once, not for every view"
+    # Nor does another trial of this machine wait.
+    reports = run("kd", CacheConfig(shared=URI, precision="float32"), tmp_path)
+    assert {report.teacher for report in reports} == {"computed"}
+    assert share.waited < 1.1 * PATIENCE_SECONDS
+
+
+def test_a_shared_cache_that_comes_back_was_waited_for(
+    make: Make, share: Share, tmp_path: Path
+) -> None:
+    make(tmp_path / "one", shared=URI).view(0, LOGITS)
+    share.failing, share.failures = EVERYTHING, 3
+    assert not given(make(tmp_path / "two", shared=URI).view(0, LOGITS)).computed
+    assert 0 < share.waited < PATIENCE_SECONDS
+
+
+def test_a_shared_cache_that_was_away_is_looked_for_again(
+    make: Make, share: Share, tmp_path: Path
+) -> None:
+    for view in (0, 1):
+        make(tmp_path / "one", shared=URI).view(view, LOGITS)
+    share.failing = EVERYTHING
+    with pytest.warns(UserWarning, match="goes on without it"):
+        assert given(make(tmp_path / "two", shared=URI).view(0, LOGITS)).computed
+    (mark,) = (tmp_path / "two" / FOLDER).glob("*.away")
+    os.utime(mark, ns=(0, 0))
+    waited = share.waited
+    with pytest.warns(UserWarning, match="goes on without it"):
+        assert given(make(tmp_path / "two", shared=URI).view(1, MAPS)).computed
+    assert share.waited == waited, "it was looked for once, without waiting"
+    share.failing = set()
+    asked = share.asked.total()
+    assert given(make(tmp_path / "two", shared=URI).view(2, LOGITS)).computed
+    assert share.asked.total() == asked, "not so soon after"
+    os.utime(mark, ns=(0, 0))
+    make(tmp_path / "one", shared=URI).view(3, LOGITS)
+    assert not given(make(tmp_path / "two", shared=URI).view(3, LOGITS)).computed
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "operation",
+    ["create_dir", "open_output_stream", "get_file_info_selector", "move", "delete_file"],
+)
+def test_whatever_fails_the_computed_view_is_kept(
+    operation: str, make: Make, share: Share, tmp_path: Path
+) -> None:
+    share.failing = {operation}
+    with pytest.warns(UserWarning) as caught:
+        view = given(make(shared=URI).view(0, LOGITS))
+    assert view.computed
+    assert len(caught) == 1
+    assert not given(make().view(0, LOGITS)).computed
+    assert share.asked[operation] > 0
+    assert [path for path in tmp_path.rglob(".*")] == []
+
+
+def test_a_damaged_copy_that_cannot_be_removed_is_computed_again(
+    make: Make, share: Share, tmp_path: Path
+) -> None:
+    make(tmp_path / "one", shared=URI).view(0, LOGITS)
+    (copy,) = cached_files(tmp_path / "shared")
+    os.truncate(copy, 100)
+    share.failing = {"delete_file"}
+    with pytest.warns(UserWarning) as caught:
+        assert given(make(tmp_path / "two", shared=URI).view(0, LOGITS)).computed
+    damaged, failing = (str(warning.message) for warning in caught)
+    assert "damaged" in damaged
+    assert "goes on without it" in failing
+    assert not given(make(tmp_path / "three", shared=URI).view(0, LOGITS)).computed
