@@ -20,6 +20,9 @@ _DEFAULTS = {
     # trial that was stopped may still be ending, where the cores are busy; then the next one would
     # be lost.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+    # Ray hides GPUs only from a process that has a share of some; without it, one that has none
+    # sees them all.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     # Tune's own CSV, JSON and TensorBoard files repeat what MLflow keeps.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # The session has a handler of its own, which says that the search is stopping.
@@ -34,7 +37,12 @@ _DEFAULTS = {
 }
 
 # What the processes of trials read; where Ray starts them on this machine they inherit it.
-_OF_WORKERS = ("GOMP_SPINCOUNT", "GLIBC_TUNABLES", "TUNE_FUNCTION_THREAD_TIMEOUT_S")
+_OF_WORKERS = (
+    "GOMP_SPINCOUNT",
+    "GLIBC_TUNABLES",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+)
 
 
 def prepare() -> None:

@@ -10,7 +10,8 @@ from kdcore.backbones.probe import Probe, affine_parameters, probe
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.config import TermConfig, TrialConfig
-from kdcore.execution.execution import Execution, fastest_execution
+from kdcore.execution.execution import Execution
+from kdcore.execution.fastest import fastest_execution
 from kdcore.methods import CATALOGUE
 from kdcore.networks.classifier import build_classifier
 from kdcore.teacher.teacher import WEIGHTS, load_teacher, prepare_teacher, teacher_folder
@@ -73,6 +74,8 @@ def distill(
     checkpoint_dir: str | Path | None = None,
     device: torch.device | None = None,
     parts: int = 1,
+    execution: Execution | None = None,
+    teacher_execution: Execution | None = None,
 ) -> Iterator[EpochReport]:
     """Trains one student and yields a report after each epoch.
 
@@ -87,6 +90,9 @@ def distill(
             split into this many parts, whose gradients are added up for one step. The learning
             rate stays right, but batch norms, and methods that compare the images of a batch, see
             one part at a time.
+        execution: the student's precision and layout; by default the fastest, measured once in
+            this workspace, or the plain one with `acceleration: off`.
+        teacher_execution: the teacher's, likewise.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; the message names the term.
@@ -98,9 +104,9 @@ def distill(
     device = device or default_device()
     data = open_data(config.data, workspace)
     student = build_classifier(config.student, data, seed=config.seed)
-    execution = teacher_execution = Execution()
-    fast = config.training.acceleration == "auto"
-    if fast:
+    if config.training.acceleration == "off":
+        execution, teacher_execution = execution or Execution(), teacher_execution or Execution()
+    if execution is None:
         execution = fastest_execution(
             config.student,
             student,
@@ -115,7 +121,7 @@ def distill(
             pass
         folder = teacher_folder(config.teacher, data, workspace)
         teacher = load_teacher(folder)
-        if fast:
+        if teacher_execution is None:
             teacher_execution = fastest_execution(
                 config.teacher.backbone, teacher, data.image_size, device, workspace
             )
@@ -143,7 +149,7 @@ def distill(
         device=device,
         checkpoint_dir=Path(checkpoint_dir) if checkpoint_dir is not None else None,
         execution=execution,
-        teacher_execution=teacher_execution,
+        teacher_execution=teacher_execution or Execution(),
         cache=cache,
         parts=parts,
     )

@@ -17,7 +17,8 @@ from kdcore.backbones.libraries import published_weights, usual_normalization
 from kdcore.backbones.normalization import Normalization
 from kdcore.data.image_data import ImageData
 from kdcore.errors import ConfigError, WeightsError
-from kdcore.execution.execution import Execution, fastest_execution
+from kdcore.execution.execution import Execution
+from kdcore.execution.fastest import fastest_execution
 from kdcore.networks.classifier import (
     Classifier,
     build_classifier,

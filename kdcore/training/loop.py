@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from kdcore.data.image_data import ImageData
 from kdcore.errors import CheckpointError, NonFiniteLossError
-from kdcore.execution.execution import Execution, keep_freed_memory
+from kdcore.execution.execution import Execution
+from kdcore.execution.fastest import keep_freed_memory
 from kdcore.networks.classifier import Classifier
 from kdcore.teacher_cache.cache import TeacherCache
 from kdcore.training.checkpoint import read_checkpoint, write_checkpoint

@@ -154,13 +154,27 @@ def check(
     """Check an experiment, and print what a search would do."""
     experiment = search.read_experiment(file, overrides)
     from search.record.storage import Storage
-    from search.session.preflight import cautions, costs, plan, tracking_caution
+    from search.session.preflight import (
+        cautions,
+        costs,
+        executions,
+        idle_gpus_caution,
+        plan,
+        tracking_caution,
+    )
 
-    prepared = plan(experiment, Storage(storage), str(file))
-    if address is not None:
+    place = Storage(storage)
+    prepared = plan(experiment, place, str(file))
+    if address is None:
+        import torch
+
+        idle = idle_gpus_caution(experiment, torch.cuda.device_count(), "this machine")
+    else:
         from search.cluster.connection import check_cluster
 
-        check_cluster(experiment, Storage(storage), address)
+        idle = idle_gpus_caution(
+            experiment, check_cluster(experiment, place, address), "the cluster"
+        )
     data, space = prepared.data, prepared.space
     table = Table(title="searched", title_justify="left")
     table.add_column("field")
@@ -190,8 +204,8 @@ def check(
             f"published, with {experiment.confirm.seeds} fresh seeds each"
         )
     console().print(table)
-    for line in costs(prepared):
+    for line in (*costs(prepared), *executions(prepared, place)):
         print(line)
-    for caution in (*cautions(experiment), *tracking_caution(tracking_uri)):
+    for caution in (*cautions(experiment), *idle, *tracking_caution(tracking_uri)):
         print(f"caution: {caution}")
     print(f"{file} can be launched")

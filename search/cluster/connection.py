@@ -8,6 +8,7 @@ import ray
 from search import environment
 from search.cluster.console_log import output_to
 from search.cluster.machines import (
+    gpus,
     machines,
     machines_in_words,
     machines_without_storage,
@@ -69,8 +70,8 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
     return asked or places
 
 
-def check_cluster(experiment: Experiment, storage: Storage, address: str) -> None:
-    """Refuses what a search would refuse of a cluster.
+def check_cluster(experiment: Experiment, storage: Storage, address: str) -> int:
+    """Refuses what a search would refuse of a cluster; returns its number of GPUs.
 
     Raises:
         ClusterError: there is no cluster, it has no room for a trial, or a machine does not
@@ -81,5 +82,6 @@ def check_cluster(experiment: Experiment, storage: Storage, address: str) -> Non
         connect(address, log)
         try:
             places_for_trials(experiment, storage)
+            return gpus()
         finally:
             ray.shutdown()

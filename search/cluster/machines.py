@@ -21,6 +21,11 @@ def machines() -> list[dict[str, Any]]:
     return [node for node in nodes if node["Alive"]]
 
 
+def gpus() -> int:
+    """Number of GPUs of all machines."""
+    return int(sum(machine["Resources"].get("GPU", 0) for machine in machines()))
+
+
 def trial_places(resources: Resources) -> int:
     """Number of trials that fit on the machines at a time; each runs on one machine."""
     places = 0
@@ -53,6 +58,14 @@ def machines_without_storage(storage: Storage) -> list[str]:
     token = secrets.token_hex(8)
     ours = f"{_FOLDER}/{token}"
     storage.write(ours, token.encode())
+    try:
+        return _differing(storage, ours)
+    finally:
+        storage.remove(ours)
+
+
+def _differing(storage: Storage, ours: str) -> list[str]:
+    """See `machines_without_storage`; `ours` is the file that each machine must see."""
     answers: dict[Any, tuple[str, str]] = {}
     alive: set[str] = set()
     for machine in machines():
@@ -87,7 +100,6 @@ def machines_without_storage(storage: Storage) -> list[str]:
             storage.remove(theirs)
         if reason:
             found.append(f"{address}: {reason}")
-    storage.remove(ours)
     return found
 
 

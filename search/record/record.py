@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from kdcore.execution.execution import Execution
 from kdcore.networks.cost import NetworkCost
 from search.experiment.schema import CONTROL, Experiment, Option
 from search.record.paired_gain import PairedGain, paired_gain
@@ -158,6 +159,18 @@ class Confirmed(_Record):
         )
 
 
+class Executions(_Record):
+    """Precision and layout of a search's networks, the same on all its machines.
+
+    Args:
+        students: by name, when they train.
+        teacher: when it is asked.
+    """
+
+    students: dict[str, Execution]
+    teacher: Execution
+
+
 class SearchRecord(_Record):
     """A search.
 
@@ -168,6 +181,8 @@ class SearchRecord(_Record):
         teacher: the teacher's folder, relative to the storage.
         teacher_metrics: `heldout_accuracy` and `heldout_loss`.
         student_costs: by student, measured where trials run.
+        executions: decided once, measured where trials run; none: before that, and in version
+            0.1.0, where each machine decided for itself.
         tracking_uri: where MLflow keeps the runs.
         mlflow_experiment_id: once known.
         mlflow_run_id: of the parent run, once known.
@@ -187,6 +202,7 @@ class SearchRecord(_Record):
     teacher: str | None = None
     teacher_metrics: dict[str, float] = {}
     student_costs: dict[str, NetworkCost] = {}
+    executions: Executions | None = None
     tracking_uri: str
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None

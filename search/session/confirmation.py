@@ -20,7 +20,7 @@ from search.experiment.schema import Confirm, Experiment
 from search.experiment.space.point import Point
 from search.experiment.space.trial_config import trial_config
 from search.record.files import HEARTBEAT, write_record
-from search.record.record import ConfirmationRun, Confirmed, SearchRecord
+from search.record.record import ConfirmationRun, Confirmed, Executions, SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
 from search.record.wording import percent
@@ -34,7 +34,13 @@ _RETRIES = 3
 
 
 def run_again(
-    point: Point, seed: int, *, experiment_json: str, storage_uri: str, folder: str
+    point: Point,
+    seed: int,
+    *,
+    experiment_json: str,
+    storage_uri: str,
+    folder: str,
+    executions: Executions | None = None,
 ) -> tuple[ConfirmationRun, list[dict[str, Any]]]:
     """Trains one student with this seed, and tests it once.
 
@@ -44,6 +50,7 @@ def run_again(
         experiment_json: the experiment.
         storage_uri: where the teacher lies and the checkpoints go.
         folder: of the checkpoints, relative to the storage; a run that was cut off goes on.
+        executions: of the search; none: this machine's own.
 
     Returns:
         What the record keeps, and each epoch's report.
@@ -55,7 +62,7 @@ def run_again(
     checkpoints = Checkpoints(storage, folder)
     with tempfile.TemporaryDirectory() as local:
         try:
-            stream = resumable_reports(config, storage, checkpoints, Path(local))
+            stream = resumable_reports(config, storage, checkpoints, Path(local), executions)
             reports = [report for report, _ in stream]
         except NonFiniteLossError as error:  # it would be the same again
             return ConfirmationRun(seed=seed, reason=str(error)), []
@@ -141,6 +148,7 @@ class Confirmation:
             experiment_json=self.record.experiment.model_dump_json(),
             storage_uri=self._storage.uri,
             folder=f"searches/{self.record.name}/confirmation/{contender.label}-seed{seed}",
+            executions=self.record.executions,
         )
 
     def _ended(self, contender: Confirmed, seed: int, reference: Any) -> None:

@@ -7,6 +7,7 @@ import ray
 
 from search.cluster.connection import connect, places_for_trials
 from search.cluster.console_log import output_to
+from search.cluster.machines import gpus
 from search.errors import ExperimentError, Problem, SearchError
 from search.experiment.reading import check_name, with_budgets
 from search.experiment.schema import Confirm, Experiment
@@ -17,7 +18,13 @@ from search.record.wording import as_typed
 from search.session.contenders import contenders
 from search.session.live_display import LiveDisplay
 from search.session.owner import only_process
-from search.session.preflight import Plan, cautions, plan, tracking_caution
+from search.session.preflight import (
+    Plan,
+    cautions,
+    idle_gpus_caution,
+    plan,
+    tracking_caution,
+)
 from search.session.session import Session
 
 
@@ -180,6 +187,9 @@ def _run(
             progress.say(f"caution: {caution}")
         connect(address, log)
         try:
+            place = "this machine" if address is None else "the cluster"
+            for caution in idle_gpus_caution(prepared.experiment, gpus(), place):
+                progress.say(f"caution: {caution}")
             parallel = places_for_trials(prepared.experiment, storage)
             session = Session(prepared, storage, record, progress, log, parallel)
             return session.run(confirm_only)

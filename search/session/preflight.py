@@ -1,5 +1,7 @@
 """Everything that can be refused before anything is trained."""
 
+import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
@@ -13,6 +15,7 @@ from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.distill import network_pair
 from kdcore.distillation.method_check import MethodCheck
 from kdcore.errors import ConfigError
+from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.measurement import measure_training
 from kdcore.teacher.teacher import check_weights, is_ready, teacher_folder
@@ -25,6 +28,7 @@ from search.experiment.space.trial_config import trial_config
 from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
+from search.session.preparation import measured_executions
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,22 @@ def cautions(experiment: Experiment) -> list[str]:
     ]
 
 
+def idle_gpus_caution(experiment: Experiment, gpus: int, place: str) -> list[str]:
+    """What trials leave unused.
+
+    Args:
+        experiment: what a trial occupies.
+        gpus: that are there.
+        place: where, as `this machine`.
+    """
+    if not gpus or experiment.resources.gpus:
+        return []
+    return [
+        f"{place} has {gpus} GPU{'s' if gpus > 1 else ''}, but resources.gpus is 0, so trials "
+        f"compute on the CPU; resources.gpus: 1 gives each trial one, a fraction a share of one"
+    ]
+
+
 def tracking_caution(uri: str | None) -> list[str]:
     """What to expect of a tracking server that does not answer."""
     if uri is None or not uri.startswith("http"):
@@ -203,7 +223,8 @@ def tracking_caution(uri: str | None) -> list[str]:
 def costs(prepared: Plan) -> list[str]:
     """By student, about what a trial would take on this machine, in words."""
     torch.set_num_threads(prepared.experiment.resources.cpus)
-    recipe, data, device = prepared.experiment.training, prepared.data, default_device()
+    recipe, data = prepared.experiment.training, prepared.data
+    device = _device_of_trials(prepared.experiment)
     steps = len(data.train) // recipe.batch_size
     lines = []
     for student in prepared.experiment.students:
@@ -222,12 +243,40 @@ def costs(prepared: Plan) -> list[str]:
     return lines
 
 
+def executions(prepared: Plan, storage: Storage) -> list[str]:
+    """By network, the precision and layout that are fastest on this machine, in words."""
+    experiment, device = prepared.experiment, _device_of_trials(prepared.experiment)
+    torch.set_num_threads(experiment.resources.cpus)
+    found = measured_executions(experiment, prepared.data, workspace_of(storage), device)
+    networks = {**found.students, f"teacher {experiment.teacher.backbone}": found.teacher}
+    why = f"fastest on this machine ({device.type}); a search measures where its trials run"
+    if experiment.training.acceleration == "off":
+        why = "as training.acceleration is off"
+    return [
+        f"compute  {network}: {_in_words(execution)}, {why}"
+        for network, execution in networks.items()
+    ]
+
+
+def _in_words(execution: Execution) -> str:
+    layout = "channels last" if execution.channels_last else "channels first"
+    beside = ", narrow maps side by side" if execution.side_by_side else ""
+    return f"{execution.precision}, {layout}{beside}"
+
+
+def _device_of_trials(experiment: Experiment) -> torch.device:
+    """What a trial would have if it ran on this machine."""
+    return default_device() if experiment.resources.gpus else torch.device("cpu")
+
+
 def _storage_problems(storage: Storage) -> list[Problem]:
-    probe = ".write-test"
+    probe = f".write-test-{secrets.token_hex(8)}"
     try:
         storage.write(probe, b"")
         storage.remove(probe)
     except OSError as error:
+        with suppress(OSError):
+            storage.remove(probe)
         return [_unwritable(storage, error)]
     return []
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from kdcore import DataConfig, TeacherConfig
-from kdcore.data.image_data import open_data
-from kdcore.execution.execution import fastest_execution
+from kdcore.data.image_data import ImageData, open_data
+from kdcore.execution.execution import Execution
+from kdcore.execution.fastest import fastest_execution
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.cost import NetworkCost
 from kdcore.networks.measurement import measure_network
@@ -16,6 +17,7 @@ from kdcore.teacher.teacher import is_ready, prepare_teacher, teacher_folder
 from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
 from search.experiment.schema import Experiment
+from search.record.record import Executions
 from search.record.storage import Storage, workspace_of
 
 
@@ -34,28 +36,17 @@ def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Itera
         storage.upload(folder, f"teachers/{folder.name}")
 
 
-def measure_students(experiment_json: str, storage_uri: str) -> dict[str, NetworkCost]:
+def measure_students(
+    experiment_json: str, storage_uri: str
+) -> tuple[dict[str, NetworkCost], Executions]:
     """By student, what it costs on the device that a trial would have; and in which precision and
-    layout it and the teacher are fastest there, for the trials to find."""
+    layout the networks are fastest there."""
     experiment = Experiment.model_validate_json(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
     workspace, device = workspace_of(Storage(storage_uri)), default_device()
     data = open_data(experiment.data, workspace)
-    recipe = experiment.training
-    if recipe.acceleration == "auto":
-        for student in experiment.students:
-            fastest_execution(
-                student,
-                build_classifier(student, data, seed=0),
-                data.image_size,
-                device,
-                workspace,
-                batch_size=recipe.batch_size,
-            )
-        backbone = experiment.teacher.backbone
-        teacher = build_classifier(backbone, data, seed=0)
-        fastest_execution(backbone, teacher, data.image_size, device, workspace)
-    return {
+    executions = measured_executions(experiment, data, workspace, device)
+    costs = {
         student: measure_network(
             student,
             num_classes=data.num_classes,
@@ -65,6 +56,34 @@ def measure_students(experiment_json: str, storage_uri: str) -> dict[str, Networ
         )
         for student in experiment.students
     }
+    return costs, executions
+
+
+def measured_executions(
+    experiment: Experiment, data: ImageData, workspace: Path, device: torch.device
+) -> Executions:
+    """Precision and layout that are fastest on this machine, or were when it was measured.
+
+    Args:
+        experiment: its networks, batch size and acceleration count.
+        data: its images.
+        workspace: keeps what was measured.
+        device: where the networks compute.
+    """
+
+    def fastest(network: str, batch_size: int | None) -> Execution:
+        if experiment.training.acceleration == "off":
+            return Execution()
+        classifier = build_classifier(network, data, seed=0)
+        return fastest_execution(
+            network, classifier, data.image_size, device, workspace, batch_size=batch_size
+        )
+
+    batch_size = experiment.training.batch_size
+    return Executions(
+        students={student: fastest(student, batch_size) for student in experiment.students},
+        teacher=fastest(experiment.teacher.backbone, None),
+    )
 
 
 def fetch_teacher(

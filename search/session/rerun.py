@@ -10,9 +10,10 @@ import torch
 
 from kdcore import EpochReport, NonFiniteLossError, TrialConfig, distill
 from kdcore.errors import did_you_mean
+from kdcore.training.evaluation import default_device
 from search.errors import SearchError
 from search.experiment.space.trial_config import trial_config
-from search.record.record import SearchRecord
+from search.record.record import Executions, SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import recorded_reports
 
@@ -28,11 +29,15 @@ class RecordedTraining:
         words: the settings, in words.
         config: everything that decides its numbers.
         reports: of each epoch, what is known; at least the held-out accuracy.
+        executions: of its search; none: this machine's own.
+        uses_gpu: whether it had a share of a GPU.
     """
 
     words: str
     config: TrialConfig
     reports: tuple[dict[str, Any], ...]
+    executions: Executions | None = None
+    uses_gpu: bool = False
 
 
 def recorded_training(
@@ -77,7 +82,8 @@ def recorded_training(
         {**(reported[epoch] if epoch < len(reported) else {}), "heldout_accuracy": accuracy}
         for epoch, accuracy in enumerate(accuracies)
     ]
-    return RecordedTraining(words, config, tuple(reports))
+    uses_gpu = record.experiment.resources.gpus > 0
+    return RecordedTraining(words, config, tuple(reports), record.executions, uses_gpu)
 
 
 def rerun(
@@ -108,7 +114,16 @@ def rerun(
         fetch_teacher(row.config.data, row.config.teacher, storage, workspace)
     # As in its last epoch. Where memory first failed later than in the first, that one differs.
     parts = row.reports[-1].get("parts", 1)
-    reports = distill(row.config, workspace=workspace, checkpoint_dir=checkpoint, parts=parts)
+    executions = row.executions
+    reports = distill(
+        row.config,
+        workspace=workspace,
+        checkpoint_dir=checkpoint,
+        device=default_device() if row.uses_gpu else torch.device("cpu"),
+        parts=parts,
+        execution=executions.students[row.config.student] if executions else None,
+        teacher_execution=executions.teacher if executions else None,
+    )
     try:
         for then, report in zip(row.reports, islice(reports, len(row.reports)), strict=True):
             heard(report)

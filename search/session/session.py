@@ -14,7 +14,6 @@ from ray import tune
 from ray.exceptions import RayTaskError
 
 from kdcore.networks.classifier import ClassifierCard
-from kdcore.networks.cost import NetworkCost
 from kdcore.teacher_cache.patience import patiently
 from kdcore.training.report import EpochReport
 from search.cluster.machines import machines
@@ -200,20 +199,24 @@ class Session:
         return reports
 
     def _measure_students(self) -> None:
-        """Measures what the students cost with a trial's resources, while nothing else runs."""
+        """Measures with a trial's resources, while nothing else runs, what the students cost, and
+        how the networks compute; what is in the record stays."""
         experiment = self._plan.experiment
-        if self._record.student_costs.keys() >= set(experiment.students):
+        known = self._record.executions
+        if known and self._record.student_costs.keys() >= set(experiment.students):
             return
         task = ray.remote(measure_students).options(
             num_cpus=experiment.resources.cpus, num_gpus=experiment.resources.gpus
         )
         try:
-            costs: dict[str, NetworkCost] = ray.get(
+            costs, executions = ray.get(
                 task.remote(experiment.model_dump_json(), self._storage.uri)
             )
         except RayTaskError as error:
             raise SearchFailedError(f"a student could not be measured: {error.cause}") from None
-        self._record = self._record.model_copy(update={"student_costs": costs})
+        self._record = self._record.model_copy(
+            update={"student_costs": costs, "executions": known or executions}
+        )
 
     def _run_trials(self) -> None:
         experiment = self._plan.experiment
@@ -250,6 +253,7 @@ class Session:
                 experiment_json=experiment.model_dump_json(),
                 storage_uri=self._storage.uri,
                 search=self._record.name,
+                executions=self._record.executions,
             ),
             {"cpu": resources.cpus, "gpu": resources.gpus},
         )

@@ -21,7 +21,7 @@ from kdcore.training.report import EpochReport
 from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER, Point
 from search.experiment.space.trial_config import trial_config
-from search.record.record import METRIC, REASON, SAVED, TIME
+from search.record.record import METRIC, REASON, SAVED, TIME, Executions
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
 from search.session.preparation import fetch_teacher
@@ -33,7 +33,14 @@ _CHECKPOINT_SHARE = 0.05
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: str) -> None:
+def run_trial(
+    point: Point,
+    *,
+    experiment_json: str,
+    storage_uri: str,
+    search: str,
+    executions: Executions | None = None,
+) -> None:
     """Trains one student and reports each epoch, with a checkpoint every few seconds.
 
     A trial that was cut off continues from its newest intact checkpoint, and reports the epochs
@@ -44,6 +51,7 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: s
         experiment_json: the experiment.
         storage_uri: where the teacher lies and the checkpoints go.
         search: its name.
+        executions: of the search; none: each machine's own.
     """
     experiment = Experiment.model_validate_json(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
@@ -53,7 +61,8 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: s
     told = saved = 0
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for report, saved in resumable_reports(config, storage, checkpoints, Path(folder)):
+            stream = resumable_reports(config, storage, checkpoints, Path(folder), executions)
+            for report, saved in stream:
                 tune.report(report | {SAVED: saved})
                 told += 1
         except NonFiniteLossError as error:
@@ -64,7 +73,11 @@ def run_trial(point: Point, *, experiment_json: str, storage_uri: str, search: s
 
 
 def resumable_reports(
-    config: TrialConfig, storage: Storage, checkpoints: Checkpoints, folder: Path
+    config: TrialConfig,
+    storage: Storage,
+    checkpoints: Checkpoints,
+    folder: Path,
+    executions: Executions | None,
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """Distils one student with a checkpoint on the storage every few seconds.
 
@@ -73,6 +86,7 @@ def resumable_reports(
         storage: where the teacher lies.
         checkpoints: those of this student; the newest whole one is continued.
         folder: an empty one on this machine; in the end it holds the last checkpoint.
+        executions: of the search; none: this machine's own.
 
     Yields:
         Each epoch's report with the epoch of the newest checkpoint; those before the checkpoint
@@ -89,7 +103,7 @@ def resumable_reports(
     for report in reports[:]:
         yield report, saved
     parts = reports[-1]["parts"] if reports else 1
-    for epoch in _epochs(config, workspace, folder, parts):
+    for epoch in _epochs(config, workspace, folder, parts, executions):
         reports.append(asdict(epoch))
         if epoch.epoch == epoch.epochs:
             patiently(lambda: checkpoints.save(folder, reports))
@@ -106,14 +120,21 @@ def resumable_reports(
 
 
 def _epochs(
-    config: TrialConfig, workspace: Path, folder: Path, parts: int
+    config: TrialConfig, workspace: Path, folder: Path, parts: int, executions: Executions | None
 ) -> Iterator[EpochReport]:
     """The trial's epochs. Out of GPU memory, it continues once from the last epoch with each batch
     in two parts; with a full disk, as soon as there is space."""
     deadline = math.inf
     while True:
         try:
-            for report in distill(config, workspace=workspace, checkpoint_dir=folder, parts=parts):
+            for report in distill(
+                config,
+                workspace=workspace,
+                checkpoint_dir=folder,
+                parts=parts,
+                execution=executions.students[config.student] if executions else None,
+                teacher_execution=executions.teacher if executions else None,
+            ):
                 deadline = math.inf
                 yield report
             return

@@ -37,7 +37,8 @@ from kdcore import CacheConfig, DataConfig, EpochReport, Recipe, TermConfig
 from kdcore.data.image_data import ImageData
 from kdcore.data.split import TableSplit
 from kdcore.distillation.distill import build_terms, network_pair
-from kdcore.execution.execution import Execution, fastest_execution
+from kdcore.execution.execution import Execution
+from kdcore.execution.fastest import fastest_execution
 from kdcore.methods.at import AT
 from kdcore.methods.kd import KD
 from kdcore.networks.classifier import build_classifier, describe_classifier, save_classifier

@@ -1,5 +1,6 @@
 """Distilling one student: from a configuration to reports, and on after an interruption."""
 
+import math
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from kdcore import DataConfig, EpochReport, Recipe, TeacherConfig, TermConfig, T
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.data.image_data import ImageData
 from kdcore.distillation.distill import build_terms, network_pair
-from kdcore.execution.execution import Execution
+from kdcore.execution.execution import Execution, Precision
 from kdcore.methods import CATALOGUE
 from kdcore.training.checkpoint import FILE_NAME, read_checkpoint
 from kdcore.training.loop import best_student
@@ -219,6 +220,29 @@ def test_student_and_teacher_compute_in_what_was_measured_for_each_unless_it_is_
     for key, network in (("execution", "resnet8"), ("teacher_execution", "resnet14")):
         expected = ways[network] if acceleration == "auto" else Execution()
         assert Execution.restored(state[key]) == expected
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_a_given_precision_and_layout_is_used_on_any_machine_and_nothing_is_measured(
+    precision: Precision, configure: Configure, workspace: Path, tmp_path: Path
+) -> None:
+    given = Execution(precision), Execution(precision, channels_last=True)
+    reports = distill(
+        configure(SEARCHED, epochs=1),
+        workspace=workspace,
+        checkpoint_dir=tmp_path,
+        device=CPU,
+        execution=given[0],
+        teacher_execution=given[1],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr("kdcore.distillation.distill.fastest_execution")
+        (report,) = reports
+    assert math.isfinite(report.train_loss)
+    state = read_checkpoint(tmp_path, CPU)
+    assert state is not None
+    found = [Execution.restored(state[key]) for key in ("execution", "teacher_execution")]
+    assert tuple(found) == given
 
 
 @pytest.mark.parametrize("seed", [0, 5])

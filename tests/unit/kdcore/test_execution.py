@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kdcore.backbones.catalogue import build_backbone
-from kdcore.execution import execution
-from kdcore.execution.execution import FILE_NAME, Execution, candidates, fastest_execution
+from kdcore.execution.execution import Execution
+from kdcore.execution.fastest import FILE_NAME, candidates, fastest_execution
 from kdcore.networks.classifier import Classifier
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 # 64 MiB are 16,384 pages.
 FAULTS = """
 import resource, torch
-from kdcore.execution.execution import keep_freed_memory
+from kdcore.execution.fastest import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -65,7 +65,7 @@ class Pretended:
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[Execution, float]], Pretended]:
     def start(seconds: dict[Execution, float]) -> Pretended:
         processor = Pretended(seconds)
-        monkeypatch.setattr(execution, "_step", processor.step)
+        monkeypatch.setattr("kdcore.execution.fastest._step", processor.step)
         return processor
 
     return start
@@ -89,6 +89,17 @@ def test_the_fastest_way_is_taken_and_kept_for_the_workspace(
         assert max(processor.images[fastest]) == 32  # another case
         chosen(classifier, workspace, batch_size=None)
         assert max(processor.images[fastest]) > 32  # and another
+
+
+def test_another_version_of_torch_is_measured_anew(
+    classifier: Classifier, tmp_path: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = pretend({})
+    for version in ("2.8.0", "2.9.0"):
+        monkeypatch.setattr(torch, "__version__", version)
+        processor.images.clear()
+        chosen(classifier, tmp_path)
+        assert processor.images
 
 
 def test_a_gain_within_the_noise_changes_nothing(

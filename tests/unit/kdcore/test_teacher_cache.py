@@ -551,7 +551,7 @@ def test_trials_go_on_without_a_shared_cache_that_stays_away(
     run: Run, share: Share, tmp_path: Path
 ) -> None:
     share.failing = EVERYTHING
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="shared cache") as caught:
         reports = run("kd", CacheConfig(shared=URI), tmp_path)
     assert [report.teacher for report in reports] == ["computed"] * EPOCHS
     (warning,) = caught
@@ -604,13 +604,13 @@ def test_whatever_fails_the_computed_view_is_kept(
     operation: str, make: Make, share: Share, tmp_path: Path
 ) -> None:
     share.failing = {operation}
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="shared cache") as caught:
         view = given(make(shared=URI).view(0, LOGITS))
     assert view.computed
     assert len(caught) == 1
     assert not given(make().view(0, LOGITS)).computed
     assert share.asked[operation] > 0
-    assert [path for path in tmp_path.rglob(".*")] == []
+    assert list(tmp_path.rglob(".*")) == []
 
 
 def test_a_damaged_copy_that_cannot_be_removed_is_computed_again(
@@ -620,7 +620,7 @@ def test_a_damaged_copy_that_cannot_be_removed_is_computed_again(
     (copy,) = cached_files(tmp_path / "shared")
     os.truncate(copy, 100)
     share.failing = {"delete_file"}
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match=r"damaged|shared cache") as caught:
         assert given(make(tmp_path / "two", shared=URI).view(0, LOGITS)).computed
     damaged, failing = (str(warning.message) for warning in caught)
     assert "damaged" in damaged

@@ -1,11 +1,13 @@
 """What a cluster has for trials, asked of machines as Ray describes them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from search.cluster import machines
 from search.experiment.schema import Resources
+from search.record.storage import Storage
 
 
 def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict[str, Any]:
@@ -36,6 +38,24 @@ def test_trials_fit_on_single_machines(
 ) -> None:
     monkeypatch.setattr(machines.ray, "nodes", lambda: there)
     assert machines.trial_places(needs) == places
+
+
+def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [machine(4), machine(8, 2), machine(8, 8), machine(8, 8, alive=False)]
+    monkeypatch.setattr(machines.ray, "nodes", lambda: there)
+    assert machines.gpus() == 10
+
+
+def test_a_look_at_the_machines_that_fails_leaves_nothing_in_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(machines.ray, "nodes", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        machines.machines_without_storage(Storage(str(tmp_path)))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_machines_are_counted_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,22 @@
 """What is refused before anything is trained."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from kdcore.backbones.catalogue import build_backbone
+from kdcore.execution.execution import Execution
 from kdcore.methods import CATALOGUE
+from kdcore.networks.measurement import TrainingCost
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
 from search.record.storage import Storage
-from search.session.preflight import plan
+from search.session.preflight import costs, executions, idle_gpus_caution, plan
 
 
 def planned(folder: Path, **changes: Any) -> Any:
@@ -75,6 +80,77 @@ def test_a_method_that_cannot_work_here_is_refused_once_with_its_reason(
         "task.yaml: objective: fitnet cannot teach resnet8: the student has 3 stages, but 4 are "
         "needed; choose another"
     ]
+
+
+def test_two_checks_at_a_time_do_not_refuse_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Storage.write
+
+    def meanwhile(storage: Storage, path: str, content: bytes) -> None:
+        written(storage, path, content)
+        monkeypatch.setattr(Storage, "write", written)
+        planned(tmp_path)
+
+    monkeypatch.setattr(Storage, "write", meanwhile)
+    planned(tmp_path)
+
+
+def test_a_test_of_writing_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Storage.write
+
+    def cut_off(storage: Storage, path: str, content: bytes) -> None:
+        written(storage, path, content)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Storage, "write", cut_off)
+    with pytest.raises(ExperimentError, match="cannot be written to: Input/output error"):
+        planned(tmp_path)
+    assert not list(tmp_path.glob(".write-test*"))
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (0.5, "cuda")])
+def test_costs_and_precision_are_measured_on_the_device_of_a_trial(
+    gpus: float, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+
+    def fastest(
+        name: str, network: object, size: object, place: Any, *rest: Any, **how: Any
+    ) -> Any:
+        asked.append(place)
+        return Execution("bfloat16", channels_last=True, side_by_side=name == "resnet8")
+
+    def cost(network: object, size: object, batch: object, place: torch.device) -> TrainingCost:
+        asked.append(place)
+        return TrainingCost(1.0, 2**30)
+
+    monkeypatch.setattr("search.session.preparation.fastest_execution", fastest)
+    monkeypatch.setattr("search.session.preflight.measure_training", cost)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    prepared = planned(tmp_path, resources={"gpus": gpus})
+    assert len(costs(prepared)) == 1
+    place = f"fastest on this machine ({device}); a search measures where its trials run"
+    assert executions(prepared, Storage(str(tmp_path))) == [
+        f"compute  resnet8: bfloat16, channels last, narrow maps side by side, {place}",
+        f"compute  teacher resnet20: bfloat16, channels last, {place}",
+    ]
+    assert {each.type for each in asked} == {device}
+    assert len(asked) == 3
+
+
+def test_gpus_that_trials_would_leave_idle_are_told_of(tmp_path: Path) -> None:
+    experiment = planned(tmp_path).experiment
+    assert idle_gpus_caution(experiment, 0, "this machine") == []
+    assert idle_gpus_caution(experiment, 8, "this machine") == [
+        "this machine has 8 GPUs, but resources.gpus is 0, so trials compute on the CPU; "
+        "resources.gpus: 1 gives each trial one, a fraction a share of one"
+    ]
+    assert idle_gpus_caution(experiment, 1, "the cluster")[0].startswith("the cluster has 1 GPU, ")
+    with_gpus = planned(tmp_path, resources={"gpus": 0.5}).experiment
+    assert idle_gpus_caution(with_gpus, 8, "the cluster") == []
 
 
 def test_planning_leaves_no_trace_but_the_table_of_images(tmp_path: Path) -> None:

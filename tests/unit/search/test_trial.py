@@ -12,12 +12,14 @@ from ray import tune
 
 import search.session.trial
 from kdcore import EpochReport, distill
+from kdcore.execution.execution import Execution
 from kdcore.methods.kd import KD
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER
-from search.record.record import SAVED
+from search.record.record import SAVED, Executions
 from search.record.storage import Storage
+from search.session.confirmation import run_again
 from search.session.trial import run_trial
 
 EPOCHS = 4
@@ -53,6 +55,30 @@ def run(experiment: Experiment, folder: Path) -> None:
     run_trial(
         POINT, experiment_json=experiment.model_dump_json(), storage_uri=str(folder), search="s"
     )
+
+
+def test_trial_and_confirmation_compute_as_the_search_decided(
+    experiment: Experiment,
+    reports: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[Any] = []
+
+    def noted(*arguments: Any, **settings: Any) -> Iterator[EpochReport]:
+        given.append((settings["execution"], settings["teacher_execution"]))
+        return distill(*arguments, **settings)
+
+    monkeypatch.setattr(search.session.trial, "distill", noted)
+    student, teacher = Execution("bfloat16"), Execution(channels_last=True)
+    what: dict[str, Any] = {
+        "experiment_json": experiment.model_dump_json(),
+        "storage_uri": str(tmp_path),
+        "executions": Executions(students={"resnet8": student}, teacher=teacher),
+    }
+    run_trial(POINT, search="s", **what)
+    run_again(POINT, 7, folder="again", **what)
+    assert given == [(student, teacher)] * 2
 
 
 def test_a_trial_too_large_for_the_memory_goes_on_with_halved_batches(
