@@ -22,6 +22,7 @@ class RayCluster:
     Args:
         folder: where its user works; also for the home and the logs.
         head_cpus: what the head has for trials.
+        head_gpus: that it pretends to have.
 
     Attributes:
         address: of the cluster, for drivers.
@@ -29,7 +30,7 @@ class RayCluster:
         machines: the head and those that joined, each the first of its processes.
     """
 
-    def __init__(self, folder: Path, *, head_cpus: int = 0) -> None:
+    def __init__(self, folder: Path, *, head_cpus: int = 0, head_gpus: int = 0) -> None:
         self.folder = folder
         token = folder / "home" / ".ray" / "auth_token"
         token.parent.mkdir(parents=True)
@@ -60,6 +61,7 @@ class RayCluster:
             *("--head", f"--port={port}", f"--dashboard-port={dashboard}"),
             *("--dashboard-host=127.0.0.1", f"--ray-client-server-port={free_port()}"),
             *(f"--temp-dir={self._ray_folder}", f"--num-cpus={head_cpus}"),
+            f"--num-gpus={head_gpus}",
         )
 
     def add_machine(self, cpus: int = 1, without: Path | None = None) -> "subprocess.Popen[bytes]":

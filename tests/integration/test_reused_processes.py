@@ -1,4 +1,4 @@
-"""Trials that take over the process of one that was stopped."""
+"""The processes of trials: one takes over that of another, and sees the GPUs that are its own."""
 
 import json
 from pathlib import Path
@@ -42,3 +42,51 @@ def test_a_stopped_trial_that_ends_slowly_costs_no_other_trial(tmp_path: Path) -
     (tmp_path / "start.py").write_text(SEARCH)
     said = succeeded(tmp_path, "start.py", str(tmp_path))
     assert json.loads(said.splitlines()[-1]) == ["", ""]
+
+
+# Tasks, as the teacher and what measures; and trials of Tune, in a process that is used again.
+GPUS = """
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from search.environment import prepare
+
+prepare()
+import ray
+from ray import tune
+from search.cluster.connection import connect
+
+def visible():
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+
+def trial(config):
+    tune.report({"visible": visible()})
+
+def seen_by_task(gpus):
+    return ray.get(ray.remote(visible).options(num_cpus=1, num_gpus=gpus).remote())
+
+def seen_by_trials(gpus):
+    found = tune.Tuner(
+        tune.with_resources(trial, {"cpu": 1, "gpu": gpus}),
+        param_space={"number": tune.grid_search([0, 1])},
+        tune_config=tune.TuneConfig(reuse_actors=True),
+        run_config=tune.RunConfig(storage_path=str(Path.cwd()), verbose=0),
+    )
+    return [result.metrics["visible"] for result in found.fit()]
+
+address = sys.argv[1] if len(sys.argv) > 1 else None
+if address is None:
+    ray.init = partial(ray.init, num_gpus=8, num_cpus=1)
+connect(address, Path("log"))
+shares = 0, 0.5, 1, 0
+print(json.dumps([[seen_by_task(gpus) for gpus in shares], seen_by_trials(0)]))
+"""
+SEEN = [["", "0", "0", ""], ["", ""]]
+
+
+def test_a_process_without_a_share_of_a_gpu_sees_none(tmp_path: Path) -> None:
+    (tmp_path / "start.py").write_text(GPUS)
+    said = succeeded(tmp_path, "start.py")
+    assert json.loads(said.splitlines()[-1]) == SEEN

@@ -17,8 +17,11 @@ from pyarrow import parquet
 
 import kdcore
 from kdcore.data.image_data import open_data
+from kdcore.execution.execution import Execution
+from kdcore.training.checkpoint import read_checkpoint
 from search.experiment.space.trial_config import trial_config
 from search.record.record import SearchRecord
+from search.record.trial_checkpoints import Checkpoints
 from search.report.summary import summary
 from tests.integration.commands import Command, succeeded
 from tests.integration.finished_search import Finished
@@ -53,6 +56,24 @@ def test_every_trial_ends_in_a_true_state(record: SearchRecord) -> None:
     assert record.trials[0].is_control
     assert record.trials[0].state == "finished"
     assert {"failed", "finished", "stopped"} == {trial.state for trial in record.trials}
+
+
+def test_every_trial_computes_as_the_record_says(
+    finished: Finished, record: SearchRecord, tmp_path: Path
+) -> None:
+    assert record.executions is not None
+    for trial in record.trials:
+        if trial.checkpoint is None:
+            continue
+        folder = tmp_path / str(trial.number)
+        folder.mkdir()
+        Checkpoints(finished.storage, trial.checkpoint).restore(folder)
+        state = read_checkpoint(folder, torch.device("cpu"))
+        assert state is not None
+        assert Execution.restored(state["execution"]) == record.executions.students["resnet8"]
+        if not trial.is_control:
+            teacher = Execution.restored(state["teacher_execution"])
+            assert teacher == record.executions.teacher
 
 
 def test_optuna_knows_the_same_states(folder: Path, record: SearchRecord) -> None:

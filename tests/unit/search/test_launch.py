@@ -1,13 +1,19 @@
-"""Failed trials: what the leaderboard says of them, and that they end no search."""
+"""What a search decides before its trials; and failed ones, which end no search."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from kdcore.execution.execution import Execution
+from kdcore.networks.cost import NetworkCost
 from search.cluster.ray_private import outlasting_full_memory
+from search.record.record import Executions, SearchRecord
 from search.session.recorder import reason_of
+from search.session.session import Session
+from tests.synthetic import finished_search
 
 DIED = """ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.
 \tclass_name: ImplicitFunc
@@ -52,3 +58,40 @@ def test_a_trial_that_ray_ended_for_want_of_memory_counts_as_one_that_died() -> 
     assert all("the machine ran out of memory" in str(each) for each in told)
     with pytest.raises(RuntimeError, match="unexpected"):  # Ray's own way; else this can go
         RayActorManager._actor_task_failed(manager, tracked_actor_task=task, exception=error)
+
+
+MEASURED = Executions(students={"resnet8": Execution("bfloat16")}, teacher=Execution())
+EARLIER = Executions(students={"resnet8": Execution("float16")}, teacher=Execution("float16"))
+COST = NetworkCost(
+    parameters=1, multiply_adds=1, latency_ms=1.0, batch_latency_ms=1.0, device="x", threads=1
+)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({}, MEASURED),  # a search that begins
+        ({"student_costs": {"resnet8": COST}}, MEASURED),  # an old one, resumed
+        ({"executions": EARLIER}, EARLIER),
+        ({"student_costs": {"resnet8": COST}, "executions": EARLIER}, EARLIER),
+    ],
+)
+def test_precision_and_layout_are_decided_once_for_a_search(
+    known: dict[str, Any], expected: Executions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def task(function: object) -> SimpleNamespace:
+        started = SimpleNamespace(remote=lambda *arguments: ({"resnet8": COST}, MEASURED))
+        return SimpleNamespace(options=lambda **resources: started)
+
+    monkeypatch.setattr(
+        "search.session.session.ray", SimpleNamespace(remote=task, get=lambda answer: answer)
+    )
+    record: SearchRecord = finished_search([], **known)
+    session: Any = SimpleNamespace(
+        _plan=SimpleNamespace(experiment=record.experiment),
+        _record=record,
+        _storage=SimpleNamespace(uri="x"),
+    )
+    Session._measure_students(session)
+    assert session._record.executions == expected
+    assert session._record.student_costs == {"resnet8": COST}

@@ -13,6 +13,7 @@ from kdcore.backbones.catalogue import build_backbone
 from kdcore.execution.execution import Execution
 from kdcore.methods import CATALOGUE
 from kdcore.networks.measurement import TrainingCost
+from search.cli.launching import check
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
 from search.record.storage import Storage
@@ -139,6 +140,26 @@ def test_costs_and_precision_are_measured_on_the_device_of_a_trial(
     ]
     assert {each.type for each in asked} == {device}
     assert len(asked) == 3
+
+
+def test_check_tells_of_precision_layout_and_idle_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "data: {name: digits}\nteacher: {backbone: resnet14, training: {epochs: 2}}\n"
+        "student: resnet8\nobjective: [[none, kd]]\ntraining: {epochs: 2}\nsearch: {trials: 4}\n"
+    )
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    threads = torch.get_num_threads()
+    for acceleration, words in (("auto", "fastest on this machine (cpu)"), ("off", "is off")):
+        change = f"training.acceleration='{acceleration}'"
+        check(tmp_path / "task.yaml", [change], storage=str(tmp_path))
+        printed = capsys.readouterr().out
+        for network in ("resnet8", "teacher resnet14"):
+            (line,) = [line for line in printed.splitlines() if f"compute  {network}: " in line]
+            assert words in line
+        assert "caution: this machine has 8 GPUs, but resources.gpus is 0" in printed
+    torch.set_num_threads(threads)
 
 
 def test_gpus_that_trials_would_leave_idle_are_told_of(tmp_path: Path) -> None:
