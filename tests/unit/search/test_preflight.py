@@ -150,6 +150,9 @@ def test_check_tells_of_precision_layout_and_idle_gpus(
         "student: resnet8\nobjective: [[none, kd]]\ntraining: {epochs: 2}\nsearch: {trials: 4}\n"
     )
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr(
+        "search.session.preparation.fastest_execution", lambda *network, **how: Execution()
+    )
     threads = torch.get_num_threads()
     for acceleration, words in (("auto", "fastest on this machine (cpu)"), ("off", "is off")):
         change = f"training.acceleration='{acceleration}'"
