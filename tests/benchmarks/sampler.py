@@ -52,6 +52,8 @@ NOISE = 0.002
 SHARES = (1 / 4, 1 / 2, 1)
 TIMED_AFTER = (100, 1000, 3000, 10_000)
 
+TITLE = "Median regret (quartiles), mean difference from learning from all [95 % interval]"
+
 CONTENT: dict[str, Any] = {
     "name": "sampler",
     "data": {"name": "digits"},
@@ -202,7 +204,9 @@ def main() -> None:
         report.Benchmark("sampler", default_device(), 1, **facts) as benchmark,
         ProcessPoolExecutor(report.cores()) as pool,
     ):
-        table = benchmark.table(*columns, *times, title="Median regret (quartiles), mean difference")
+        table = benchmark.table(
+            *columns, *times, title="Median regret (quartiles), mean difference"
+        )
         base: list[tuple[float, ...]] = []
         for learns_from in (everything, *options.learns_from):
             name = "all" if learns_from == everything else str(learns_from)

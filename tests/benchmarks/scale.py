@@ -204,32 +204,31 @@ def measure_tune(trials: int, epochs: int, slots: int | None) -> dict[str, Any]:
     """Runs as many trials in Ray Tune alone, in this process."""
     experiment = _experiment(trials, epochs)
     figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        with output_to(Path(folder) / "log"), _ray(slots):
-            trainable = tune.with_parameters(
-                reporting_trial,
-                experiment_json=experiment.model_dump_json(),
-                storage_uri=folder,
-                search="benchmark",
-            )
-            tuner = tune.Tuner(
-                tune.with_resources(trainable, {"cpu": experiment.resources.cpus}),
-                tune_config=tune.TuneConfig(
-                    num_samples=trials,
-                    search_alg=_Points(),
-                    max_concurrent_trials=places_for_trials(experiment, Storage(folder)),
-                    trial_dirname_creator=lambda trial: f"trial_{trial.config[NUMBER]:03d}",
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    storage_path=folder,
-                    verbose=0,
-                    progress_reporter=tune.CLIReporter(),
-                ),
-            )
-            with _measured(figures):
-                results = tuner.fit()
+    with tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "log"), _ray(slots):
+        trainable = tune.with_parameters(
+            reporting_trial,
+            experiment_json=experiment.model_dump_json(),
+            storage_uri=folder,
+            search="benchmark",
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": experiment.resources.cpus}),
+            tune_config=tune.TuneConfig(
+                num_samples=trials,
+                search_alg=_Points(),
+                max_concurrent_trials=places_for_trials(experiment, Storage(folder)),
+                trial_dirname_creator=lambda trial: f"trial_{trial.config[NUMBER]:03d}",
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=folder,
+                verbose=0,
+                progress_reporter=tune.CLIReporter(),
+            ),
+        )
+        with _measured(figures):
+            results = tuner.fit()
     reports = sum(result.metrics["training_iteration"] for result in results if result.metrics)
     return {"trials": len(results), "reports": reports, **figures}
 
