@@ -1,15 +1,15 @@
 """Asks Optuna for trials under Ray Tune; the study is built from the search's record."""
 
 import math
-import pickle
+import random
 import warnings
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from search.experiment.space.point import IS_CONTROL, NUMBER, Point
@@ -21,13 +21,20 @@ from search.record.record import METRIC, TIME, TrialRecord
 _STARTUP_SHARE = 1 / 3
 _STARTUP_LIMITS = (5, 20)
 
+# A proposal looks at every trial of its study several times, so a study that has more trials than
+# this gives way to one of half as many: the best, and a sample of the others.
+# `python -m tests.benchmarks.sampler` shows what that saves, and what it costs in accuracy.
+LEARNS_FROM = 400
+_BEST_SHARE = 1 / 4  # of those kept; Optuna fits the good density to at most 25 trials
+
 
 class OptunaSampler(Searcher):
     """Asks an Optuna study for points, and tells it how each trial ended.
 
     A trial that early stopping cut is PRUNED, one without a finite metric FAIL. The study is built
     anew from what is recorded, so there is nothing else to keep in step: ended trials have their
-    states and reports; those that were cut off wait to be proposed again, with the same choices.
+    states and last reports; those that were cut off wait to be proposed again, with the same
+    choices. A long search builds it anew now and then as well, to keep it small.
 
     Args:
         space: proposes points.
@@ -39,10 +46,11 @@ class OptunaSampler(Searcher):
         recorded: trials of earlier sessions of this search.
         earlier: trials of other searches on the same data; those whose choices do not fit into the
             space are left out.
+        learns_from: the largest number of ended trials in the study.
 
     Attributes:
-        study: the study.
-        adopted: number of earlier trials in the study.
+        study: the study that is asked now.
+        adopted: number of earlier trials that fit.
     """
 
     def __init__(
@@ -55,89 +63,93 @@ class OptunaSampler(Searcher):
         seed: int,
         recorded: Iterable[TrialRecord] = (),
         earlier: Iterable[TrialRecord] = (),
+        learns_from: int = LEARNS_FROM,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self._space, self._epochs = space, epochs
-        self._recorded = {trial.number: trial for trial in recorded}
-        self._asked: dict[str, optuna.Trial] = {}
-        known = max(self._recorded, default=-1) + 1
+        self._space, self._epochs, self._seed = space, epochs, seed
+        self._learns_from = learns_from
         low, high = _STARTUP_LIMITS
-        startup = max(parallel, min(high, max(low, round(trials * _STARTUP_SHARE))))
-        with warnings.catch_warnings():
-            # Grouping is what makes the model use conditional fields; it is marked experimental.
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(
-                multivariate=True,
-                group=True,
-                n_startup_trials=startup,
-                # A later session must not draw the first one's random points again.
-                seed=(seed + 1_000_003 * known) % 2**32,
-            )
-        self.study = optuna.create_study(sampler=sampler, direction="maximize")
+        self._startup = max(parallel, min(high, max(low, round(trials * _STARTUP_SHARE))))
+        self._asked: dict[str, optuna.Trial] = {}
+        known = {trial.number: trial for trial in recorded}
         fitting = [frozen for trial in earlier if (frozen := self._frozen_if_fitting(trial))]
         self.adopted = len(fitting)
-        for frozen in fitting:
-            self.study.add_trial(frozen)
+        ended = (known[n] for n in sorted(known) if not known[n].unfinished)
+        # All trials that have ended and have a result, in their order.
+        self._ended = fitting + [self._frozen(trial) for trial in ended if _has_result(trial)]
         # A process that dies between proposing and starting a trial leaves a number without a
         # record; its point is sampled when its turn comes, where it is none of the first ones.
-        first = dict(enumerate(space.first_points()[:trials]))
-        self._next = max(len(first), known)
-        for number in range(self._next):
-            trial = self._recorded.get(number)
-            if trial is None or trial.unfinished:
-                point = trial.point if trial else first.get(number, {})
-                attributes = {NUMBER: number, IS_CONTROL: IS_CONTROL in point}
-                self.study.enqueue_trial(point, user_attrs=attributes)
-            else:
-                self.study.add_trial(self._frozen(trial))
+        points = dict(enumerate(space.first_points()[:trials]))
+        self._next = max(len(points), max(known, default=-1) + 1)
+        points |= {number: trial.point for number, trial in known.items()}
+        self._waiting = deque(
+            (number, points.get(number, {}))
+            for number in range(self._next)
+            if number not in known or known[number].unfinished
+        )
+        # A later session must not draw the first one's random points again.
+        self._build_study(drawn=max(known, default=-1) + 1)
 
     def suggest(self, trial_id: str) -> Point:
         """The next point, with the trial's number."""
+        if self._learned > self._learns_from:
+            self._build_study(drawn=self._next)
+        number, point = self._waiting.popleft() if self._waiting else (self._next, {})
+        self._next = max(self._next, number + 1)
+        if point:
+            self.study.enqueue_trial(point)
         trial = self._asked[trial_id] = self.study.ask()
-        number = trial.user_attrs.get(NUMBER)
-        if number is None:
-            number = self._next
-            self._next += 1
-        point = self._space.propose(trial, control=trial.user_attrs.get(IS_CONTROL, False))
-        if number in self._recorded:
-            for epoch, best in enumerate(accumulate(self._recorded[number].accuracies, max), 1):
-                trial.report(best, epoch)
-        return {**point, NUMBER: number}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Records an epoch, once; steps are epochs, also after a trial was resumed."""
-        self._report(self._asked[trial_id], result)
+        return {**self._space.propose(trial, control=IS_CONTROL in point), NUMBER: number}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Ends the Optuna trial as COMPLETE, PRUNED or FAIL, once."""
+        """Ends the Optuna trial as COMPLETE, PRUNED or FAIL, once.
+
+        Of a trial's reports Optuna gets only the last: it compares pruned trials by that.
+        """
         trial = self._asked.pop(trial_id, None)
         if trial is None:
             return
-        state, value = TrialState.FAIL, None
-        if not error and result and math.isfinite(result.get(METRIC, math.nan)):
-            # The report that ended a trial does not reach on_trial_result.
-            self._report(trial, result)
-            if result[TIME] < self._epochs:
-                state = TrialState.PRUNED
-            else:
-                state, value = TrialState.COMPLETE, result[METRIC]
-        self.study.tell(trial, value, state=state)
+        if error or not result or not math.isfinite(result.get(METRIC, math.nan)):
+            self.study.tell(trial, state=TrialState.FAIL)
+            return
+        trial.report(result[METRIC], result[TIME])
+        state, value = TrialState.PRUNED, None
+        if result[TIME] >= self._epochs:
+            state, value = TrialState.COMPLETE, result[METRIC]
+        self._ended.append(self.study.tell(trial, value, state=state))
+        self._learned += 1
 
     def save(self, checkpoint_path: str) -> None:
-        """Writes the study; a later session does not read it, but builds it from the record."""
-        Path(checkpoint_path).write_bytes(pickle.dumps(self.study))
+        """Writes nothing: a later session builds the study from the record."""
 
-    def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+    def _build_study(self, drawn: int) -> None:
+        """A study of what has ended, or of a part of it; trials that run go on in it.
+
+        Args:
+            drawn: number of points that were drawn before, with other seeds.
+        """
+        seed = (self._seed + 1_000_003 * drawn) % 2**32
         with warnings.catch_warnings():
-            # A restarted trial reports its earlier epochs again.
-            warnings.filterwarnings("ignore", "The reported value is ignored because")
-            if math.isfinite(result[METRIC]):
-                trial.report(result[METRIC], result[TIME])
+            # Grouping is what makes the model use conditional fields; it is marked experimental.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                multivariate=True, group=True, n_startup_trials=self._startup, seed=seed
+            )
+        self.study = optuna.create_study(sampler=sampler, direction="maximize")
+        kept = self._ended
+        if len(kept) > self._learns_from:
+            kept = _part(kept, self._learns_from // 2, random.Random(seed))
+        for frozen in kept:
+            self.study.add_trial(frozen)
+        self._learned = len(kept)
+        for trial_id, trial in self._asked.items():
+            self.study.enqueue_trial(trial.params)
+            self._asked[trial_id] = self.study.ask(trial.distributions)
 
-    def _frozen(self, trial: TrialRecord) -> optuna.trial.FrozenTrial:
-        """A recorded trial as Optuna keeps it.
+    def _frozen(self, trial: TrialRecord) -> FrozenTrial:
+        """A recorded trial that has a result, as Optuna keeps it.
 
         Raises:
             ValueError: its choices do not fit into the space.
@@ -148,25 +160,41 @@ class OptunaSampler(Searcher):
             chosen = self._space.propose(fixed, control=IS_CONTROL in trial.point)
         if strange := trial.point.keys() - chosen.keys():
             raise ValueError(f"the space has no {', '.join(sorted(strange))}")
-        reports = dict(enumerate(accumulate(trial.accuracies[: self._epochs], max), start=1))
-        state, value = TrialState.FAIL, None
-        if trial.state != "failed" and trial.heldout_accuracy is not None:
-            state = TrialState.PRUNED
-            if trial.epochs_done >= self._epochs:
-                state, value = TrialState.COMPLETE, reports.get(self._epochs)
+        best = list(accumulate(trial.accuracies[: self._epochs], max))
+        complete = trial.epochs_done >= self._epochs
         return optuna.trial.create_trial(
-            state=state,
-            value=value,
+            state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+            value=best[-1],
             params=fixed.params,
             distributions=fixed.distributions,
-            intermediate_values=reports,
+            intermediate_values={len(best): best[-1]},
         )
 
-    def _frozen_if_fitting(self, trial: TrialRecord) -> optuna.trial.FrozenTrial | None:
+    def _frozen_if_fitting(self, trial: TrialRecord) -> FrozenTrial | None:
         """Another search's trial, judged by this search's budget; none where it does not fit."""
-        if trial.state == "failed" or not trial.accuracies:
+        if not _has_result(trial):
             return None
         try:
             return self._frozen(trial)
         except ValueError:
             return None
+
+
+def _has_result(trial: TrialRecord) -> bool:
+    return trial.state != "failed" and bool(trial.accuracies)
+
+
+def _part(trials: Sequence[FrozenTrial], size: int, chance: random.Random) -> list[FrozenTrial]:
+    """The best of the trials and a sample of the others, in their order, by which Optuna weighs
+    them: the older, the less."""
+    order = sorted(range(len(trials)), key=lambda index: _rank(trials[index]))
+    best = round(size * _BEST_SHARE)
+    kept = order[:best] + chance.sample(order[best:], size - best)
+    return [trials[index] for index in sorted(kept)]
+
+
+def _rank(trial: FrozenTrial) -> tuple[float, float]:
+    """Sorts trials as Optuna does, the best first: those that were pruned after all others, and
+    among them the one that ran longest first."""
+    complete = trial.state is TrialState.COMPLETE
+    return (-math.inf if complete else -(trial.last_step or 0), -(trial.value or 0.0))

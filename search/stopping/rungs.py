@@ -27,6 +27,7 @@ judged again in time; the two extra ranks then cost a few epochs and lose less, 
 """
 
 import math
+from bisect import bisect_right, insort
 from collections.abc import Iterable
 from itertools import accumulate
 
@@ -50,15 +51,22 @@ class Rungs:
     def __init__(self, asha: Asha, *, epochs: int) -> None:
         self._reduction = asha.reduction
         self.results: dict[int, dict[int, float]] = {}
+        # Each rung's results from the worst to the best.
+        self._ordered: dict[int, list[float]] = {}
         rung: float = asha.grace_epochs
         while math.ceil(rung) < epochs:
             self.results[math.ceil(rung)] = {}
+            self._ordered[math.ceil(rung)] = []
             rung *= asha.reduction
 
     def add(self, trial: int, epoch: int, best_accuracy: float) -> None:
         """Records a trial's best accuracy if the epoch is a rung and the trial is new there."""
-        if epoch in self.results:
-            self.results[epoch].setdefault(trial, best_accuracy)
+        results = self.results.get(epoch)
+        if results is None or trial in results:
+            return
+        results[trial] = best_accuracy
+        if not math.isnan(best_accuracy):  # which is neither better nor worse than any other
+            insort(self._ordered[epoch], best_accuracy)
 
     def add_curve(self, trial: int, accuracies: Iterable[float]) -> None:
         """Records a trial's epochs, from the first one on."""
@@ -79,6 +87,6 @@ class Rungs:
             return True
         rung = max(passed)
         results = self.results[rung]
-        better = sum(accuracy > results[trial] for accuracy in results.values())
+        better = len(self._ordered[rung]) - bisect_right(self._ordered[rung], results[trial])
         places = max(_ALWAYS_CONTINUE, math.floor(len(results) / self._reduction))
         return better < places + (_EXTRA_RANKS if epoch > rung else 0)

@@ -1,53 +1,61 @@
 """What the search engine costs: seconds and memory of the driver against the number of trials.
 
-    python -m tests.benchmarks.scale [--trials N ...] [--epochs N]
+    python -m tests.benchmarks.scale [--trials N ...] [--epochs N] [--slots N]
 
 Trials that only report, through the searcher, scheduler, records and MLflow store (SQLite) of a
-real search. Each size runs in a process of its own. Seconds are from before the first trial's start
-to the last one's end; closing is what MLflow still has to write then. Each further trial is what
-the trials beyond the size before cost, without what the first ones pay for all. A table is printed,
-and `runs/bench/scale.json` written.
+real search; and, after it, the same trials in Ray Tune alone: as many, with as many reports, in the
+same places, with the same settings of Tune, from a searcher that has its points ready. Until their
+last epoch all trials are equally good, so early stopping judges every report and stops none. Each
+run is a process of its own. Seconds are from before the first trial's start to the last one's end;
+closing is what MLflow still has to write then; a proposal's are those of the sampler. What Tune
+does not take is ours. Each further trial is what the trials beyond the size before cost, without
+what the first ones pay for all. A line is printed for each run, a table at the end, and
+`runs/bench/scale.json` written as it goes.
 """
 
 import argparse
 import json
-import resource
 import sqlite3
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import ray
 from ray import tune
+from ray.tune.search import Searcher
 from rich.console import Console
 
 from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
-from search.cluster.connection import connect, places_for_trials
+from search import environment
+from search.cluster.connection import places_for_trials
 from search.cluster.console_log import output_to
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
-from search.experiment.space.point import Point
-from search.record.record import SAVED
+from search.experiment.space.point import NUMBER, Point
+from search.record.record import METRIC, SAVED
 from search.record.storage import Storage
 from search.session.launch import fresh_record
 from search.session.live_display import LiveDisplay
 from search.session.preflight import plan
+from search.session.sampler import OptunaSampler
 from search.session.session import Session
 from tests.benchmarks import report
 
 
 def reporting_trial(point: Point, *, experiment_json: str, storage_uri: str, search: str) -> None:
-    """Reports as many epochs as were asked for; accuracies follow from the point."""
+    """Reports as many epochs as were asked for; the last one's accuracy follows from the point."""
     epochs = Experiment.model_validate_json(experiment_json).training.epochs
     chance = zlib.crc32(repr(sorted(point.items())).encode()) / 2**32
     for epoch in range(1, epochs + 1):
-        accuracy = chance * epoch / epochs
+        accuracy = 0.5 + (epoch == epochs) * chance / 2
         epoch_report = EpochReport(
             epoch=epoch,
             epochs=epochs,
@@ -79,23 +87,73 @@ class _EmptySearch(Session):
         pass
 
     def _run_trials(self) -> None:
-        before = _peak_mib()
-        started, used = time.perf_counter(), time.process_time()
-        super()._run_trials()
-        self.figures = {
-            "seconds": time.perf_counter() - started,
-            "driver_cpu_seconds": time.process_time() - used,
-            "mib_before": before,
-            "mib_peak": _peak_mib(),
-        }
+        with _measured(self.figures):
+            super()._run_trials()
+
+
+class _Points(Searcher):
+    """Has its points ready."""
+
+    def __init__(self) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self._number = 0
+
+    def suggest(self, trial_id: str) -> Point:
+        number, self._number = self._number, self._number + 1
+        weights = {f"kd.setting_{place}": number / (place + 1) for place in range(8)}
+        return {"objective.1": "kd", "objective.2": "at", **weights, NUMBER: number}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+
+@contextmanager
+def _measured(figures: dict[str, float]) -> Iterator[None]:
+    """Adds what the block takes of this process."""
+    figures["mib_before"] = _peak_mib()
+    started, used = time.perf_counter(), time.process_time()
+    yield
+    figures["seconds"] = time.perf_counter() - started
+    figures["driver_cpu_seconds"] = time.process_time() - used
+    figures["mib_peak"] = _peak_mib()
+
+
+@contextmanager
+def _proposals(seconds: list[float]) -> Iterator[None]:
+    """Adds the processor seconds of each proposal."""
+    suggest = OptunaSampler.suggest
+
+    def timed(sampler: OptunaSampler, trial_id: str) -> Point:
+        started = time.thread_time()
+        point = suggest(sampler, trial_id)
+        seconds.append(time.thread_time() - started)
+        return point
+
+    with patch.object(OptunaSampler, "suggest", timed):
+        yield
+
+
+@contextmanager
+def _ray(slots: int | None) -> Iterator[None]:
+    ray.init(address="local", num_cpus=slots, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    """Linux's own figure of the process; getrusage's counts the parent that started it as well."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
-def measure(trials: int, epochs: int) -> dict[str, Any]:
-    """Runs one search in this process."""
+def _experiment(trials: int, epochs: int) -> Experiment:
     content = {
         "name": "benchmark",
         "data": {"name": "digits"},
@@ -105,78 +163,133 @@ def measure(trials: int, epochs: int) -> dict[str, Any]:
         "training": {"epochs": epochs},
         "search": {"trials": trials, "asha": {"grace_epochs": 1, "reduction": 3}},
     }
+    return parse_experiment(content, "benchmark")
+
+
+def measure(trials: int, epochs: int, slots: int | None) -> dict[str, Any]:
+    """Runs one search in this process."""
+    experiment = _experiment(trials, epochs)
+    proposals: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         storage, log = Storage(folder), Path(folder) / "log"
-        experiment = parse_experiment(content, "benchmark")
         prepared = plan(experiment, storage, "benchmark")
         fresh = fresh_record(experiment, storage, "benchmark", None)
-        with output_to(log) as console, LiveDisplay(console) as progress:
-            connect(None, log)
-            try:
-                places = places_for_trials(experiment, storage)
-                search = _EmptySearch(prepared, storage, fresh, progress, log, places)
-                started = time.perf_counter()
+        with output_to(log) as console, LiveDisplay(console) as progress, _ray(slots):
+            places = places_for_trials(experiment, storage)
+            search = _EmptySearch(prepared, storage, fresh, progress, log, places)
+            started = time.perf_counter()
+            with _proposals(proposals):
                 record = search.run()
-                seconds = time.perf_counter() - started
-            finally:
-                ray.shutdown()
+            seconds = time.perf_counter() - started
         with sqlite3.connect(Path(folder) / "mlflow.db") as store:
             (runs,) = store.execute(
                 "SELECT COUNT(*) FROM runs WHERE status IN ('FINISHED', 'KILLED')"
             ).fetchone()
     if record.state != "finished":  # Ctrl-C ends a search cleanly
         raise KeyboardInterrupt
-    figures = search.figures
+    last = proposals[-max(1, len(proposals) // 4) :]
     return {
         "trials": len(record.trials),
+        "slots": places,
         "reports": sum(trial.epochs_done for trial in record.trials),
-        **figures,
-        "closing_seconds": seconds - figures["seconds"],
+        **search.figures,
+        "proposal_seconds": sum(proposals) / len(proposals),
+        "proposal_seconds_of_last_quarter": sum(last) / len(last),
+        "closing_seconds": seconds - search.figures["seconds"],
         "mlflow_runs": runs - 1,  # the search has one as well
     }
 
 
+def measure_tune(trials: int, epochs: int, slots: int | None) -> dict[str, Any]:
+    """Runs as many trials in Ray Tune alone, in this process."""
+    experiment = _experiment(trials, epochs)
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "log"), _ray(slots):
+        trainable = tune.with_parameters(
+            reporting_trial,
+            experiment_json=experiment.model_dump_json(),
+            storage_uri=folder,
+            search="benchmark",
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": experiment.resources.cpus}),
+            tune_config=tune.TuneConfig(
+                num_samples=trials,
+                search_alg=_Points(),
+                max_concurrent_trials=places_for_trials(experiment, Storage(folder)),
+                trial_dirname_creator=lambda trial: f"trial_{trial.config[NUMBER]:03d}",
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=folder,
+                verbose=0,
+                progress_reporter=tune.CLIReporter(),
+            ),
+        )
+        with _measured(figures):
+            results = tuner.fit()
+    reports = sum(result.metrics["training_iteration"] for result in results if result.metrics)
+    return {"trials": len(results), "reports": reports, **figures}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--trials", type=int, nargs="*", default=[10, 100, 1000])
-    parser.add_argument("--epochs", type=int, default=3, help="that a trial reports")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--trials", type=int, nargs="*", default=[100, 1000, 10_000])
+    parser.add_argument("--epochs", type=int, default=30, help="that a trial reports")
+    parser.add_argument("--slots", type=int, help="trials at a time; as many as cores")
+    parser.add_argument("--one", choices=("search", "tune"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    environment.prepare()
     if options.one is not None:
+        run = measure if options.one == "search" else measure_tune
         try:
-            print(json.dumps(measure(options.one, options.epochs)))
+            print(json.dumps(run(options.trials[0], options.epochs, options.slots)))
         except KeyboardInterrupt:
             sys.exit(130)
         return
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "trials": lambda row: str(row["trials"]),
         "reports": lambda row: str(row["reports"]),
-        "seconds": lambda row: f"{row['seconds']:.1f}",
-        "a trial": lambda row: f"{row['seconds_per_trial']:.2f}",
-        "each further": lambda row: f"{row['seconds_per_further_trial']:.2f}",
-        "driver CPU s": lambda row: f"{row['driver_cpu_seconds']:.1f}",
-        "each  further": lambda row: f"{row['driver_cpu_seconds_per_further_trial']:.3f}",
-        "peak MiB": lambda row: f"{row['mib_peak']:.0f}",
-        "KiB, each further": lambda row: f"{row['kib_per_further_trial']:.0f}",
+        "seconds a trial": lambda row: _of_both(row, "seconds", "per_trial"),
+        "each further": lambda row: _of_both(row, "seconds", "per_further_trial"),
+        "driver CPU a trial": lambda row: _of_both(row, "driver_cpu_seconds", "per_trial"),
+        "each further ": lambda row: _of_both(row, "driver_cpu_seconds", "per_further_trial"),
+        "proposal ms": lambda row: f"{1000 * row['proposal_seconds_of_last_quarter']:.1f}",
+        "peak MiB": lambda row: f"{row['mib_peak']:.0f}\n{row['tune_mib_peak']:.0f}",
         "closing s": lambda row: f"{row['closing_seconds']:.1f}",
         "in MLflow": lambda row: str(row["mlflow_runs"]),
     }
     with report.Benchmark("scale", default_device(), 1, epochs=options.epochs) as benchmark:
-        table = benchmark.table(*columns, title="Searches whose trials only report")
+        title = "Trials that only report: a search, Ray Tune alone, the difference"
+        table = benchmark.table(*columns, title=title)
         for trials in options.trials:
-            benchmark.doing(f"a search of {trials} trials")
-            command = [sys.executable, "-m", "tests.benchmarks.scale", "--one", str(trials)]
-            row = report.figures_of([*command, "--epochs", str(options.epochs)])
+            row: dict[str, Any] = {}
+            for of in ("search", "tune"):
+                benchmark.doing(f"{trials} trials: {of}")
+                command = [sys.executable, "-m", "tests.benchmarks.scale", "--one", of]
+                command += ["--trials", str(trials), "--epochs", str(options.epochs)]
+                command += [] if options.slots is None else ["--slots", str(options.slots)]
+                figures = report.figures_of(command)
+                print(of, figures, flush=True)
+                prefix = "" if of == "search" else "tune_"
+                row |= {f"{prefix}{name}": figure for name, figure in figures.items()}
             smaller = benchmark.rows[-1] if benchmark.rows else dict.fromkeys(row, 0)
             further = row["trials"] - smaller["trials"]
-            row["seconds_per_trial"] = row["seconds"] / row["trials"]
             for figure in ("seconds", "driver_cpu_seconds"):
-                row[f"{figure}_per_further_trial"] = (row[figure] - smaller[figure]) / further
-            grown = row["mib_peak"] - (smaller["mib_peak"] or row["mib_before"])
-            row["kib_per_further_trial"] = grown * 2**10 / further
+                for prefix in ("", "tune_"):
+                    name = f"{prefix}{figure}"
+                    row[f"{name}_per_trial"] = row[name] / row["trials"]
+                    row[f"{name}_per_further_trial"] = (row[name] - smaller[name]) / further
             benchmark.add(row)
             table.add_row(*(text(row) for text in columns.values()))
-        Console(width=110).print(table)
+        Console(width=120).print(table)
+
+
+def _of_both(row: dict[str, Any], figure: str, per: str) -> str:
+    """The search's, that of Tune alone, and the difference."""
+    ours, tunes = row[f"{figure}_{per}"], row[f"tune_{figure}_{per}"]
+    return f"{ours:.3f}\n{tunes:.3f}\n{ours - tunes:+.3f}"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The rungs: where they are, who goes on, and that they can be built again."""
 
+import math
 import random
 
 import pytest
@@ -73,3 +74,61 @@ def test_a_curve_counts_by_the_best_epoch_so_far() -> None:
     rungs = Rungs(Asha(grace_epochs=1, reduction=3), epochs=9)
     rungs.add_curve(0, [0.5, 0.7, 0.6, 0.1])
     assert rungs.results == {1: {0: 0.5}, 3: {0: 0.7}}
+
+
+def kept_by_the_plain_rule(
+    results: dict[int, dict[int, float]], reduction: float, trial: int, epoch: int
+) -> bool:
+    """The rule as it is told, all results of the rung counted anew."""
+    for rung in sorted(results, reverse=True):
+        if rung <= epoch and trial in results[rung]:
+            better = [each for each in results[rung].values() if each > results[rung][trial]]
+            places = max(2, int(len(results[rung]) // reduction))
+            return len(better) < (places if rung == epoch else places + 2)
+    return True
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_comes_in_whatever_order_the_plain_rule_decides_the_same(seed: int) -> None:
+    chance = random.Random(seed)
+    reduction = chance.choice([1.5, 2, 3, 4])
+    rungs = Rungs(Asha(grace_epochs=chance.randint(1, 3), reduction=reduction), epochs=20)
+    told: dict[int, dict[int, float]] = {rung: {} for rung in rungs.results}
+    # Many equal values, some that are told twice, and a few that are no numbers.
+    values = [*(n / 20 for n in range(20)), math.nan]
+    decisions = set()
+    for _ in range(600):
+        trial, epoch, accuracy = chance.randrange(60), chance.randint(1, 20), chance.choice(values)
+        rungs.add(trial, epoch, accuracy)
+        if epoch in told:
+            told[epoch].setdefault(trial, accuracy)
+        asked = (chance.randrange(60), chance.randint(1, 20))
+        kept = rungs.keeps(*asked)
+        assert kept == kept_by_the_plain_rule(told, reduction, *asked)
+        decisions.add(kept)
+    assert decisions == {True, False}
+
+
+class Counting(float):
+    """A number that counts how often it is compared."""
+
+    compared = 0
+
+    def __lt__(self, other: float) -> bool:
+        Counting.compared += 1
+        return float(self) < float(other)
+
+    def __gt__(self, other: float) -> bool:
+        Counting.compared += 1
+        return float(self) > float(other)
+
+
+def test_a_report_among_many_trials_is_judged_with_few_comparisons() -> None:
+    rungs = Rungs(Asha(grace_epochs=1, reduction=3), epochs=9)
+    chance = random.Random(0)
+    for trial in range(4096):
+        rungs.add(trial, 1, Counting(chance.random()))
+    Counting.compared = 0
+    rungs.add(4096, 1, Counting(0.5))
+    rungs.keeps(4096, 1)
+    assert Counting.compared <= 2 * 13

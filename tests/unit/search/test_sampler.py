@@ -1,11 +1,12 @@
 """Optuna's trials end in their true states."""
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from kdcore import DataConfig
 from kdcore.data.image_data import open_data
@@ -85,8 +86,8 @@ def test_finished_stopped_failed_and_not_finite_trials_get_their_states(
         TrialState.FAIL,
     ]
     assert trials[0].value == 0.9
-    assert trials[0].intermediate_values == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.9})
-    assert trials[1].intermediate_values == {1: 0.3, 2: 0.4}
+    assert trials[0].intermediate_values == {4: 0.9}
+    assert trials[1].intermediate_values == {2: 0.4}
     assert searcher.study.best_trial.number == 0
 
 
@@ -122,21 +123,18 @@ def test_a_study_is_built_from_the_record_and_what_was_cut_off_comes_first(space
     second = OptunaSampler(space, trials=8, parallel=2, epochs=EPOCHS, seed=0, recorded=trials)
     assert [trial.state for trial in second.study.trials] == [
         TrialState.COMPLETE,
-        TrialState.WAITING,
-        TrialState.FAIL,
         TrialState.PRUNED,
-        TrialState.WAITING,
-        TrialState.WAITING,
     ]
     assert second.study.trials[0].value == 0.5
-    assert second.study.trials[0].intermediate_values == {1: 0.1, 2: 0.4, 3: 0.4, 4: 0.5}
+    assert second.study.trials[1].intermediate_values == {1: 0.1}
     assert second.suggest("a") == points[1]
     assert second.suggest("b")[NUMBER] == 4
     assert second.suggest("c") == points[5]
     assert second.suggest("d")[NUMBER] == 6
     second.on_trial_result("a", report(0.3, 2))
     second.on_trial_complete("a", report(0.6, EPOCHS))
-    assert second.study.trials[1].intermediate_values == {1: 0.2, 2: 0.3, 4: 0.6}
+    assert second.study.trials[2].state is TrialState.COMPLETE
+    assert second.study.trials[2].value == 0.6
 
 
 def test_a_later_session_does_not_draw_the_first_ones_points_again(space: Space) -> None:
@@ -167,3 +165,104 @@ def test_earlier_searches_trials_are_adopted_where_they_fit(space: Space) -> Non
     numbers = [second.suggest(str(number))[NUMBER] for number in range(8)]
     assert numbers == list(range(8))
     assert [second.suggest(f"again {number}")[NUMBER] for number in range(2)] == [8, 9]
+
+
+def ended(searcher: OptunaSampler) -> list[FrozenTrial]:
+    """What the study learns from."""
+    return searcher.study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def test_a_long_search_learns_from_its_best_trials_and_a_sample_of_the_others(space: Space) -> None:
+    searcher = OptunaSampler(space, trials=99, parallel=2, epochs=EPOCHS, seed=0, learns_from=16)
+    chance = random.Random(0)
+    values: list[float] = []
+    sizes = []
+    for number in range(99):
+        assert searcher.suggest(str(number))[NUMBER] == number
+        values.append(chance.random())
+        searcher.on_trial_complete(str(number), report(values[-1], EPOCHS if number % 3 else 1))
+        sizes.append(len(ended(searcher)))
+        whole = [value for number, value in enumerate(values) if number % 3]
+        kept = [trial.value for trial in ended(searcher)]
+        assert set(kept) >= set(sorted(whole)[-2:])
+        assert kept == sorted(kept, key=values.index), "the older come first"
+    assert max(sizes) == 17
+    assert min(sizes[17:]) == 9
+    assert set(kept) & set(values[:20]) - set(sorted(values)[-20:]), "a sample of all"
+
+
+def test_what_ran_long_before_it_was_cut_is_kept_where_nothing_was_finished(space: Space) -> None:
+    first = OptunaSampler(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
+    point = [first.suggest(str(number)) for number in range(3)][1]
+    curves = [[0.9], [0.1, 0.2, 0.3], [0.1, 0.2, 0.4], [0.1, 0.1]] + [[0.8]] * 40
+    trials = [recorded(number, point, "stopped", curve) for number, curve in enumerate(curves)]
+    for seed in range(5):
+        searcher = OptunaSampler(
+            space, trials=99, parallel=2, epochs=EPOCHS, seed=seed, recorded=trials, learns_from=16
+        )
+        assert len(ended(searcher)) == 8
+        assert {trial.value for trial in ended(searcher)} >= {0.3, 0.4}
+
+
+def test_trials_that_run_while_the_study_is_built_anew_end_in_the_new_one(space: Space) -> None:
+    searcher = OptunaSampler(space, trials=99, parallel=2, epochs=EPOCHS, seed=0, learns_from=8)
+    control, *points = [searcher.suggest(name) for name in ("control", "poor", "lost", "good")]
+    old = searcher.study
+    for number in range(9):
+        searcher.suggest(str(number))
+        searcher.on_trial_complete(str(number), report(0.5, 1))
+    assert searcher.study is old
+    searcher.suggest("next")
+    assert searcher.study is not old
+    running = searcher.study.get_trials(states=(TrialState.RUNNING,))
+    assert [trial.params for trial in running[1:4]] == [
+        {key: value for key, value in point.items() if key != NUMBER} for point in points
+    ]
+    searcher.on_trial_result("good", report(0.7, 2))
+    searcher.on_trial_complete("good", report(0.9, EPOCHS))
+    searcher.on_trial_complete("good", error=True)
+    searcher.on_trial_complete("poor", report(0.1, 1))
+    searcher.on_trial_complete("lost", error=True)
+    searcher.on_trial_complete("control", report(0.6, EPOCHS))
+    after = [searcher.study.trials[trial.number] for trial in running[:4]]
+    assert [trial.value for trial in after] == [0.6, 0.1, None, 0.9]
+    assert [trial.state for trial in after] == [
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+        TrialState.COMPLETE,
+    ]
+    assert control["control"]
+
+
+def test_trials_that_wait_are_proposed_whenever_the_study_is_built_anew(space: Space) -> None:
+    first = OptunaSampler(space, trials=60, parallel=2, epochs=EPOCHS, seed=0)
+    points = [first.suggest(str(number)) for number in range(60)]
+    trials = [
+        recorded(number, point, "interrupted" if number % 2 else "stopped", [0.1])
+        for number, point in enumerate(points)
+    ]
+    second = OptunaSampler(
+        space, trials=60, parallel=2, epochs=EPOCHS, seed=0, recorded=trials, learns_from=8
+    )
+    for number in range(1, 60, 2):
+        assert second.suggest(str(number)) == points[number]
+        second.on_trial_complete(str(number), report(0.2, 2))
+    assert second.suggest("new")[NUMBER] == 60
+
+
+def test_the_seed_repeats_a_long_search_too(space: Space) -> None:
+    def points(seed: int) -> list[Any]:
+        searcher = OptunaSampler(
+            space, trials=60, parallel=1, epochs=EPOCHS, seed=seed, learns_from=20
+        )
+        proposed = []
+        for number in range(60):
+            proposed.append(searcher.suggest(str(number)))
+            value = proposed[-1].get("kd.temperature", 1.0) / 100
+            searcher.on_trial_complete(str(number), report(value, 1 + number % EPOCHS))
+        return proposed
+
+    assert points(1) == points(1)
+    assert points(1)[30:] != points(2)[30:]
+    assert len({str(sorted({**point, NUMBER: 0}.items())) for point in points(1)[20:]}) == 40

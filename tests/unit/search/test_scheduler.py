@@ -1,9 +1,12 @@
-"""Early stopping under Tune: poor trials are cut, the control never."""
+"""Under Tune: trials run in their order, poor ones are cut, the control never."""
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
-from ray.tune.schedulers import TrialScheduler
+import pytest
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from search.experiment.schema import Asha
 from search.experiment.space.point import IS_CONTROL, NUMBER
@@ -69,3 +72,32 @@ def test_a_trial_that_cannot_go_on_leaves_no_mark_in_the_rungs() -> None:
     report = {METRIC: float("nan"), TIME: 1, REASON: "not finite"}
     assert asha.on_trial_result(None, trial, report) == TrialScheduler.STOP
     assert rungs.results[1] == {}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_next_trial_is_the_one_that_tune_would_find_among_all(seed: int) -> None:
+    chance, asha, tunes = random.Random(seed), scheduler(), FIFOScheduler()
+    trials: list[Any] = []
+    controller = SimpleNamespace(get_trials=lambda: trials)
+    for number in range(300):
+        found = tunes.choose_trial_to_run(controller)
+        # All trials of a search are too many to look through: it does without the controller.
+        assert asha.choose_trial_to_run(None) is found
+        pending = [trial for trial in trials if trial.status == Trial.PENDING]
+        running = [trial for trial in trials if trial.status == Trial.RUNNING]
+        match chance.choice(["add", "run", "run any", "end", "retry"]):
+            case "add":
+                trials.append(SimpleNamespace(trial_id=str(number), status=Trial.PENDING))
+                asha.on_trial_add(None, trials[-1])
+            case "run" if found is not None:
+                found.status = Trial.RUNNING
+            case "run any" if pending:  # in a process that is free
+                chance.choice(pending).status = Trial.RUNNING
+            case "end" if running:
+                chance.choice(running).status = chance.choice([Trial.TERMINATED, Trial.ERROR])
+            case "retry" if running:
+                failed = chance.choice(running)
+                failed.status = Trial.PENDING
+                trials.remove(failed)
+                trials.append(failed)
+                asha.on_trial_add(None, failed)
