@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,9 @@ class DeliveryQueue:
             self._done = os.open(path.with_suffix(".done"), os.O_RDWR | os.O_CREAT, 0o644)
             done = int(os.pread(self._done, 32, 0).strip() or 0)
             undelivered = [entry for entry in _entries(path) if entry["entry"] > done]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in undelivered))
-            os.replace(partial, path)
+            compact = path.with_suffix(".partial")
+            compact.write_text("".join(json.dumps(entry) + "\n" for entry in undelivered))
+            os.replace(compact, path)
             self._file = path.open("a")
         except OSError as error:
             raise StorageError(f"cannot write {path}", error) from None
@@ -143,9 +144,10 @@ class DeliveryQueue:
                         self._waiting.popleft()
                     with suppress(OSError):  # then they are delivered twice, which does no harm
                         os.pwrite(self._done, b"%-31d\n" % entries[-1]["entry"], 0)
-                self._changed.wait_for(
-                    lambda: self._closing or len(self._waiting) >= most, _BATCH_SECONDS
-                )
+                self._changed.wait_for(partial(self._has_batch, most), _BATCH_SECONDS)
+
+    def _has_batch(self, size: int) -> bool:
+        return self._closing or len(self._waiting) >= size
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
