@@ -3,10 +3,12 @@
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +42,7 @@ def ui(
         return
     port = _free_port(port)
     base = f"http://127.0.0.1:{port}"
+    update_statistics(uri)
     log = local_home(place) / "logs" / "mlflow-ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
@@ -87,6 +90,21 @@ def _save_runs_table(uri: str, record: "SearchRecord | None") -> None:
             save_runs_table(uri, record)
         except TrackingError as error:
             print(f"the leaderboard's columns are as they were: {error}", file=sys.stderr)
+
+
+def update_statistics(uri: str) -> None:
+    """Has SQLite count what is in a tracking store, by which it plans its queries.
+
+    Without, it sorts a leaderboard of ten thousand trials in five seconds instead of a third of
+    one. PostgreSQL does this by itself.
+    """
+    prefix, _, path = uri.partition(":///")
+    # A busy store is read without them.
+    with suppress(sqlite3.OperationalError):
+        if prefix == "sqlite" and Path(path).exists():
+            with closing(sqlite3.connect(path)) as store:
+                # A sample of each index, so that a large store takes no longer.
+                store.executescript("PRAGMA analysis_limit = 1000; ANALYZE")
 
 
 def _free_port(wanted: int) -> int:

@@ -6,8 +6,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 
 # Requests cost more than what is in them, so entries are delivered in batches, and a pause lets the
 # next batch fill.
-_BATCH_SIZE = 100
-_BATCH_SECONDS = 0.5
+_BATCH_SIZE = 500
+_BATCH_SECONDS = 2.0
 
 # How long `close` waits for a server that is known to be away.
 _AWAY_SECONDS = 3.0
@@ -61,9 +62,9 @@ class DeliveryQueue:
             self._done = os.open(path.with_suffix(".done"), os.O_RDWR | os.O_CREAT, 0o644)
             done = int(os.pread(self._done, 32, 0).strip() or 0)
             undelivered = [entry for entry in _entries(path) if entry["entry"] > done]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in undelivered))
-            os.replace(partial, path)
+            compact = path.with_suffix(".partial")
+            compact.write_text("".join(json.dumps(entry) + "\n" for entry in undelivered))
+            os.replace(compact, path)
             self._file = path.open("a")
         except OSError as error:
             raise StorageError(f"cannot write {path}", error) from None
@@ -110,6 +111,7 @@ class DeliveryQueue:
 
     def _work(self) -> None:
         tries, most = 0, _BATCH_SIZE
+        suspects = 0  # so many entries, of those that are next, have a refused one among them
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -126,29 +128,35 @@ class DeliveryQueue:
                         self._changed.wait(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
                     tries += 1
                     continue
-                if len(entries) > 1:  # to find the refused one, each is delivered alone
-                    most = 1
+                suspects = len(entries)
+                if suspects > 1:
+                    most = suspects // 2
                     continue
                 _LOG.exception("refused: %s", entries[0])
                 self.failures += 1
-                most = _BATCH_SIZE
             tries, self._away = 0, False
+            suspects = max(suspects - len(entries), 0)
+            # Refused entries come together, so what follows one is tried in small batches first.
+            most = (suspects + 1) // 2 or min(2 * most, _BATCH_SIZE)
             with self._changed:
                 if self._waiting and self._waiting[0] is entries[0]:
                     for _ in entries:
                         self._waiting.popleft()
                     with suppress(OSError):  # then they are delivered twice, which does no harm
                         os.pwrite(self._done, b"%-31d\n" % entries[-1]["entry"], 0)
-                if most > 1:
-                    self._changed.wait_for(lambda: self._closing, _BATCH_SECONDS)
+                self._changed.wait_for(partial(self._has_batch, most), _BATCH_SECONDS)
+
+    def _has_batch(self, size: int) -> bool:
+        return self._closing or len(self._waiting) >= size
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
     """A file's entries, without one that a crash left incomplete at its end."""
-    entries = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return

@@ -25,6 +25,7 @@ _STATUS: Mapping[State, str] = {
     "failed": "FAILED",
 }
 _CLOSE_SECONDS = 60.0
+_RUNS_TABLE_SECONDS = 10.0
 _LONGEST_REASON = 5000  # characters; MLflow's limit for a tag is 8,000
 
 
@@ -52,6 +53,8 @@ class Tracker:
         self._search = record.name
         self._dataset = describe_dataset(data)
         self._runs_table: tuple[str, str] | None = None
+        self._runs_table_due = 0.0
+        self._compared: dict[str, float] = {}
         # Names sort like numbers only if all have the same number of digits.
         self._digits = max(3, len(str(record.experiment.search.trials - 1)))
         self._writer = MlflowWriter(uri, artifacts, record.experiment.name, record.name)
@@ -87,7 +90,7 @@ class Tracker:
         self._put(
             "start_search", params=params, experiment_yaml=experiment_yaml, dataset=self._dataset
         )
-        self.log_runs_table(record)
+        self._save_runs_table(record)
 
     def log_teacher(
         self, backbone: str, reports: list[EpochReport], metrics: Mapping[str, float]
@@ -135,11 +138,19 @@ class Tracker:
         self._put("epoch", number=number, report=asdict(report) | _gain(gain))
 
     def log_gains(self, record: SearchRecord, student: str) -> None:
-        """Logs the gains of a student's trials again, after one of its controls has ended."""
+        """Logs the gains of a student's trials again, after one of its controls has ended.
+
+        Takes time for each trial only if this control is now the one that they are compared with.
+        """
+        control = record.control_of(student)
+        accuracy = control.heldout_accuracy if control is not None else None
+        if accuracy is None or accuracy == self._compared.get(student):
+            return
+        self._compared[student] = accuracy
         gains = [
-            (trial.number, trial.epochs_done, _gain(record.gain(trial)))
+            (trial.number, trial.epochs_done, _gain(gain))
             for trial in record.trials
-            if trial.student == student and record.gain(trial) is not None
+            if trial.student == student and (gain := record.gain(trial)) is not None
         ]
         self._put("gains", gains=gains)
 
@@ -169,13 +180,22 @@ class Tracker:
             student=student,
         )
 
-    def log_cost(self, record: SearchRecord) -> None:
-        """Logs what the search has cost so far; the step is the number of trials that ended."""
-        self._put("cost", costs=_costs(record), step=sum(not t.unfinished for t in record.trials))
+    def log_cost(self, record: SearchRecord, ended: int) -> None:
+        """Logs what the search has cost when so many trials have ended, which is the step."""
+        self._put("cost", costs=_costs(record), step=ended)
 
     def log_runs_table(self, record: SearchRecord) -> None:
-        """Saves the leaderboard's runs table if its columns, which follow the leaders, changed."""
+        """Saves the leaderboard's runs table if its columns, which follow the leaders, changed.
+
+        May be called for every trial: the leaders are looked for every ten seconds at most, and
+        when the search ends.
+        """
+        if time.monotonic() >= self._runs_table_due:
+            self._save_runs_table(record)
+
+    def _save_runs_table(self, record: SearchRecord) -> None:
         table = runs_table(record)
+        self._runs_table_due = time.monotonic() + _RUNS_TABLE_SECONDS
         if table != self._runs_table:
             self._runs_table = table
             self._put("view", key=table[0], value=table[1])
@@ -220,7 +240,9 @@ class Tracker:
         )
 
     def end_search(self, record: SearchRecord) -> None:
-        """Closes the search's run with the best accuracy and its control's."""
+        """Closes the search's run with the best accuracy and its control's, and saves the runs
+        table."""
+        self._save_runs_table(record)
         done = [t for t in record.trials if t.state == "finished" and t.heldout_accuracy]
         best = max(done, key=lambda trial: trial.heldout_accuracy or 0.0, default=None)
         metrics = {}

@@ -17,11 +17,13 @@ class Server:
 
     def __init__(self) -> None:
         self.up = True
+        self.calls = 0
         self.got: list[int] = []
         self.stored: list[int] = []
 
     def deliver(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """As MLflow does it, what comes before a refused entry is stored, and may come again."""
+        self.calls += 1
         if not self.up:
             raise ConnectionError("away")
         taken: list[int] = []
@@ -96,6 +98,43 @@ def test_what_is_refused_is_counted_and_stops_nothing(tmp_path: Path) -> None:
     assert queue.close(PATIENCE) == 0
     assert queue.failures == 1
     assert server.got == [1, 2]
+
+
+def deliveries(path: Path, values: Sequence[int]) -> Server:
+    """A server that got these values as soon as they could all be in one batch."""
+    server = Server()
+    queue = DeliveryQueue(path, server.deliver, lambda error: isinstance(error, ValueError))
+    for value in values:
+        queue.put({"value": value})
+    queue.start()
+    assert queue.close(PATIENCE) == 0
+    assert queue.failures == sum(value < 0 for value in values)
+    assert server.got == [value for value in values if value >= 0]
+    return server
+
+
+def test_a_refused_entry_is_narrowed_down_to_and_the_others_come_in_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.tracking.delivery_queue._BATCH_SIZE", 100)
+    values = list(range(300))
+    values[77] = -1
+    values[203] = -1
+    assert deliveries(tmp_path / "two.jsonl", values).calls < 45
+    assert deliveries(tmp_path / "all.jsonl", [-1] * 300).calls < 650
+
+
+def test_a_batch_that_is_full_waits_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.tracking.delivery_queue._BATCH_SIZE", 10)
+    monkeypatch.setattr("search.tracking.delivery_queue._BATCH_SECONDS", 2 * PATIENCE)
+    server = Server()
+    queue = open_queue(tmp_path / "entries.jsonl", server)
+    for value in range(35):
+        queue.put({"value": value})
+    wait_until(lambda: len(server.got) >= 30)
+    assert queue.close(PATIENCE) == 0
 
 
 def test_a_line_torn_by_a_power_cut_is_left_out(tmp_path: Path) -> None:
