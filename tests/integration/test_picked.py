@@ -273,15 +273,23 @@ def test_the_champion_changes_only_for_a_better_one_and_answers_requests(
     logged = read_record(storage, "worse").model_copy(update={"name": "logged", **known})
     write_record(storage, logged)
     second = succeeded(folder, "best", "logged", "--out", "second")
-    assert "version 2: version 1 stays the champion" in second
+    noise = r"-\d+\.\d\d \[.*\] (more than|within) noise, in .* paired by 2 fresh seeds"
+    assert re.search(f"version 2: version 1 stays the champion: {noise}", second)
     assert champion() == "1"
+    loser = client.get_model_version("kdsearch-task", "2").description or ""
+    assert re.search(
+        rf"## Champion\n\nVersion 2 of kdsearch-task: version 1 stays .*{noise}", loser
+    )
     version = client.get_model_version("kdsearch-task", "1")
     student = kdcore.load_student(folder / "registered")
     with torch.no_grad():
         right = student(data.test.images).argmax(1) == data.test.labels
     accuracy = float(version.tags["kdsearch.test_accuracy"])
     assert accuracy == pytest.approx(right.double().mean().item())
-    assert "## Licences" in (version.description or "")
+    card = version.description or ""
+    assert "## Licences" in card
+    assert "kdsearch-task: the first champion" in card  # registered again, it tells it still
+    assert "Test split looked at" in card
     images = data.test.images[:4]
     answer = _served(record.tracking_uri, {"inputs": images.tolist()})
     logits = torch.tensor(answer["predictions"])
