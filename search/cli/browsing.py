@@ -46,6 +46,12 @@ def leaderboard(
         str, typer.Option(metavar="METHOD", help="Only trials with this method, like kd.")
     ] = "",
     state: Annotated[TrialState | None, typer.Option(help="Only trials in this state.")] = None,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="All rows; else a long table has its first 40 and the controls."
+        ),
+    ] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Refresh until the search has ended.")
     ] = False,
@@ -60,32 +66,33 @@ def leaderboard(
     found = search.open_search(name, storage=storage)
     only = method, state.value if state else ""
     if watch:
-        _watch(found, *only)
+        _watch(found, *only, every)
         return
     record = found.record
     if form is Format.TABLE:
-        console().print(leaderboard_table(record, *only))
+        console().print(leaderboard_table(record, *only, whole=every))
         if record.confirmed and not any(only):
             console().print(confirmed_table(record))
     else:
         sys.stdout.buffer.write(as_bytes(record, form.value, *only))
 
 
-def _watch(found: "Search", method: str, state: str) -> None:
+def _watch(found: "Search", method: str, state: str, whole: bool) -> None:
     """Shows a leaderboard until its search has ended, or until Ctrl-C."""
     from rich.live import Live
 
     from search.leaderboard.tables import leaderboard_table
 
     record = found.record
-    table = leaderboard_table(record, method, state)
+    table = leaderboard_table(record, method, state, whole=whole)
     # A terminal shows it whole at the end; what does not fit before is cut off below.
     with Live(table, console=console(), auto_refresh=False, vertical_overflow="crop") as live:
         try:
             while record.state == "running":
                 time.sleep(_WATCH_SECONDS)
                 record = found.record
-                live.update(leaderboard_table(record, method, state), refresh=True)
+                table = leaderboard_table(record, method, state, whole=whole)
+                live.update(table, refresh=True)
         except KeyboardInterrupt:
             pass
         live.vertical_overflow = "visible"

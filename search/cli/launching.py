@@ -115,12 +115,14 @@ def _show_end(found: "Search", storage: str) -> None:
             f"those that were cut off; --set raises a spent budget."
         )
         raise typer.Exit(1)
-    folder = export_and_show(found).folder
+    folder = export_and_show(found, open_test=False).folder
     print(
         f"\nNext:\n"
         f"  kdsearch ui {record.name}{option}            # all runs, in MLflow's pages\n"
         f"  kdsearch leaderboard {record.name}{option}   # this table\n"
-        f"  kdsearch best {record.name}{option}          # by size, as ONNX, registered\n"
+        f"and once for what you pick, because each look at the test split is counted:\n"
+        f"  kdsearch confirm {record.name}{option}       # retrains the best, and tests each\n"
+        f"  kdsearch best {record.name}{option}          # tests it; by size, as ONNX, registered\n"
         f"and in Python, where student(images) gives logits:\n"
         f"  import kdcore\n"
         f'  student = kdcore.load_student("{folder}")'

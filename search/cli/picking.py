@@ -47,7 +47,7 @@ def best(
     register: Annotated[bool, typer.Option(help="Register in MLflow's model registry.")] = True,
     storage: StorageOption = "runs",
 ) -> None:
-    """Export a search's best student, and print where it is and how good."""
+    """Export a search's best student, and test it: this opens the test split."""
     found = search.open_search(name, storage=storage)
     exported = export_and_show(
         found,
@@ -73,34 +73,37 @@ def best(
 
 
 def export_and_show(found: "Search", **options: Any) -> "ExportedStudent":
-    """Exports the best student, and prints where it is and how good.
+    """Exports the best student, and prints where it is, how good, and how often was looked.
 
     Args:
         found: the search.
         options: as `Search.best` takes them.
     """
+    from search.record.looks import looks_in_words
     from search.record.wording import percent, spread
 
     exported = found.best(**options)
+    opened = exported.test_accuracy is not None
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("network", "held-out %", "test %"):
+    for column in ("network", "held-out %", *(["test %"] if opened else [])):
         table.add_column(
             column, justify="left" if column == "network" else "right", overflow="fold"
         )
     for score in (exported.student, *exported.others):
-        table.add_row(score.name, percent(score.heldout_accuracy), percent(score.test_accuracy))
+        tested = [percent(score.test_accuracy)] if opened else []
+        table.add_row(score.name, percent(score.heldout_accuracy), *tested)
     picked = exported.picked
     named = picked.label if picked.trial is None else f"trial {picked.label}"
     if picked.confirmed is not None:
         again = picked.confirmed
-        named += (
-            f" with seed {picked.seed} of {len(again.test_accuracies)} (test "
-            f"{spread(again.test_accuracy, again.test_deviation)} %)"
-        )
+        named += f" with seed {picked.seed} of {len(again.test_accuracies)}"
+        if opened:
+            named += f" (test {spread(again.test_accuracy, again.test_deviation)} %)"
     print(f"best student: {named}, exported to {exported.folder}")
     console().print(table)
     if exported.graph:
         print(exported.graph)
+    print(looks_in_words(exported.looks))
     return exported
 
 

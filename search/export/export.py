@@ -29,6 +29,7 @@ from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate, Limits, pick
 from search.export.graph_formats import GRAPHS, measure_graph
 from search.export.model_card import Score, model_card
+from search.record.looks import Look, looks_at, record_look
 from search.record.record import SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
@@ -57,6 +58,7 @@ class ExportedStudent:
         student: its scores, measured on the exported files.
         others: the scores of the teacher and the control.
         data: the images that they were measured on.
+        looks: those at the test split for this task, including the one for this export.
         graph: the graph's scores in words; empty without a graph.
     """
 
@@ -65,6 +67,7 @@ class ExportedStudent:
     student: Score
     others: tuple[Score, ...]
     data: ImageData
+    looks: tuple[Look, ...]
     graph: str = ""
 
     @property
@@ -73,8 +76,8 @@ class ExportedStudent:
         return self.student.heldout_accuracy
 
     @property
-    def test_accuracy(self) -> float:
-        """Of the exported files on the test split, a share of 1."""
+    def test_accuracy(self) -> float | None:
+        """Of the exported files on the test split, a share of 1; none where that stayed shut."""
         return self.student.test_accuracy
 
     def load(self) -> Classifier:
@@ -90,11 +93,12 @@ def export_best(
     *,
     limits: Limits | None = None,
     form: str = WEIGHTS,
+    open_test: bool = True,
 ) -> ExportedStudent:
     """Exports the best student within the limits.
 
-    The exported files, the control and the teacher are measured on the test split. A failed export
-    leaves no files behind.
+    The exported files, the control and the teacher are measured on the held-out images, and on the
+    test split, which is written down as a look at it. A failed export leaves no files behind.
 
     Args:
         record: the search.
@@ -102,12 +106,13 @@ def export_best(
         folder: created if missing; an earlier export in it is replaced.
         limits: of size, latency and accuracy; None sets no limits.
         form: `safetensors`, or a graph in addition: `onnx` or `torch_export`.
+        open_test: false keeps the test split shut.
 
     Raises:
         SearchError: there is no such format, no trial has finished, no student is within the
             limits, a checkpoint is missing or damaged, or the exported files do not reproduce the
             recorded accuracy.
-        StorageError: the folder cannot be written to, or the storage cannot be read.
+        StorageError: the folder cannot be written to, or the storage not read or written to.
     """
     formats = (WEIGHTS, *GRAPHS)
     if form not in formats:
@@ -124,22 +129,35 @@ def export_best(
         save_classifier(partial, "student", classifier, card)
         if form in GRAPHS:
             GRAPHS[form].write(classifier, _example(data), partial / GRAPHS[form].file)
-        student, graph = measure_files(partial, form, picked, data)
-        metrics = {
-            "heldout_accuracy": student.heldout_accuracy,
-            "test_accuracy": student.test_accuracy,
-        }
+        looks = looks_at(storage, record.experiment.data)
+        if open_test:
+            looks += (_look(record, picked, storage),)
+        student, graph = measure_files(partial, form, picked, data, open_test=open_test)
+        metrics = {"heldout_accuracy": student.heldout_accuracy}
+        if student.test_accuracy is not None:
+            metrics["test_accuracy"] = student.test_accuracy
         card = card.model_copy(update={"metrics": metrics})
         (partial / "student.json").write_text(card.model_dump_json(indent=2) + "\n")
         others = _others(record, picked, student, data, storage)
-        exported = ExportedStudent(folder, picked, student, others, data, graph)
+        exported = ExportedStudent(folder, picked, student, others, data, looks, graph)
         commands = _commands(exported, record, storage, limits, form)
-        text = model_card(record, picked, (student, *others), data, commands, folder)
+        text = model_card(record, picked, (student, *others), data, looks, commands, folder)
         (partial / "README.md").write_text(text)
     return exported
 
 
-def measure_files(folder: Path, form: str, picked: Candidate, data: ImageData) -> tuple[Score, str]:
+def _look(record: SearchRecord, picked: Candidate, storage: Storage) -> Look:
+    """Writes the look at the test split down that an export is about to take."""
+    control = record.control_of(picked.student)
+    tested = [picked.checkpoint]
+    if control is not None and control.checkpoint not in (None, picked.checkpoint):
+        tested.append(str(control.checkpoint))
+    return record_look(storage, record, by="best", students=tested)
+
+
+def measure_files(
+    folder: Path, form: str, picked: Candidate, data: ImageData, *, open_test: bool = True
+) -> tuple[Score, str]:
     """Loads exported files and measures them.
 
     Args:
@@ -147,6 +165,7 @@ def measure_files(folder: Path, form: str, picked: Candidate, data: ImageData) -
         form: as for `export_best`.
         picked: the candidate, with the recorded accuracies.
         data: the images to measure them on.
+        open_test: false leaves the test split out.
 
     Returns:
         The scores, and the graph's scores in words.
@@ -155,7 +174,7 @@ def measure_files(folder: Path, form: str, picked: Candidate, data: ImageData) -
         SearchError: a file is damaged, or does not reproduce the recorded accuracies.
     """
     classifier = load_student(folder)
-    accuracies = _accuracies(classifier.to(default_device()), data)
+    accuracies = _accuracies(classifier.to(default_device()), data, open_test)
     _check_accuracies(folder / "student.safetensors", accuracies, picked, data)
     words = ""
     if form in GRAPHS:
@@ -163,7 +182,7 @@ def measure_files(folder: Path, form: str, picked: Candidate, data: ImageData) -
         predict = GRAPHS[form].load(path)
         classifier = classifier.cpu()
         heldout, far = measure_graph(predict, classifier, data.heldout)
-        test, farther = measure_graph(predict, classifier, data.test)
+        test, farther = measure_graph(predict, classifier, data.test) if open_test else (None, 0.0)
         difference = max(far, farther)
         _check_accuracies(path, (heldout, test), picked, data)
         if difference > _LOGIT_TOLERANCE:
@@ -171,31 +190,37 @@ def measure_files(folder: Path, form: str, picked: Candidate, data: ImageData) -
                 f"the logits of {path} differ from PyTorch's by {difference:.1e} of the largest, "
                 f"but {_LOGIT_TOLERANCE:.0e} is the most that rounding explains"
             )
+        tested = "" if test is None else f", test {percent(test)} %"
+        images = len(data.heldout) + (len(data.test) if open_test else 0)
         words = (
-            f"{path.name}: held-out {percent(heldout)} %, test {percent(test)} %; its logits on "
-            f"{len(data.heldout) + len(data.test):,} images differ from PyTorch's by at most "
-            f"{difference:.0e} of the largest"
+            f"{path.name}: held-out {percent(heldout)} %{tested}; its logits on "
+            f"{images:,} images differ from PyTorch's by at most {difference:.0e} of the largest"
         )
     return Score(picked.objective, *accuracies), words
 
 
 def _check_accuracies(
-    path: Path, accuracies: tuple[float, float], picked: Candidate, data: ImageData
+    path: Path, accuracies: tuple[float, float | None], picked: Candidate, data: ImageData
 ) -> None:
     """Raises SearchError unless a file's accuracies are the recorded ones."""
     recorded = (picked.heldout_accuracy, picked.test_accuracy)
     splits: tuple[tuple[str, Split], ...] = (("held-out", data.heldout), ("test", data.test))
     for (kind, split), now, then in zip(splits, accuracies, recorded, strict=True):
-        if then is not None and abs(now - then) > max(_TOLERANCE, 1.5 / len(split)):
+        if now is None or then is None:
+            continue
+        if abs(now - then) > max(_TOLERANCE, 1.5 / len(split)):
             raise SearchError(
                 f"{path} has a {kind} accuracy of {percent(now)} %, but {percent(then)} % was "
                 f"recorded for {picked.label}: data, checkpoint or files have changed"
             )
 
 
-def _accuracies(classifier: Classifier, data: ImageData) -> tuple[float, float]:
-    """On the held-out and the test images."""
-    return evaluate(classifier, data.heldout)[0], evaluate(classifier, data.test)[0]
+def _accuracies(
+    classifier: Classifier, data: ImageData, open_test: bool
+) -> tuple[float, float | None]:
+    """On the held-out images, and on those of the test split where it is opened."""
+    test = evaluate(classifier, data.test)[0] if open_test else None
+    return evaluate(classifier, data.heldout)[0], test
 
 
 def _example(data: ImageData) -> Tensor:
@@ -215,12 +240,13 @@ def _teacher(record: SearchRecord, folder: str, storage: Storage) -> Classifier:
 def _others(
     record: SearchRecord, picked: Candidate, student: Score, data: ImageData, storage: Storage
 ) -> tuple[Score, ...]:
-    """The scores of the teacher and of the search's control."""
+    """The scores of the teacher and of the search's control, on the splits of the student's."""
     others = []
+    open_test = student.test_accuracy is not None
     if record.teacher is not None:
         teacher = _teacher(record, record.teacher, storage).to(default_device())
         name = f"teacher {record.experiment.teacher.backbone}"
-        others.append(Score(name, *_accuracies(teacher, data)))
+        others.append(Score(name, *_accuracies(teacher, data, open_test)))
     control = record.control_of(picked.student)
     if control is not None and control.checkpoint is not None:
         if control.checkpoint == picked.checkpoint:
@@ -229,7 +255,7 @@ def _others(
             network = _student(
                 str(control.number), control.student, control.checkpoint, data, storage
             )
-            accuracies = _accuracies(network.to(default_device()), data)
+            accuracies = _accuracies(network.to(default_device()), data, open_test)
         others.append(Score("none (control)", *accuracies))
     return tuple(others)
 

@@ -7,17 +7,18 @@ from pathlib import Path
 from kdcore.data.image_data import ImageData
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate
+from search.record.looks import Look, looks_in_words
 from search.record.record import Confirmed, SearchRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
 
 
 @dataclass(frozen=True)
 class Score:
-    """The accuracies of a network, from 0 to 1."""
+    """The accuracies of a network, from 0 to 1; without one on a test split that stayed shut."""
 
     name: str
     heldout_accuracy: float
-    test_accuracy: float
+    test_accuracy: float | None
 
 
 def model_card(
@@ -25,6 +26,7 @@ def model_card(
     picked: Candidate,
     scores: Sequence[Score],
     data: ImageData,
+    looks: Sequence[Look],
     commands: Sequence[str],
     folder: Path,
 ) -> str:
@@ -35,6 +37,7 @@ def model_card(
         picked: the student.
         scores: the scores of the student, the teacher and the control, in this order.
         data: the images.
+        looks: those at the test split for this task.
         commands: the commands that train the student again and export it again.
         folder: the folder of the export.
     """
@@ -47,15 +50,10 @@ def model_card(
         f"A classifier of {data.num_classes} classes for {data.in_channels}x{height}x{width} "
         f"images, the best of {len(record.trials)} trials of the search `{record.name}`.",
         "",
-        "| network | held-out % | test % |",
-        "| --- | --- | --- |",
-        *(
-            f"| {s.name} | {percent(s.heldout_accuracy)} | {percent(s.test_accuracy)} |"
-            for s in scores
-        ),
+        *_scores(scores),
         "",
-        f"The trials were ranked on the {len(data.heldout):,} held-out images; the "
-        f"{len(data.test):,} test images had no part in choosing.",
+        f"The trials were ranked on the {len(data.heldout):,} held-out images; "
+        f"{_role_of_test(record, picked, data)} {_opened(record, scores, looks)}",
         "",
         *_spread(record, picked),
         "",
@@ -95,6 +93,34 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _scores(scores: Sequence[Score]) -> list[str]:
+    """The table of the accuracies; without a column for a test split that stayed shut."""
+    lines = [["network", "held-out %", "test %"], ["---"] * 3]
+    lines += [[s.name, percent(s.heldout_accuracy), percent(s.test_accuracy)] for s in scores]
+    shown = 3 if scores[0].test_accuracy is not None else 2
+    return [f"| {' | '.join(cells[:shown])} |" for cells in lines]
+
+
+def _role_of_test(record: SearchRecord, picked: Candidate, data: ImageData) -> str:
+    """What the test images had to do with the choice of the student."""
+    images = f"the {len(data.test):,} test images"
+    if picked.confirmed is None:
+        return f"{images} had no part in choosing."
+    count = sum(each.is_confirmed for each in record.confirmed)
+    return f"{images} chose among the {count} students that were trained with fresh seeds."
+
+
+def _opened(record: SearchRecord, scores: Sequence[Score], looks: Sequence[Look]) -> str:
+    """How often the test split was opened, and how to open it where it stayed shut."""
+    counted = f"{looks_in_words(looks).capitalize()}."
+    if scores[0].test_accuracy is not None:
+        return counted
+    return (
+        f"{counted} For this card it stayed shut; once something is picked, "
+        f"`kdsearch confirm {record.name}` (fresh seeds) or `kdsearch best {record.name}` opens it."
+    )
 
 
 def _spread(record: SearchRecord, picked: Candidate) -> list[str]:

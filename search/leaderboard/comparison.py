@@ -8,11 +8,9 @@ from rich.table import Table
 from search.errors import SearchError
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import rank
+from search.record.looks import images_of
 from search.record.record import SearchRecord, TrialRecord
 from search.record.wording import percent, points
-
-# Data settings that leave the held-out images as they are.
-_IRRELEVANT = {"download", "views", "view_seed"}
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,7 @@ def compare(first: SearchRecord, second: SearchRecord) -> list[Comparison]:
     Raises:
         SearchError: the searches are on different data.
     """
-    ours, theirs = (
-        record.experiment.data.model_dump(exclude=_IRRELEVANT) for record in (first, second)
-    )
+    ours, theirs = (images_of(record.experiment.data) for record in (first, second))
     differing = [name for name in ours if ours[name] != theirs[name]]
     if differing:
         facts = ", ".join(f"data.{name} {ours[name]} and {theirs[name]}" for name in differing)

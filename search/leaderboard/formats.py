@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from kdcore.errors import did_you_mean
@@ -77,7 +77,7 @@ def as_bytes(record: SearchRecord, form: str, method: str = "", state: str = "")
     rows = leaderboard(record, method, state)
     if form == "markdown":
         return as_markdown(record, rows).encode()
-    values = [asdict(row) for row in rows]
+    values = [vars(row) for row in rows]
     if form == "json":
         return (json.dumps(values, indent=1) + "\n").encode()
     if form == "parquet":
@@ -119,6 +119,6 @@ def leaderboard_frame(record: SearchRecord, method: str = "", state: str = "") -
 
     # Whole numbers can be missing, which NumPy's integers cannot.
     types = {name: kind.replace("int", "Int") for name, kind in _TYPES.items()}
-    rows = [asdict(row) for row in leaderboard(record, method, state)]
+    rows = [vars(row) for row in leaderboard(record, method, state)]
     frame = pd.DataFrame(rows, columns=list(types)).astype(types)
     return frame.set_index("trial")

@@ -56,14 +56,15 @@ def rank(
     held-out loss, then number. Trials without an accuracy come last.
     """
     tested = {each.trial: each.test_accuracy for each in confirmed if each.is_confirmed}
-    return sorted(
-        trials,
-        key=lambda trial: (
-            -tested.get(trial.number, -1.0),
-            -(trial.heldout_accuracy if trial.heldout_accuracy is not None else -1.0),
-            trial.heldout_loss if trial.heldout_loss is not None else float("inf"),
-            trial.number,
-        ),
+    return sorted(trials, key=lambda trial: (-tested.get(trial.number, -1.0), place(trial)))
+
+
+def place(trial: TrialRecord) -> tuple[float, float, int]:
+    """Sorts trials that are not confirmed from best to worst."""
+    return (
+        -(trial.heldout_accuracy if trial.heldout_accuracy is not None else -1.0),
+        trial.heldout_loss if trial.heldout_loss is not None else float("inf"),
+        trial.number,
     )
 
 

@@ -7,12 +7,20 @@ from rich.table import Table
 
 from kdcore.networks.cost import LATENCY_BATCH
 from search.experiment.schema import CONTROL
-from search.leaderboard.ranking import by_test_accuracy, leaderboard
+from search.leaderboard.ranking import LeaderboardRow, by_test_accuracy, leaderboard
 from search.record.record import SearchRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
 
+# Nobody reads thousands of rows, and a terminal takes seconds for them.
+LONG = 50
+"""Rows; of a longer leaderboard the head is shown."""
+HEAD = 40
+"""Rows that are shown of a long leaderboard, beside the controls."""
 
-def leaderboard_table(record: SearchRecord, method: str = "", state: str = "") -> Table:
+
+def leaderboard_table(
+    record: SearchRecord, method: str = "", state: str = "", *, whole: bool = False
+) -> Table:
     """The leaderboard; accuracies in percent, gains in percentage points.
 
     A single student's cost is a line below the table; several students get columns for it.
@@ -21,16 +29,22 @@ def leaderboard_table(record: SearchRecord, method: str = "", state: str = "") -
         record: the search.
         method: only trials with this method.
         state: only trials in this state.
+        whole: all rows, also of a long one.
 
     Raises:
         SearchError: the search has no such method.
     """
     several = len(record.experiment.students) > 1
+    rows = leaderboard(record, method, state)
+    shown = rows if whole or len(rows) <= LONG else _head(record, rows)
+    below = [] if several else _costs(record)
+    if len(shown) < len(rows):
+        below.append(f"{len(rows) - len(shown):,} more rows: --all or --format csv gives them")
     table = Table(
         title=f"{record.name} ({record.state})",
         title_justify="left",
         title_style="bold",
-        caption=None if several else _costs(record),
+        caption="\n".join(below) or None,
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -48,7 +62,7 @@ def leaderboard_table(record: SearchRecord, method: str = "", state: str = "") -
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
     styles = {"teacher": "cyan", "finished": "", "running": "green"}
-    for row in leaderboard(record, method, state):
+    for row in shown:
         status = re.split("[:,]", row.status)[0]
         control = row.objective == CONTROL
         objective = f"{row.objective} (control)" if control else row.objective
@@ -69,6 +83,13 @@ def leaderboard_table(record: SearchRecord, method: str = "", state: str = "") -
             style="bold" if control else styles.get(status, "dim"),
         )
     return table
+
+
+def _head(record: SearchRecord, rows: list[LeaderboardRow]) -> list[LeaderboardRow]:
+    """The first rows, and those of the controls that gains are measured against."""
+    controls = [record.control_of(student) for student in record.experiment.students]
+    kept = {control.number for control in controls if control is not None}
+    return rows[:HEAD] + [row for row in rows[HEAD:] if row.trial in kept]
 
 
 def confirmed_table(record: SearchRecord) -> Table:
@@ -116,12 +137,11 @@ def _milliseconds(latency: float | None) -> str:
     return "" if latency is None else f"{latency:.3g}"
 
 
-def _costs(record: SearchRecord) -> str | None:
-    """What the only student costs."""
-    lines = [
+def _costs(record: SearchRecord) -> list[str]:
+    """What the only student costs, in a line."""
+    return [
         f"student {name}: {cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds, "
         f"{_milliseconds(cost.latency_ms)} ms an image, {_milliseconds(cost.batch_latency_ms)} ms "
         f"a batch of {LATENCY_BATCH}"
         for name, cost in record.student_costs.items()
     ]
-    return "\n".join(lines) or None

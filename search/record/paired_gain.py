@@ -1,8 +1,8 @@
-"""Whether a gain is more than noise: networks compared seed by seed."""
+"""Whether a gain is more than noise: networks compared over several seeds."""
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -14,7 +14,7 @@ class PairedGain:
         mean: over the seeds.
         low: lower end of the interval.
         high: upper end.
-        seeds: number of seeds that both have.
+        seeds: number of seeds that both have; 0 where they are compared without pairs.
     """
 
     mean: float
@@ -48,3 +48,23 @@ def paired_gain(ours: Mapping[int, float], control: Mapping[int, float]) -> Pair
     mean = statistics.fmean(differences)
     half = float(stdtrit(count - 1, 0.975)) * statistics.stdev(differences) / math.sqrt(count)
     return PairedGain(mean, mean - half, mean + half, count)
+
+
+def unpaired_gain(ours: Sequence[float], theirs: Sequence[float]) -> PairedGain:
+    """Welch's t interval of the difference of the means (Welch 1947), for networks that were
+    trained with different seeds; wider than that of pairs.
+
+    Args:
+        ours: accuracies, at least two.
+        theirs: the same of the other network.
+    """
+    from scipy.special import stdtrit
+
+    mean = statistics.fmean(ours) - statistics.fmean(theirs)
+    parts = [(statistics.variance(each) / len(each), len(each) - 1) for each in (ours, theirs)]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return PairedGain(mean, mean, mean, 0)
+    freedom = variance**2 / sum(part**2 / count for part, count in parts)
+    half = float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
+    return PairedGain(mean, mean - half, mean + half, 0)

@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from kdcore.data.image_data import open_data
 from kdcore.errors import NonFiniteLossError
 from kdcore.networks.classifier import build_classifier
+from kdcore.teacher_cache.patience import patiently
 from kdcore.training.evaluation import default_device, evaluate
 from kdcore.training.loop import best_student
 from kdcore.training.report import EpochReport
@@ -20,6 +21,7 @@ from search.experiment.schema import Confirm, Experiment
 from search.experiment.space.point import Point
 from search.experiment.space.trial_config import trial_config
 from search.record.files import HEARTBEAT, write_record
+from search.record.looks import record_look
 from search.record.record import ConfirmationRun, Confirmed, Executions, SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
@@ -121,7 +123,13 @@ class Confirmation:
         labels = {each.label for each in chosen}
         earlier = [each for each in self.record.confirmed if each.label not in labels]
         self._write((*chosen, *earlier))
-        waiting = iter(missing(chosen, fresh_seeds(self.record.experiment, asked.seeds)))
+        planned = missing(chosen, fresh_seeds(self.record.experiment, asked.seeds))
+        if planned:
+            tested = [self._folder(*run) for run in planned]
+            patiently(
+                lambda: record_look(self._storage, self.record, by="confirm", students=tested)
+            )
+        waiting = iter(planned)
         running: dict[Any, tuple[Confirmed, int]] = {}
         while True:
             while len(running) < self._parallel and (ahead := next(waiting, None)):
@@ -147,9 +155,12 @@ class Confirmation:
             seed,
             experiment_json=self.record.experiment.model_dump_json(),
             storage_uri=self._storage.uri,
-            folder=f"searches/{self.record.name}/confirmation/{contender.label}-seed{seed}",
+            folder=self._folder(contender, seed),
             executions=self.record.executions,
         )
+
+    def _folder(self, contender: Confirmed, seed: int) -> str:
+        return f"searches/{self.record.name}/confirmation/{contender.label}-seed{seed}"
 
     def _ended(self, contender: Confirmed, seed: int, reference: Any) -> None:
         reports: list[dict[str, Any]] = []

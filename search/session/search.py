@@ -73,8 +73,11 @@ class Search:
         min_accuracy: float | None = None,
         format: str = "safetensors",
         out: str | Path | None = None,
+        open_test: bool = True,
     ) -> "ExportedStudent":
         """Exports the best student within the limits, and measures the exported files.
+
+        This opens the test split, which is written down: whoever looks often chooses by it.
 
         Args:
             max_params: the largest number of parameters.
@@ -83,6 +86,7 @@ class Search:
                 student, else held out.
             format: `safetensors`, or with a graph beside it: `onnx` or `torch_export`.
             out: the folder to export to; none: `best` in the search's folder.
+            open_test: false measures on the held-out images only.
 
         Raises:
             SearchError: no trial has finished, none is within the limits, a checkpoint is gone or
@@ -95,7 +99,9 @@ class Search:
         folder = Path(out) if out else local_home(self.storage) / "searches" / self.name / "best"
         if folder.is_relative_to(Path.cwd()):
             folder = folder.relative_to(Path.cwd())
-        return export_best(self.record, self.storage, folder, limits=limits, form=format)
+        return export_best(
+            self.record, self.storage, folder, limits=limits, form=format, open_test=open_test
+        )
 
     def register(self, exported: "ExportedStudent") -> "Registration":
         """Registers an exported student in MLflow's model registry.

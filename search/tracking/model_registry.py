@@ -1,7 +1,10 @@
 """Exported students in MLflow's model registry, the best of them under the alias `champion`."""
 
 import hashlib
+import json
 import logging
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,17 +16,22 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
+from torch import Tensor
 
 from kdcore import load_student
 from kdcore.data.image_data import ImageData
 from search.errors import TrackingError
 from search.export.export import ExportedStudent
+from search.record.paired_gain import PairedGain, paired_gain, unpaired_gain
 from search.record.record import SearchRecord
-from search.record.wording import percent
+from search.record.wording import gain_in_words, percent
 
 _CHAMPION = "champion"
-# Tags of a version.
+# Tags of a version. Those of a version that an earlier kdsearch registered lack some.
 ACCURACY, DIGEST, _WEIGHTS = "kdsearch.test_accuracy", "kdsearch.test_digest", "kdsearch.weights"
+BY_SEED = "kdsearch.test_accuracies"  # of a confirmed student, JSON
+HELDOUT, HELDOUT_DIGEST = "kdsearch.heldout_accuracy", "kdsearch.heldout_digest"
+SEARCH, _REASON = "kdsearch.search", "kdsearch.champion"
 
 
 @dataclass(frozen=True)
@@ -45,16 +53,26 @@ class Registration:
 
 def test_digest(data: ImageData) -> str:
     """Identifies a test split; only accuracies on the same one can be compared."""
+    return _digest(data, data.test.labels)
+
+
+def heldout_digest(data: ImageData) -> str:
+    """Identifies the held-out images, as `test_digest` a test split."""
+    return _digest(data, data.heldout.image_ids)
+
+
+def _digest(data: ImageData, chosen: Tensor) -> str:
     digest = hashlib.sha256(f"{data.digest} {data.image_size}".encode())
-    digest.update(data.test.labels.cpu().numpy().tobytes())
+    digest.update(chosen.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def register(record: SearchRecord, exported: ExportedStudent) -> Registration:
     """Registers an exported student as `kdsearch-<experiment>`.
 
-    It becomes the champion if there is none, or if it beats the champion on the same test split.
-    Weights that are registered already are not registered again.
+    It becomes the champion if there is none, or if it is better: see `challenge`. Weights that are
+    registered already are not registered again; what is known of them is brought up to date. The
+    version's description is the model card, and why it became the champion, or why not.
 
     Raises:
         TrackingError: MLflow is away, does not know the search, or refuses; or the student cannot
@@ -73,18 +91,7 @@ def _register(record: SearchRecord, exported: ExportedStudent) -> Registration:
     client = MlflowClient(record.tracking_uri)
     name = f"kdsearch-{record.experiment.name}"
     weights = (exported.folder / "student.safetensors").read_bytes()
-    tags = {
-        ACCURACY: repr(exported.student.test_accuracy),
-        DIGEST: test_digest(exported.data),
-        _WEIGHTS: hashlib.sha256(weights).hexdigest(),
-        "kdsearch.search": record.name,
-        "kdsearch.trial": exported.picked.label,
-        "kdsearch.seed": str(exported.picked.seed),
-    }
-    confirmed = exported.picked.confirmed
-    if confirmed is not None:
-        tags["kdsearch.mean_test_accuracy"] = repr(confirmed.test_accuracy)
-        tags["kdsearch.test_deviation"] = repr(confirmed.test_deviation)
+    tags = _tags(record, exported) | {_WEIGHTS: hashlib.sha256(weights).hexdigest()}
     known = client.search_model_versions(f"name = '{name}'")
     found = next((each for each in known if each.tags.get(_WEIGHTS) == tags[_WEIGHTS]), None)
     if found is None:
@@ -96,14 +103,50 @@ def _register(record: SearchRecord, exported: ExportedStudent) -> Registration:
             f"models:/{model}",
             run,
             tags,
-            description=(exported.folder / "README.md").read_text(),
             model_id=model,
         )
+    else:
+        for key, value in tags.items():
+            client.set_model_version_tag(name, found.version, key, value)
     champion = _champion(client, name)
     wins, reason = challenge(champion, found, tags)
+    story = reason
+    if champion is not None and champion.version == found.version:
+        story = found.tags.get(_REASON, reason)  # how it became the champion
+    client.set_model_version_tag(name, found.version, _REASON, story)
+    card = (exported.folder / "README.md").read_text()
+    card += f"\n## Champion\n\nVersion {found.version} of {name}: {story}.\n"
+    client.update_model_version(name, found.version, card)
     if wins:
         client.set_registered_model_alias(name, _CHAMPION, found.version)
     return Registration(name, str(found.version), wins, reason)
+
+
+def _tags(record: SearchRecord, exported: ExportedStudent) -> dict[str, str]:
+    """What is known of an exported student, and what it is compared by."""
+    picked = exported.picked
+    confirmed = picked.confirmed
+    searched = next((each for each in record.trials if each.number == picked.trial), None)
+    heldout = picked.heldout_accuracy
+    if searched is not None and searched.heldout_accuracy is not None:
+        heldout = searched.heldout_accuracy
+    elif confirmed is not None:  # as published, which the search did not try
+        heldout = confirmed.heldout_accuracy
+    tags = {
+        HELDOUT: repr(heldout),
+        HELDOUT_DIGEST: heldout_digest(exported.data),
+        DIGEST: test_digest(exported.data),
+        SEARCH: record.name,
+        "kdsearch.trial": picked.label,
+        "kdsearch.seed": str(picked.seed),
+    }
+    if exported.test_accuracy is not None:
+        tags[ACCURACY] = repr(exported.test_accuracy)
+    if confirmed is not None:
+        tags[BY_SEED] = json.dumps(confirmed.test_accuracies)
+        tags["kdsearch.mean_test_accuracy"] = repr(confirmed.test_accuracy)
+        tags["kdsearch.test_deviation"] = repr(confirmed.test_deviation)
+    return tags
 
 
 def _log_model(
@@ -163,27 +206,66 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
 
 
 def challenge(
-    champion: ModelVersion | None, challenger: ModelVersion, tags: dict[str, str]
+    champion: ModelVersion | None, challenger: ModelVersion, tags: Mapping[str, str]
 ) -> tuple[bool, str]:
     """Whether a version is the champion from now on, and why.
+
+    Two confirmed students are compared by their accuracies on the test split: seed by seed, where
+    they share two seeds. All others are compared by their held-out accuracies in their searches:
+    the test split, which may have been opened for many, must not choose among them. A champion that
+    cannot be compared stays.
 
     Args:
         champion: the present champion.
         challenger: the version; it may be the champion itself.
-        tags: the challenger's accuracy on the test split, and the split's digest.
+        tags: the challenger's.
     """
-    accuracy = float(tags[ACCURACY])
     if champion is None:
-        return True, f"the first champion, with {percent(accuracy)} % on the test split"
+        return True, f"the first champion, with {_figures(tags)}"
     if champion.version == challenger.version:
-        return True, f"the champion already, with {percent(accuracy)} % on the test split"
-    if champion.tags.get(DIGEST) != tags[DIGEST]:
-        return (
-            False,
-            f"version {champion.version} stays the champion: its test split is another one",
+        return True, f"the champion already, with {_figures(tags)}"
+    theirs: Mapping[str, str] = champion.tags
+    other = f"version {champion.version}"
+    stays = f"{other} stays the champion"
+    if BY_SEED in tags and BY_SEED in theirs:
+        if tags[DIGEST] != theirs.get(DIGEST):
+            return False, f"{stays}: its test split is another one"
+        gain = _gain(_by_seed(tags), _by_seed(theirs))
+        seeds = f"paired by {gain.seeds} fresh seeds" if gain.seeds else "with other fresh seeds"
+        wins = gain.mean > 0
+        figures = (
+            f"{gain_in_words(gain)}, in percentage points on the test split over {other}, {seeds}"
         )
-    best = float(champion.tags[ACCURACY])
-    figures = f"{percent(accuracy)} % on the test split against {percent(best)} %"
-    if accuracy > best:
-        return True, f"the new champion, with {figures} of version {champion.version}"
-    return False, f"version {champion.version} stays the champion: {figures}"
+    elif HELDOUT not in theirs:
+        return False, (
+            f"{stays}: an earlier kdsearch registered it, without the held-out accuracy to compare "
+            f"by; kdsearch best {theirs.get(SEARCH, 'NAME')} adds it, or move the alias in MLflow"
+        )
+    elif tags[HELDOUT_DIGEST] != theirs.get(HELDOUT_DIGEST):
+        return False, f"{stays}: its held-out images are others"
+    else:
+        accuracy, best = float(tags[HELDOUT]), float(theirs[HELDOUT])
+        wins = accuracy > best
+        figures = (
+            f"{percent(accuracy)} % held out against {percent(best)} % of {other}; "
+            f"to tell that from noise, confirm both"
+        )
+    return wins, f"the new champion: {figures}" if wins else f"{stays}: {figures}"
+
+
+def _figures(tags: Mapping[str, str]) -> str:
+    """How good a version is, with nothing to compare it to."""
+    if BY_SEED not in tags:
+        return f"{percent(float(tags[HELDOUT]))} % held out"
+    accuracies = _by_seed(tags)
+    mean = percent(statistics.fmean(accuracies.values()))
+    return f"{mean} % on the test split, the mean of {len(accuracies)} fresh seeds"
+
+
+def _by_seed(tags: Mapping[str, str]) -> dict[int, float]:
+    return {int(seed): accuracy for seed, accuracy in json.loads(tags[BY_SEED]).items()}
+
+
+def _gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> PairedGain:
+    paired = paired_gain(ours, theirs)
+    return paired or unpaired_gain([*ours.values()], [*theirs.values()])

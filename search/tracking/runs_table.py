@@ -30,12 +30,11 @@ def columns(record: SearchRecord) -> dict[str, int]:
 
 def _main_settings(record: SearchRecord) -> list[str]:
     """The first numeric settings that one meets going down the leaderboard."""
-    names = dict.fromkeys(
-        plain_name(key)
-        for trial in rank(record.trials)
-        for key, value in trial.point.items()
-        if is_number(value)
-    )
+    names: dict[str, None] = {}
+    for trial in rank(record.trials):
+        names |= dict.fromkeys(plain_name(k) for k, v in trial.point.items() if is_number(v))
+        if len(names) >= _MOST_SETTINGS:
+            break
     return list(names)[:_MOST_SETTINGS]
 
 

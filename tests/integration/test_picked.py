@@ -19,6 +19,7 @@ import kdcore
 from kdcore.data.image_data import ImageData, open_data
 from search.export.graph_formats import GRAPHS
 from search.record.files import read_record, write_record
+from search.record.looks import looks_at
 from search.record.record import ConfirmationRun, SearchRecord
 from search.record.storage import Storage
 from tests.integration.commands import Command, kdsearch, succeeded
@@ -104,6 +105,10 @@ def test_a_cut_confirmation_goes_on_and_repeats_nothing(
     assert len(re.findall(r"again with seed \d+: held-out", said)) == 8 - len(known)
     assert after.trials == before.trials
     assert after.state == "finished"
+    looks = [look for look in looks_at(storage, after.experiment.data) if look.search == "worse"]
+    assert len(looks) == 1 + (len(known) < 8)  # none without a run that was missing
+    tested = {run.checkpoint for each in after.confirmed for run in each.runs}
+    assert {student for look in looks for student in look.students} == tested
 
 
 def test_best_control_and_published_setting_have_the_same_fresh_seeds(
@@ -118,6 +123,15 @@ def test_best_control_and_published_setting_have_the_same_fresh_seeds(
         assert list(each.test_accuracies) == [1, 2]
         assert all(len(run.accuracies) == 4 for run in each.runs)
     assert record.confirmed_gain(roles["best"]) is not None
+
+
+def test_the_confirmation_of_a_launch_is_one_look_at_the_test_split(
+    record: SearchRecord, storage: Storage
+) -> None:
+    looks = looks_at(storage, record.experiment.data)
+    (look,) = (look for look in looks if (look.by, look.search) == ("confirm", "task-1"))
+    runs = [run for each in record.confirmed for run in each.runs]
+    assert sorted(look.students) == sorted(str(run.checkpoint) for run in runs)
 
 
 def test_the_leaderboard_has_the_confirmed_first(folder: Path, record: SearchRecord) -> None:
@@ -259,15 +273,23 @@ def test_the_champion_changes_only_for_a_better_one_and_answers_requests(
     logged = read_record(storage, "worse").model_copy(update={"name": "logged", **known})
     write_record(storage, logged)
     second = succeeded(folder, "best", "logged", "--out", "second")
-    assert "version 2: version 1 stays the champion" in second
+    noise = r"-\d+\.\d\d \[.*\] (more than|within) noise, in .* paired by 2 fresh seeds"
+    assert re.search(f"version 2: version 1 stays the champion: {noise}", second)
     assert champion() == "1"
+    loser = client.get_model_version("kdsearch-task", "2").description or ""
+    assert re.search(
+        rf"## Champion\n\nVersion 2 of kdsearch-task: version 1 stays .*{noise}", loser
+    )
     version = client.get_model_version("kdsearch-task", "1")
     student = kdcore.load_student(folder / "registered")
     with torch.no_grad():
         right = student(data.test.images).argmax(1) == data.test.labels
     accuracy = float(version.tags["kdsearch.test_accuracy"])
     assert accuracy == pytest.approx(right.double().mean().item())
-    assert "## Licences" in (version.description or "")
+    card = version.description or ""
+    assert "## Licences" in card
+    assert "kdsearch-task: the first champion" in card  # registered again, it tells it still
+    assert "Test split looked at" in card
     images = data.test.images[:4]
     answer = _served(record.tracking_uri, {"inputs": images.tolist()})
     logits = torch.tensor(answer["predictions"])

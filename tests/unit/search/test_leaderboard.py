@@ -14,6 +14,7 @@ from rich.console import Console
 from kdcore.networks.cost import NetworkCost
 from search.errors import SearchError
 from search.leaderboard.formats import as_bytes, leaderboard_frame
+from search.leaderboard.progress import how_far
 from search.leaderboard.ranking import leaderboard
 from search.leaderboard.tables import leaderboard_table
 from search.record.files import read_record, search_storage, write_record
@@ -170,6 +171,43 @@ def test_the_table_fits_a_terminal_of_80_columns_and_marks_the_control() -> None
     assert "none (control)" in text
     assert "+5.00" in text
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
+
+
+def test_a_long_table_has_its_head_the_controls_and_how_to_see_all() -> None:
+    def shown(trials: int, **options: bool) -> str:
+        every = (trial(number, 0.95 - number / 1e4) for number in range(1, trials))
+        console = Console(width=120, file=io.StringIO())
+        with console.capture() as captured:
+            console.print(leaderboard_table(record_of(CONTROL, *every), **options))
+        return captured.get()
+
+    def ranks(text: str) -> list[int]:
+        return [int(line[:5]) for line in text.splitlines()[2:] if line[:5].strip().isdigit()]
+
+    assert ranks(shown(49)) == [*range(1, 50)]  # and the teacher
+    cut = shown(60)
+    assert ranks(cut) == [*range(1, 40), 60]
+    assert "none (control)" in cut
+    assert cut.splitlines()[-1].startswith("20 more rows: --all or --format csv")
+    whole = shown(60, whole=True)
+    assert ranks(whole) == [*range(1, 61)]
+    assert "more rows" not in whole
+
+
+def test_how_far_a_search_is_names_the_first_of_the_board() -> None:
+    record = record_of(
+        CONTROL,
+        trial(1, None, state="running"),
+        trial(2, 0.95),
+        trial(3, 0.95, heldout_loss=0.5, state="stopped"),
+        trial(4, 0.95, heldout_loss=0.5),
+    )
+    states = "1 running, 1 stopped, 3 finished of 4"
+    assert how_far(record) == f"{states} | best 95.00 % (trial 3)"
+    assert how_far(record_of(trial(1, None, state="failed"))) == (
+        "0 running, 0 stopped, 0 finished, 1 failed of 4"
+    )
+    assert how_far(record_of()) == "0 running, 0 stopped, 0 finished of 4"
 
 
 COST = NetworkCost(77_754, 763_520, 0.32, 2.0, "CPU", 1)

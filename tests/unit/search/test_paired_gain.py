@@ -1,10 +1,10 @@
-"""Paired intervals, against scipy and by their properties."""
+"""Intervals of gains, against scipy and by their properties."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from search.record.paired_gain import paired_gain
+from search.record.paired_gain import paired_gain, unpaired_gain
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 30])
@@ -49,3 +49,16 @@ def test_a_loss_may_be_more_than_noise_and_no_gain_never_is() -> None:
     assert worse.is_more_than_noise
     assert same is not None
     assert not same.is_more_than_noise
+
+
+@pytest.mark.parametrize(("count", "others"), [(2, 2), (2, 5), (30, 4)])
+def test_without_pairs_the_interval_is_that_of_scipys_welch_test(count: int, others: int) -> None:
+    draw = np.random.default_rng(count)
+    ours, theirs = draw.normal(0.95, 0.01, count), draw.normal(0.94, 0.003, others)
+    test = stats.ttest_ind(ours, theirs, equal_var=False)
+    expected = test.confidence_interval(0.95)
+    gain = unpaired_gain([*ours], [*theirs])
+    assert gain.mean == pytest.approx(ours.mean() - theirs.mean(), abs=1e-12)
+    assert (gain.low, gain.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert gain.is_more_than_noise == (test.pvalue < 0.05)
+    assert unpaired_gain([0.9, 0.9], [0.8, 0.8]).low == pytest.approx(0.1)  # no deviation at all

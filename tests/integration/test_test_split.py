@@ -1,0 +1,80 @@
+"""The test split stays shut until somebody asks for it, and each look at it is written down."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdcore.data.split import Split
+from kdcore.networks.classifier import Classifier
+from search.cli.launching import _show_end
+from search.export import export
+from search.record.files import write_record
+from search.record.storage import Storage
+from search.session.search import Search
+from tests.integration.stored_search import unpacked
+
+
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+    """A small search that has finished, in its user's folder."""
+    monkeypatch.chdir(tmp_path)
+    record = unpacked(tmp_path)
+    changes = {"state": "finished", "trials": record.trials[:2]}
+    storage = Storage("runs")
+    return Search(write_record(storage, record.model_copy(update=changes)), storage)
+
+
+@pytest.fixture
+def looks_when_tested(found: Search, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of looks that were written down whenever a network was tested."""
+    counts: list[int] = []
+    measure: Callable[[Classifier, Split], tuple[float, float]] = export.evaluate
+    tested = export.open_data(found.record.experiment.data, Path("runs")).test.labels
+
+    def watched(classifier: Classifier, split: Split) -> tuple[float, float]:
+        if len(split) == len(tested):
+            counts.append(len(list(Path("runs/looks").glob("*/*.json"))))
+        return measure(classifier, split)
+
+    monkeypatch.setattr(export, "evaluate", watched)
+    return counts
+
+
+def test_a_launch_exports_the_best_and_says_how_to_open_the_test_split(
+    found: Search, looks_when_tested: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _show_end(found, "runs")
+    assert looks_when_tested == []
+    card = Path("runs/searches/stored-1/best/README.md").read_text()
+    metrics = json.loads(Path("runs/searches/stored-1/best/student.json").read_text())["metrics"]
+    assert metrics == {"heldout_accuracy": found.record.trials[1].heldout_accuracy}
+    said = capsys.readouterr().out
+    for text in (said, card):
+        assert "held-out %" in text
+        assert "test %" not in text
+        assert "est split not looked at yet" in text
+        assert "kdsearch confirm stored-1" in text
+        assert "kdsearch best stored-1" in text
+
+
+def test_best_opens_it_once_more_each_time_and_says_so(
+    found: Search, looks_when_tested: list[int]
+) -> None:
+    first = found.best()
+    assert first.test_accuracy is not None
+    assert looks_when_tested == [1, 1, 1]  # student, teacher, control
+    (look,) = first.looks
+    assert (look.by, look.search) == ("best", "stored-1")
+    assert look.students == tuple(trial.checkpoint for trial in found.record.trials[::-1])
+    words = "Test split looked at once for this task, at 2 different students."
+    assert words in (first.folder / "README.md").read_text()
+    other = write_record(found.storage, found.record.model_copy(update={"name": "other"}))
+    again = Search(other, found.storage).best()
+    assert len(again.looks) == 2
+    shut = found.best(open_test=False)
+    assert (shut.looks, shut.test_accuracy) == (again.looks, None)
+    words = "Test split looked at 2 times for this task, at 2 different students."
+    assert words in (shut.folder / "README.md").read_text()
+    assert looks_when_tested == [1, 1, 1, 2, 2, 2]
