@@ -182,7 +182,8 @@ class Recorder(tune.Callback):
         self._tracker.end_trial(ended)
         if ended.is_control:
             self._tracker.log_gains(self.record, ended.student)
-        self._tracker.log_cost(self.record)
+        over = sum(not trial.unfinished for trial in self.record.trials)
+        self._tracker.log_cost(self.record, over)
         self._tracker.log_runs_table(self.record)
         self._progress.trial_ended(ended, self.record)
         self._write()
