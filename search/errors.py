@@ -14,6 +14,7 @@ __all__ = [
     "DataError",
     "ExperimentError",
     "KdsearchError",
+    "LostSearchError",
     "Problem",
     "SearchError",
     "SearchFailedError",
@@ -81,6 +82,10 @@ class SearchError(KdsearchError, ValueError):
 
 class SearchFailedError(KdsearchError):
     """A search that began could not continue; the message says why."""
+
+
+class LostSearchError(SearchFailedError):
+    """Another process has taken a search over, so this one may not write to it any more."""
 
 
 class TrackingError(KdsearchError):

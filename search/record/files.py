@@ -1,25 +1,32 @@
 """The record of a search as a file in its storage."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
 from kdcore.errors import did_you_mean
 from search.errors import SearchError, StorageError
+from search.record.owner import SILENCE, Owner, running_on
 from search.record.record import SearchRecord
-from search.record.storage import Storage
-
-# A running search writes its record at least every half minute; one that is silent has died.
-HEARTBEAT = timedelta(seconds=30)
-SILENCE = timedelta(minutes=3)
+from search.record.storage import Storage, search_storage
 
 
-def search_storage(storage: Storage, name: str) -> Storage:
-    return storage / f"searches/{name}"
+def write_record(
+    storage: Storage, record: SearchRecord, owner: Owner | None = None
+) -> SearchRecord:
+    """Writes a search's record with the present time; returns what was written.
 
+    Args:
+        storage: where searches are kept.
+        record: of the search.
+        owner: this process as the search's; none: nobody runs it.
 
-def write_record(storage: Storage, record: SearchRecord) -> SearchRecord:
-    """Writes a search's record with the present time; returns what was written."""
+    Raises:
+        LostSearchError: another process has taken the search; nothing is written.
+        StorageError: the storage cannot be written to.
+    """
+    if owner is not None:
+        owner.check()
     record = record.model_copy(update={"updated": datetime.now(UTC)})
     content = record.model_dump_json(indent=1).encode()
     search_storage(storage, record.name).write("search.json", content)
@@ -27,7 +34,7 @@ def write_record(storage: Storage, record: SearchRecord) -> SearchRecord:
 
 
 def read_record(storage: Storage, name: str) -> SearchRecord:
-    """Reads a search's record. A search whose driver has fallen silent is interrupted.
+    """Reads a search's record. A search whose driver has died or fallen silent is interrupted.
 
     Raises:
         SearchError: there is no such search, or its record is damaged.
@@ -42,9 +49,17 @@ def read_record(storage: Storage, name: str) -> SearchRecord:
     except (ValidationError, StorageError) as error:
         first = str(error).splitlines()[0]
         raise SearchError(f"the record of search {name!r} is damaged: {first}") from None
-    if record.state == "running" and datetime.now(UTC) - record.updated > SILENCE:
+    if record.state == "running" and not _runs(storage, record):
         record = interrupted(record)
     return record
+
+
+def _runs(storage: Storage, record: SearchRecord) -> bool:
+    """Whether a record that says that it runs has a living driver."""
+    owner = running_on(search_storage(storage, record.name))
+    if owner is None:  # of version 0.1.0
+        return datetime.now(UTC) - record.updated <= SILENCE
+    return bool(owner)
 
 
 def interrupted(record: SearchRecord) -> SearchRecord:

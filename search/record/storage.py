@@ -1,14 +1,19 @@
 """Where searches are stored: a folder, or a bucket that pyarrow can reach."""
 
+import errno
 import io
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from search.errors import SearchError, StorageError
+
+# Of file systems without hard links.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EMLINK)
 
 
 @contextmanager
@@ -41,11 +46,17 @@ class Files(Protocol):
     def write(self, path: str, content: BinaryIO) -> None:
         """Writes a file whole or not at all."""
 
+    def create(self, path: str, content: bytes) -> bool:
+        """Writes a file whole, where nobody else has written one; False if somebody has."""
+
     def copy_out(self, path: str, file: Path) -> None:
         """Copies a file to a local one."""
 
     def remove(self, path: str) -> None:
         """Removes a file."""
+
+    def remove_folder(self, path: str) -> None:
+        """Removes a folder with all that is in it."""
 
     def upload(self, folder: Path, path: str) -> None:
         """Copies a local folder's files into a folder below."""
@@ -84,17 +95,50 @@ class _LocalFiles:
                 partial.unlink()  # a full disk gets its space back
             raise
 
+    def create(self, path: str, content: bytes) -> bool:
+        target = self._root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+        try:
+            partial.write_bytes(content)
+            try:
+                os.link(partial, target)
+            except FileExistsError:
+                # A network file system may have lost the answer to the first of two requests.
+                return partial.stat().st_nlink == 2
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _created_exclusively(target, content)
+            return True
+        finally:
+            with suppress(OSError):
+                partial.unlink()
+
     def copy_out(self, path: str, file: Path) -> None:
         shutil.copyfile(self._root / path, file)
 
     def remove(self, path: str) -> None:
         (self._root / path).unlink()
 
+    def remove_folder(self, path: str) -> None:
+        shutil.rmtree(self._root / path)
+
     def upload(self, folder: Path, path: str) -> None:
         shutil.copytree(folder, self._root / path, dirs_exist_ok=True)
 
     def download(self, path: str, folder: Path) -> None:
         shutil.copytree(self._root / path, folder, dirs_exist_ok=True)
+
+
+def _created_exclusively(target: Path, content: bytes) -> bool:
+    """As `create` without hard links; a reader may see the file half written."""
+    try:
+        with target.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
 
 
 class Storage:
@@ -171,6 +215,19 @@ class Storage:
         with _trying_to(f"{self.uri}/{path} cannot be written"):
             self._files.write(path, io.BytesIO(content))
 
+    def create(self, path: str, content: bytes) -> bool:
+        """Writes a file that must not exist yet: of several processes at a time, on whatever
+        machines, at most one succeeds.
+
+        Returns:
+            Whether it was this one.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with _trying_to(f"{self.uri}/{path} cannot be written"):
+            return self._files.create(path, content)
+
     def copy_in(self, file: Path, path: str) -> None:
         """Copies a local file to here, whole or not at all.
 
@@ -201,6 +258,15 @@ class Storage:
         with _trying_to(f"{self.uri}/{path} cannot be removed"):
             self._files.remove(path)
 
+    def remove_folder(self, path: str) -> None:
+        """Removes a folder with all that is in it.
+
+        Raises:
+            StorageError: there is none, or it cannot be removed.
+        """
+        with _trying_to(f"{self.uri}/{path} cannot be removed"):
+            self._files.remove_folder(path)
+
     def upload(self, folder: Path, path: str) -> None:
         """Copies a local folder's files into a folder below this one.
 
@@ -219,6 +285,11 @@ class Storage:
         with _trying_to(f"{self.uri}/{path} cannot be copied to {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             self._files.download(path, folder)
+
+
+def search_storage(storage: Storage, name: str) -> Storage:
+    """Where a search keeps what is its own."""
+    return storage / f"searches/{name}"
 
 
 def workspace_of(storage: Storage) -> Path:

@@ -5,6 +5,7 @@ leaves the older one, and a file that is damaged later is noticed and passed ove
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,13 @@ class Checkpoints:
     Args:
         storage: where searches are kept.
         folder: the trial's, relative to the storage.
+        check: called before anything is written; raises where this process may not.
     """
 
-    def __init__(self, storage: Storage, folder: str) -> None:
-        self._storage, self._folder = storage, folder
+    def __init__(
+        self, storage: Storage, folder: str, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._storage, self._folder, self._check = storage, folder, check
         self._index = _Index()
 
     def save(self, local: Path, reports: list[dict[str, Any]]) -> None:
@@ -59,7 +63,9 @@ class Checkpoints:
 
         Raises:
             OSError: the storage cannot be written to; what was saved before is still there.
+            LostSearchError: another process has taken the search.
         """
+        self._check()
         newest = self._index.saved[:1]
         file = "even.pt" if newest and newest[0].file == "odd.pt" else "odd.pt"
         source = local / FILE_NAME

@@ -20,8 +20,9 @@ from kdcore.training.report import EpochReport
 from search.experiment.schema import Confirm, Experiment
 from search.experiment.space.point import Point
 from search.experiment.space.trial_config import trial_config
-from search.record.files import HEARTBEAT, write_record
+from search.record.files import write_record
 from search.record.looks import record_look
+from search.record.owner import HEARTBEAT, Owner
 from search.record.record import ConfirmationRun, Confirmed, Executions, SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
@@ -94,6 +95,7 @@ class Confirmation:
     Args:
         record: of the search.
         storage: where it is kept.
+        owner: this process as the search's.
         tracker: gets each run.
         progress: says how each ended.
         parallel: how many run at a time.
@@ -106,13 +108,14 @@ class Confirmation:
         self,
         record: SearchRecord,
         storage: Storage,
+        owner: Owner,
         tracker: Tracker,
         progress: LiveDisplay,
         parallel: int,
     ) -> None:
         self.record = record
         self._storage, self._tracker, self._progress = storage, tracker, progress
-        self._parallel = parallel
+        self._parallel, self._owner = parallel, owner
 
     def run(self, asked: Confirm) -> None:
         """Trains what the record does not have yet; runs that failed are tried again."""
@@ -200,7 +203,7 @@ class Confirmation:
             update={"confirmed": confirmed, **self._tracker.ids},
         )
         try:
-            self.record = write_record(self._storage, self.record)
+            self.record = write_record(self._storage, self.record, self._owner)
         except OSError as error:
             print(f"the record could not be written: {error}", file=sys.stderr)
 

@@ -1,6 +1,7 @@
 """Launching, resuming and confirming a search."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 import ray
@@ -12,12 +13,12 @@ from search.errors import ExperimentError, Problem, SearchError
 from search.experiment.reading import check_name, with_budgets
 from search.experiment.schema import Confirm, Experiment
 from search.record.files import interrupted, read_record
+from search.record.owner import Owner, owned
 from search.record.record import SearchRecord
 from search.record.storage import Storage, default_tracking_uri, local_home
 from search.record.wording import as_typed
 from search.session.contenders import contenders
 from search.session.live_display import LiveDisplay
-from search.session.owner import only_process
 from search.session.preflight import (
     Plan,
     cautions,
@@ -64,14 +65,35 @@ def launch(
     if name is not None:
         check_name(name)
     prepared = plan(experiment, storage, source)
-    if name is not None and name in (storage / "searches").names():
-        message = f"{name!r} is taken; choose another, or leave --name out"
-        raise ExperimentError("--name", [Problem(key="", message=message)])
-    record = fresh_record(
-        experiment, storage, name or free_name(storage, experiment.name), tracking_uri
-    )
-    with only_process(storage, record):
-        return _run(prepared, storage, record, address)
+    with taken(storage, experiment.name, name) as owner:
+        record = fresh_record(experiment, storage, owner.search, tracking_uri)
+        return _run(prepared, storage, record, owner, address)
+
+
+@contextmanager
+def taken(storage: Storage, task: str, name: str | None) -> Iterator[Owner]:
+    """Takes a name for a new search, and holds it to the end of the block.
+
+    Args:
+        storage: where searches are kept.
+        task: of whose name the first free number is taken, where there is no name.
+        name: of the search.
+
+    Raises:
+        ExperimentError: the name is taken.
+    """
+    with ExitStack() as stack:
+        while True:
+            try:
+                wanted = name or free_name(storage, task)
+                owner = stack.enter_context(owned(storage, wanted, new=True))
+                break
+            except SearchError:
+                if name is None:  # somebody was faster
+                    continue
+                message = f"{name!r} is taken; choose another, or leave --name out"
+                raise ExperimentError("--name", [Problem(key="", message=message)]) from None
+        yield owner
 
 
 def fresh_record(
@@ -114,8 +136,8 @@ def resume(
         ExperimentError: the experiment cannot be run any more.
         ClusterError, SearchFailedError: as `launch`.
     """
-    record = read_record(storage, name)
-    with only_process(storage, record):
+    read_record(storage, name)
+    with owned(storage, name) as owner:
         record = read_record(storage, name)
         experiment = with_budgets(record.experiment, overrides)
         search = experiment.search
@@ -129,7 +151,7 @@ def resume(
                 f"{record.spent_budget}, {record.cost} in all; "
                 f"give it more with --set search.hours=..., gpu_hours or cpu_hours"
             )
-        return _run(plan(experiment, storage, name), storage, record, address)
+        return _run(plan(experiment, storage, name), storage, record, owner, address)
 
 
 def confirm(
@@ -158,8 +180,8 @@ def confirm(
         ClusterError, SearchFailedError: as `launch`.
         KeyboardInterrupt: Ctrl-C cut it off; what had ended is in the record.
     """
-    record = read_record(storage, name)
-    with only_process(storage, record):
+    read_record(storage, name)
+    with owned(storage, name) as owner:
         record = interrupted(read_record(storage, name))
         asked = record.experiment.confirm or Confirm()
         asked = Confirm(top=top or asked.top, seeds=seeds or asked.seeds)
@@ -169,13 +191,14 @@ def confirm(
             )
         record = record.model_copy(update={"state": "running"})
         prepared = plan(record.experiment, storage, name)
-        return _run(prepared, storage, record, address, confirm_only=asked)
+        return _run(prepared, storage, record, owner, address, confirm_only=asked)
 
 
 def _run(
     prepared: Plan,
     storage: Storage,
     record: SearchRecord,
+    owner: Owner,
     address: str | None,
     confirm_only: Confirm | None = None,
 ) -> SearchRecord:
@@ -191,7 +214,7 @@ def _run(
             for caution in idle_gpus_caution(prepared.experiment, gpus(), place):
                 progress.say(f"caution: {caution}")
             parallel = places_for_trials(prepared.experiment, storage)
-            session = Session(prepared, storage, record, progress, log, parallel)
+            session = Session(prepared, storage, record, owner, progress, log, parallel)
             return session.run(confirm_only)
         finally:
             ray.shutdown()

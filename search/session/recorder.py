@@ -9,10 +9,12 @@ from ray import tune
 
 from kdcore.training.report import EpochReport
 from search.cluster.ray_private import failures_of
+from search.errors import LostSearchError
 from search.experiment.schema import CONTROL
 from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import trial_config
-from search.record.files import HEARTBEAT, write_record
+from search.record.files import write_record
+from search.record.owner import HEARTBEAT, Owner
 from search.record.record import REASON, SAVED, SearchRecord, TrialRecord
 from search.record.storage import Storage
 from search.record.trial_checkpoints import trial_folder
@@ -33,18 +35,26 @@ def reason_of(traceback: str) -> str:
 
 
 class Recorder(tune.Callback):
-    """Keeps the search's record up to date, and MLflow and the display with it."""
+    """Keeps the search's record up to date, and MLflow and the display with it.
+
+    Attributes:
+        record: of the search.
+        lost: says that another process has taken the search over; then nothing is told any more.
+    """
 
     def __init__(
         self,
         record: SearchRecord,
         storage: Storage,
+        owner: Owner,
         tracker: Tracker,
         reporter: Reporter,
         progress: LiveDisplay,
         stop: StopRequest,
     ) -> None:
         self.record = record
+        self.lost: LostSearchError | None = None
+        self._owner = owner
         self._storage, self._tracker, self._progress = storage, tracker, progress
         self._reporter, self._stop = reporter, stop
         self._written = self._counted = time.monotonic()
@@ -111,6 +121,12 @@ class Recorder(tune.Callback):
         )
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        try:
+            self._owner.check_after_silence()
+        except LostSearchError:
+            self._write()
+        except OSError:
+            pass
         self._count_costs()
         self._reporter.update(self.record)
         if time.monotonic() - self._written > HEARTBEAT.total_seconds():
@@ -193,7 +209,10 @@ class Recorder(tune.Callback):
         self._written = time.monotonic()
         self.record = self.record.model_copy(update=self._tracker.ids)
         try:
-            self.record = write_record(self._storage, self.record)
+            self.record = write_record(self._storage, self.record, self._owner)
+        except LostSearchError as error:
+            self.lost, self._stop.made = error, True
+            self._tracker.abandon()
         except OSError as error:
             print(f"the record could not be written: {error}", file=sys.stderr)
         self._progress.update(self.record)

@@ -18,12 +18,13 @@ from kdcore.teacher_cache.patience import patiently
 from kdcore.training.report import EpochReport
 from search.cluster.machines import machines
 from search.cluster.ray_private import outlasting_full_memory
-from search.errors import KdsearchError, SearchFailedError
+from search.errors import KdsearchError, LostSearchError, SearchFailedError
 from search.experiment.schema import Confirm
 from search.experiment.space.point import NUMBER
-from search.record.files import HEARTBEAT, interrupted, read_record, search_storage, write_record
+from search.record.files import interrupted, read_record, write_record
+from search.record.owner import HEARTBEAT, Owner
 from search.record.record import SearchRecord, TrialRecord
-from search.record.storage import Storage, local_home
+from search.record.storage import Storage, local_home, search_storage
 from search.record.wording import as_typed, percent
 from search.report.reporter import Reporter
 from search.session.confirmation import Confirmation
@@ -50,6 +51,7 @@ class Session:
         prepared: what is searched.
         storage: where the search is kept.
         record: of the search, as an earlier session left it.
+        owner: this process as the search's.
         progress: shows how far it is.
         log: where libraries write, for messages.
         parallel: number of trials at a time.
@@ -60,6 +62,7 @@ class Session:
         prepared: Plan,
         storage: Storage,
         record: SearchRecord,
+        owner: Owner,
         progress: LiveDisplay,
         log: Path,
         parallel: int,
@@ -81,16 +84,17 @@ class Session:
         )
         report = self._folder / "report"
         self._reporter = Reporter(report, lambda: self._tracker.log_report(report))
-        self._parallel = parallel
+        self._parallel, self._owner = parallel, owner
 
     def run(self, confirm_only: Confirm | None = None) -> SearchRecord:
         """Runs the trials, and what the experiment wants confirmed; or only a confirmation.
 
         Raises:
             SearchFailedError: the teacher failed, or a student could not be measured.
+            LostSearchError: another process has taken the search over.
         """
         experiment = self._plan.experiment
-        self._record = write_record(self._storage, self._record)
+        self._record = write_record(self._storage, self._record, self._owner)
         resolved = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
         search_storage(self._storage, self._record.name).write("experiment.yaml", resolved.encode())
         self._tracker.open()
@@ -114,6 +118,9 @@ class Session:
                 asked = experiment.confirm
             if asked is not None:
                 self._confirm(asked)
+        except LostSearchError:
+            self._tracker.abandon()
+            raise
         except KeyboardInterrupt:
             self._record = interrupted(self._record)
             if confirm_only is not None:
@@ -123,22 +130,27 @@ class Session:
             self._record = interrupted(self._record).model_copy(update={"state": "failed"})
             raise
         finally:
-            for trial in self._record.trials:
-                if trial.state == "interrupted":  # by Ctrl-C or a crash: no callback told of it
-                    self._tracker.end_trial(trial)
-            self._tracker.log_runs_table(self._record)
-            self._tracker.end_search(self._record)
-            self._reporter.finish(self._record)
-            lost = self._tracker.close()
-            self._record = self._record.model_copy(update=self._tracker.ids)
-            self._record = patiently(lambda: write_record(self._storage, self._record))
-            if lost:
-                self._progress.say(
-                    f"MLflow missed {lost} of this search's entries; the leaderboard has them all. "
-                    f"kdsearch resume {self._record.name} brings them to it; "
-                    f"see {as_typed(self._log)}"
-                )
+            if not self._tracker.is_abandoned:
+                self._finish()
         return self._record
+
+    def _finish(self) -> None:
+        """Tells record, MLflow and report how the search ended."""
+        for trial in self._record.trials:
+            if trial.state == "interrupted":  # by Ctrl-C or a crash: no callback told of it
+                self._tracker.end_trial(trial)
+        self._tracker.log_runs_table(self._record)
+        self._tracker.end_search(self._record)
+        self._reporter.finish(self._record)
+        lost = self._tracker.close()
+        self._record = self._record.model_copy(update=self._tracker.ids)
+        self._record = patiently(lambda: write_record(self._storage, self._record, self._owner))
+        if lost:
+            self._progress.say(
+                f"MLflow missed {lost} of this search's entries; the leaderboard has them all. "
+                f"kdsearch resume {self._record.name} brings them to it; "
+                f"see {as_typed(self._log)}"
+            )
 
     @contextmanager
     def _heartbeat(self) -> Iterator[None]:
@@ -148,8 +160,8 @@ class Session:
 
         def beat() -> None:
             while not over.wait(HEARTBEAT.total_seconds()):
-                with suppress(OSError):
-                    write_record(self._storage, self._record)
+                with suppress(OSError, LostSearchError):
+                    write_record(self._storage, self._record, self._owner)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -222,7 +234,7 @@ class Session:
         experiment = self._plan.experiment
         resources, search = experiment.resources, experiment.search
         epochs = experiment.training.epochs
-        self._record = patiently(lambda: write_record(self._storage, self._record))
+        self._record = patiently(lambda: write_record(self._storage, self._record, self._owner))
         recorded = self._record.trials
         remaining = search.trials - sum(not trial.unfinished for trial in recorded)
         if remaining <= 0:
@@ -245,7 +257,13 @@ class Session:
         )
         request = StopRequest()
         callback = Recorder(
-            self._record, self._storage, self._tracker, self._reporter, self._progress, request
+            self._record,
+            self._storage,
+            self._owner,
+            self._tracker,
+            self._reporter,
+            self._progress,
+            request,
         )
         trainable = tune.with_resources(
             tune.with_parameters(
@@ -254,6 +272,7 @@ class Session:
                 storage_uri=self._storage.uri,
                 search=self._record.name,
                 executions=self._record.executions,
+                session=self._owner.number,
             ),
             {"cpu": resources.cpus, "gpu": resources.gpus},
         )
@@ -289,6 +308,8 @@ class Session:
                 tuner.fit()
         finally:
             self._record = callback.record
+        if callback.lost is not None:
+            raise callback.lost
         # After Ctrl-C, and when a budget is spent, Tune returns as if all were done.
         if sum(not trial.unfinished for trial in self._record.trials) < search.trials:
             self._record = interrupted(self._record)
@@ -301,7 +322,7 @@ class Session:
     def _confirm(self, asked: Confirm) -> None:
         running = self._record.model_copy(update={"state": "running"})
         confirmation = Confirmation(
-            running, self._storage, self._tracker, self._progress, self._parallel
+            running, self._storage, self._owner, self._tracker, self._progress, self._parallel
         )
         self._progress.update(running)
         try:

@@ -21,8 +21,9 @@ from kdcore.training.report import EpochReport
 from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER, Point
 from search.experiment.space.trial_config import trial_config
+from search.record.owner import check_owner
 from search.record.record import METRIC, REASON, SAVED, TIME, Executions
-from search.record.storage import Storage, workspace_of
+from search.record.storage import Storage, search_storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
 from search.session.preparation import fetch_teacher
 
@@ -40,6 +41,7 @@ def run_trial(
     storage_uri: str,
     search: str,
     executions: Executions | None = None,
+    session: int | None = None,
 ) -> None:
     """Trains one student and reports each epoch, with a checkpoint every few seconds.
 
@@ -52,12 +54,18 @@ def run_trial(
         storage_uri: where the teacher lies and the checkpoints go.
         search: its name.
         executions: of the search; none: each machine's own.
+        session: the number of its owner, without which nothing is written; none: nobody owns it.
     """
     experiment = Experiment.model_validate_json(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
     config = trial_config(experiment, point)
     storage = Storage(storage_uri)
-    checkpoints = Checkpoints(storage, trial_folder(search, point[NUMBER]))
+
+    def check() -> None:
+        if session is not None:
+            check_owner(search_storage(storage, search), search, session)
+
+    checkpoints = Checkpoints(storage, trial_folder(search, point[NUMBER]), check)
     told = saved = 0
     with tempfile.TemporaryDirectory() as folder:
         try:

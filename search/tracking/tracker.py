@@ -43,6 +43,9 @@ class Tracker:
         record: the search.
         data: the images of its trials.
 
+    Attributes:
+        is_abandoned: whether it takes nothing any more.
+
     Raises:
         StorageError: the queue's folder cannot be written to.
     """
@@ -51,6 +54,7 @@ class Tracker:
         self, uri: str, artifacts: Path, queue_file: Path, record: SearchRecord, data: ImageData
     ) -> None:
         self._search = record.name
+        self.is_abandoned = False
         self._dataset = describe_dataset(data)
         self._runs_table: tuple[str, str] | None = None
         self._runs_table_due = 0.0
@@ -255,12 +259,19 @@ class Tracker:
         status = "FINISHED" if record.state == "finished" else "KILLED"
         self._put("end_search", metrics=metrics, tags=tags, status=status)
 
+    def abandon(self) -> None:
+        """Delivers nothing more: another process logs this search."""
+        self.is_abandoned = True
+        self._queue.close(0.0)
+
     def close(self) -> int:
         """Waits up to a minute for MLflow; returns how many entries it does not have."""
         return self._queue.close(_CLOSE_SECONDS) + self._queue.failures
 
     def _put(self, call: str, **arguments: Any) -> None:
         """Queues an entry. Queues outlive a version of this package: see `MlflowWriter`."""
+        if self.is_abandoned:
+            return
         self._queue.put({"call": call, "time": int(time.time() * 1000), "arguments": arguments})
 
 
