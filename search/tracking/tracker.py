@@ -261,8 +261,9 @@ class Tracker:
 
     def abandon(self) -> None:
         """Delivers nothing more: another process logs this search."""
-        self.is_abandoned = True
-        self._queue.close(0.0)
+        if not self.is_abandoned:
+            self.is_abandoned = True
+            self._queue.close(0.0)
 
     def close(self) -> int:
         """Waits up to a minute for MLflow; returns how many entries it does not have."""
