@@ -26,11 +26,15 @@ _STATUS: Mapping[State, str] = {
 }
 _CLOSE_SECONDS = 60.0
 _RUNS_TABLE_SECONDS = 10.0
+_FEWEST_DECIMALS = 4
 _LONGEST_REASON = 5000  # characters; MLflow's limit for a tag is 8,000
 
 
 class Tracker:
     """Queues what a search logs; every call returns at once.
+
+    MLflow's pages show numbers with all their digits, so accuracies have as many decimals as tell
+    the results on the largest split apart, but at least four.
 
     A thread delivers the entries to MLflow in order, from a queue on disk. While the server is away
     they wait, if need be for a later process. Entries that MLflow refuses are logged and counted;
@@ -56,6 +60,8 @@ class Tracker:
         self._search = record.name
         self.is_abandoned = False
         self._dataset = describe_dataset(data)
+        images = max(len(data.heldout), len(data.test))
+        self._decimals = max(_FEWEST_DECIMALS, len(str(images - 1)))
         self._runs_table: tuple[str, str] | None = None
         self._runs_table_due = 0.0
         self._compared: dict[str, float] = {}
@@ -106,8 +112,9 @@ class Tracker:
             reports: its epochs; empty if it was trained before.
             metrics: its scores.
         """
-        entries = [asdict(report) for report in reports]
-        self._put("teacher", backbone=backbone, reports=entries, metrics=dict(metrics))
+        entries = [self._rounded(asdict(report)) for report in reports]
+        scores = self._rounded(metrics)
+        self._put("teacher", backbone=backbone, reports=entries, metrics=scores)
 
     def start_trial(
         self, trial: TrialRecord, words: str, params: Mapping[str, str], cost: NetworkCost | None
@@ -139,7 +146,8 @@ class Tracker:
 
     def log_epoch(self, number: int, report: EpochReport, gain: float | None) -> None:
         """Logs an epoch of a trial, with the trial's gain over the control so far."""
-        self._put("epoch", number=number, report=asdict(report) | _gain(gain))
+        values = asdict(report) if gain is None else asdict(report) | {"gain": gain}
+        self._put("epoch", number=number, report=self._rounded(values))
 
     def log_gains(self, record: SearchRecord, student: str) -> None:
         """Logs the gains of a student's trials again, after one of its controls has ended.
@@ -152,7 +160,7 @@ class Tracker:
             return
         self._compared[student] = accuracy
         gains = [
-            (trial.number, trial.epochs_done, _gain(gain))
+            (trial.number, trial.epochs_done, self._rounded({"gain": gain}))
             for trial in record.trials
             if trial.student == student and (gain := record.gain(trial)) is not None
         ]
@@ -168,13 +176,14 @@ class Tracker:
         if trial.reason:
             tags["kdsearch.reason"] = trial.reason[:_LONGEST_REASON]
         student: dict[str, Any] = {}
-        if trial.state == "finished" and trial.checkpoint is not None:
+        known = trial.checkpoint is not None and trial.heldout_accuracy is not None
+        if trial.state == "finished" and known:
             student = {
                 "name": trial.student,
                 "params": {"objective": trial.objective},
                 "tags": {"kdsearch.search": self._search, "kdsearch.checkpoint": trial.checkpoint},
                 "step": trial.best_epoch,
-                "metrics": {METRIC: trial.heldout_accuracy},
+                "metrics": self._rounded({METRIC: trial.heldout_accuracy}),
             }
         self._put(
             "end_trial",
@@ -233,13 +242,14 @@ class Tracker:
             tags["kdsearch.reason"] = run.reason[:_LONGEST_REASON]
         if trial is not None:
             tags["kdsearch.trial"] = str(trial)
+        accuracy = run.test_accuracy
         self._put(
             "confirmation",
             key=key,
             name=f"{words}, seed {run.seed}",
             params=dict(params),
-            reports=[asdict(report) for report in reports],
-            metrics={} if run.test_accuracy is None else {"test_accuracy": run.test_accuracy},
+            reports=[self._rounded(asdict(report)) for report in reports],
+            metrics={} if accuracy is None else self._rounded({"test_accuracy": accuracy}),
             tags=tags,
         )
 
@@ -257,7 +267,7 @@ class Tracker:
                 metrics["control_heldout_accuracy"] = control.heldout_accuracy
         tags = {"state": record.state, "kdsearch.ended": record.ended}
         status = "FINISHED" if record.state == "finished" else "KILLED"
-        self._put("end_search", metrics=metrics, tags=tags, status=status)
+        self._put("end_search", metrics=self._rounded(metrics), tags=tags, status=status)
 
     def abandon(self) -> None:
         """Delivers nothing more: another process logs this search."""
@@ -269,6 +279,13 @@ class Tracker:
         """Waits up to a minute for MLflow; returns how many entries it does not have."""
         return self._queue.close(_CLOSE_SECONDS) + self._queue.failures
 
+    def _rounded(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Metrics, with accuracies and their differences as MLflow's pages are to show them."""
+        return {
+            name: round(value, self._decimals) if name.endswith(("accuracy", "gain")) else value
+            for name, value in metrics.items()
+        }
+
     def _put(self, call: str, **arguments: Any) -> None:
         """Queues an entry. Queues outlive a version of this package: see `MlflowWriter`."""
         if self.is_abandoned:
@@ -279,8 +296,3 @@ class Tracker:
 def _costs(record: SearchRecord) -> dict[str, float]:
     device = "gpu" if record.experiment.resources.gpus else "cpu"
     return {"hours": record.seconds / 3600, f"{device}_hours": record.device_seconds / 3600}
-
-
-def _gain(gain: float | None) -> dict[str, float]:
-    # Unrounded, a difference of two short numbers is a long one.
-    return {} if gain is None else {"gain": round(gain, 6)}

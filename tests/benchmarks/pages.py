@@ -77,12 +77,8 @@ def fill(database: str, record: SearchRecord) -> None:
             query = tables.tables[table].select().where(tables.tables[table].c[column] == value)
             return [dict(row) for row in connection.execute(query).mappings()]
 
-        (tag,) = (
-            row
-            for row in rows_of("tags", "value", str(_BY_TRACKER - 1))
-            if row["key"] == "kdsearch.trial"
-        )
-        run = tag["run_uuid"]
+        found = rows_of("tags", "value", str(_BY_TRACKER - 1))
+        run = next(row["run_uuid"] for row in found if row["key"] == "kdsearch.trial")
         output, *_ = rows_of("inputs", "source_id", run)
         model = output["destination_id"]
         template = {table: rows_of(table, column, run) for table, column in _OF_RUN.items()}

@@ -1,21 +1,39 @@
-"""What MLflow gets of a search, also from a queue that an earlier version left."""
+"""What MLflow gets of a search, also from a queue that an earlier version left, and its store."""
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from sqlalchemy import Engine, event
 
 from kdcore.data.image_data import ImageData
 from kdcore.training.report import EpochReport
+from search.cli.ui import update_statistics
 from search.errors import StorageError, TrackingError
 from search.record.record import ConfirmationRun
 from search.tracking.mlflow_writer import MlflowWriter, save_runs_table
 from search.tracking.tracker import Tracker
 from tests.synthetic import made_up_search
+
+
+@pytest.fixture(autouse=True)
+def hurry() -> Iterator[None]:
+    """Stores do not wait for the disk."""
+
+    def connected(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", connected)
+    yield
+    event.remove(Engine, "connect", connected)
 
 
 def test_each_run_of_a_confirmation_is_a_child_with_its_curve_and_true_state(
@@ -290,6 +308,37 @@ def test_columns_and_gains_are_not_worked_out_anew_at_every_trial(
     tracker.close()
 
 
+def test_accuracies_have_the_decimals_that_tell_results_apart(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    best = 1128 / 1150
+    report = EpochReport(
+        epoch=1,
+        epochs=2,
+        train_loss=1 / 3,
+        train_terms={"cross_entropy": 1 / 3},
+        train_accuracy=2 / 3,
+        heldout_accuracy=best,
+        heldout_loss=1 / 3,
+        best_heldout_accuracy=best,
+        best_epoch=1,
+        learning_rate=0.1,
+        epoch_seconds=1.0,
+    )
+    record = made_up_search(3)
+    many: Any = range(64_000)
+    shown = []
+    for images in (digits, replace(digits, heldout=many)):
+        queue = tmp_path / f"{len(images.heldout)}.jsonl"
+        tracker = Tracker("http://127.0.0.1:9", tmp_path, queue, record, images)
+        tracker.log_epoch(1, report, 1 / 30)
+        tracker.close()
+        shown.append(json.loads(queue.read_text())["arguments"]["report"])
+    assert [each["best_heldout_accuracy"] for each in shown] == [0.9809, 0.98087]
+    assert [each["gain"] for each in shown] == [0.0333, 0.03333]
+    assert [each["heldout_loss"] for each in shown] == [1 / 3, 1 / 3]
+
+
 def test_nothing_is_delivered_before_the_tracker_is_opened(
     digits: ImageData, tmp_path: Path
 ) -> None:
@@ -312,3 +361,50 @@ def test_a_server_that_is_away_and_a_folder_that_is_read_only_are_told(
     queue = tmp_path / "file" / "mlflow.jsonl"
     with pytest.raises(StorageError, match=r"cannot write .*mlflow\.jsonl"):
         Tracker("http://127.0.0.1:9", tmp_path, queue, record, digits)
+
+
+def test_sqlite_can_sort_a_large_table(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{path}"
+    store = SqlAlchemyStore(uri, str(tmp_path))
+    experiment = store.create_experiment("task")
+    with closing(sqlite3.connect(path)) as filled, filled:
+        for number in range(1000):
+            filled.execute(
+                "INSERT INTO runs (run_uuid, experiment_id, user_id, lifecycle_stage, status, "
+                "start_time) VALUES (?, ?, 'unknown', 'active', 'FINISHED', 0)",
+                (f"{number}", experiment),
+            )
+            filled.execute(
+                "INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid) "
+                "VALUES ('best_heldout_accuracy', ?, 0, 0, 0, ?)",
+                (number / 1000, f"{number}"),
+            )
+    update_statistics(uri)
+    store.engine.dispose()
+    queries = []
+    event.listen(
+        store.engine,
+        "before_cursor_execute",
+        lambda connection, cursor, query, values, *_: queries.append((query, values)),
+    )
+    order = ["metrics.`best_heldout_accuracy` DESC"]
+    best, *_ = store.search_runs([experiment], "", ViewType.ACTIVE_ONLY, 100, order)
+    store.engine.dispose()
+    assert best.info.run_id == "999"
+    with closing(sqlite3.connect(path)) as read:
+        plans = [
+            step
+            for query, values in queries
+            if "LEFT OUTER JOIN" in query and "ORDER BY" in query
+            for *_, step in read.execute(f"EXPLAIN QUERY PLAN {query}", values)
+        ]
+    # Each run's metric is looked up, not looked for among all runs' metrics.
+    assert [step for step in plans if step.startswith("SEARCH anon_1")]
+    assert not [step for step in plans if step.startswith("SCAN anon_1")]
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    update_statistics("http://127.0.0.1:9")
+    update_statistics(f"sqlite:///{tmp_path}/none.db")
+    assert not [*tmp_path.iterdir()]
