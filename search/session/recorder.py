@@ -127,6 +127,8 @@ class Recorder(tune.Callback):
             self._write()
         except OSError:
             pass
+        if self.lost is not None:
+            return
         self._count_costs()
         self._reporter.update(self.record)
         if time.monotonic() - self._written > HEARTBEAT.total_seconds():

@@ -14,6 +14,11 @@ from tests.integration.commands import EAGER, Command, wait_until
 
 pytestmark = pytest.mark.integration
 
+SHORT = EXPERIMENT | {
+    "training": {"epochs": 6, "learning_rate": 0.1, "schedule": "constant"},
+    "search": {"trials": 3, "asha": None},
+}
+
 START = (
     EAGER
     + """
@@ -30,7 +35,7 @@ main()
 
 
 def test_a_frozen_driver_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(SHORT))
     (tmp_path / "start.py").write_text(START)
     storage = Storage(str(tmp_path / "runs"))
     frozen = Command(tmp_path, "start.py", "launch", "task.yaml", "--name", "frozen")
@@ -54,7 +59,6 @@ def test_a_frozen_driver_that_was_replaced_writes_nothing(tmp_path: Path) -> Non
     assert contents(tmp_path / "runs/searches/frozen") == files
     assert read_record(storage, "frozen") == record
     checks.every_trial_is_there_once_and_ended(record)
-    checks.mlflow_has_every_epoch_once_and_in_order(record)
 
 
 def epochs(storage: Storage) -> int:
