@@ -188,6 +188,8 @@ def owned(storage: Storage, name: str, *, new: bool = False) -> Iterator[Owner]:
         with suppress(OSError, LostSearchError):
             if set(search_storage(storage, name).names()) == {"owners"}:
                 storage.remove_folder(f"searches/{name}")
+                if storage.local is not None:
+                    (storage.local / "searches").rmdir()  # where there is no other
             else:
                 owner.renew(released=True)
 
@@ -203,7 +205,7 @@ def running_on(search: Storage) -> str | None:
 def _take(storage: Storage, name: str, *, new: bool) -> Owner:
     search = search_storage(storage, name)
     before = _newest(search)
-    if new and (before is not None or search.names()):
+    if new and storage.exists(f"searches/{name}"):
         raise SearchError(f"there is a search {name!r} already")
     if before is not None and before[1].holds:
         raise _busy(name, before[1])

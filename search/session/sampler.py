@@ -1,11 +1,13 @@
 """Asks Optuna for trials under Ray Tune; the study is built from the search's record."""
 
 import math
+import pickle
 import random
 import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -122,7 +124,8 @@ class OptunaSampler(Searcher):
         self._learned += 1
 
     def save(self, checkpoint_path: str) -> None:
-        """Writes nothing: a later session builds the study from the record."""
+        """Writes the study; a later session does not read it, but builds it from the record."""
+        Path(checkpoint_path).write_bytes(pickle.dumps(self.study))
 
     def _build_study(self, drawn: int) -> None:
         """A study of what has ended, or of a part of it; trials that run go on in it.

@@ -127,7 +127,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         search.wait_until(lambda: saved_epochs(checkpoints) > before)
         search.send(signal.SIGKILL)
         search.wait()
-        assert read_record(Storage(str(folder / "runs")), "faulty").state == "running"
+        assert read_record(Storage(str(folder / "runs")), "faulty").state == "interrupted"
         server = start_server(folder, port)
         resumed = Command(folder, "resume", "faulty", "--more-trials", "1").wait()
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
