@@ -11,6 +11,8 @@ from search.experiment.space.space import is_logarithmic
 from search.record.record import SearchRecord, TrialRecord
 
 _FEWEST_TRIALS = 8  # with fewer, fANOVA's regression forest fits noise
+MOST_TRIALS = 200
+"""Of each group; fANOVA takes ten seconds for a thousand. More are sampled, evenly in time."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Importance:
 
     Args:
         group: `all trials`, or the methods of the trials.
-        trials: the number of trials.
+        trials: the number of trials; of more than `MOST_TRIALS`, as many were compared.
         epoch: the epoch at which they are compared, which all of them reached.
         shares: the share of the accuracy's variance that each setting explains; they sum to 1.
     """
@@ -30,8 +32,9 @@ class Importance:
     shares: Mapping[str, float]
 
 
-def importances(record: SearchRecord) -> list[Importance]:
-    """The importance of the settings that all trials share, then of the settings of each method.
+def importances(record: SearchRecord, most: int) -> list[Importance]:
+    """The importance of the settings that all trials share, then of the settings of each method;
+    of the first groups that have any.
 
     Trials are compared at the first rung of early stopping, which all of them reach. Only the best
     get further, and among these alone every setting would seem unimportant.
@@ -44,10 +47,14 @@ def importances(record: SearchRecord) -> list[Importance]:
         groups.setdefault(trial.methods, []).append(trial)
     found = []
     for group, trials in groups.items():
-        points = [_settings(trial) for trial in trials]
-        shares = _shares(record.experiment, points, [max(t.accuracies[:epoch]) for t in trials])
+        step = max(1.0, len(trials) / MOST_TRIALS)
+        sample = [trials[int(place * step)] for place in range(min(len(trials), MOST_TRIALS))]
+        points = [_settings(trial) for trial in sample]
+        shares = _shares(record.experiment, points, [max(t.accuracies[:epoch]) for t in sample])
         if shares:
             found.append(Importance(group, len(trials), epoch, shares))
+        if len(found) == most:
+            break
     return found
 
 

@@ -1,5 +1,9 @@
 """The summary of a search, which is the description of its run in MLflow."""
 
+import math
+import statistics
+from fractions import Fraction
+
 from search.leaderboard.formats import as_markdown
 from search.leaderboard.ranking import by_test_accuracy, leaderboard, rank
 from search.record.record import Confirmed, SearchRecord, TrialRecord
@@ -11,6 +15,9 @@ SUMMARY, TABLE = "summary.md", "leaderboard.json"
 # A description in MLflow has at most 8,000 characters, including the links to the pictures.
 _MOST_ROWS = 12
 _LONGEST_TABLE = 5500  # characters
+
+# Twice ImageNet's training part. Shares of fewer images are exact in float64.
+_MOST_IMAGES = 2_500_000
 
 
 def summary(record: SearchRecord) -> str:
@@ -60,7 +67,11 @@ def _best(record: SearchRecord, best: TrialRecord) -> str:
     if teacher is not None:
         text += f" The teacher {experiment.teacher.backbone} reaches {percent(teacher)} %"
         share = gap_closed(record, best)
-        text += "." if share is None else f"; the student closes {100 * share:.0f} % of the gap."
+        if share is not None:
+            text += f"; the student closes {100 * share:.0f} % of the gap"
+        elif _lead_is_noise(record, best.student):
+            text += ", which differs from the control by no more than noise"
+        text += "."
     return text + " Changing the seed alone shifts accuracy by a few tenths of a point."
 
 
@@ -79,14 +90,55 @@ def _confirmed(record: SearchRecord, best: Confirmed) -> str:
 def gap_closed(record: SearchRecord, trial: TrialRecord) -> float | None:
     """A trial's gain as a share of the teacher's lead over the control.
 
-    None if the teacher is no better than the control, or while there is no gain.
+    None if that lead is no more than noise or less than nothing, or while there is no gain.
     """
-    gain, control = record.gain(trial), record.control_of(trial.student)
-    teacher = record.teacher_metrics.get("heldout_accuracy")
-    if gain is None or control is None or control.heldout_accuracy is None or teacher is None:
+    gain, lead = record.gain(trial), _teachers_lead(record, trial.student)
+    if gain is None or lead is None or lead <= 0 or _lead_is_noise(record, trial.student):
         return None
-    gap = teacher - control.heldout_accuracy
-    return gain / gap if gap > 0 else None
+    return gain / lead
+
+
+def _teachers_lead(record: SearchRecord, student: str) -> float | None:
+    """The teacher's held-out accuracy minus that of a student's control."""
+    teacher, control = record.teacher_metrics.get("heldout_accuracy"), record.control_of(student)
+    if teacher is None or control is None or control.heldout_accuracy is None:
+        return None
+    return teacher - control.heldout_accuracy
+
+
+def _lead_is_noise(record: SearchRecord, student: str) -> bool:
+    """Whether the teacher and a student's control differ by no more than two standard errors.
+
+    Those of two shares of the same number of images, or of the control's confirmed seeds where
+    these spread more.
+    """
+    lead, control = _teachers_lead(record, student), record.control_of(student)
+    if lead is None or control is None or control.heldout_accuracy is None:
+        return False
+    accuracies = control.heldout_accuracy, control.heldout_accuracy + lead
+    variance = sum(share * (1 - share) for share in accuracies) / heldout_images(record)
+    for each in record.confirmed:
+        seeds = [run.heldout_accuracy for run in each.runs if run.heldout_accuracy is not None]
+        if each.role == "control" and each.student == student and len(seeds) >= 2:
+            variance = max(variance, statistics.variance(seeds))
+    return abs(lead) <= 2 * math.sqrt(variance)
+
+
+def heldout_images(record: SearchRecord) -> int:
+    """How many images are held out, or a divisor of that, so that noise is rather overestimated.
+
+    The record does not say. But each accuracy is a share of them: their least common denominator
+    divides their number, and with a few different accuracies it is the number.
+    """
+    known = {trial.heldout_accuracy for trial in record.trials}
+    known.add(record.teacher_metrics.get("heldout_accuracy"))
+    denominator = 1
+    for accuracy in sorted(each for each in known if each is not None):
+        part = Fraction(accuracy).limit_denominator(_MOST_IMAGES).denominator
+        together = math.lcm(denominator, part)
+        if together <= _MOST_IMAGES:
+            denominator = together
+    return denominator
 
 
 def _states(record: SearchRecord) -> str:

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
 from search.report.plots.axes import scale_accuracies, scale_costs
+from search.report.plots.density import MANY
 from search.report.plots.style import (
     HALO,
     INK,
     MUTED,
+    OTHER,
     counted,
     method_colours,
     methods_in_words,
@@ -22,7 +25,11 @@ from search.report.plots.style import (
 
 
 def accuracy_against_cost(record: SearchRecord) -> Figure | None:
-    """Accuracy of the finished trials against parameters and latency, with the Pareto fronts."""
+    """Accuracy of the finished trials against parameters and latency, with the Pareto fronts.
+
+    Of many trials, the best of each set of methods are dots, and all together a bar for each
+    student.
+    """
     trials = [
         trial
         for trial in rank(record.trials)
@@ -31,10 +38,14 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
     if not trials:
         return None
     best = {trial.student: trial for trial in reversed(trials)}
+    many = len(trials) > MANY
     figure = new_figure(
         5.4,
         f"Accuracy against cost of {counted(len(best), 'student')}",
-        "each dot is a finished trial; the line is the Pareto front of the students",
+        f"bars hold all {len(trials):,} finished trials, their middle half is thick; dots are the "
+        "best of each method; the line is the Pareto front"
+        if many
+        else "each dot is a finished trial; the line is the Pareto front of the students",
     )
     colours, teacher = method_colours(record), teacher_accuracy(record)
     costs: tuple[tuple[str, str, Callable[[TrialRecord], float]], ...] = (
@@ -46,14 +57,20 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
         ),
     )
     values = percents(trial.heldout_accuracy or 0.0 for trial in trials)
+    by_student: dict[str, list[float]] = {}
+    for trial, value in zip(trials, values, strict=True):
+        by_student.setdefault(trial.student, []).append(value)
+    dots = trials
+    if many:  # they are ranked, so the last one that is set is the best
+        dots = list({(trial.student, trial.methods): trial for trial in reversed(trials)}.values())
     for panel, (name, words, cost) in enumerate(costs, start=1):
         axes = figure.add_subplot(1, 2, panel)
         xs = [cost(trial) for trial in trials]
         axes.scatter(
-            xs,
-            values,
+            [cost(trial) for trial in dots],
+            percents(trial.heldout_accuracy or 0.0 for trial in dots),
             s=34,
-            color=[colours[trial.methods] for trial in trials],
+            color=[colours[trial.methods] for trial in dots],
             edgecolor="white",
             linewidth=0.6,
             alpha=0.75,
@@ -62,6 +79,10 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
         )
         scale_accuracies(axes, "y", [*values, *teacher], ends=values)
         scale_costs(axes, xs)
+        for student, trial in best.items() if many else ():
+            x, spread = cost(trial), np.quantile(by_student[student], (0, 0.25, 0.75, 1))
+            axes.plot([x, x], spread[[0, 3]], color=OTHER, linewidth=2, zorder=1)
+            axes.plot([x, x], spread[[1, 2]], color=OTHER, linewidth=9, zorder=1, gid="density")
         leaders = [(cost(trial), 100 * (trial.heldout_accuracy or 0)) for trial in best.values()]
         front = [leaders[index] for index in pareto(leaders)]
         front_costs, front_accuracies = zip(*front, strict=True)

@@ -1,12 +1,14 @@
 """Picture: the accuracy of every trial, in a row for each set of methods."""
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from search.experiment.space.space import published_trials
 from search.leaderboard.ranking import rank
-from search.record.record import SearchRecord
+from search.record.record import SearchRecord, TrialRecord
 from search.record.wording import percent
 from search.report.plots.axes import note_on_top, scale_accuracies, swarm
+from search.report.plots.density import LEADERS, MANY, band
 from search.report.plots.style import (
     INK,
     MUTED,
@@ -18,18 +20,32 @@ from search.report.plots.style import (
     teacher_accuracy,
 )
 
+# Where there are many trials.
+_MOST_ROWS = 24
+_FULL_ROW = 40  # trials, whose dots would lie upon each other
+
 
 def accuracy_by_method(record: SearchRecord) -> Figure | None:
-    """A row for each set of methods, the best on top, and a dot for each trial."""
+    """A row for each set of methods, the best on top, and a dot for each trial.
+
+    Of many trials, the best and the published ones are dots, and the others of a full row a band.
+    """
     trials = [trial for trial in rank(record.trials) if trial.heldout_accuracy is not None]
     if not trials:
         return None
-    rows = list(dict.fromkeys(trial.methods for trial in trials))
+    groups: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        groups.setdefault(trial.methods, []).append(trial)
+    many = len(trials) > MANY
+    rows = list(groups)[:_MOST_ROWS] if many else list(groups)
     height = 1.9 + 0.42 * max(3, len(rows))
     figure = new_figure(
         height,
         f"{methods_in_words(rows[0])} leads with {percent(trials[0].heldout_accuracy)} %",
-        "each dot is a trial, filled if it finished and hollow if not; "
+        f"a band is high where many of the {len(trials):,} trials are; dots are the best, "
+        "a diamond is the published setting"
+        if many
+        else "each dot is a trial, filled if it finished and hollow if not; "
         "a diamond is the published setting",
     )
     axes = figure.add_subplot()
@@ -38,7 +54,10 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
     finished = [v for v, trial in zip(values, trials, strict=True) if trial.state == "finished"]
     scale_accuracies(axes, "x", [*values, *teacher], ends=finished or values)
     axes.set(xlabel="held-out accuracy, %", ylim=(len(rows) - 0.5, -0.5))
-    axes.set_yticks(range(len(rows)), [methods_in_words(row) for row in rows])
+    words = [methods_in_words(row) for row in rows]
+    if many:
+        words = [f"{name}, {len(groups[row]):,}" for name, row in zip(words, rows, strict=True)]
+    axes.set_yticks(range(len(rows)), words)
     axes.tick_params(axis="y", length=0)
     for value in teacher:
         axes.axvline(value, color=MUTED, linewidth=1.4, linestyle=(0, (5, 3)), gid="teacher")
@@ -48,20 +67,27 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
         axes.axvline(value, color=INK, linewidth=1.2, gid="control")
         below = not teacher or value < teacher[0]
         owner = "" if len(record.experiment.students) == 1 else f"{control.student}'s "
-        words = f"{owner}control {value:.2f}"
-        note_on_top(axes, value, words, INK, "right" if below else "left")
+        note = f"{owner}control {value:.2f}"
+        note_on_top(axes, value, note, INK, "right" if below else "left")
     colours, published = method_colours(record), published_trials(record.experiment)
     figure.draw_without_rendering()  # the swarm needs the final size of the axes
     for row, methods in enumerate(rows):
-        group = [(v, t) for v, t in zip(values, trials, strict=True) if t.methods == methods]
-        heights = row + swarm(axes, [value for value, _ in group])
-        for (value, trial), y in zip(group, heights, strict=True):
-            known = trial.number in published
+        group = groups[methods]
+        values = percents(trial.heldout_accuracy or 0.0 for trial in group)
+        if many and len(group) > _FULL_ROW:
+            band(axes, row, values, colours[methods])
+            heights = np.full(len(group), float(row))
+            drawn = [n for n, t in enumerate(group) if n < LEADERS or t.number in published]
+        else:
+            heights = row + swarm(axes, values)
+            drawn = list(range(len(group)))
+        for place in drawn:
+            known = group[place].number in published
             axes.scatter(
-                value,
-                y,
+                values[place],
+                heights[place],
                 s=60 if known else 36,
                 linewidth=1.3,
-                **dot_of(trial, colours[methods], published=known),
+                **dot_of(group[place], colours[methods], published=known),
             )
     return figure

@@ -6,6 +6,7 @@ from matplotlib.ticker import MaxNLocator
 from search.experiment.space.space import is_logarithmic, published_trials
 from search.record.record import SearchRecord
 from search.report.plots.axes import few_log_ticks, scale_accuracies
+from search.report.plots.density import LEADERS, MANY, room_for, shade
 from search.report.plots.panels import panels_by_methods, setting_of
 from search.report.plots.style import (
     counted,
@@ -16,30 +17,39 @@ from search.report.plots.style import (
     percents,
 )
 
+_FULL_PANEL = 40  # trials, where there are many
+
 
 def accuracy_by_setting(record: SearchRecord) -> Figure | None:
     """Accuracy against each numeric setting of each method; settings searched on a logarithmic
-    scale are shown on one."""
+    scale are shown on one. Of many trials, the best and the published ones are dots, and all
+    together a shade."""
     panels = panels_by_methods(record, fewest_fields=1, numeric=True)
     if not panels:
         return None
     columns = max(len(fields) for _, fields in panels.values())
+    shown = [trial for trials, _ in panels.values() for trial in trials]
+    many = len(shown) > MANY
     figure = new_figure(
         1.3 + 2.3 * len(panels),
         "Accuracy against each numeric setting",
-        "each dot is a trial, filled if it finished and hollow if not; "
+        "the darker, the more trials; dots are the best, a diamond is the published setting"
+        if many
+        else "each dot is a trial, filled if it finished and hollow if not; "
         "a diamond is the published setting",
     )
     colours, published = method_colours(record), published_trials(record.experiment)
-    shown = [trial for trials, _ in panels.values() for trial in trials]
     values = percents(trial.heldout_accuracy or 0.0 for trial in shown)
     finished = [v for v, trial in zip(values, shown, strict=True) if trial.state == "finished"]
     grid = figure.add_gridspec(len(panels), columns)
     for row, (methods, (trials, fields)) in enumerate(panels.items()):
         for column, name in enumerate(fields):
             axes = figure.add_subplot(grid[row, column])
-            for trial in trials:
+            full = many and len(trials) > _FULL_PANEL
+            for place, trial in enumerate(trials):
                 known = trial.number in published
+                if full and place >= LEADERS and not known:
+                    continue
                 axes.scatter(
                     float(setting_of(trial, name)),
                     100 * (trial.heldout_accuracy or 0.0),
@@ -55,6 +65,11 @@ def accuracy_by_setting(record: SearchRecord) -> Figure | None:
                 numbers = [setting_of(trial, name) for trial in trials]
                 whole = all(isinstance(number, int) for number in numbers)
                 axes.xaxis.set_major_locator(MaxNLocator(4 if columns < 5 else 2, integer=whole))
+            if full:
+                xs = [float(setting_of(trial, name)) for trial in trials]
+                room_for(axes, xs)
+                ys = percents(trial.heldout_accuracy or 0.0 for trial in trials)
+                shade(axes, xs, ys, colours[methods])
             axes.set_xlabel(name if "." in name and columns == 1 else name.rpartition(".")[2])
             if column == 0:
                 axes.set_ylabel("held-out, %")

@@ -3,22 +3,27 @@
 from matplotlib.figure import Figure
 
 from search.record.record import SearchRecord
-from search.report.importance import importances
+from search.report.importance import MOST_TRIALS, importances
 from search.report.plots.panels import MOST_PANELS
-from search.report.plots.style import MUTED, method_colours, methods_in_words, new_figure
+from search.report.plots.style import MUTED, counted, method_colours, methods_in_words, new_figure
 
 
 def importance(record: SearchRecord) -> Figure | None:
     """The importance of the settings over all trials and within each method."""
-    groups = importances(record)[:MOST_PANELS]
+    groups = importances(record, MOST_PANELS)
     if not groups:
         return None
     bars = sum(len(group.shares) for group in groups)
+    sampled = any(group.trials > MOST_TRIALS for group in groups)
     figure = new_figure(
         1.7 + 0.34 * (bars + 1.5 * len(groups)),
         "What the accuracy depends on",
-        f"share of its variance that a setting explains (fANOVA), at epoch {groups[0].epoch}, "
-        "which all these trials reached",
+        f"share of its variance that a setting explains (fANOVA), at epoch {groups[0].epoch}"
+        + (
+            f"; from at most {MOST_TRIALS} trials of a group"
+            if sampled
+            else ", which all these trials reached"
+        ),
     )
     axes = figure.add_subplot()
     colours = method_colours(record)
@@ -26,7 +31,7 @@ def importance(record: SearchRecord) -> Figure | None:
     for group in groups:
         axes.text(
             *(0.0, position),
-            f" {methods_in_words(group.group)}, {group.trials} trials",
+            f" {methods_in_words(group.group)}, {counted(group.trials, 'trial')}",
             fontweight="bold",
             va="center",
         )

@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
 from search.report.plots.axes import label_right, scale_accuracies
+from search.report.plots.density import MANY, shade
 from search.report.plots.style import (
     HALO,
     MUTED,
@@ -22,24 +23,34 @@ from search.report.plots.style import (
 )
 from search.stopping.rungs import Rungs
 
+# Of many trials; as many as there is room for labels.
+_MOST_LINES = 10
+
 
 def learning_curves(record: SearchRecord) -> Figure | None:
-    """The best accuracy so far of each trial by epoch; crosses mark trials that were stopped."""
+    """The best accuracy so far of each trial by epoch; crosses mark trials that were stopped.
+
+    Of many trials, the best ones are lines, and all together a shade.
+    """
     trials = [trial for trial in reversed(rank(record.trials)) if trial.accuracies]
     if not trials:
         return None
     best, control = trials[-1], record.control_of(trials[-1].student)
     stopped = sum(trial.state == "stopped" for trial in trials)
+    many = len(trials) > MANY
+    budget = max(trial.epochs for trial in trials)
+    lines = _leaders(trials, budget, control) if many else trials
     figure = new_figure(
         5.8,
         f"Learning curves of {counted(len(trials), 'trial')}",
         "best held-out accuracy so far"
-        + (f"; a cross marks each of the {stopped} stopped early" if stopped else ""),
+        + (f", the darker, the more trials; {stopped:,} were stopped early" if many else "")
+        + (f"; a cross marks each of the {stopped} stopped early" if stopped and not many else ""),
     )
     axes = figure.add_subplot()
     colours = method_colours(record)
     curves = {trial.number: percents(accumulate(trial.accuracies, max)) for trial in trials}
-    for trial in trials:
+    for trial in lines:
         curve = curves[trial.number]
         leads = trial is best or trial is control
         axes.plot(
@@ -57,7 +68,6 @@ def learning_curves(record: SearchRecord) -> Figure | None:
             axes.plot(
                 *(len(curve), curve[-1]), "x", color=colours[trial.methods], markersize=6, gid="cut"
             )
-    budget = max(trial.epochs for trial in trials)
     asha = record.experiment.search.asha
     rungs = Rungs(asha, epochs=record.experiment.training.epochs).results if asha else {}
     for epoch in rungs:
@@ -66,6 +76,10 @@ def learning_curves(record: SearchRecord) -> Figure | None:
     teacher = teacher_accuracy(record)
     scale_accuracies(axes, "y", [*shown, *teacher], ends=[curve[-1] for curve in curves.values()])
     axes.set(xlabel="epoch", ylabel="held-out accuracy, %", xlim=(1, max(2, budget)))
+    if many:
+        epochs = [epoch for curve in curves.values() for epoch in range(1, len(curve) + 1)]
+        edges = [epoch + 0.5 for epoch in range(budget + 1)]
+        shade(axes, epochs, shown, MUTED, x_edges=edges, rows=150)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="x", visible=False)
     for number, epoch in enumerate(rungs):
@@ -82,7 +96,7 @@ def learning_curves(record: SearchRecord) -> Figure | None:
         )
     labels = [(value, f"teacher {value:.2f}", MUTED) for value in teacher]
     named: set[str] = set()
-    for trial in reversed(trials):  # the best of each method
+    for trial in reversed(lines):  # the best of each method
         if trial.methods not in named and len(curves[trial.number]) == budget:
             text = f"{_method_words(trial)} {curves[trial.number][-1]:.2f}"
             labels.append((curves[trial.number][-1], text, colours[trial.methods]))
@@ -91,7 +105,7 @@ def learning_curves(record: SearchRecord) -> Figure | None:
         axes.axhline(value, color=MUTED, linewidth=1.4, linestyle=(0, (5, 3)), gid="teacher")
     label_right(axes, labels)
     rest = [name for name in colours if name not in named and name in {t.methods for t in trials}]
-    if rest:
+    if rest and not many:
         handles = [
             Line2D([], [], color=colours[name], label=methods_in_words(name)) for name in rest
         ]
@@ -99,6 +113,20 @@ def learning_curves(record: SearchRecord) -> Figure | None:
             handles=handles[:12], title="not finished", loc="lower right", ncols=1 + len(rest) // 6
         )
     return figure
+
+
+def _leaders(
+    trials: list[TrialRecord], budget: int, control: TrialRecord | None
+) -> list[TrialRecord]:
+    """Of trials from worst to best: the best, the control, and the best that ran to its end of each
+    of the leading sets of methods."""
+    ended: dict[str, TrialRecord] = {}
+    for trial in reversed(trials):
+        if len(trial.accuracies) == budget and len(ended) < _MOST_LINES:
+            ended.setdefault(trial.methods, trial)
+    kept = {trial.number for trial in (*ended.values(), trials[-1])}
+    kept |= set() if control is None else {control.number}
+    return [trial for trial in trials if trial.number in kept]
 
 
 def _method_words(trial: TrialRecord) -> str:

@@ -11,27 +11,40 @@ from search.experiment.space.point import is_number
 from search.experiment.space.space import is_logarithmic, published_trials
 from search.record.record import SearchRecord, TrialRecord
 from search.report.plots.axes import log_error, short_number
+from search.report.plots.density import MANY, shade_lines
 from search.report.plots.panels import panels_by_methods, setting_of
 from search.report.plots.style import (
     HALO,
     MUTED,
     OTHER,
     SHADES,
+    counted,
     methods_in_words,
     new_figure,
     percents,
 )
 
+# Where there are many trials.
+_LINES = 12
+_FULL_PANEL = 40  # trials
+
 
 def parallel_coordinates(record: SearchRecord) -> Figure | None:
-    """For each set of methods, a line for every trial through its settings to its accuracy."""
+    """For each set of methods, a line for every trial through its settings to its accuracy.
+
+    Of many trials, the best and the published ones are lines, and all together a shade.
+    """
     panels = panels_by_methods(record, fewest_fields=2)
     if not panels:
         return None
+    many = sum(len(trials) for trials, _ in panels.values()) > MANY
     figure = new_figure(
         1.2 + 2.5 * len(panels),
         "Settings and accuracy",
-        "each line is a trial, from its settings to its accuracy: the darker, the better; "
+        f"from settings to accuracy, the darker, the more trials; lines are the best {_LINES}; "
+        "dashed is the published setting"
+        if many
+        else "each line is a trial, from its settings to its accuracy: the darker, the better; "
         "dashed is the published setting",
     )
     published = published_trials(record.experiment)
@@ -41,13 +54,18 @@ def parallel_coordinates(record: SearchRecord) -> Figure | None:
         columns = [_Coordinate(record, name, trials) for name in fields]
         last = _Coordinate.of_accuracies(accuracies)
         heights = np.array([*(column.heights for column in columns), last.heights])
-        order = Normalize(0, max(1, len(trials) - 1))
+        full = many and len(trials) > _FULL_PANEL
+        shown = min(_LINES, len(trials)) if full else len(trials)
+        # Upon a shade, the lighter shades could not be seen.
+        order = Normalize(-shown if full else 0, max(1, shown - 1))
         for place, trial in reversed(list(enumerate(trials))):
             known = trial.number in published
+            if full and place >= _LINES and not known:
+                continue
             axes.plot(
                 range(len(heights)),
                 heights[:, place],
-                color=SHADES(order(len(trials) - 1 - place)),
+                color=SHADES(order(max(0, shown - 1 - place))),
                 linewidth=2.2 if place == 0 else 1.2,
                 linestyle=(0, (4, 2)) if known else "-",
                 gid="trial",
@@ -70,8 +88,10 @@ def parallel_coordinates(record: SearchRecord) -> Figure | None:
         names = [name.removeprefix(f"{methods}.") for name in fields]
         axes.set_xticks(range(len(heights)), [*names, "held-out accuracy, %"])
         axes.set(xlim=(-0.08, len(heights) - 0.7), ylim=(-0.08, 1.08))
+        if full:
+            shade_lines(axes, heights, OTHER)
         axes.set_title(
-            f"{methods_in_words(methods)}, {len(trials)} trials",
+            f"{methods_in_words(methods)}, {counted(len(trials), 'trial')}",
             loc="left",
             fontsize=11,
             fontweight="bold",

@@ -95,4 +95,4 @@ def methods_in_words(methods: str) -> str:
 
 
 def counted(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
+    return f"{number:,} {name}{'' if number == 1 else 's'}"

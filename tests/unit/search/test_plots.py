@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from search.errors import SearchError
 from search.experiment.space.space import published_trials
 from search.record.record import SearchRecord
+from search.report.importance import MOST_TRIALS
 from search.report.plots.accuracy_against_cost import accuracy_against_cost, pareto
 from search.report.plots.accuracy_by_method import accuracy_by_method
 from search.report.plots.accuracy_by_setting import accuracy_by_setting
+from search.report.plots.density import LEADERS, MANY
 from search.report.plots.drawings import DRAWINGS, Drawing, draw, png
 from search.report.plots.importance_bars import importance
 from search.report.plots.learning_curves import learning_curves
@@ -145,6 +147,73 @@ def test_importances_are_shown_for_methods_with_enough_trials(record: SearchReco
     assert named
     assert named <= words(figure)
     assert marks(figure)["share"] == len(figure.axes[0].get_yticks())
+
+
+@pytest.fixture(scope="module")
+def many() -> SearchRecord:
+    """Too many trials for a dot or a line each."""
+    return made_up_search(2 * MANY, methods=("none", "kd", "rkd"))
+
+
+def shaded(figure: Figure) -> list[int]:
+    """How many points each shade of a picture holds."""
+    meshes = [mesh for axes in figure.axes for mesh in axes.collections]
+    return [
+        int(mesh.get_array().sum())  # type: ignore[union-attr]
+        for mesh in meshes
+        if mesh.get_gid() == "density"
+    ]
+
+
+def test_of_many_trials_the_best_are_lines_and_every_epoch_is_in_the_shade(
+    many: SearchRecord,
+) -> None:
+    figure = drawn(learning_curves, many)
+    assert marks(figure)["curve"] == 3  # the control and the best of each method
+    assert shaded(figure) == [sum(trial.epochs_done for trial in many.trials)]
+    best = max(trial.heldout_accuracy or 0.0 for trial in many.trials)
+    assert any(text.endswith(f" {100 * best:.2f}") for text in words(figure))
+
+
+def test_of_many_trials_the_best_and_the_published_are_dots_beside_bands(
+    many: SearchRecord,
+) -> None:
+    counts = marks(drawn(accuracy_by_method, many))
+    assert counts["published"] == len(published_trials(many.experiment)) == 2
+    assert counts["trial"] <= 2 * LEADERS + 1
+    assert counts["density"] == 2
+
+
+def test_of_many_trials_each_setting_has_all_in_its_shade(many: SearchRecord) -> None:
+    trials = Counter(trial.methods for trial in many.trials)
+    figure = drawn(accuracy_by_setting, many)
+    assert sorted(shaded(figure)) == sorted([trials["kd"], trials["rkd"]] * 2)
+    assert marks(figure)["trial"] <= 4 * LEADERS
+    figure = drawn(parallel_coordinates, many)
+    assert marks(figure)["trial"] <= 2 * 13
+    assert len(shaded(figure)) == 2
+
+
+def test_of_many_trials_the_best_of_each_method_stand_beside_a_bar(many: SearchRecord) -> None:
+    ended = tuple(trial.model_copy(update={"state": "finished"}) for trial in many.trials)
+    counts = marks(drawn(accuracy_against_cost, many.model_copy(update={"trials": ended})))
+    assert (counts["trial"], counts["density"]) == (2 * 3, 2)
+
+
+def test_the_importance_of_many_settings_is_that_of_a_sample(
+    many: SearchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[float]] = []
+
+    def shares(experiment: object, points: object, accuracies: list[float]) -> dict[str, float]:
+        asked.append(accuracies)
+        return {"kd.weight": 0.9, "kd.temperature": 0.1}
+
+    monkeypatch.setattr("search.report.importance._shares", shares)
+    figure = drawn(importance, many)
+    assert len(asked[0]) == max(map(len, asked)) == MOST_TRIALS
+    assert any("from at most 200 trials of a group" in text for text in words(figure))
+    assert " all trials, 400 trials" in words(figure)
 
 
 def test_methods_have_the_same_colours_in_all_pictures_and_none_changes_later() -> None:

@@ -8,7 +8,7 @@ import pytest
 from search.record.record import ConfirmationRun, Confirmed, SearchRecord
 from search.report.files import write_report
 from search.report.reporter import Reporter
-from search.report.summary import SUMMARY, TABLE, gap_closed, summary
+from search.report.summary import SUMMARY, TABLE, gap_closed, heldout_images, summary
 from tests.synthetic import made_up_search
 
 
@@ -43,6 +43,62 @@ def test_there_is_no_gap_to_close_with_a_poor_teacher_or_without_a_control() -> 
     assert gap_closed(poor, best) is None
     assert gap_closed(record.model_copy(update={"trials": record.trials[1:]}), best) is None
     assert gap_closed(record, record.trials[0]) is None
+
+
+def with_shares(images: int, teacher: int, *right: int) -> SearchRecord:
+    """A search whose networks classify so many held-out images correctly; the first trial is the
+    control."""
+    record = made_up_search(len(right), methods=("none", "kd"), grace_epochs=None)
+    trials = tuple(
+        trial.model_copy(update={"heldout_accuracy": count / images})
+        for trial, count in zip(record.trials, right, strict=True)
+    )
+    metrics = {"heldout_accuracy": teacher / images}
+    return record.model_copy(update={"trials": trials, "teacher_metrics": metrics})
+
+
+def test_a_gap_within_noise_is_called_that_and_no_share_of_it_closed() -> None:
+    small = with_shares(575, 555, 554, 558, 561)  # 0.17 points, on few images
+    assert gap_closed(small, small.trials[2]) is None
+    assert "The teacher resnet20 reaches 96.52 %, which differs from the control by no more" in (
+        summary(small)
+    )
+    assert "of the gap" not in summary(small)
+    large = with_shares(575_000, 555_001, 554_003, 558_000, 561_000)
+    assert gap_closed(large, large.trials[2]) == pytest.approx(6997 / 998)
+    assert "closes 701 % of the gap" in summary(large)
+    assert "noise" not in summary(large)
+    below = with_shares(575_000, 400_001, 554_003, 558_000, 561_000)
+    assert gap_closed(below, below.trials[2]) is None
+    assert "noise" not in summary(below)
+
+
+def test_fresh_seeds_that_spread_more_than_images_make_the_noise() -> None:
+    record = with_shares(575_000, 555_001, 554_003, 558_000, 561_000)
+    runs = tuple(
+        ConfirmationRun(seed=seed, heldout_accuracy=share, test_accuracy=share)
+        for seed, share in enumerate((0.962, 0.966), start=1)
+    )
+    control = record.trials[0]
+    again = Confirmed(
+        label="0",
+        role="control",
+        trial=0,
+        student=control.student,
+        objective=control.objective,
+        point=control.point,
+        runs=runs,
+    )
+    assert gap_closed(record, record.trials[2]) is not None
+    record = record.model_copy(update={"confirmed": (again,)})
+    assert gap_closed(record, record.trials[2]) is None
+
+
+@pytest.mark.parametrize("images", [144, 575, 5_000, 50_000, 1_281_167])
+def test_accuracies_tell_how_many_images_are_held_out(images: int) -> None:
+    record = with_shares(images, images - 3, images - 10, images - 9, images - 8)
+    assert heldout_images(record) == images
+    assert images % heldout_images(with_shares(images, images - 4, images - 8)) == 0
 
 
 def test_a_search_without_a_finished_control_or_any_result_has_a_summary() -> None:
