@@ -169,8 +169,8 @@ def proposal_seconds(searched: Space, learns_from: int, known: int) -> float:
         recorded=recorded,
         learns_from=learns_from,
     )
-    # Where the study is renewed, from one renewal to the next.
-    proposals = learns_from // 2 + 1 if learns_from < known else 20
+    # Where the study is renewed, over some renewals.
+    proposals = learns_from if learns_from < known else 20
     started = time.process_time()
     for number in range(proposals):
         point = sampler.suggest(str(number))
