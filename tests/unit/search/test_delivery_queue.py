@@ -133,7 +133,7 @@ def test_a_batch_that_is_full_waits_for_nothing(
     queue = open_queue(tmp_path / "entries.jsonl", server)
     for value in range(35):
         queue.put({"value": value})
-    wait_until(lambda: len(server.got) >= 30)
+    wait_until(lambda: len(server.got) > 35 - 10)  # fewer than a batch are left
     assert queue.close(PATIENCE) == 0
 
 
