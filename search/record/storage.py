@@ -82,25 +82,12 @@ class _LocalFiles:
 
     def write(self, path: str, content: BinaryIO) -> None:
         target = self._root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                shutil.copyfileobj(content, file, 2**20)
-                file.flush()
-                os.fsync(file.fileno())  # else a rename can outlive its content in a power cut
+        with _partial(target, content) as partial:
             os.replace(partial, target)
-        except OSError:
-            with suppress(OSError):
-                partial.unlink()  # a full disk gets its space back
-            raise
 
     def create(self, path: str, content: bytes) -> bool:
         target = self._root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-        try:
-            partial.write_bytes(content)
+        with _partial(target, io.BytesIO(content)) as partial:
             try:
                 os.link(partial, target)
             except FileExistsError:
@@ -110,10 +97,7 @@ class _LocalFiles:
                 if error.errno not in _NO_LINKS:
                     raise
                 return _created_exclusively(target, content)
-            return True
-        finally:
-            with suppress(OSError):
-                partial.unlink()
+        return True
 
     def copy_out(self, path: str, file: Path) -> None:
         shutil.copyfile(self._root / path, file)
@@ -129,6 +113,22 @@ class _LocalFiles:
 
     def download(self, path: str, folder: Path) -> None:
         shutil.copytree(self._root / path, folder, dirs_exist_ok=True)
+
+
+@contextmanager
+def _partial(target: Path, content: BinaryIO) -> Iterator[Path]:
+    """A file beside the target that has the content; what is left of it in the end is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as file:
+            shutil.copyfileobj(content, file, 2**20)
+            file.flush()
+            os.fsync(file.fileno())  # else the name can outlive its content in a power cut
+        yield partial
+    finally:
+        with suppress(OSError):
+            partial.unlink()  # a full disk gets its space back
 
 
 def _created_exclusively(target: Path, content: bytes) -> bool:
