@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from kdcore.errors import did_you_mean
 from search.errors import SearchError, StorageError
-from search.record.owner import SILENCE, Owner, running_on
+from search.record.owner import SILENCE, Owner, has_living_owner
 from search.record.record import SearchRecord
 from search.record.storage import Storage, search_storage
 
@@ -56,10 +56,10 @@ def read_record(storage: Storage, name: str) -> SearchRecord:
 
 def _runs(storage: Storage, record: SearchRecord) -> bool:
     """Whether a record that says that it runs has a living driver."""
-    owner = running_on(search_storage(storage, record.name))
-    if owner is None:  # of version 0.1.0
+    lives = has_living_owner(search_storage(storage, record.name))
+    if lives is None:  # of version 0.1.0
         return datetime.now(UTC) - record.updated <= SILENCE
-    return bool(owner)
+    return lives
 
 
 def interrupted(record: SearchRecord) -> SearchRecord:

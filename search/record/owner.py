@@ -6,7 +6,6 @@ it. The owner renews its file now and then. Who finds a higher number than its o
 search, and all that it would still write is left out.
 """
 
-import json
 import os
 import socket
 import threading
@@ -37,7 +36,6 @@ class _Lease(BaseModel):
         machine: tells machines and containers apart; a process can be looked up only on its own.
         pid: of the process there.
         started: when that process started, in the kernel's ticks, since ids are used again.
-        taken: when the search was taken.
         renewed: when the owner last said that it lives.
         released: whether it has ended its work.
     """
@@ -48,7 +46,6 @@ class _Lease(BaseModel):
     machine: str
     pid: int
     started: str
-    taken: datetime
     renewed: datetime
     released: bool = False
 
@@ -194,12 +191,10 @@ def owned(storage: Storage, name: str, *, new: bool = False) -> Iterator[Owner]:
                 owner.renew(released=True)
 
 
-def running_on(search: Storage) -> str | None:
-    """Who runs a search, in words: empty if nobody does; none where it has never had an owner."""
+def has_living_owner(search: Storage) -> bool | None:
+    """Whether somebody runs a search; none where it has never had an owner."""
     found = _newest(search)
-    if found is None:
-        return None
-    return str(found[1]) if found[1].holds else ""
+    return None if found is None else found[1].holds
 
 
 def _take(storage: Storage, name: str, *, new: bool) -> Owner:
@@ -216,7 +211,6 @@ def _take(storage: Storage, name: str, *, new: bool) -> Owner:
         machine=_machine(),
         pid=os.getpid(),
         started=_start_of(os.getpid()),
-        taken=now,
         renewed=now,
     )
     if not search.create(_file(number), lease.model_dump_json().encode()):
@@ -248,8 +242,6 @@ def _newest(search: Storage) -> tuple[int, _Lease] | None:
     content = search.read(_file(number))
     try:
         return number, _Lease.model_validate_json(content)
-    except (ValidationError, json.JSONDecodeError):  # where files cannot be created whole
+    except ValidationError:  # where files cannot be created whole
         now = datetime.now(UTC)
-        return number, _Lease(
-            host="another machine", machine="", pid=0, started="", taken=now, renewed=now
-        )
+        return number, _Lease(host="another machine", machine="", pid=0, started="", renewed=now)
