@@ -1,9 +1,7 @@
 """One search on a connected Ray: the teacher, the trials, what is confirmed."""
 
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +20,7 @@ from search.errors import KdsearchError, LostSearchError, SearchFailedError
 from search.experiment.schema import Confirm
 from search.experiment.space.point import NUMBER
 from search.record.files import interrupted, read_record, write_record
-from search.record.owner import HEARTBEAT, Owner
+from search.record.owner import Owner
 from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage, local_home, search_storage
 from search.record.wording import as_typed, percent
@@ -108,9 +106,8 @@ class Session:
             },
         )
         try:
-            with self._heartbeat():
-                self._prepare_teacher()
-                self._measure_students()
+            self._prepare_teacher()
+            self._measure_students()
             if confirm_only is None:
                 self._run_trials()
             asked = confirm_only
@@ -151,25 +148,6 @@ class Session:
                 f"kdsearch resume {self._record.name} brings them to it; "
                 f"see {as_typed(self._log)}"
             )
-
-    @contextmanager
-    def _heartbeat(self) -> Iterator[None]:
-        """Writes the record now and then: the teacher may take long, and so may a machine that a
-        growing cluster has to start for it."""
-        over = threading.Event()
-
-        def beat() -> None:
-            while not over.wait(HEARTBEAT.total_seconds()):
-                with suppress(OSError, LostSearchError):
-                    write_record(self._storage, self._record, self._owner)
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
 
     def _prepare_teacher(self) -> None:
         config = self._plan.experiment.teacher
