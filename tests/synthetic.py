@@ -234,7 +234,6 @@ def log_search(record: SearchRecord, data: ImageData, folder: Path) -> SearchRec
         tracker.end_trial(trial)
     reporter = Reporter(folder / "report", lambda: tracker.log_report(folder / "report"))
     reporter.finish(record)
-    tracker.log_runs_table(record)
     tracker.end_search(record)
     assert tracker.close() == 0
     return record.model_copy(update=tracker.ids)

@@ -123,8 +123,8 @@ class Recorder(tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         try:
             self._owner.check_after_silence()
-        except LostSearchError:
-            self._write()
+        except LostSearchError as error:
+            self._lose(error)
         except OSError:
             pass
         if self.lost is not None:
@@ -213,8 +213,12 @@ class Recorder(tune.Callback):
         try:
             self.record = write_record(self._storage, self.record, self._owner)
         except LostSearchError as error:
-            self.lost, self._stop.made = error, True
-            self._tracker.abandon()
+            self._lose(error)
         except OSError as error:
             print(f"the record could not be written: {error}", file=sys.stderr)
         self._progress.update(self.record)
+
+    def _lose(self, error: LostSearchError) -> None:
+        """Ends this session of a search that another process has taken over."""
+        self.lost, self._stop.made = error, True
+        self._tracker.abandon()

@@ -136,7 +136,6 @@ class Session:
         for trial in self._record.trials:
             if trial.state == "interrupted":  # by Ctrl-C or a crash: no callback told of it
                 self._tracker.end_trial(trial)
-        self._tracker.log_runs_table(self._record)
         self._tracker.end_search(self._record)
         self._reporter.finish(self._record)
         lost = self._tracker.close()
