@@ -34,7 +34,7 @@ from search.session.recorder import Recorder
 from search.session.sampler import OptunaSampler
 from search.session.trial import run_trial
 from search.stopping.rungs import Rungs
-from search.stopping.scheduler import ControlSparingAsha
+from search.stopping.scheduler import ControlSparingAsha, Fifo
 from search.tracking.tracker import Tracker
 
 # How often a trial is restarted after its process or machine died, or it raised an error.
@@ -217,7 +217,7 @@ class Session:
         if remaining <= 0:
             self._record = self._record.model_copy(update={"state": "finished"})
             return
-        scheduler = None
+        scheduler = Fifo()
         if search.asha is not None:
             rungs = Rungs(search.asha, epochs=epochs)
             for trial in recorded:

@@ -13,8 +13,7 @@ from search.stopping.rungs import Rungs
 class Fifo(FIFOScheduler):
     """Runs trials in the order in which they came.
 
-    Tune's own looks through all trials of the search for the next one, at every report: of ten
-    thousand trials with thirty epochs that takes longer than all else that Tune does.
+    Tune's own looks through all trials of the search for the next one, at every report.
     """
 
     def __init__(self) -> None:
