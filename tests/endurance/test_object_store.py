@@ -1,8 +1,6 @@
 """A search whose storage is a bucket, and images that lie in one: an S3 server on this machine."""
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +10,14 @@ import yaml
 
 import kdcore
 from kdcore.data.image_data import ImageData, open_data
-from search.errors import SearchError
 from search.record.files import read_record
-from search.record.owner import owned
 from search.record.storage import Storage
 from search.session.preparation import train_teacher
 from tests.endurance.bucket import Bucket, running_bucket
 from tests.endurance.outage import outlast
 from tests.integration.commands import EAGER, Command, succeeded
 from tests.unit.kdcore.photographs import rows_of, write_folders, write_parquet
+from tests.unit.search.test_owner import TRIES, takers
 
 pytestmark = pytest.mark.integration
 
@@ -69,22 +66,8 @@ def test_a_search_with_its_storage_in_a_bucket_outlasts_its_absence(
 
 
 def test_of_two_drivers_at_the_same_instant_one_takes_the_search(bucket: Bucket) -> None:
-    start, tried = threading.Barrier(2), threading.Barrier(2)
-
-    def take(name: str) -> bool:
-        storage = Storage(bucket.uri)  # as another machine opens it
-        start.wait()
-        try:
-            with owned(storage, name, new=True):
-                tried.wait()
-                return True
-        except SearchError:
-            tried.wait()
-            return False
-
-    with ThreadPoolExecutor(2) as pool:
-        for number in range(20):
-            assert sum(pool.map(take, [f"one-{number}"] * 2)) == 1
+    for number in range(TRIES):
+        assert takers(bucket.uri, f"one-{number}", new=True, at_once=2) == 1
 
 
 def test_images_are_read_out_of_a_bucket(bucket: Bucket, tmp_path: Path) -> None:

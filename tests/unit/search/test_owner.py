@@ -23,11 +23,12 @@ from tests.synthetic import made_up_search
 TRIES, AT_ONCE = 20, 4
 
 
-def takers(storage: Storage, name: str, *, new: bool) -> int:
-    """How many of those who try at the same instant take a search."""
-    start, tried = threading.Barrier(AT_ONCE), threading.Barrier(AT_ONCE)
+def takers(uri: str, name: str, *, new: bool, at_once: int = AT_ONCE) -> int:
+    """How many of those who try at the same instant take a search, each as on its own machine."""
+    start, tried = threading.Barrier(at_once), threading.Barrier(at_once)
 
     def take(_: int) -> bool:
+        storage = Storage(uri)
         start.wait()
         try:
             with owned(storage, name, new=new):
@@ -37,8 +38,8 @@ def takers(storage: Storage, name: str, *, new: bool) -> int:
             tried.wait()
             return False
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return sum(pool.map(take, range(AT_ONCE)))
+    with ThreadPoolExecutor(at_once) as pool:
+        return sum(pool.map(take, range(at_once)))
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
@@ -54,8 +55,8 @@ def test_of_those_who_start_at_once_one_runs(
     storage = Storage(str(tmp_path))
     write_record(storage, made_up_search(2, name="there"))
     for number in range(TRIES):
-        assert takers(storage, f"new-{number}", new=True) == 1
-        assert takers(storage, "there", new=False) == 1
+        assert takers(storage.uri, f"new-{number}", new=True) == 1
+        assert takers(storage.uri, "there", new=False) == 1
     assert search_names(storage) == ["there"]  # searches that never began leave nothing
     assert os.listdir(tmp_path / "searches") == ["there"]
 
