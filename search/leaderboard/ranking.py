@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from kdcore.errors import did_you_mean
 from search.errors import SearchError
-from search.record.record import Confirmed, SearchRecord, TrialRecord
+from search.record.record import Confirmed, SearchRecord, TrialRecord, place
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,6 @@ def rank(
     """
     tested = {each.trial: each.test_accuracy for each in confirmed if each.is_confirmed}
     return sorted(trials, key=lambda trial: (-tested.get(trial.number, -1.0), place(trial)))
-
-
-def place(trial: TrialRecord) -> tuple[float, float, int]:
-    """Sorts trials that are not confirmed from best to worst."""
-    return (
-        -(trial.heldout_accuracy if trial.heldout_accuracy is not None else -1.0),
-        trial.heldout_loss if trial.heldout_loss is not None else float("inf"),
-        trial.number,
-    )
 
 
 def by_test_accuracy(confirmed: tuple[Confirmed, ...]) -> list[Confirmed]:

@@ -45,11 +45,20 @@ class BucketFiles:
             content: bytes = stream.read()
         return content
 
+    def read_from(self, path: str, position: int) -> bytes:
+        with self._there.open_input_file(self._path(path)) as file:
+            length = file.size() - position
+            content: bytes = file.read_at(length, position) if length > 0 else b""
+        return content
+
     def write(self, path: str, content: BinaryIO) -> None:
         target = self._path(path)
         self._there.create_dir(os.path.dirname(target), recursive=True)
         with self._there.open_output_stream(target) as stream:  # appears when it is complete
             shutil.copyfileobj(content, stream, _PIECE)
+
+    def extend(self, path: str, before: bytes, content: bytes) -> None:
+        self.write(path, io.BytesIO(before + content))
 
     def create(self, path: str, content: bytes) -> bool:
         """Needs of the bucket only that a list has what was written before it, as those of S3,

@@ -1,11 +1,11 @@
-"""The record of a search as a file in its storage."""
+"""A search's record as commands read it."""
 
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from kdcore.errors import did_you_mean
-from search.errors import SearchError, StorageError
+from search.errors import SearchError
+from search.record.live_record import LiveRecord
+from search.record.log import RecordLog, RecordReader, has_record
 from search.record.owner import SILENCE, Owner, has_living_owner
 from search.record.record import SearchRecord
 from search.record.storage import Storage, search_storage
@@ -14,7 +14,7 @@ from search.record.storage import Storage, search_storage
 def write_record(
     storage: Storage, record: SearchRecord, owner: Owner | None = None
 ) -> SearchRecord:
-    """Writes a search's record with the present time; returns what was written.
+    """Writes a search's record whole, with the present time; returns what was written.
 
     Args:
         storage: where searches are kept.
@@ -25,30 +25,33 @@ def write_record(
         LostSearchError: another process has taken the search; nothing is written.
         StorageError: the storage cannot be written to.
     """
-    if owner is not None:
-        owner.check()
-    record = record.model_copy(update={"updated": datetime.now(UTC)})
-    content = record.model_dump_json(indent=1).encode()
-    search_storage(storage, record.name).write("search.json", content)
-    return record
+    live = LiveRecord(record)
+    RecordLog(storage, record.name, owner).write(live, whole=True)
+    return live.record
 
 
-def read_record(storage: Storage, name: str) -> SearchRecord:
+def read_record(storage: Storage, name: str, reader: RecordReader | None = None) -> SearchRecord:
     """Reads a search's record. A search whose driver has died or fallen silent is interrupted.
+
+    Args:
+        storage: where searches are kept.
+        name: of the search.
+        reader: of this record; who reads often keeps one, and it reads only what is new.
 
     Raises:
         SearchError: there is no such search, or its record is damaged.
+        StorageError: the storage cannot be read.
     """
-    names = search_names(storage)
-    if name not in names:
-        known = f"There are {', '.join(names)}" if names else "There is none yet"
-        raise SearchError(f"no search {name!r} in {storage.uri}{did_you_mean(name, names)} {known}")
+    reader = reader or RecordReader(storage, name)
     try:
-        content = search_storage(storage, name).read("search.json")
-        record = SearchRecord.model_validate_json(content)
-    except (ValidationError, StorageError) as error:
+        record = reader.read()
+    except ValueError as error:
         first = str(error).splitlines()[0]
         raise SearchError(f"the record of search {name!r} is damaged: {first}") from None
+    if record is None:
+        names = search_names(storage)
+        known = f"There are {', '.join(names)}" if names else "There is none yet"
+        raise SearchError(f"no search {name!r} in {storage.uri}{did_you_mean(name, names)} {known}")
     if record.state == "running" and not _runs(storage, record):
         record = interrupted(record)
     return record
@@ -64,14 +67,12 @@ def _runs(storage: Storage, record: SearchRecord) -> bool:
 
 def interrupted(record: SearchRecord) -> SearchRecord:
     """The record of a search that ended before its trials did."""
-    trials = tuple(
-        trial.model_copy(update={"state": "interrupted"}) if trial.state == "running" else trial
-        for trial in record.trials
-    )
-    return record.model_copy(update={"state": "interrupted", "trials": trials})
+    live = LiveRecord(record)
+    live.interrupt()
+    return live.record
 
 
 def search_names(storage: Storage) -> list[str]:
     """The searches of a storage that have a record, in alphabetical order."""
     searches = storage / "searches"
-    return sorted(name for name in searches.names() if searches.exists(f"{name}/search.json"))
+    return sorted(name for name in searches.names() if has_record(searches / name))

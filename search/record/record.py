@@ -243,22 +243,14 @@ class SearchRecord(_Record):
         if trials is not self.trials:
             controls = {}
             for trial in self.trials:
-                if trial.is_control and trial.state == "finished":
-                    best = controls.setdefault(trial.student, trial)
-                    if (trial.heldout_accuracy or 0.0) > (best.heldout_accuracy or 0.0):
-                        controls[trial.student] = trial
+                keep_control(controls, trial)
             self._controls = self.trials, controls
         return controls.get(student)
 
     def gain(self, trial: TrialRecord) -> float | None:
         """Accuracy minus that of the same student's control, a share of 1; none for a control, and
         before both are known."""
-        control = self.control_of(trial.student)
-        if trial.is_control or control is None:
-            return None
-        if trial.heldout_accuracy is None or control.heldout_accuracy is None:
-            return None
-        return trial.heldout_accuracy - control.heldout_accuracy
+        return gain_over(self.control_of(trial.student), trial)
 
     def confirmed_gain(self, confirmed: Confirmed) -> PairedGain | None:
         """Test accuracy minus the control's, paired by seed; none for a control, and with
@@ -282,3 +274,29 @@ class SearchRecord(_Record):
     def method_names(self, trial: TrialRecord) -> str:
         """A trial's methods without their settings, and its student if there are several."""
         return self.words(trial.model_copy(update={"objective": trial.methods}))
+
+
+def place(trial: TrialRecord) -> tuple[float, float, int]:
+    """Sorts trials that are not confirmed from best to worst."""
+    return (
+        -(trial.heldout_accuracy if trial.heldout_accuracy is not None else -1.0),
+        trial.heldout_loss if trial.heldout_loss is not None else float("inf"),
+        trial.number,
+    )
+
+
+def keep_control(controls: dict[str, TrialRecord], trial: TrialRecord) -> None:
+    """Keeps a trial by its student, if it is the best finished control of it so far."""
+    if trial.is_control and trial.state == "finished":
+        best = controls.setdefault(trial.student, trial)
+        if (trial.heldout_accuracy or 0.0) > (best.heldout_accuracy or 0.0):
+            controls[trial.student] = trial
+
+
+def gain_over(control: TrialRecord | None, trial: TrialRecord) -> float | None:
+    """A trial's accuracy minus its control's; see `SearchRecord.gain`."""
+    if trial.is_control or control is None:
+        return None
+    if trial.heldout_accuracy is None or control.heldout_accuracy is None:
+        return None
+    return trial.heldout_accuracy - control.heldout_accuracy

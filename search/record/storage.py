@@ -43,8 +43,14 @@ class Files(Protocol):
     def read(self, path: str) -> bytes:
         """A file's content."""
 
+    def read_from(self, path: str, position: int) -> bytes:
+        """A file's content from a position on."""
+
     def write(self, path: str, content: BinaryIO) -> None:
         """Writes a file whole or not at all."""
+
+    def extend(self, path: str, before: bytes, content: bytes) -> None:
+        """Adds to a file that has begun with `before`, in the place of what else is in it."""
 
     def create(self, path: str, content: bytes) -> bool:
         """Writes a file whole, where nobody else has written one; False if somebody has."""
@@ -80,10 +86,21 @@ class _LocalFiles:
     def read(self, path: str) -> bytes:
         return (self._root / path).read_bytes()
 
+    def read_from(self, path: str, position: int) -> bytes:
+        with (self._root / path).open("rb") as file:
+            file.seek(position)
+            return file.read()
+
     def write(self, path: str, content: BinaryIO) -> None:
         target = self._root / path
         with _partial(target, content) as partial:
             os.replace(partial, target)
+
+    def extend(self, path: str, before: bytes, content: bytes) -> None:
+        with (self._root / path).open("r+b" if before else "wb") as file:
+            file.truncate(len(before))
+            file.seek(len(before))
+            file.write(content)
 
     def create(self, path: str, content: bytes) -> bool:
         target = self._root / path
@@ -205,6 +222,32 @@ class Storage:
         """
         with _trying_to(f"{self.uri}/{path} cannot be read"):
             return self._files.read(path)
+
+    def read_from(self, path: str, position: int) -> bytes:
+        """A file's content from a position on; nothing beyond its end.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        with _trying_to(f"{self.uri}/{path} cannot be read"):
+            return self._files.read_from(path, position)
+
+    def extend(self, path: str, before: bytes, content: bytes) -> None:
+        """Adds to the end of a file, for which a bucket writes it again: keep such files small.
+
+        On a disk a reader may see a part of what is added; so it is after an error, until the same
+        is added once more.
+
+        Args:
+            path: of the file; its folder exists.
+            before: all that was added without an error so far; the file begins with it.
+            content: what is added.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with _trying_to(f"{self.uri}/{path} cannot be written"):
+            self._files.extend(path, before, content)
 
     def write(self, path: str, content: bytes) -> None:
         """Writes a file whole or not at all.

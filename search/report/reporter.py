@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from search.record.live_record import LiveRecord
 from search.record.record import SearchRecord
 
 _INTERVAL_SECONDS = 60.0  # between the starts of two reports
@@ -31,11 +32,11 @@ class Reporter:
         self._process: subprocess.Popen[bytes] | None = None
         self._started = time.monotonic()
 
-    def update(self, record: SearchRecord) -> None:
+    def update(self, search: LiveRecord) -> None:
         """Starts a new report if the last one is a minute old; returns at once."""
         self._collect()
         if self._process is None and time.monotonic() - self._started > _INTERVAL_SECONDS:
-            self._start(record)
+            self._start(search.record)
 
     def finish(self, record: SearchRecord) -> None:
         """Writes the last report and waits for it; Ctrl-C stops the waiting."""

@@ -20,10 +20,11 @@ from kdcore.training.report import EpochReport
 from search.experiment.schema import Confirm, Experiment
 from search.experiment.space.point import Point
 from search.experiment.space.trial_config import trial_config
-from search.record.files import write_record
+from search.record.live_record import LiveRecord
+from search.record.log import RecordLog
 from search.record.looks import record_look
-from search.record.owner import HEARTBEAT, Owner
-from search.record.record import ConfirmationRun, Confirmed, Executions, SearchRecord
+from search.record.owner import HEARTBEAT
+from search.record.record import ConfirmationRun, Confirmed, Executions
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
 from search.record.wording import percent
@@ -93,45 +94,41 @@ class Confirmation:
     """The runs of one search on a connected Ray. Each is in the record as soon as it has ended.
 
     Args:
-        record: of the search.
-        storage: where it is kept.
-        owner: this process as the search's.
+        search: its record; gets the runs that have ended.
+        log: where that is written.
+        storage: where the search is kept.
         tracker: gets each run.
         progress: says how each ended.
         parallel: how many run at a time.
-
-    Attributes:
-        record: with the runs that have ended.
     """
 
     def __init__(
         self,
-        record: SearchRecord,
+        search: LiveRecord,
+        log: RecordLog,
         storage: Storage,
-        owner: Owner,
         tracker: Tracker,
         progress: LiveDisplay,
         parallel: int,
     ) -> None:
-        self.record = record
-        self._storage, self._tracker, self._progress = storage, tracker, progress
-        self._parallel, self._owner = parallel, owner
+        self._search, self._log, self._storage = search, log, storage
+        self._tracker, self._progress, self._parallel = tracker, progress, parallel
 
     def run(self, asked: Confirm) -> None:
         """Trains what the record does not have yet; runs that failed are tried again."""
-        chosen = contenders(self.record, asked.top)
+        chosen = contenders(self._search.record, asked.top)
         if not chosen:
             self._progress.say("no trial with a method has finished, so none is confirmed")
             return
         labels = {each.label for each in chosen}
-        earlier = [each for each in self.record.confirmed if each.label not in labels]
-        self._write((*chosen, *earlier))
-        planned = missing(chosen, fresh_seeds(self.record.experiment, asked.seeds))
+        earlier = [each for each in self._search.head.confirmed if each.label not in labels]
+        self._search.update(confirmed=(*chosen, *earlier))
+        self._write()
+        planned = missing(chosen, fresh_seeds(self._search.head.experiment, asked.seeds))
         if planned:
             tested = [self._folder(*run) for run in planned]
-            patiently(
-                lambda: record_look(self._storage, self.record, by="confirm", students=tested)
-            )
+            search = self._search.head
+            patiently(lambda: record_look(self._storage, search, by="confirm", students=tested))
         waiting = iter(planned)
         running: dict[Any, tuple[Confirmed, int]] = {}
         while True:
@@ -142,10 +139,11 @@ class Confirmation:
             done, _ = ray.wait(list(running), timeout=HEARTBEAT.total_seconds())
             for reference in done:
                 self._ended(*running.pop(reference), reference)
-            self._write(self.record.confirmed)
+            self._write()
 
     def _start(self, contender: Confirmed, seed: int) -> Any:
-        resources = self.record.experiment.resources
+        search = self._search.head
+        resources = search.experiment.resources
         task: Any = ray.remote(run_again)  # type: ignore[arg-type]  # it knows no keyword arguments
         task = task.options(
             num_cpus=resources.cpus,
@@ -156,14 +154,15 @@ class Confirmation:
         return task.remote(
             contender.point,
             seed,
-            experiment_json=self.record.experiment.model_dump_json(),
+            experiment_json=search.experiment.model_dump_json(),
             storage_uri=self._storage.uri,
             folder=self._folder(contender, seed),
-            executions=self.record.executions,
+            executions=search.executions,
         )
 
     def _folder(self, contender: Confirmed, seed: int) -> str:
-        return f"searches/{self.record.name}/confirmation/{contender.label}-seed{seed}"
+        name = self._search.head.name
+        return f"searches/{name}/confirmation/{contender.label}-seed{seed}"
 
     def _ended(self, contender: Confirmed, seed: int, reference: Any) -> None:
         reports: list[dict[str, Any]] = []
@@ -178,10 +177,10 @@ class Confirmation:
             each.model_copy(update={"runs": _with(each.runs, run)})
             if each.label == contender.label
             else each
-            for each in self.record.confirmed
+            for each in self._search.head.confirmed
         )
-        self.record = self.record.model_copy(update={"confirmed": confirmed})
-        words = self.record.words(contender)
+        self._search.update(confirmed=confirmed)
+        words = self._search.head.words(contender)
         outcome = (
             f"failed ({run.reason})"
             if run.reason
@@ -192,18 +191,16 @@ class Confirmation:
             f"{contender.label}-seed{seed}",
             words,
             contender.trial,
-            _params(self.record.experiment, contender, seed),
+            _params(self._search.head.experiment, contender, seed),
             [EpochReport(**report) for report in reports],
             run,
         )
 
-    def _write(self, confirmed: tuple[Confirmed, ...]) -> None:
+    def _write(self) -> None:
         """Writes the record; a storage that is away gets it at the next event or heartbeat."""
-        self.record = self.record.model_copy(
-            update={"confirmed": confirmed, **self._tracker.ids},
-        )
+        self._search.update(**self._tracker.ids)
         try:
-            self.record = write_record(self._storage, self.record, self._owner)
+            self._log.write(self._search)
         except OSError as error:
             print(f"the record could not be written: {error}", file=sys.stderr)
 

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from kdcore.training.report import EpochReport
 from search.leaderboard.progress import how_far
-from search.record.record import SearchRecord, TrialRecord
+from search.record.live_record import LiveRecord
+from search.record.record import TrialRecord
 from search.record.wording import duration, percent, points
 
 
@@ -27,7 +28,7 @@ class LiveDisplay:
         self._console = console
         self._live: Live | None = None
         self._started = time.monotonic()
-        self._record: SearchRecord | None = None
+        self._search: LiveRecord | None = None
         self._ended_before, self._share_before = 0, 0.0
 
     def __enter__(self) -> Self:
@@ -65,61 +66,55 @@ class LiveDisplay:
             f"held-out {percent(report.heldout_accuracy)} %"
         )
 
-    def search_started(self, record: SearchRecord) -> None:
+    def search_started(self, search: LiveRecord) -> None:
         """Starts the clock of the trials; earlier sessions do not count in the pace."""
+        self._search = search
         self._started = time.monotonic()
-        self._ended_before = sum(not trial.unfinished for trial in record.trials)
-        self._share_before = self._share_done(record)
+        self._ended_before = search.ended
+        self._share_before = self._share_done(search)
 
-    def update(self, record: SearchRecord) -> None:
-        """Shows the search's present state."""
-        self._record = record
-
-    def trial_ended(self, trial: TrialRecord, record: SearchRecord) -> None:
+    def trial_ended(self, trial: TrialRecord, search: LiveRecord) -> None:
         """Says how a trial ended."""
-        self._record = record
         if self._live is None:
             reason = f" ({trial.reason})" if trial.reason else ""
             self.say(
                 f"trial {trial.number} {trial.state}{reason} after {trial.epochs_done} of "
                 f"{trial.epochs} epochs: held-out {percent(trial.heldout_accuracy) or '-'} %, "
-                f"{record.words(trial)} | {self._summary(record)}"
+                f"{search.head.words(trial)} | {self._summary(search)}"
             )
 
-    def _share_done(self, record: SearchRecord) -> float:
-        total = record.experiment.search.trials
-        running = sum(t.epochs_done / t.epochs for t in record.trials if t.unfinished)
-        ended = sum(not trial.unfinished for trial in record.trials)
-        return min(1.0, (ended + running) / total)
+    def _share_done(self, search: LiveRecord) -> float:
+        going_on = sum(t.epochs_done / t.epochs for t in list(search.running.values()))
+        return min(1.0, (search.ended + going_on) / search.head.experiment.search.trials)
 
-    def _summary(self, record: SearchRecord) -> str:
+    def _summary(self, search: LiveRecord) -> str:
         elapsed = time.monotonic() - self._started
-        ended = sum(not trial.unfinished for trial in record.trials) - self._ended_before
-        parts = [how_far(record), record.cost]
+        ended = search.ended - self._ended_before
+        parts = [how_far(search), search.head.cost]
         if ended:
             parts.append(f"{60 * ended / elapsed:.1f} trials/min")
-        share = self._share_done(record)
+        share = self._share_done(search)
         gained = share - self._share_before
         if gained > 0 and share < 1:
             parts.append(f"about {duration(elapsed * (1 - share) / gained)} left")
         return " | ".join(parts)
 
     def _render(self) -> RenderableType:
-        record = self._record
-        if record is None:
+        """Called by a thread of its own."""
+        search = self._search
+        if search is None:
             return Text("starting ...")
         table = Table.grid(padding=(0, 2))
-        for trial in record.trials:
-            if trial.state == "running":
-                accuracy = trial.heldout_accuracy
-                table.add_row(
-                    f"trial {trial.number}",
-                    ProgressBar(total=trial.epochs, completed=trial.epochs_done, width=16),
-                    f"{trial.epochs_done}/{trial.epochs}",
-                    f"{percent(accuracy)} %" if accuracy is not None else "",
-                    points(record.gain(trial)),
-                    record.words(trial),
-                )
+        for trial in sorted(search.running.values(), key=lambda each: each.number):
+            accuracy = trial.heldout_accuracy
+            table.add_row(
+                f"trial {trial.number}",
+                ProgressBar(total=trial.epochs, completed=trial.epochs_done, width=16),
+                f"{trial.epochs_done}/{trial.epochs}",
+                f"{percent(accuracy)} %" if accuracy is not None else "",
+                points(search.gain(trial)),
+                search.head.words(trial),
+            )
         whole = Table.grid()  # a bar alone ends without a new line
-        whole.add_row(ProgressBar(total=1.0, completed=self._share_done(record), width=60))
-        return Group(Text(f"{record.name}: {self._summary(record)}"), whole, table)
+        whole.add_row(ProgressBar(total=1.0, completed=self._share_done(search), width=60))
+        return Group(Text(f"{search.head.name}: {self._summary(search)}"), whole, table)

@@ -13,18 +13,18 @@ from search.errors import LostSearchError
 from search.experiment.schema import CONTROL
 from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import trial_config
-from search.record.files import write_record
+from search.record.live_record import LiveRecord
+from search.record.log import RecordLog
 from search.record.owner import HEARTBEAT, Owner
-from search.record.record import REASON, SAVED, SearchRecord, TrialRecord
-from search.record.storage import Storage
+from search.record.record import REASON, SAVED, TrialRecord
 from search.record.trial_checkpoints import trial_folder
 from search.report.reporter import Reporter
 from search.session.interruption import StopRequest
 from search.session.live_display import LiveDisplay
 from search.tracking.tracker import Tracker
 
-# The record is also written when a trial starts or ends; between, epochs need not be shown at once.
-_EPOCHS_WRITTEN_EVERY_SECONDS = 5.0
+# An epoch need not be in the record at once, as a trial's start and end.
+_EPOCH_SECONDS = 5.0
 
 
 def reason_of(traceback: str) -> str:
@@ -37,27 +37,35 @@ def reason_of(traceback: str) -> str:
 class Recorder(tune.Callback):
     """Keeps the search's record up to date, and MLflow and the display with it.
 
+    Args:
+        search: its record.
+        log: where that is written.
+        owner: this process as the search's.
+        tracker: gets each event.
+        reporter: writes the report now and then.
+        progress: shows how far the search is.
+        stop: ends it.
+
     Attributes:
-        record: of the search.
         lost: says that another process has taken the search over; then nothing is told any more.
     """
 
     def __init__(
         self,
-        record: SearchRecord,
-        storage: Storage,
+        search: LiveRecord,
+        log: RecordLog,
         owner: Owner,
         tracker: Tracker,
         reporter: Reporter,
         progress: LiveDisplay,
         stop: StopRequest,
     ) -> None:
-        self.record = record
         self.lost: LostSearchError | None = None
-        self._owner = owner
-        self._storage, self._tracker, self._progress = storage, tracker, progress
+        self._search, self._log, self._owner = search, log, owner
+        self._tracker, self._progress = tracker, progress
         self._reporter, self._stop = reporter, stop
-        self._written = self._counted = time.monotonic()
+        self._counted = time.monotonic()
+        self._due = self._counted  # when the record is to be written
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks beside the search; threads and consoles stay behind.
@@ -71,14 +79,14 @@ class Recorder(tune.Callback):
     ) -> None:
         known = self._known(trial)
         if result[SAVED]:
-            folder = trial_folder(self.record.name, known.number)
+            folder = trial_folder(self._search.head.name, known.number)
             known = known.model_copy(update={"checkpoint": folder})
         if REASON in result:
-            self._change(known.model_copy(update={"reason": result[REASON]}))
+            self._search.put(known.model_copy(update={"reason": result[REASON]}))
             return
         report = EpochReport(**{name: result[name] for name in EpochReport.__annotations__})
         if report.epoch <= known.epochs_done:  # told once more, by a trial that was started again
-            self._change(known)
+            self._search.put(known)
             return
         changes: dict[str, Any] = {
             "accuracies": (*known.accuracies, report.heldout_accuracy),
@@ -94,11 +102,9 @@ class Recorder(tune.Callback):
         if report.best_epoch == report.epoch:
             changes["heldout_loss"] = report.heldout_loss
         known = known.model_copy(update=changes)
-        self._change(known)
-        self._tracker.log_epoch(known.number, report, self.record.gain(known))
-        self._progress.update(self.record)
-        if time.monotonic() - self._written > _EPOCHS_WRITTEN_EVERY_SECONDS:
-            self._write()
+        self._search.put(known)
+        self._tracker.log_epoch(known.number, report, self._search.gain(known))
+        self._write_within(_EPOCH_SECONDS)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         known = self._known(trial)
@@ -130,26 +136,24 @@ class Recorder(tune.Callback):
         if self.lost is not None:
             return
         self._count_costs()
-        self._reporter.update(self.record)
-        if time.monotonic() - self._written > HEARTBEAT.total_seconds():
+        self._reporter.update(self._search)
+        if time.monotonic() >= self._due:
             self._write()
 
     def _count_costs(self) -> None:
         """Adds the time since the last count, and ends the search when a budget is spent."""
         now = time.monotonic()
         seconds, self._counted = now - self._counted, now
-        resources = self.record.experiment.resources
-        running = sum(trial.state == "running" for trial in self.record.trials)
-        self.record = self.record.model_copy(
-            update={
-                "seconds": self.record.seconds + seconds,
-                "device_seconds": self.record.device_seconds
-                + seconds * running * (resources.gpus or resources.cpus),
-            }
+        head = self._search.head
+        resources = head.experiment.resources
+        devices = len(self._search.running) * (resources.gpus or resources.cpus)
+        self._search.update(
+            seconds=head.seconds + seconds,
+            device_seconds=head.device_seconds + seconds * devices,
         )
-        spent = self.record.spent_budget
-        if spent and not self.record.ended:
-            self.record = self.record.model_copy(update={"ended": spent})
+        spent = self._search.head.spent_budget
+        if spent and not head.ended:
+            self._search.update(ended=spent)
             self._stop.made = True
 
     def _known(self, trial: Any) -> TrialRecord:
@@ -159,10 +163,11 @@ class Recorder(tune.Callback):
         """
         point = dict(trial.config)
         number = point.pop(NUMBER)
-        known = next((each for each in self.record.trials if each.number == number), None)
+        known = self._search.trials.get(number)
         if known is not None and known.state != "interrupted":
             return known
-        experiment = self.record.experiment
+        head = self._search.head
+        experiment = head.experiment
         config = trial_config(experiment, point)
         opened = known or TrialRecord(
             number=number,
@@ -173,10 +178,10 @@ class Recorder(tune.Callback):
             epochs=experiment.training.epochs,
         )
         opened = opened.model_copy(update={"state": "running"})
-        self._change(opened)
+        self._search.put(opened)
         self._tracker.start_trial(
             opened,
-            self.record.method_names(opened),
+            head.method_names(opened),
             {
                 "student": config.student,
                 "teacher": experiment.teacher.backbone,
@@ -185,38 +190,35 @@ class Recorder(tune.Callback):
                 "epochs": str(config.training.epochs),
                 "seed": str(config.seed),
             },
-            self.record.student_costs.get(config.student),
+            head.student_costs.get(config.student),
         )
-        self._write()
+        self._write_within(self._log.pause)
         return opened
 
-    def _change(self, changed: TrialRecord) -> None:
-        others = [trial for trial in self.record.trials if trial.number != changed.number]
-        ordered = sorted((*others, changed), key=lambda trial: trial.number)
-        self.record = self.record.model_copy(update={"trials": tuple(ordered)})
-
     def _end(self, ended: TrialRecord) -> None:
-        self._change(ended)
+        self._search.put(ended)
         self._tracker.end_trial(ended)
         if ended.is_control:
-            self._tracker.log_gains(self.record, ended.student)
-        over = sum(not trial.unfinished for trial in self.record.trials)
-        self._tracker.log_cost(self.record, over)
-        self._tracker.log_runs_table(self.record)
-        self._progress.trial_ended(ended, self.record)
-        self._write()
+            self._tracker.log_gains(self._search.record, ended.student)
+        self._tracker.log_cost(self._search.head, self._search.ended)
+        self._tracker.log_runs_table(self._search)
+        self._progress.trial_ended(ended, self._search)
+        self._write_within(self._log.pause)
+
+    def _write_within(self, seconds: float) -> None:
+        self._due = min(self._due, time.monotonic() + seconds)
 
     def _write(self) -> None:
-        """Writes the record; a storage that is away gets it at the next event or heartbeat."""
-        self._written = time.monotonic()
-        self.record = self.record.model_copy(update=self._tracker.ids)
+        """Writes the record; a storage that is away gets it later."""
+        self._search.update(**self._tracker.ids)
+        self._due = time.monotonic() + HEARTBEAT.total_seconds()
         try:
-            self.record = write_record(self._storage, self.record, self._owner)
+            self._log.write(self._search)
         except LostSearchError as error:
             self._lose(error)
         except OSError as error:
             print(f"the record could not be written: {error}", file=sys.stderr)
-        self._progress.update(self.record)
+            self._write_within(_EPOCH_SECONDS)
 
     def _lose(self, error: LostSearchError) -> None:
         """Ends this session of a search that another process has taken over."""

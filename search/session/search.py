@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from search.environment import prepare
 from search.errors import SearchError
 from search.record.files import read_record
+from search.record.log import RecordReader
 from search.record.record import SearchRecord
 from search.record.storage import Storage, local_home
 
@@ -32,13 +33,13 @@ class Search:
 
     def __init__(self, record: SearchRecord, storage: Storage) -> None:
         self.name, self.storage = record.name, storage
-        self._record = record
+        self._record, self._reader = record, RecordReader(storage, record.name)
 
     @property
     def record(self) -> SearchRecord:
         """What is known of the search and its trials; of a running one, as of now."""
         if self._record.state == "running":
-            self._record = read_record(self.storage, self.name)
+            self._record = read_record(self.storage, self.name, self._reader)
         return self._record
 
     @property

@@ -19,7 +19,9 @@ from search.cluster.ray_private import outlasting_full_memory
 from search.errors import KdsearchError, LostSearchError, SearchFailedError
 from search.experiment.schema import Confirm
 from search.experiment.space.point import NUMBER
-from search.record.files import interrupted, read_record, write_record
+from search.record.files import read_record
+from search.record.live_record import LiveRecord
+from search.record.log import RecordLog
 from search.record.owner import Owner
 from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage, local_home, search_storage
@@ -70,7 +72,9 @@ class Session:
         # A warm process saves its start and the import of torch; run_trial gives its GPU memory
         # back. One that failed is not used again.
         self._reuse_actors = True
-        self._record = record.model_copy(update={"host": socket.gethostname()})
+        self._search = LiveRecord(record)
+        self._search.update(host=socket.gethostname())
+        self._record_log = RecordLog(storage, record.name, owner)
         home = local_home(storage)
         self._folder = home / "searches" / record.name
         self._tracker = Tracker(
@@ -92,12 +96,14 @@ class Session:
             LostSearchError: another process has taken the search over.
         """
         experiment = self._plan.experiment
-        self._record = write_record(self._storage, self._record, self._owner)
+        self._write()
         resolved = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
-        search_storage(self._storage, self._record.name).write("experiment.yaml", resolved.encode())
+        search_storage(self._storage, self._search.head.name).write(
+            "experiment.yaml", resolved.encode()
+        )
         self._tracker.open()
         self._tracker.start_search(
-            self._record,
+            self._search.record,
             resolved,
             {
                 "seed": str(experiment.seed),
@@ -111,7 +117,7 @@ class Session:
             if confirm_only is None:
                 self._run_trials()
             asked = confirm_only
-            if asked is None and self._record.state == "finished":
+            if asked is None and self._search.head.state == "finished":
                 asked = experiment.confirm
             if asked is not None:
                 self._confirm(asked)
@@ -119,32 +125,36 @@ class Session:
             self._tracker.abandon()
             raise
         except KeyboardInterrupt:
-            self._record = interrupted(self._record)
+            self._search.interrupt()
             if confirm_only is not None:
-                self._record = self._record.model_copy(update={"state": self._state_of_trials})
+                self._search.update(state=self._state_of_trials)
                 raise
         except BaseException:
-            self._record = interrupted(self._record).model_copy(update={"state": "failed"})
+            self._search.interrupt()
+            self._search.update(state="failed")
             raise
         finally:
             if not self._tracker.is_abandoned:
                 self._finish()
-        return self._record
+        return self._search.record
+
+    def _write(self) -> None:
+        self._record_log.write(self._search)
 
     def _finish(self) -> None:
         """Tells record, MLflow and report how the search ended."""
-        for trial in self._record.trials:
+        for trial in self._search.trials.values():
             if trial.state == "interrupted":  # by Ctrl-C or a crash: no callback told of it
                 self._tracker.end_trial(trial)
-        self._tracker.end_search(self._record)
-        self._reporter.finish(self._record)
+        self._tracker.end_search(self._search.record)
+        self._reporter.finish(self._search.record)
         lost = self._tracker.close()
-        self._record = self._record.model_copy(update=self._tracker.ids)
-        self._record = patiently(lambda: write_record(self._storage, self._record, self._owner))
+        self._search.update(**self._tracker.ids)
+        patiently(lambda: self._record_log.write(self._search, whole=True))
         if lost:
             self._progress.say(
                 f"MLflow missed {lost} of this search's entries; the leaderboard has them all. "
-                f"kdsearch resume {self._record.name} brings them to it; "
+                f"kdsearch resume {self._search.head.name} brings them to it; "
                 f"see {as_typed(self._log)}"
             )
 
@@ -162,9 +172,7 @@ class Session:
         self._progress.say(
             f"teacher {config.backbone}: held-out {percent(metrics['heldout_accuracy'])} %"
         )
-        self._record = self._record.model_copy(
-            update={"teacher": folder, "teacher_metrics": metrics}
-        )
+        self._search.update(teacher=folder, teacher_metrics=metrics)
         self._tracker.log_teacher(config.backbone, reports, metrics)
 
     def _run_teacher_task(self) -> list[EpochReport]:
@@ -191,8 +199,8 @@ class Session:
         """Measures with a trial's resources, while nothing else runs, what the students cost, and
         how the networks compute; what is in the record stays."""
         experiment = self._plan.experiment
-        known = self._record.executions
-        if known and self._record.student_costs.keys() >= set(experiment.students):
+        known = self._search.head.executions
+        if known and self._search.head.student_costs.keys() >= set(experiment.students):
             return
         task = ray.remote(measure_students).options(
             num_cpus=experiment.resources.cpus, num_gpus=experiment.resources.gpus
@@ -203,19 +211,17 @@ class Session:
             )
         except RayTaskError as error:
             raise SearchFailedError(f"a student could not be measured: {error.cause}") from None
-        self._record = self._record.model_copy(
-            update={"student_costs": costs, "executions": known or executions}
-        )
+        self._search.update(student_costs=costs, executions=known or executions)
 
     def _run_trials(self) -> None:
         experiment = self._plan.experiment
         resources, search = experiment.resources, experiment.search
         epochs = experiment.training.epochs
-        self._record = patiently(lambda: write_record(self._storage, self._record, self._owner))
-        recorded = self._record.trials
-        remaining = search.trials - sum(not trial.unfinished for trial in recorded)
+        patiently(self._write)
+        recorded = self._search.record.trials
+        remaining = search.trials - self._search.ended
         if remaining <= 0:
-            self._record = self._record.model_copy(update={"state": "finished"})
+            self._search.update(state="finished")
             return
         scheduler = Fifo()
         if search.asha is not None:
@@ -234,8 +240,8 @@ class Session:
         )
         request = StopRequest()
         callback = Recorder(
-            self._record,
-            self._storage,
+            self._search,
+            self._record_log,
             self._owner,
             self._tracker,
             self._reporter,
@@ -247,8 +253,8 @@ class Session:
                 self._trainable,
                 experiment_json=experiment.model_dump_json(),
                 storage_uri=self._storage.uri,
-                search=self._record.name,
-                executions=self._record.executions,
+                search=self._search.head.name,
+                executions=self._search.head.executions,
                 session=self._owner.number,
             ),
             {"cpu": resources.cpus, "gpu": resources.gpus},
@@ -277,47 +283,46 @@ class Session:
                 progress_reporter=tune.CLIReporter(),
             ),
         )
-        self._progress.search_started(self._record)
+        self._progress.search_started(self._search)
         if search.warm_start:
             self._progress.say(f"warm start: {searcher.adopted} trials of earlier searches fit")
-        try:
-            with stopping_cleanly(request, self._progress.say), outlasting_full_memory():
-                tuner.fit()
-        finally:
-            self._record = callback.record
+        with stopping_cleanly(request, self._progress.say), outlasting_full_memory():
+            tuner.fit()
         if callback.lost is not None:
             raise callback.lost
         # After Ctrl-C, and when a budget is spent, Tune returns as if all were done.
-        if sum(not trial.unfinished for trial in self._record.trials) < search.trials:
-            self._record = interrupted(self._record)
-        else:
-            self._record = self._record.model_copy(update={"state": "finished"})
-        if self._record.ended:
-            self._progress.say(f"{self._record.ended}; the search ends with what it has")
-            self._record = self._record.model_copy(update={"state": "finished"})
+        if self._search.ended < search.trials:
+            self._search.interrupt()
+        if self._search.head.ended:
+            self._progress.say(f"{self._search.head.ended}; the search ends with what it has")
+        self._search.update(state=self._state_of_trials)
 
     def _confirm(self, asked: Confirm) -> None:
-        running = self._record.model_copy(update={"state": "running"})
+        self._search.update(state="running")
         confirmation = Confirmation(
-            running, self._storage, self._owner, self._tracker, self._progress, self._parallel
+            self._search,
+            self._record_log,
+            self._storage,
+            self._tracker,
+            self._progress,
+            self._parallel,
         )
-        self._progress.update(running)
+        self._progress.search_started(self._search)
         try:
             with sigterm_as_ctrl_c():  # by which a cluster stops a job
                 confirmation.run(asked)
         except KeyboardInterrupt:
-            self._progress.say(
-                f"stopped; kdsearch confirm {running.name} continues, and repeats nothing"
-            )
+            name = self._search.head.name
+            self._progress.say(f"stopped; kdsearch confirm {name} continues, and repeats nothing")
             raise
         finally:
-            self._record = confirmation.record.model_copy(update={"state": self._state_of_trials})
+            self._search.update(state=self._state_of_trials)
 
     @property
     def _state_of_trials(self) -> Literal["finished", "interrupted"]:
         """The search's, when nothing runs any more: a spent budget ends it as trials do."""
-        ended = sum(not trial.unfinished for trial in self._record.trials)
-        enough = ended >= self._plan.experiment.search.trials or self._record.ended
+        planned = self._plan.experiment.search.trials
+        enough = self._search.ended >= planned or self._search.head.ended
         return "finished" if enough else "interrupted"
 
     def _earlier_trials(self) -> list[TrialRecord]:

@@ -10,6 +10,7 @@ from kdcore.data.image_data import ImageData
 from kdcore.networks.cost import NetworkCost
 from kdcore.training.report import EpochReport
 from search.experiment.space.point import plain_name
+from search.record.live_record import LiveRecord
 from search.record.record import METRIC, ConfirmationRun, SearchRecord, State, TrialRecord
 from search.tracking.dataset import describe_dataset
 from search.tracking.delivery_queue import DeliveryQueue
@@ -197,14 +198,14 @@ class Tracker:
         """Logs what the search has cost when so many trials have ended, which is the step."""
         self._put("cost", costs=_costs(record), step=ended)
 
-    def log_runs_table(self, record: SearchRecord) -> None:
+    def log_runs_table(self, search: LiveRecord) -> None:
         """Saves the leaderboard's runs table if its columns, which follow the leaders, changed.
 
         May be called for every trial: the leaders are looked for every ten seconds at most, and
         when the search ends.
         """
         if time.monotonic() >= self._runs_table_due:
-            self._save_runs_table(record)
+            self._save_runs_table(search.record)
 
     def _save_runs_table(self, record: SearchRecord) -> None:
         table = runs_table(record)

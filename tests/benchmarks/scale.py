@@ -40,6 +40,7 @@ from search.cluster.console_log import output_to
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER, Point
+from search.record.owner import owned
 from search.record.record import METRIC, SAVED
 from search.record.storage import Storage
 from search.session.launch import fresh_record
@@ -50,7 +51,7 @@ from search.session.session import Session
 from tests.benchmarks import report
 
 
-def reporting_trial(point: Point, *, experiment_json: str, storage_uri: str, search: str) -> None:
+def reporting_trial(point: Point, *, experiment_json: str, **others: Any) -> None:
     """Reports as many epochs as were asked for; the last one's accuracy follows from the point."""
     epochs = Experiment.model_validate_json(experiment_json).training.epochs
     chance = zlib.crc32(repr(sorted(point.items())).encode()) / 2**32
@@ -174,9 +175,14 @@ def measure(trials: int, epochs: int, slots: int | None) -> dict[str, Any]:
         storage, log = Storage(folder), Path(folder) / "log"
         prepared = plan(experiment, storage, "benchmark")
         fresh = fresh_record(experiment, storage, "benchmark", None)
-        with output_to(log) as console, LiveDisplay(console) as progress, _ray(slots):
+        with (
+            owned(storage, fresh.name, new=True) as owner,
+            output_to(log) as console,
+            LiveDisplay(console) as progress,
+            _ray(slots),
+        ):
             places = places_for_trials(experiment, storage)
-            search = _EmptySearch(prepared, storage, fresh, progress, log, places)
+            search = _EmptySearch(prepared, storage, fresh, owner, progress, log, places)
             started = time.perf_counter()
             with _proposals(proposals):
                 record = search.run()
@@ -206,10 +212,7 @@ def measure_tune(trials: int, epochs: int, slots: int | None) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "log"), _ray(slots):
         trainable = tune.with_parameters(
-            reporting_trial,
-            experiment_json=experiment.model_dump_json(),
-            storage_uri=folder,
-            search="benchmark",
+            reporting_trial, experiment_json=experiment.model_dump_json()
         )
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": experiment.resources.cpus}),

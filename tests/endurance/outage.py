@@ -4,7 +4,7 @@ import signal
 import time
 from contextlib import AbstractContextManager
 
-from search.record.files import read_record
+from search.record.files import read_record, search_names
 from search.record.storage import Storage
 from tests.integration.commands import Command
 
@@ -27,8 +27,7 @@ def outlast(
     """
 
     def trains() -> bool:
-        known = storage.exists(f"searches/{name}/search.json")
-        return known and bool(read_record(storage, name).trials)
+        return name in search_names(storage) and bool(read_record(storage, name).trials)
 
     try:
         search.wait_until(trains)

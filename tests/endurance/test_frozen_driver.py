@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search.record.files import read_record
+from search.record.files import read_record, search_names
 from search.record.storage import Storage
 from tests.endurance.test_killed_drivers import EXPERIMENT
 from tests.integration import checks
@@ -63,12 +63,17 @@ def test_a_frozen_driver_that_was_replaced_writes_nothing(tmp_path: Path) -> Non
 
 def epochs(storage: Storage) -> int:
     """How many epochs the record has; none before there is one."""
-    if not storage.exists("searches/frozen/search.json"):
+    if "frozen" not in search_names(storage):
         return 0
     return sum(trial.epochs_done for trial in read_record(storage, "frozen").trials)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """What is kept of a search, but for what libraries write for themselves."""
-    kept = [*folder.glob("*.json"), *folder.rglob("trials/**/*"), *folder.rglob("owners/*")]
+    kept = [
+        *folder.glob("*.json"),
+        *folder.rglob("record/*"),
+        *folder.rglob("trials/**/*"),
+        *folder.rglob("owners/*"),
+    ]
     return {str(path): path.read_bytes() for path in kept if path.is_file()}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from search.record.files import read_record
+from search.record.files import read_record, search_names
 from search.record.storage import Storage
 from tests.integration import checks
 from tests.integration.commands import Command, succeeded
@@ -30,9 +30,10 @@ KILLS = 5
 
 def epochs_in(folder: Path) -> int:
     """How many epochs the record has, whatever state it is in."""
-    if not (folder / "runs/searches/killed/search.json").exists():
+    storage = Storage(str(folder / "runs"))
+    if "killed" not in search_names(storage):
         return 0
-    record = read_record(Storage(str(folder / "runs")), "killed")
+    record = read_record(storage, "killed")
     return sum(trial.epochs_done for trial in record.trials)
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from search.record.files import read_record
+from search.record.files import read_record, search_names
 from search.record.record import SearchRecord
 from search.record.storage import Storage
 from tests.integration import checks
@@ -80,8 +80,7 @@ def stopped(cluster: RayCluster, storage: Storage) -> SearchRecord:
     submitted = cluster.kdsearch("submit", "task.yaml", "--storage", storage.uri, "--name", "cut")
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "kdsearch stop cut" in submitted.stdout
-    known = Path(storage.uri) / "searches/cut/search.json"
-    wait_until(known.exists, 200)
+    wait_until(lambda: "cut" in search_names(storage), 200)
     machine = cluster.add_machine()
     wait_until(lambda: epochs_of(storage) > 0, 200)
     cluster.lose(machine)

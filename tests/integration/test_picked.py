@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 import kdcore
 from kdcore.data.image_data import ImageData, open_data
 from search.export.graph_formats import GRAPHS
-from search.record.files import read_record, write_record
+from search.record.files import read_record, search_names, write_record
 from search.record.looks import looks_at
 from search.record.record import ConfirmationRun, SearchRecord
 from search.record.storage import Storage
@@ -71,9 +71,11 @@ def worse(finished: Finished) -> str:
         *("launch", "task.yaml", "--name", "worse", "--tracking-uri", "http://127.0.0.1:9"),
         *(word for change in changes.items() for word in ("--set", "=".join(change))),
     )
-    file = finished.folder / "runs/searches/worse/search.json"
     launch.wait_until(
-        lambda: file.exists() and bool(runs_of(read_record(finished.storage, "worse")))
+        lambda: (
+            "worse" in search_names(finished.storage)
+            and bool(runs_of(read_record(finished.storage, "worse")))
+        )
     )
     launch.send(signal.SIGINT)
     done = launch.wait()

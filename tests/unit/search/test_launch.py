@@ -10,6 +10,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from kdcore.execution.execution import Execution
 from kdcore.networks.cost import NetworkCost
 from search.cluster.ray_private import outlasting_full_memory
+from search.record.live_record import LiveRecord
 from search.record.record import Executions, SearchRecord
 from search.session.recorder import reason_of
 from search.session.session import Session
@@ -89,9 +90,9 @@ def test_precision_and_layout_are_decided_once_for_a_search(
     record: SearchRecord = finished_search([], **known)
     session: Any = SimpleNamespace(
         _plan=SimpleNamespace(experiment=record.experiment),
-        _record=record,
+        _search=LiveRecord(record),
         _storage=SimpleNamespace(uri="x"),
     )
     Session._measure_students(session)
-    assert session._record.executions == expected
-    assert session._record.student_costs == {"resnet8": COST}
+    assert session._search.head.executions == expected
+    assert session._search.head.student_costs == {"resnet8": COST}

@@ -260,10 +260,12 @@ def test_a_search_that_fell_silent_is_not_shown_as_running(tmp_path: Path) -> No
     running = CONTROL.model_copy(update={"state": "running"})
     record = write_record(storage, record_of(running, trial(1, 0.9), state="running"))
     assert read_record(storage, "task-1").trials[0].state == "running"
-    silent = record.model_copy(update={"updated": datetime.now(UTC) - timedelta(hours=1)})
+    silent = record.model_copy(
+        update={"updated": datetime.now(UTC) - timedelta(hours=1), "name": "old"}
+    )
     content = silent.model_dump_json().encode()
-    search_storage(storage, "task-1").write("search.json", content)
-    read = read_record(storage, "task-1")
+    search_storage(storage, "old").write("search.json", content)  # as version 0.1.0 wrote it
+    read = read_record(storage, "old")
     assert read.state == "interrupted"
     assert [trial.state for trial in read.trials] == ["interrupted", "finished"]
 
@@ -275,6 +277,6 @@ def test_an_unknown_or_damaged_search_is_told(tmp_path: Path) -> None:
     write_record(storage, record_of(CONTROL))
     with pytest.raises(ValueError, match="did you mean 'task-1'"):
         read_record(storage, "task1")
-    search_storage(storage, "task-1").write("search.json", b"{")
+    search_storage(storage, "task-1").write("record/000000.000001.json", b"{")
     with pytest.raises(ValueError, match="damaged"):
         read_record(storage, "task-1")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from search.record.live_record import LiveRecord
 from search.record.record import ConfirmationRun, Confirmed, SearchRecord
 from search.report.files import write_report
 from search.report.reporter import Reporter
@@ -156,10 +157,10 @@ def test_reports_come_once_a_minute_from_another_process_and_once_at_the_end(
     reporter = Reporter(folder, lambda: ready.append(1))
     record = made_up_search(4, epochs=2, grace_epochs=None)
     for _ in range(100):
-        reporter.update(record)  # the first minute is not over
+        reporter.update(LiveRecord(record))  # the first minute is not over
     assert not folder.exists()
     monkeypatch.setattr("search.report.reporter._INTERVAL_SECONDS", 0.0)
-    reporter.update(record)
+    reporter.update(LiveRecord(record))
     first = reporter._process
     assert first is not None
     assert not ready

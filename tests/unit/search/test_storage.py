@@ -1,27 +1,10 @@
 """The storage: a local folder and another file system behave alike."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from pyarrow import fs
 
 from search.record.storage import Storage
-
-
-@pytest.fixture(params=["local", "remote"])
-def storage(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Storage:
-    if request.param == "local":
-        return Storage(str(tmp_path / "store"))
-    # Arrow's in-memory file system stands for a bucket; one instance, as a bucket is one place.
-    memory, _ = fs.FileSystem.from_uri("mock://")
-    opened = SimpleNamespace(from_uri=lambda uri: (memory, uri.split("//")[1]))
-    monkeypatch.setattr(
-        "search.record.bucket_files.fs", SimpleNamespace(**vars(fs) | {"FileSystem": opened})
-    )
-    return Storage("mock://bucket/store")
 
 
 def test_files_are_written_read_listed_and_removed(storage: Storage) -> None:
@@ -33,6 +16,20 @@ def test_files_are_written_read_listed_and_removed(storage: Storage) -> None:
     assert (storage / "a").names() == ["b.txt"]
     storage.remove("a/b.txt")
     assert not storage.exists("a/b.txt")
+
+
+def test_files_grow_and_are_read_from_where_one_was(storage: Storage) -> None:
+    storage.write("log/other", b"")  # so its folder is there
+    storage.extend("log/a", b"", b"one ")
+    storage.extend("log/a", b"one ", b"two, torn")
+    storage.extend("log/a", b"one ", b"two ")  # after an error
+    assert storage.read("log/a") == b"one two "
+    assert [storage.read_from("log/a", at) for at in (0, 4, 8, 9)] == [
+        b"one two ",
+        b"two ",
+        b"",
+        b"",
+    ]
 
 
 def test_folders_travel(storage: Storage, tmp_path: Path) -> None:

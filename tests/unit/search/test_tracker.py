@@ -18,6 +18,7 @@ from kdcore.data.image_data import ImageData
 from kdcore.training.report import EpochReport
 from search.cli.ui import update_statistics
 from search.errors import StorageError, TrackingError
+from search.record.live_record import LiveRecord
 from search.record.record import ConfirmationRun
 from search.tracking.mlflow_writer import MlflowWriter, save_runs_table
 from search.tracking.tracker import Tracker
@@ -297,11 +298,11 @@ def test_columns_and_gains_are_not_worked_out_anew_at_every_trial(
     tracker = Tracker("http://127.0.0.1:9", tmp_path, queue, record, digits)
     tracker.start_search(begun, "name: x\n", {})
     for _ in range(2):
-        tracker.log_runs_table(record)  # with other columns, but within ten seconds
+        tracker.log_runs_table(LiveRecord(record))  # with other columns, but within ten seconds
         tracker.log_gains(record, "resnet8")
     assert queued(queue) == ["start_search", "view", "gains"]
     monkeypatch.setattr(tracker, "_runs_table_due", 0.0)
-    tracker.log_runs_table(record)
+    tracker.log_runs_table(LiveRecord(record))
     assert queued(queue)[3:] == ["view"]
     tracker.end_search(begun)
     assert queued(queue)[4:] == ["view", "end_search"]
