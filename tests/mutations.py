@@ -87,7 +87,7 @@ DEFECTS = (
     ),
     Defect(
         "a queue that delivers twice",
-        "search/tracking/delivery_queue.py",
+        "search/tracking/delivery.py",
         '% entries[-1]["entry"], 0)',
         "% 0, 0)",
         ("tests/unit/search/test_delivery_queue.py",),

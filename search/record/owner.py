@@ -97,11 +97,15 @@ class Owner:
         search: its name.
         number: of this session, from 1.
         lease: as its file says.
+
+    Attributes:
+        place: the URI of the search's own storage.
     """
 
     def __init__(self, storage: Storage, search: str, number: int, lease: _Lease) -> None:
         self.search, self.number = search, number
         self._storage, self._lease = search_storage(storage, search), lease
+        self.place = self._storage.uri
         self._checked = time.monotonic()
 
     def check(self) -> None:

@@ -83,6 +83,7 @@ class Session:
             self._folder / "mlflow.jsonl",
             record,
             prepared.data,
+            owner,
         )
         report = self._folder / "report"
         self._reporter = Reporter(report, lambda: self._tracker.log_report(report))

@@ -1,78 +1,61 @@
-"""A queue on disk whose entries a thread delivers in order to a server that may be away."""
+"""A queue on disk whose entries a process of its own delivers to MLflow, which may be away."""
 
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from search.errors import StorageError
+from search.tracking.delivery import Entry, Order, Progress, delivered, held
 
 _LOG = logging.getLogger(__name__)
-Entry = Mapping[str, Any]
-
-# Before each retry; the last one repeats.
-_RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
-
-# Requests cost more than what is in them, so entries are delivered in batches, and a pause lets the
-# next batch fill.
-_BATCH_SIZE = 500
-_BATCH_SECONDS = 2.0
 
 # How long `close` waits for a server that is known to be away.
 _AWAY_SECONDS = 3.0
+_RESTART_SECONDS = 5.0  # after a process that delivers has died
 
 
 class DeliveryQueue:
-    """A queue that outlives its process.
+    """A queue that outlives its process; see `Delivery`.
 
-    An entry that was being delivered when the process died is delivered again, so it must do no
-    harm to deliver one twice.
+    Entries that an earlier process left in it are delivered first. A process that delivers and dies
+    is started again.
 
     Args:
-        path: the file; entries that an earlier process left in it are delivered first.
-        deliver: takes entries in order; if it raises, they are tried again before all others.
-        is_refusal: whether an error is final; then the entry is dropped.
+        queue: the file.
+        command: of the process that delivers from it.
 
     Attributes:
-        failures: the number of dropped entries.
+        progress: what that process has told.
 
     Raises:
         StorageError: the file's folder cannot be written to.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        deliver: Callable[[Sequence[Entry]], None],
-        is_refusal: Callable[[Exception], bool],
-    ) -> None:
-        self._deliver, self._is_refusal = deliver, is_refusal
-        self.failures = 0
+    def __init__(self, queue: Path, command: Sequence[str]) -> None:
+        self.progress = Progress()
+        self._queue, self._command = queue, command
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # The number of the last delivered entry; the file may still hold it, and earlier ones.
-            self._done = os.open(path.with_suffix(".done"), os.O_RDWR | os.O_CREAT, 0o644)
-            done = int(os.pread(self._done, 32, 0).strip() or 0)
-            undelivered = [entry for entry in _entries(path) if entry["entry"] > done]
-            compact = path.with_suffix(".partial")
-            compact.write_text("".join(json.dumps(entry) + "\n" for entry in undelivered))
-            os.replace(compact, path)
-            self._file = path.open("a")
+            queue.parent.mkdir(parents=True, exist_ok=True)
+            with held(queue):
+                self._number = _compact(queue)
+            self._file = os.open(queue, os.O_WRONLY | os.O_APPEND)
         except OSError as error:
-            raise StorageError(f"cannot write {path}", error) from None
-        self._waiting = deque(undelivered)
-        self._number = undelivered[-1]["entry"] if undelivered else done
-        self._changed = threading.Condition()
-        self._closing = self._away = False
-        self._thread = threading.Thread(target=self._work, name=path.name, daemon=True)
+            raise StorageError(f"cannot write {queue}", error) from None
+        self._unwritten = b""
+        self._lock = threading.Lock()
+        self._closing, self._stopped = threading.Event(), False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._keep_delivering, name=queue.name, daemon=True)
 
     def start(self) -> None:
         """Starts to deliver."""
@@ -80,74 +63,80 @@ class DeliveryQueue:
 
     def put(self, entry: Entry) -> None:
         """Adds an entry of JSON values; returns at once."""
-        with self._changed:
+        with self._lock:
             self._number += 1
-            numbered = {"entry": self._number, **entry}
-            try:
-                self._file.write(json.dumps(numbered) + "\n")
-                self._file.flush()
-            except OSError:  # then it is in memory only
-                _LOG.exception("cannot write to %s", self._file.name)
-            self._waiting.append(numbered)
-            self._changed.notify_all()
+            self._unwritten += json.dumps({"entry": self._number, **entry}).encode() + b"\n"
+            self._write()
 
     def close(self, seconds: float) -> int:
         """Waits at most so long for the deliveries; returns how many entries still wait."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
         started = time.monotonic()
+        self._closing.set()
+        with self._lock:
+            self._write()
+        self._say_end()
         while self._thread.is_alive():
-            if time.monotonic() > started + (_AWAY_SECONDS if self._away else seconds):
-                break
-            self._thread.join(0.1)
-        with self._changed:
-            waiting = len(self._waiting)
-            self._waiting.clear()  # a delivery that hangs is the last one, and is not noted as done
-            with suppress(OSError):
-                self._file.close()
-            os.close(self._done)
-        return waiting
+            if time.monotonic() > started + (_AWAY_SECONDS if self.progress.away else seconds):
+                self._stop()
+            self._thread.join(0.05)
+        os.close(self._file)
+        return self._number - delivered(self._queue)
 
-    def _work(self) -> None:
-        tries, most = 0, _BATCH_SIZE
-        suspects = 0  # so many entries, of those that are next, have a refused one among them
+    def _write(self) -> None:
+        """Writes what is not in the file yet; a full disk gets it with a later entry."""
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
+        except OSError:
+            _LOG.exception("cannot write to %s", self._queue)
+
+    def _keep_delivering(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    return
-                entries = list(islice(self._waiting, most))
-            try:
-                self._deliver(entries)
-            except Exception as error:
-                if not self._is_refusal(error):
-                    _LOG.warning("the server is away; the next try is soon: %s", error)
-                    self._away = True
-                    with self._changed:
-                        self._changed.wait(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
-                    tries += 1
-                    continue
-                suspects = len(entries)
-                if suspects > 1:
-                    most = suspects // 2
-                    continue
-                _LOG.exception("refused: %s", entries[0])
-                self.failures += 1
-            tries, self._away = 0, False
-            suspects = max(suspects - len(entries), 0)
-            # Refused entries come together, so what follows one is tried in small batches first.
-            most = (suspects + 1) // 2 or min(2 * most, _BATCH_SIZE)
-            with self._changed:
-                if self._waiting and self._waiting[0] is entries[0]:
-                    for _ in entries:
-                        self._waiting.popleft()
-                    with suppress(OSError):  # then they are delivered twice, which does no harm
-                        os.pwrite(self._done, b"%-31d\n" % entries[-1]["entry"], 0)
-                self._changed.wait_for(partial(self._has_batch, most), _BATCH_SECONDS)
+            with self._lock:
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    process_group=0,  # Ctrl-C ends the search, which then ends this
+                )
+            if self._closing.is_set():
+                self._say_end()
+            with self._process as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    with suppress(ValidationError):  # of a line that was cut off
+                        self.progress = Progress.model_validate_json(line)
+            if process.returncode == 0 or self._stopped:
+                return
+            self._closing.wait(_RESTART_SECONDS)
+            _LOG.warning("the delivery to MLflow ended with %d", process.returncode)
 
-    def _has_batch(self, size: int) -> bool:
-        return self._closing or len(self._waiting) >= size
+    def _say_end(self) -> None:
+        with self._lock, suppress(OSError, ValueError):  # where it has ended already
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.write(b"end\n")
+                self._process.stdin.flush()
+
+    def _stop(self) -> None:
+        self._stopped = True
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+
+
+def command_for(order: Order) -> list[str]:
+    """What `DeliveryQueue` starts to have an order delivered."""
+    return [sys.executable, "-m", "search.tracking.delivery", order.model_dump_json()]
+
+
+def _compact(queue: Path) -> int:
+    """Leaves in a queue's file what was not delivered; returns its last number."""
+    done = delivered(queue)
+    waiting = [entry for entry in _entries(queue) if entry["entry"] > done]
+    partial = queue.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(entry) + "\n" for entry in waiting))
+    os.replace(partial, queue)
+    return waiting[-1]["entry"] if waiting else done
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:

@@ -11,10 +11,11 @@ from kdcore.networks.cost import NetworkCost
 from kdcore.training.report import EpochReport
 from search.experiment.space.point import plain_name
 from search.record.live_record import LiveRecord
+from search.record.owner import Owner
 from search.record.record import METRIC, ConfirmationRun, SearchRecord, State, TrialRecord
 from search.tracking.dataset import describe_dataset
-from search.tracking.delivery_queue import DeliveryQueue
-from search.tracking.mlflow_writer import MlflowWriter, is_refusal
+from search.tracking.delivery import Order
+from search.tracking.delivery_queue import DeliveryQueue, command_for
 from search.tracking.runs_table import runs_table
 
 # MLflow's own words for how a run ended. KILLED tells a trial that ASHA stopped from one that
@@ -37,9 +38,9 @@ class Tracker:
     MLflow's pages show numbers with all their digits, so accuracies have as many decimals as tell
     the results on the largest split apart, but at least four.
 
-    A thread delivers the entries to MLflow in order, from a queue on disk. While the server is away
-    they wait, if need be for a later process. Entries that MLflow refuses are logged and counted;
-    neither ends a search.
+    A process of its own delivers the entries to MLflow in order, from a queue on disk. While the
+    server is away they wait, if need be for a later search's. Entries that MLflow refuses are
+    logged and counted; neither ends a search.
 
     Args:
         uri: the tracking store or server.
@@ -47,6 +48,7 @@ class Tracker:
         queue_file: the file of the entries that MLflow does not have yet.
         record: the search.
         data: the images of its trials.
+        owner: this process as the search's; once another one is, nothing more is delivered.
 
     Attributes:
         is_abandoned: whether it takes nothing any more.
@@ -56,7 +58,13 @@ class Tracker:
     """
 
     def __init__(
-        self, uri: str, artifacts: Path, queue_file: Path, record: SearchRecord, data: ImageData
+        self,
+        uri: str,
+        artifacts: Path,
+        queue_file: Path,
+        record: SearchRecord,
+        data: ImageData,
+        owner: Owner | None = None,
     ) -> None:
         self._search = record.name
         self.is_abandoned = False
@@ -68,13 +76,20 @@ class Tracker:
         self._compared: dict[str, float] = {}
         # Names sort like numbers only if all have the same number of digits.
         self._digits = max(3, len(str(record.experiment.search.trials - 1)))
-        self._writer = MlflowWriter(uri, artifacts, record.experiment.name, record.name)
-        self._queue = DeliveryQueue(queue_file, self._writer.deliver, is_refusal)
+        order = Order(
+            queue=queue_file,
+            uri=uri,
+            artifacts=artifacts,
+            task=record.experiment.name,
+            search=record.name,
+            owner=None if owner is None else (owner.place, owner.number),
+        )
+        self._queue = DeliveryQueue(queue_file, command_for(order))
 
     @property
     def ids(self) -> Mapping[str, str]:
         """MLflow's ids of experiment and run, as fields of the search's record, once known."""
-        return self._writer.ids
+        return self._queue.progress.ids
 
     def open(self) -> None:
         """Starts to deliver, first what an earlier process left in the queue."""
@@ -278,7 +293,7 @@ class Tracker:
 
     def close(self) -> int:
         """Waits up to a minute for MLflow; returns how many entries it does not have."""
-        return self._queue.close(_CLOSE_SECONDS) + self._queue.failures
+        return self._queue.close(_CLOSE_SECONDS) + self._queue.progress.failures
 
     def _rounded(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Metrics, with accuracies and their differences as MLflow's pages are to show them."""
