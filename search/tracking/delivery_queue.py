@@ -105,7 +105,9 @@ class DeliveryQueue:
                 assert process.stdout is not None
                 for line in process.stdout:
                     with suppress(ValidationError):  # of a line that was cut off
-                        self.progress = Progress.model_validate_json(line)
+                        told = Progress.model_validate_json(line)
+                        ids = {**self.progress.ids, **told.ids}
+                        self.progress = told.model_copy(update={"ids": ids})
             if process.returncode == 0 or self._stopped:
                 return
             self._closing.wait(_RESTART_SECONDS)
