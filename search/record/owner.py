@@ -204,7 +204,7 @@ def has_living_owner(search: Storage) -> bool | None:
 def _take(storage: Storage, name: str, *, new: bool) -> Owner:
     search = search_storage(storage, name)
     before = _newest(search)
-    if new and storage.exists(f"searches/{name}"):
+    if new and not _is_free(storage, name, before):
         raise SearchError(f"there is a search {name!r} already")
     if before is not None and before[1].holds:
         raise _busy(name, before[1])
@@ -224,6 +224,14 @@ def _take(storage: Storage, name: str, *, new: bool) -> Owner:
         assert after is not None
         raise _busy(name, after[1])
     return Owner(storage, name, number, lease)
+
+
+def _is_free(storage: Storage, name: str, before: tuple[int, _Lease] | None) -> bool:
+    """Whether a name has no search: also where a process took it, and died before its first
+    write."""
+    if before is None:
+        return not storage.exists(f"searches/{name}")
+    return not before[1].holds and search_storage(storage, name).names() == ["owners"]
 
 
 def _busy(name: str, lease: _Lease) -> SearchError:

@@ -175,13 +175,13 @@ def served(store: str, folder: Path, trials: int, epochs: int) -> Iterator[tuple
         first = made.model_copy(update={"tracking_uri": uri, "trials": made.trials[:_BY_TRACKER]})
         logged = log_search(first, data, folder / "search")
         fill(database, made)
-        return logged.model_copy(update={"trials": made.trials})
+        whole = logged.model_copy(update={"trials": made.trials})
+        return write_record(Storage(str(folder)), whole)
 
     if store == "sqlite":
         uri = f"sqlite:///{folder}/mlflow.db"
-        storage = Storage(str(folder))
-        write_record(storage, written(uri, uri))
-        ui = Command(folder, "ui", made.name, "--storage", storage.uri)
+        written(uri, uri)
+        ui = Command(folder, "ui", made.name, "--storage", str(folder))
         ui.wait_until(lambda: ui.stdout.count("\n") >= 2)
         try:
             link = ui.stdout.splitlines()[0]

@@ -59,6 +59,7 @@ def test_a_frozen_driver_that_was_replaced_writes_nothing(tmp_path: Path) -> Non
     assert contents(tmp_path / "runs/searches/frozen") == files
     assert read_record(storage, "frozen") == record
     checks.every_trial_is_there_once_and_ended(record)
+    checks.mlflow_has_every_epoch_once_and_in_order(record)
 
 
 def epochs(storage: Storage) -> int:

@@ -89,8 +89,12 @@ class RayCluster:
 
     def kdsearch(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         """Runs a command of the user, and waits for it."""
+        return self.started(*arguments, **variables).wait()
+
+    def started(self, *arguments: str, **variables: str) -> Command:
+        """A command of the user that runs."""
         known = {"RAY_API_SERVER_ADDRESS": self.job_server, "RAY_AUTH_MODE": "token"}
-        return Command(self.folder, *arguments, **self._user | known | variables).wait()
+        return Command(self.folder, *arguments, **self._user | known | variables)
 
     def _start(self, *options: str, without: Path | None = None) -> "subprocess.Popen[bytes]":
         log = self.folder / f"machine-{len(list(self.folder.glob('machine-*')))}.log"
@@ -127,4 +131,14 @@ def family(pid: int) -> list[int]:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
             with suppress(OSError):  # it has just ended
                 found += map(int, children.read_text().split())
+    return found
+
+
+def processes_below(pid: int, words: str) -> list[int]:
+    """Those that descend from a process and have these words in their command."""
+    found = []
+    for each in family(pid)[1:]:
+        with suppress(OSError):  # it has just ended
+            if words in Path(f"/proc/{each}/cmdline").read_text():
+                found.append(each)
     return found

@@ -18,7 +18,7 @@ from search.record.trial_checkpoints import trial_folder
 from tests.integration import checks
 from tests.integration.commands import EAGER, Command
 from tests.integration.mlflow_server import start_server, stop_server
-from tests.integration.ray_cluster import free_port
+from tests.integration.ray_cluster import free_port, processes_below
 
 pytestmark = pytest.mark.integration
 
@@ -40,28 +40,7 @@ START = EAGER + 'from search.cli.app import app\napp(["launch", "task.yaml", "--
 
 def workers(driver: int) -> list[int]:
     """The processes below a driver that run trials."""
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                stat = (folder / "stat").read_text()
-                words = (folder / "cmdline").read_text()
-            except OSError:
-                continue
-            parents[int(folder.name)] = (int(stat.rpartition(")")[2].split()[1]), words)
-
-    def below(pid: int) -> bool:
-        while pid in parents:
-            if pid == driver:
-                return True
-            pid = parents[pid][0]
-        return False
-
-    return [
-        pid
-        for pid, (_, words) in parents.items()
-        if words.startswith("ray::ImplicitFunc") and below(pid)
-    ]
+    return processes_below(driver, "ray::ImplicitFunc")
 
 
 def stop_trials(search: Command) -> None:

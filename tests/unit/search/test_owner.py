@@ -121,3 +121,18 @@ def test_a_process_that_was_killed_owns_nothing(tmp_path: Path) -> None:
     assert read_record(storage, record.name).state == "interrupted"
     with owned(storage, record.name) as present:
         assert present.number == 2
+
+
+def test_a_name_is_free_again_where_nothing_was_written_before_its_process_died(
+    tmp_path: Path,
+) -> None:
+    storage = Storage(str(tmp_path))
+    command = [sys.executable, "-c", TAKE_AND_WAIT, str(tmp_path), "begun"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == b"taken\n"
+        with pytest.raises(ExperimentError, match="is taken"), taken(storage, "", "begun"):
+            pass
+        driver.kill()
+    with taken(storage, "", "begun") as present:
+        assert present.number == 2

@@ -1,0 +1,157 @@
+"""Eight searches on one cluster, with one storage, one tracking server and one shared cache, while
+drivers, trials, deliveries and the server are killed: in the end all of it agrees."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kdcore import DataConfig
+from kdcore.data.image_data import open_data
+from kdcore.teacher_cache.files import cached_files, read_outputs
+from search.record.files import read_record, search_names
+from search.record.storage import Storage
+from tests.integration import checks
+from tests.integration.commands import Command
+from tests.integration.mlflow_server import start_server, stop_server
+from tests.integration.ray_cluster import RayCluster, free_port, processes_below
+
+pytestmark = pytest.mark.integration
+
+SEARCHES, SECONDS, CPUS = 8, 120.0, 4
+DATA: dict[str, Any] = {"name": "digits", "heldout_fraction": 0.2, "train_images": 512}
+EXPERIMENT: dict[str, Any] = {
+    "data": DATA,
+    "teacher": {"backbone": "resnet8", "training": {"epochs": 2, "learning_rate": 0.1}},
+    "student": "resnet8",
+    "objective": [["none", "kd", "at"]],
+    "training": {"epochs": 8, "learning_rate": 0.1, "schedule": "constant"},
+    "search": {
+        "trials": 3,
+        "asha": {"grace_epochs": 2, "reduction": 2},
+        "concurrent_trials": 1,
+    },
+}
+
+
+class Team:
+    """Those who search, and what they share.
+
+    Args:
+        folder: of all of it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.storage = folder, Storage(str(folder / "runs"))
+        self.killed: Counter[str] = Counter()
+        self._cluster = RayCluster(folder, head_cpus=CPUS)
+        self._port = free_port()
+        self._server = start_server(folder, self._port)
+        self._drivers: dict[str, Command] = {}
+        self._chance = random.Random(0)
+        for number in range(SEARCHES):
+            content = EXPERIMENT | {"seed": number, "cache": {"shared": str(folder / "shared")}}
+            name = f"fire-{number}"
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+            self._start(name)
+
+    def burn(self) -> None:
+        """Kills one of something, after a while."""
+        time.sleep(self._chance.uniform(0.5, 3))
+        kind = self._chance.choice(["driver", "driver", "trial", "delivery", "server"])
+        name = self._chance.choice(sorted(self._drivers))
+        driver = self._drivers[name]
+        if kind == "driver":
+            driver.send(signal.SIGKILL)
+            driver.wait()
+            self._start(name)
+        elif kind == "trial":
+            self._kill_one(processes_below(self._cluster.machines[0].pid, "ray::ImplicitFunc"))
+        elif kind == "delivery":
+            self._kill_one(processes_below(driver.pid, "search.tracking.delivery"))
+        else:
+            stop_server(self._server)
+            time.sleep(self._chance.uniform(0, 5))
+            self._server = start_server(self.folder, self._port)
+        self.killed[kind] += 1
+
+    def go_on(self) -> None:
+        """Has each search that has come to its end look for one trial more."""
+        for name, driver in self._drivers.items():
+            if not driver.is_running():
+                done = driver.wait()
+                assert done.returncode == 0, done.stdout + done.stderr
+                self._start(name, "--more-trials", "1")
+
+    def finish(self) -> None:
+        """Waits for all searches, and resumes what was cut off."""
+        for name, driver in self._drivers.items():
+            done = driver.wait(600)
+            assert done.returncode == 0, done.stdout + done.stderr
+            done = self._cluster.kdsearch("resume", name, "--address", self._cluster.address)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "MLflow missed" not in done.stdout
+
+    def close(self) -> None:
+        for driver in self._drivers.values():
+            driver.send(signal.SIGKILL)
+        stop_server(self._server)
+        self._cluster.close()
+
+    def _start(self, name: str, *options: str) -> None:
+        words = ["resume", name, *options]
+        if name not in search_names(self.storage):
+            uri = f"http://127.0.0.1:{self._port}"
+            words = ["launch", f"{name}.yaml", "--name", name, "--tracking-uri", uri]
+        self._drivers[name] = self._cluster.started(*words, "--address", self._cluster.address)
+
+    def _kill_one(self, pids: list[int]) -> None:
+        if pids:
+            with suppress(ProcessLookupError):
+                os.kill(self._chance.choice(pids), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    """The team after two minutes of fire, when all its searches have come to their ends."""
+    team = Team(tmp_path_factory.mktemp("team"))
+    try:
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            team.go_on()
+            team.burn()
+        team.finish()
+        yield team
+    finally:
+        team.close()
+
+
+def test_records_studies_and_runs_agree(team: Team) -> None:
+    assert all(team.killed[kind] for kind in ("driver", "trial", "delivery", "server")), team.killed
+    assert search_names(team.storage) == [f"fire-{number}" for number in range(SEARCHES)]
+    for name in search_names(team.storage):
+        checks.nothing_was_lost(read_record(team.storage, name), team.folder / "runs")
+
+
+def test_cached_outputs_are_whole_and_the_same_everywhere(team: Team) -> None:
+    images = len(open_data(DataConfig(**DATA), team.folder / "runs").train)
+    files = {
+        place: {file.relative_to(place): file for file in cached_files(place)}
+        for place in (team.folder / "runs/teacher_cache", team.folder / "shared")
+    }
+    for found in files.values():
+        assert found
+        for file in found.values():
+            read_outputs(file, file.parent.name.rpartition("-")[2], images)
+    ours, shared = files.values()
+    assert shared.keys() <= ours.keys()
+    for name, file in shared.items():
+        assert file.read_bytes() == ours[name].read_bytes()
