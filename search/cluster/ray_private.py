@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+# What Tune asks about a failure, and what it forgets to note of it.
+PROCESS_FAILURE, RESETTING = "_process_trial_failure", "_resetting_trials"
+
 # Tune asks these two what becomes of a trial whose process failed.
 FAILURE_HANDLERS = ("_actor_task_failed", "_actor_start_failed")
 
@@ -22,15 +25,27 @@ TALKATIVE_LOGGERS = (
 
 
 @contextmanager
-def outlasting_full_memory() -> Iterator[None]:
-    """Makes Tune retry a trial that Ray ended because its machine ran out of memory.
+def retrying_lost_processes() -> Iterator[None]:
+    """Makes Tune retry a trial whose process died, in two cases in which it would not.
 
-    Tune retries a trial whose process died, but takes this error for one of its own and ends the
-    search; no setting changes that.
+    Where a machine ran out of memory, Tune takes Ray's error for one of its own and ends the
+    search. Where the process died in which a trial was to take over that of an earlier one, Tune
+    tells of it twice, takes the second time for final, and would also wait for the dead process
+    again. No setting changes either.
     """
 
     from ray.air.execution._internal.actor_manager import RayActorManager  # Tune with it
     from ray.exceptions import OutOfMemoryError, RayActorError
+    from ray.tune.execution.tune_controller import TuneController
+
+    process_failure = getattr(TuneController, PROCESS_FAILURE)
+    last: dict[str, Exception] = {}  # by trial
+
+    def processed_once(controller: Any, trial: Any, exception: Exception) -> None:
+        getattr(controller, RESETTING).discard(trial)
+        if last.get(trial.trial_id) is not exception:
+            last[trial.trial_id] = exception
+            process_failure(controller, trial, exception)
 
     def told(usual: Callable[..., None]) -> Callable[..., None]:
         def tell(manager: Any, **arguments: Any) -> None:
@@ -42,7 +57,10 @@ def outlasting_full_memory() -> Iterator[None]:
         return tell
 
     handlers: dict[str, Any] = {n: told(getattr(RayActorManager, n)) for n in FAILURE_HANDLERS}
-    with patch.multiple(RayActorManager, **handlers):
+    with (
+        patch.multiple(RayActorManager, **handlers),
+        patch.object(TuneController, PROCESS_FAILURE, processed_once),
+    ):
         yield
 
 

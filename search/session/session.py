@@ -15,7 +15,7 @@ from kdcore.networks.classifier import ClassifierCard
 from kdcore.teacher_cache.patience import patiently
 from kdcore.training.report import EpochReport
 from search.cluster.machines import machines
-from search.cluster.ray_private import outlasting_full_memory
+from search.cluster.ray_private import retrying_lost_processes
 from search.errors import KdsearchError, LostSearchError, SearchFailedError
 from search.experiment.schema import Confirm
 from search.experiment.space.point import NUMBER
@@ -287,7 +287,7 @@ class Session:
         self._progress.search_started(self._search)
         if search.warm_start:
             self._progress.say(f"warm start: {searcher.adopted} trials of earlier searches fit")
-        with stopping_cleanly(request, self._progress.say), outlasting_full_memory():
+        with stopping_cleanly(request, self._progress.say), retrying_lost_processes():
             tuner.fit()
         if callback.lost is not None:
             raise callback.lost

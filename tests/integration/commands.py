@@ -176,6 +176,11 @@ def _run(folder: Path, arguments: tuple[str, ...], variables: dict[str, str], sa
     os.setsid()
     os.chdir(folder)
     os.environ.update(variables)
+    import ray
+
+    # Else all commands would draw the same random ids from Ray, and meet in one cluster.
+    for _ in range(os.getpid() % 10_000):
+        ray.ObjectRef.from_random()
     for number, name in enumerate(("stdout", "stderr"), start=1):
         file = os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)

@@ -44,6 +44,59 @@ def test_a_stopped_trial_that_ends_slowly_costs_no_other_trial(tmp_path: Path) -
     assert json.loads(said.splitlines()[-1]) == ["", ""]
 
 
+# The second trial takes over the first one's process, which dies meanwhile.
+DEATH = """
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from search.environment import prepare
+
+prepare()
+import ray
+from ray import tune
+from search.cluster.ray_private import retrying_lost_processes
+
+folder = sys.argv[1]
+
+def trial(config):
+    died = Path(folder, "died")
+    try:
+        for epoch in range(1, 4):
+            tune.report({"epoch": epoch})
+    finally:
+        if config["number"] == 0 and not died.exists():
+            died.touch()
+            time.sleep(3)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False)
+tuner = tune.Tuner(
+    trial,
+    param_space={"number": tune.grid_search([0, 1])},
+    tune_config=tune.TuneConfig(reuse_actors=True),
+    run_config=tune.RunConfig(
+        storage_path=folder,
+        stop={"epoch": 1},
+        verbose=0,
+        failure_config=tune.FailureConfig(max_failures=1),
+    ),
+)
+with retrying_lost_processes():
+    results = tuner.fit()
+print(json.dumps([[str(each.error or ""), each.metrics["epoch"]] for each in results]))
+"""
+
+
+def test_a_process_that_dies_while_it_is_taken_over_costs_no_trial(tmp_path: Path) -> None:
+    (tmp_path / "start.py").write_text(DEATH)
+    said = succeeded(tmp_path, "start.py", str(tmp_path))
+    assert (tmp_path / "died").exists()
+    assert json.loads(said.splitlines()[-1]) == [["", 1], ["", 1]]
+
+
 # Tasks, as the teacher and what measures; and trials of Tune, in a process that is used again.
 GPUS = """
 import json

@@ -9,7 +9,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from kdcore.execution.execution import Execution
 from kdcore.networks.cost import NetworkCost
-from search.cluster.ray_private import outlasting_full_memory
+from search.cluster.ray_private import retrying_lost_processes
 from search.record.live_record import LiveRecord
 from search.record.record import Executions, SearchRecord
 from search.session.recorder import reason_of
@@ -52,7 +52,7 @@ def test_a_trial_that_ray_ended_for_want_of_memory_counts_as_one_that_died() -> 
     task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
     manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
     error = OutOfMemoryError("pages of figures")
-    with outlasting_full_memory():
+    with retrying_lost_processes():
         RayActorManager._actor_task_failed(manager, tracked_actor_task=task, exception=error)
         RayActorManager._actor_start_failed(manager, tracked_actor=actor, exception=error)
     assert [type(each) for each in told] == [RayActorError] * 2

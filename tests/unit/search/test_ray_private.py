@@ -5,6 +5,7 @@ import inspect
 
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from search.cluster import ray_private
@@ -23,10 +24,20 @@ def test_tunes_actor_manager_still_has_the_handlers_that_decide_about_a_failure(
         )
 
 
+def test_tunes_controller_still_treats_a_failure_in_one_place() -> None:
+    process = getattr(TuneController, ray_private.PROCESS_FAILURE, None)
+    assert process is not None, "Tune treats a trial's failure elsewhere now: look for on_error"
+    assert list(inspect.signature(process).parameters) == ["self", "trial", "exception"]
+    source = inspect.getsource(TuneController)
+    assert f"self.{ray_private.RESETTING}.add(trial)" in source, (
+        "Tune notes in another way which trials take over a process"
+    )
+
+
 def test_a_machine_out_of_memory_is_still_no_death_of_an_actor_to_ray() -> None:
     assert issubclass(OutOfMemoryError, RayError)
     assert not issubclass(OutOfMemoryError, RayActorError), (
-        "Tune now retries after OutOfMemoryError by itself: outlasting_full_memory can go"
+        "Tune now retries after OutOfMemoryError by itself: retrying_lost_processes can go"
     )
 
 
