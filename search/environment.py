@@ -25,6 +25,8 @@ _DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     # Tune's own CSV, JSON and TensorBoard files repeat what MLflow keeps.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Tune writes all that it knows of all trials again every few seconds; nothing here reads it.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
     # The session has a handler of its own, which says that the search is stopping.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Usage reports leave the machine.

@@ -92,11 +92,13 @@ class Team:
                 self._start(name, "--more-trials", "1")
 
     def finish(self) -> None:
-        """Waits for all searches, and resumes what was cut off."""
+        """Waits for all searches, and has each look for one trial more, undisturbed."""
         for name, driver in self._drivers.items():
             done = driver.wait(600)
             assert done.returncode == 0, done.stdout + done.stderr
-            done = self._cluster.kdsearch("resume", name, "--address", self._cluster.address)
+            self._start(name, "--more-trials", "1")
+        for driver in self._drivers.values():
+            done = driver.wait(600)
             assert done.returncode == 0, done.stdout + done.stderr
             assert "MLflow missed" not in done.stdout
 
@@ -138,7 +140,9 @@ def test_records_studies_and_runs_agree(team: Team) -> None:
     assert all(team.killed[kind] for kind in ("driver", "trial", "delivery", "server")), team.killed
     assert search_names(team.storage) == [f"fire-{number}" for number in range(SEARCHES)]
     for name in search_names(team.storage):
-        checks.nothing_was_lost(read_record(team.storage, name), team.folder / "runs")
+        record = read_record(team.storage, name)
+        # One of them trains the teacher, the others find it.
+        checks.nothing_was_lost(record, team.folder / "runs", teachers=(0, 1))
 
 
 def test_cached_outputs_are_whole_and_the_same_everywhere(team: Team) -> None:
