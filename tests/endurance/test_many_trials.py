@@ -1,4 +1,4 @@
-"""A hundred trials, of several searches at once, into PostgreSQL through one MLflow server with
+"""500 trials, of several searches at once, into PostgreSQL through one MLflow server with
 passwords."""
 
 from pathlib import Path
@@ -16,7 +16,6 @@ pytestmark = [
 
 
 def test_searches_that_log_at_once_lose_nothing(tmp_path: Path) -> None:
-    """`python -m tests.benchmarks.tracking` does it with 500 of 50 epochs."""
     with running_server(tmp_path) as server:
-        row = measure(server.url, server.home, writers=4, trials=100, epochs=5)
+        row = measure(server.url, server.home, writers=4, trials=125, epochs=5)
     assert row["missing_epochs"] == 0
