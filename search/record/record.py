@@ -12,10 +12,11 @@ from kdcore.networks.cost import NetworkCost
 from search.experiment.schema import CONTROL, Experiment, Option
 from search.record.paired_gain import PairedGain, paired_gain
 
-# What a trial reports after an epoch, beside the rest of kdcore's report.
+# What a trial reports after an epoch.
 METRIC = "best_heldout_accuracy"
 TIME = "epoch"
 SAVED = "saved_epoch"  # of the newest checkpoint on the storage; 0 before the first
+REPORT = "report"  # the whole of kdcore's
 REASON = "failed_because"  # in a last report: why another try would change nothing
 State = Literal["running", "finished", "stopped", "failed", "interrupted"]
 

@@ -16,7 +16,7 @@ from search.experiment.space.trial_config import trial_config
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
 from search.record.owner import HEARTBEAT, Owner
-from search.record.record import REASON, SAVED, TrialRecord
+from search.record.record import REASON, REPORT, SAVED, TrialRecord
 from search.record.trial_checkpoints import trial_folder
 from search.report.reporter import Reporter
 from search.session.interruption import StopRequest
@@ -84,7 +84,7 @@ class Recorder(tune.Callback):
         if REASON in result:
             self._search.put(known.model_copy(update={"reason": result[REASON]}))
             return
-        report = EpochReport(**{name: result[name] for name in EpochReport.__annotations__})
+        report: EpochReport = result[REPORT]
         if report.epoch <= known.epochs_done:  # told once more, by a trial that was started again
             self._search.put(known)
             return

@@ -6,7 +6,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER, Point
 from search.experiment.space.trial_config import trial_config
 from search.record.owner import check_owner
-from search.record.record import METRIC, REASON, SAVED, TIME, Executions
+from search.record.record import METRIC, REASON, REPORT, SAVED, TIME, Executions
 from search.record.storage import Storage, search_storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
 from search.session.preparation import fetch_teacher
@@ -71,13 +71,25 @@ def run_trial(
         try:
             stream = resumable_reports(config, storage, checkpoints, Path(folder), executions)
             for report, saved in stream:
-                tune.report(report | {SAVED: saved})
+                tune.report(as_result(report, saved))
                 told += 1
         except NonFiniteLossError as error:
             # It would be the same again, so it is no failure to Tune, which would try.
             tune.report({REASON: str(error), METRIC: math.nan, TIME: told, SAVED: saved})
         finally:
             release_gpu_memory()
+
+
+def as_result(report: Mapping[str, Any], saved: int) -> dict[str, Any]:
+    """What Tune is told of an epoch. Of each number in it Tune keeps two kilobytes of statistics,
+    so the report stays one thing.
+
+    Args:
+        report: of the epoch, as `EpochReport`'s fields.
+        saved: the epoch of the newest checkpoint on the storage.
+    """
+    whole = EpochReport(**{name: report[name] for name in EpochReport.__annotations__})
+    return {METRIC: report[METRIC], TIME: report[TIME], SAVED: saved, REPORT: whole}
 
 
 def resumable_reports(

@@ -44,7 +44,7 @@ from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER, Point
 from search.record.owner import owned
-from search.record.record import METRIC, SAVED
+from search.record.record import METRIC
 from search.record.storage import Storage
 from search.session.launch import fresh_record
 from search.session.live_display import LiveDisplay
@@ -52,6 +52,7 @@ from search.session.preflight import plan
 from search.session.recorder import Recorder
 from search.session.sampler import OptunaSampler
 from search.session.session import Session
+from search.session.trial import as_result
 from search.stopping.scheduler import ControlSparingAsha
 from tests.benchmarks import report
 
@@ -75,7 +76,7 @@ def reporting_trial(point: Point, *, experiment_json: str, **others: Any) -> Non
             learning_rate=0.1,
             epoch_seconds=0.0,
         )
-        tune.report(asdict(epoch_report) | {SAVED: 0})
+        tune.report(as_result(asdict(epoch_report), saved=0))
 
 
 class _EmptySearch(Session):

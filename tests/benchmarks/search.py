@@ -38,13 +38,13 @@ from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
 from search.experiment.space.point import Point
 from search.experiment.space.trial_config import trial_config
-from search.record.record import SAVED, SearchRecord
+from search.record.record import SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.session.launch import fresh_record
 from search.session.live_display import LiveDisplay
 from search.session.preflight import plan
 from search.session.session import Session
-from search.session.trial import run_trial
+from search.session.trial import as_result, run_trial
 from tests.benchmarks import reference, report
 
 REQUIRED_SPEEDUP = 6.0
@@ -128,7 +128,7 @@ def reference_trial(point: Point, *, experiment_json: str, storage_uri: str, sea
             epoch_seconds=time.perf_counter() - started,
             teacher="none" if teacher is None else "live",
         )
-        tune.report(asdict(epoch_report) | {SAVED: 0})
+        tune.report(as_result(asdict(epoch_report), saved=0))
 
 
 class _TimedSearch(Session):

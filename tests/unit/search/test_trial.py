@@ -17,7 +17,7 @@ from kdcore.methods.kd import KD
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER
-from search.record.record import SAVED, Executions
+from search.record.record import REPORT, SAVED, Executions
 from search.record.storage import Storage
 from search.session.confirmation import run_again
 from search.session.trial import run_trial
@@ -97,7 +97,7 @@ def test_a_trial_too_large_for_the_memory_goes_on_with_halved_batches(
     monkeypatch.setattr(KD, "forward", hungry)
     run(experiment, tmp_path)
     assert [report["epoch"] for report in reports] == [1, 2, 3, 4]
-    assert [report["parts"] for report in reports] == [1, 1, 2, 2]
+    assert [report[REPORT].parts for report in reports] == [1, 1, 2, 2]
 
 
 def test_a_trial_too_large_even_with_halved_batches_fails(
