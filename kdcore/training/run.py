@@ -38,14 +38,18 @@ def _optimizer(
     if undecayed:
         groups.append({"params": undecayed, "weight_decay": 0.0})
     if recipe.optimizer == "sgd":
-        sgd = torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, fused=True)
+        sgd = torch.optim.SGD(
+            groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.nesterov, fused=True
+        )
         if recipe.momentum > 0:
             # The fused step cannot create momentum for parameters whose first gradient comes later
             # than that of others, as after a preparatory stage. All momentum starts at 0 anyway.
             for parameter in (*decayed, *undecayed):
                 sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
         return sgd
-    return torch.optim.AdamW(groups, recipe.learning_rate, fused=True, capturable=captured)
+    return torch.optim.AdamW(
+        groups, recipe.learning_rate, recipe.betas, fused=True, capturable=captured
+    )
 
 
 class Meters:
@@ -128,6 +132,8 @@ class Run:
             if name in method.undecayed
         }
         self.parameters = [*student.parameters(), *self.helpers.parameters()]
+        if not recipe.decay_norms_and_biases:
+            undecayed |= {id(each) for each in self.parameters if each.ndim <= 1}
         self.optimizer = _optimizer(
             recipe,
             [parameter for parameter in self.parameters if id(parameter) not in undecayed],

@@ -171,6 +171,13 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
     return problems
 
 
+def recipes(experiment: Experiment) -> list[str]:
+    """How teacher and students are trained, a line each; none for a teacher that has weights."""
+    teacher = experiment.teacher.training
+    named = {"teacher": teacher, "students": experiment.training}
+    return [f"recipe   {who}: {recipe}" for who, recipe in named.items() if recipe is not None]
+
+
 def cautions(experiment: Experiment) -> list[str]:
     """What can be run, but may not give what its user expects."""
     asha, recipe = experiment.search.asha, experiment.training
