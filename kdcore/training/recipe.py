@@ -30,7 +30,7 @@ _USED_BY = {
 
 # Keys that came after version 0.1.0. At their defaults they are not written, so that what was
 # trained before is still known by its recipe.
-_LATER_KEYS = (*_USED_BY, "decay_norms_and_biases")
+_LATER_KEYS = (*_USED_BY, "decay_norms_and_biases", "preparation_on_top")
 
 # Keys that count epochs; those of a named recipe keep their share of other `epochs`.
 _IN_EPOCHS = ("milestones", "warmup_epochs")
@@ -67,6 +67,9 @@ class BaseRecipe(BaseModel):
         warmup_epochs: epochs of linear warm-up of the learning rate, from zero.
         gradient_clip_norm: maximum norm of the gradients of student and helpers together; None for
             no clipping.
+        preparation_on_top: whether the preparatory stages of methods come before these epochs, at
+            the learning rate itself, after which the schedule begins; else the first of these
+            epochs are theirs. Their length is a share of `epochs` either way.
         acceleration: `auto` for the precision and memory layout that were measured to be fastest
             on the device; `off` for float32.
         compile: `torch.compile` the student. Takes about a minute in each process, which pays off
@@ -91,6 +94,7 @@ class BaseRecipe(BaseModel):
     minimum_learning_rate: float = Field(0.0, ge=0)
     warmup_epochs: float = Field(0.0, ge=0)
     gradient_clip_norm: float | None = Field(None, gt=0)
+    preparation_on_top: bool = False
     acceleration: Literal["auto", "off"] = "auto"
     compile: bool = False
     cuda_graph: bool = False
@@ -189,6 +193,8 @@ class BaseRecipe(BaseModel):
             words.append(f"{self.schedule}{floor}")
         if self.gradient_clip_norm is not None:
             words.append(f"clipped at {self.gradient_clip_norm:g}")
+        if self.preparation_on_top:
+            words.append("preparatory epochs on top")
         return ", ".join(words)
 
     def _milestones_in_epochs(self) -> tuple[float, ...]:

@@ -241,11 +241,13 @@ def costs(prepared: Plan) -> list[str]:
             recipe.batch_size,
             device,
         )
-        seconds = cost.seconds * steps * recipe.epochs
+        seconds = cost.seconds * steps
+        whole = f"about {duration(seconds * recipe.epochs)} a trial that is not stopped"
+        if recipe.preparation_on_top:
+            whole += f" and {duration(seconds)} for each preparatory epoch"
         lines.append(
-            f"cost     {student}: about {duration(seconds)} a trial that is not stopped, and "
-            f"{cost.memory_bytes / 2**30:.2g} GiB, beside its teacher and images, on this machine "
-            f"({device.type})"
+            f"cost     {student}: {whole}, and {cost.memory_bytes / 2**30:.2g} GiB, beside its "
+            f"teacher and images, on this machine ({device.type})"
         )
     return lines
 

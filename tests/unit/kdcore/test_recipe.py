@@ -242,7 +242,7 @@ def teacher(teacher_dir: Path) -> Classifier:
 
 
 def fresh(data: ImageData) -> tuple[Classifier, tuple[Term, ...]]:
-    """A student, and a method with norms and biases of its own and a parameter that never decays."""
+    """A student, and a method with norms and biases and a parameter that never decays."""
     network = build_backbone("resnet8", num_classes=10, in_channels=1, seed=0)
     objective = (TermConfig.model_validate({"method": "vid"}),)
     terms = build_terms(objective, network_pair("resnet8", "resnet14", data), seed=0)
