@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kdcore import Classifier, EpochReport, Recipe, TermConfig, TrialConfig
+from kdcore import (
+    Classifier,
+    DataConfig,
+    EpochReport,
+    Recipe,
+    TeacherConfig,
+    TermConfig,
+    TrialConfig,
+    distill,
+)
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.contract.method import Method
 from kdcore.contract.taps import Batch
@@ -28,7 +38,7 @@ from tests.cases import Case
 
 CPU = torch.device("cpu")
 
-# As version 0.1.0 wrote it.
+# As version 0.1.0 wrote a recipe.
 EARLIER: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 64,
@@ -50,6 +60,7 @@ LATER: tuple[dict[str, Any], ...] = (
     {"decay_norms_and_biases": False},
     {"optimizer": "adamw", "betas": (0.8, 0.95)},
     {"schedule": "step", "milestones": (1, 2), "gamma": 0.3, "minimum_learning_rate": 0.001},
+    {"preparation_on_top": True},
 )
 
 
@@ -352,6 +363,96 @@ def test_a_resumed_training_gives_the_same_bits_with_every_later_key(
             assert all(state is not None for state in states)
             one, other = (bits(state) for state in states)
             assert one == other
+
+
+# Preparatory epochs on top
+
+
+@pytest.fixture(scope="module")
+def on_top(digits_config: DataConfig, teacher_config: TeacherConfig) -> TrialConfig:
+    """Two methods that prepare, for two and for one of four epochs, and a schedule that falls."""
+    content = {
+        "data": digits_config,
+        "teacher": teacher_config,
+        "student": "resnet8",
+        "objective": [
+            {"method": "fitnet", "params": {"preparation_share": 0.5}},
+            {"method": "ft", "params": {"preparation_share": 0.25}},
+            {"method": "kd"},
+        ],
+        "training": {
+            "epochs": 4,
+            "batch_size": 96,
+            "learning_rate": 0.02,
+            "warmup_epochs": 1,
+            "schedule": "step",
+            "milestones": [2, 3],
+            "preparation_on_top": True,
+            "acceleration": "off",
+        },
+    }
+    return TrialConfig.model_validate(content)
+
+
+def test_preparatory_epochs_on_top_come_before_the_budget_and_its_schedule(
+    on_top: TrialConfig, workspace: Path
+) -> None:
+    reports = list(distill(on_top, workspace=workspace, device=CPU))
+    assert on_top.epochs_on_top == 2
+    assert [report.epoch for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert {report.epochs for report in reports} == {on_top.training.epochs + 2}
+    terms = [report.train_terms for report in reports]
+    # First both prepare, then fitnet alone; after that it contributes nothing.
+    assert reports[0].train_loss == pytest.approx(terms[0]["fitnet"] + terms[0]["ft"], rel=1e-5)
+    assert reports[1].train_loss == pytest.approx(terms[1]["fitnet"], rel=1e-5)
+    assert all(later["fitnet"] == 0 for later in terms[2:])
+    assert all(report.train_loss > report.train_terms["cross_entropy"] for report in reports[2:])
+    steps = 384 // 96
+    last = [on_top.training.learning_rate_at(epoch - 0.5 / steps) for epoch in (1, 2, 3, 4)]
+    rates = [report.learning_rate for report in reports]
+    assert rates == pytest.approx([0.02, 0.02, *last])
+    assert last == pytest.approx([0.02 * 0.875, 0.02, 0.002, 0.0002])
+
+
+def test_only_what_prepares_has_epochs_on_top(on_top: TrialConfig) -> None:
+    def changed(training: dict[str, Any], methods: slice) -> int:
+        how = recipe(**on_top.training.model_dump() | training)
+        objective = on_top.objective[methods]
+        return on_top.model_copy(update={"training": how, "objective": objective}).epochs_on_top
+
+    assert changed({}, slice(0)) == 0
+    assert changed({}, slice(1, 3)) == 1
+    assert changed({}, slice(2, 3)) == 0
+    assert changed({"epochs": 240}, slice(1)) == 120
+    assert changed({"preparation_on_top": False}, slice(3)) == 0
+
+
+def test_a_run_cut_off_while_it_prepares_gives_the_same_bits(
+    on_top: TrialConfig, workspace: Path, tmp_path: Path
+) -> None:
+    def start(folder: str) -> Iterator[EpochReport]:
+        return distill(on_top, workspace=workspace, checkpoint_dir=tmp_path / folder, device=CPU)
+
+    expected = list(start("whole"))
+    for epochs in (1, 3):
+        with Case(epochs):
+            folder = f"cut{epochs}"
+            cut = start(folder)
+            for _ in range(epochs):
+                next(cut)
+            torch.manual_seed(12345)
+            resumed = list(start(folder))
+            assert [replace(each, epoch_seconds=0) for each in resumed] == [
+                replace(each, epoch_seconds=0) for each in expected[epochs:]
+            ]
+            states = (read_checkpoint(tmp_path / name, CPU) for name in ("whole", folder))
+            whole, other = (bits(state) for state in states)
+            assert whole == other
+
+
+def test_a_teacher_has_nothing_to_prepare() -> None:
+    with pytest.raises(ValidationError, match="preparation_on_top is true, but a teacher"):
+        TeacherConfig(backbone="resnet14", training=recipe(epochs=4, preparation_on_top=True))
 
 
 def bits(state: Any) -> Any:
