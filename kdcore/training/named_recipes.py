@@ -60,7 +60,6 @@ NAMED_RECIPES: Mapping[str, NamedRecipe] = MappingProxyType(
                 "momentum": 0.9,
                 "weight_decay": 5e-4,
                 "schedule": "cosine",
-                "nesterov": True,
                 "warmup_epochs": 1,
             },
         ),

@@ -69,7 +69,8 @@ class BaseRecipe(BaseModel):
             no clipping.
         preparation_on_top: whether the preparatory stages of methods come before these epochs, at
             the learning rate itself, after which the schedule begins; else the first of these
-            epochs are theirs. Their length is a share of `epochs` either way.
+            epochs are theirs. Their length is a share of `epochs` either way; warm-ups of other
+            terms count them too.
         acceleration: `auto` for the precision and memory layout that were measured to be fastest
             on the device; `off` for float32.
         compile: `torch.compile` the student. Takes about a minute in each process, which pays off
@@ -154,7 +155,7 @@ class BaseRecipe(BaseModel):
             raise ConfigError(
                 f"milestones is {_in_yaml(self.milestones)}, but they must rise from above "
                 f"warmup_epochs, which is {self.warmup_epochs:g}, to below epochs, which is "
-                f"{self.epochs}; without them they are at 62.5, 75 and 87.5 percent"
+                f"{self.epochs}; leave them out for 62.5, 75 and 87.5 percent"
             )
         return self
 
@@ -181,7 +182,7 @@ class BaseRecipe(BaseModel):
             words.append(f"{'nesterov' if self.nesterov else 'momentum'} {self.momentum:g}")
         else:
             words.append(f"betas {self.betas[0]:g} and {self.betas[1]:g}")
-        kept = "" if self.decay_norms_and_biases else " but of norms and biases"
+        kept = "" if self.decay_norms_and_biases else " but not of norms and biases"
         words.append(f"weight decay {self.weight_decay:g}{kept}")
         if self.warmup_epochs:
             words.append(f"warm-up {self.warmup_epochs:g}")

@@ -209,7 +209,6 @@ def test_keys_beside_a_name_take_precedence_and_milestones_keep_their_share() ->
     assert recipe(recipe="quick", epochs=60).warmup_epochs == 4
     # What the name brings along and the given keys do not use is no mistake of the user's.
     assert recipe(recipe="imagenet_100", schedule="cosine").milestones is None
-    assert not recipe(recipe="quick", optimizer="adamw").nesterov
     # What he writes himself is.
     words = refusal(recipe="imagenet_100", schedule="cosine", milestones=[30])
     assert "only schedule step uses it" in words
@@ -230,8 +229,8 @@ def test_a_recipe_in_words() -> None:
     )
     keys = {"optimizer": "adamw", "decay_norms_and_biases": False, "warmup_epochs": 2}
     assert str(recipe(epochs=10, minimum_learning_rate=1e-5, gradient_clip_norm=1, **keys)) == (
-        "10 epochs, batch 64, adamw 0.05, betas 0.9 and 0.999, weight decay 0.0005 but of norms "
-        "and biases, warm-up 2, cosine to 1e-05, clipped at 1"
+        "10 epochs, batch 64, adamw 0.05, betas 0.9 and 0.999, weight decay 0.0005 but not of "
+        "norms and biases, warm-up 2, cosine to 1e-05, clipped at 1"
     )
     assert "step, times 0.1 after epochs 7, 8, 9" in str(
         recipe(epochs=10, warmup_epochs=2, schedule="step")
