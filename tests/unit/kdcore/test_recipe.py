@@ -1,6 +1,7 @@
 """The recipe: its keys, names and identity, against rates and steps written out here in float64."""
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -108,6 +109,29 @@ def test_a_trial_of_version_0_1_0_has_the_identity_that_its_checkpoint_bears() -
     (written,) = json.loads(identity_of(TrialConfig.model_validate(before)))
     assert written["teacher"]["training"] == EARLIER
     assert written["training"] == EARLIER | {"schedule": "step"}
+    # Of a trial without a method, as it was before these keys.
+    content = {
+        "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 192},
+        "teacher": {
+            "backbone": "resnet14",
+            "training": {
+                "epochs": 1,
+                "batch_size": 64,
+                "acceleration": "off",
+                "schedule": "step",
+            },
+        },
+        "student": "resnet8",
+        "training": {
+            "epochs": 4,
+            "batch_size": 96,
+            "acceleration": "off",
+            "schedule": "constant",
+            "gradient_clip_norm": 1,
+        },
+    }
+    identity = identity_of(TrialConfig.model_validate(content))
+    assert hashlib.sha256(identity.encode()).hexdigest()[:16] == "f1fc1d2dff1b5daa"
 
 
 # Schedules
@@ -207,9 +231,9 @@ def test_keys_beside_a_name_take_precedence_and_milestones_keep_their_share() ->
     assert how.milestones == (15, 30, 45)
     assert recipe(**given | {"milestones": [40]}).milestones == (40,)
     assert recipe(recipe="quick", epochs=60).warmup_epochs == 4
-    # What the name brings along and the given keys do not use is no mistake of the user's.
+    # What the name brings along and the given keys do not use is no mistake of its user.
     assert recipe(recipe="imagenet_100", schedule="cosine").milestones is None
-    # What he writes himself is.
+    # What stands beside the name is.
     words = refusal(recipe="imagenet_100", schedule="cosine", milestones=[30])
     assert "only schedule step uses it" in words
 
