@@ -37,6 +37,15 @@ class Params(BaseModel):
                     marks[name] = mark
         return MappingProxyType(marks)
 
+    def preparation_epochs(self, epochs: int) -> int:
+        """Epochs of the preparatory stage: at least one if the share is above 0, and never all.
+
+        Args:
+            epochs: of the recipe, of which `preparation_share`, where a method has it, is a share.
+        """
+        share: float = getattr(self, "preparation_share", 0.0)
+        return min(max(1, round(share * epochs)), epochs - 1) if share > 0 else 0
+
 
 _Params = Params  # inside Method, the name Params is the subclass's own
 
@@ -55,8 +64,8 @@ class Method(nn.Module):
         batch_symmetric: whether the loss is the same for a batch in another order.
         zero_at_equality: whether the loss without helpers is 0 where both networks agree.
         undecayed: names of parameters that are excluded from weight decay.
-        preparation_share: share of the epochs, from the first, in which `preparation` alone is
-            minimised. Below 1; 0 for most methods.
+        epochs_on_top: epochs that come before those of the recipe, set by the training where
+            preparatory stages are no part of the budget.
         teacher_batch_statistics: whether the teacher's batch norms normalise by the batch; their
             running statistics never change.
         params: the parameters it was built with.
@@ -71,7 +80,7 @@ class Method(nn.Module):
     Params: ClassVar[type[_Params]] = _Params
     params: _Params
     pairs: tuple[LayerPair, ...] = ()
-    preparation_share: float = 0.0
+    epochs_on_top: int = 0
     teacher_batch_statistics: bool = False
 
     def __init__(self, params: _Params, networks: NetworkPair) -> None:
@@ -87,10 +96,12 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} has no preparatory stage")
 
     def preparation_epochs(self, epochs: int) -> int:
-        """Epochs of the preparatory stage: at least one if the share is above 0, and never all."""
-        if self.preparation_share == 0:
-            return 0
-        return min(max(1, round(self.preparation_share * epochs)), epochs - 1)
+        """The first epochs, in which `preparation` alone is minimised; 0 for most methods.
+
+        Args:
+            epochs: of the whole trial.
+        """
+        return self.params.preparation_epochs(epochs - self.epochs_on_top)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, in training mode; also after a resumption."""

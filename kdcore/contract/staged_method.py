@@ -8,7 +8,6 @@ from torch import Tensor
 
 from kdcore.contract import method
 from kdcore.contract.method import Method
-from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.searched import Choice
 from kdcore.contract.taps import Batch, Tap, Taps
 
@@ -29,10 +28,6 @@ class StagedMethod(Method):
 
     params: Params
 
-    def __init__(self, params: Params, networks: NetworkPair) -> None:
-        super().__init__(params, networks)
-        self.preparation_share = params.preparation_share
-
     @abstractmethod
     def term(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         """The term of both modes: a scalar, in at least float32."""
@@ -41,7 +36,7 @@ class StagedMethod(Method):
         return self.term(student, teacher, batch)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
-        if self.preparation_share == 0:
+        if self.params.preparation_share == 0:
             return self.term(student, teacher, batch)
         # A differentiable zero, from a tap that is there anyway.
         read = student.maps if Tap.MAPS in self.needs else student.preactivations

@@ -78,6 +78,14 @@ class TrialConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32)
     cache: CacheConfig | None = None
 
+    @property
+    def epochs_on_top(self) -> int:
+        """Epochs of preparatory stages that come on top of the recipe's."""
+        if not self.training.preparation_on_top:
+            return 0
+        epochs = self.training.epochs
+        return max((term.params.preparation_epochs(epochs) for term in self.objective), default=0)
+
     @model_validator(mode="after")
     def _each_method_once(self) -> Self:
         methods = [term.method for term in self.objective]

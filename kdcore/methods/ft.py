@@ -129,7 +129,6 @@ class FT(Method):
 
     def __init__(self, params: Params, networks: NetworkPair) -> None:
         super().__init__(params, networks)
-        self.preparation_share = params.preparation_share
         self.pairs = resolve_layers(params.layers, networks.student, networks.teacher)
         self.paraphrasers = nn.ModuleList()
         self.translators = nn.ModuleList()

@@ -68,6 +68,15 @@ class TeacherConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _nothing_to_prepare(self) -> Self:
+        if self.training is not None and self.training.preparation_on_top:
+            raise ConfigError(
+                "training.preparation_on_top is true, but a teacher learns without a method; leave "
+                "it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _mean_with_std(self) -> Self:
         mean, std = len(self.mean or ()), len(self.std or ())
         if mean != std:

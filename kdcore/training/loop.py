@@ -82,7 +82,7 @@ def train(
         run.restore(state)
         finished, best = state["epoch"], state["best"]
 
-    for epoch in range(finished + 1, recipe.epochs + 1):
+    for epoch in range(finished + 1, run.epochs + 1):
         started = time.perf_counter()
         view = data.view_of(epoch)
         cached = run.cached_view(view)
@@ -116,7 +116,7 @@ def train(
         means = (meters.sums / run.steps).tolist()
         yield EpochReport(
             epoch=epoch,
-            epochs=recipe.epochs,
+            epochs=run.epochs,
             train_loss=means[0],
             train_terms=dict(zip(run.names, means[1:], strict=True)),
             train_accuracy=meters.right.item() / (run.steps * run.batch_size),

@@ -1,30 +1,76 @@
 """The training recipe: optimiser, schedule, precision."""
 
 import math
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from kdcore.errors import ConfigError
+from kdcore.errors import ConfigError, did_you_mean
+from kdcore.training.named_recipes import NAMED_RECIPES
 
 # The step schedule of the distillation literature: epochs 150, 180 and 210 of 240.
 _STEP_MILESTONES = (0.625, 0.75, 0.875)
 
+# Keys that have an effect under some values of another key only.
+_USED_BY = {
+    "milestones": ("schedule", ("step",)),
+    "gamma": ("schedule", ("step",)),
+    "minimum_learning_rate": ("schedule", ("cosine", "step")),
+    "nesterov": ("optimizer", ("sgd",)),
+    "betas": ("optimizer", ("adamw",)),
+}
+
+# Keys that came after version 0.1.0. At their defaults they are not written, so that what was
+# trained before is still known by its recipe.
+_LATER_KEYS = (*_USED_BY, "decay_norms_and_biases", "preparation_on_top")
+
+# Keys that count epochs; those of a named recipe keep their share of other `epochs`.
+_IN_EPOCHS = ("milestones", "warmup_epochs")
+
+NAMED = "recipe"
+"""The key that names a recipe; the keys beside it take precedence over those it stands for."""
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class BaseRecipe(BaseModel):
     """How to train a network, but for the learning rate.
+
+    `recipe: NAME` stands for the keys of one of `NAMED_RECIPES`, beside others that replace them.
+    Where `epochs` is one of those, its milestones and warm-up keep their share of the epochs.
 
     Args:
         epochs: passes over the training images.
         batch_size: images in a step; an incomplete last batch is dropped.
         optimizer: `sgd` with momentum, or `adamw`.
         momentum: of SGD.
+        nesterov: Nesterov's momentum, for SGD.
+        betas: of AdamW, for the means of gradients and of their squares; by default 0.9 and 0.999.
         weight_decay: of all parameters.
-        schedule: after the warm-up, `cosine` to zero, `step` (a tenth after 62.5, 75 and 87.5
-            percent), or `constant`.
-        warmup_epochs: epochs of linear warm-up of the learning rate.
+        decay_norms_and_biases: whether it is also of parameters with one dimension, those of norms
+            and biases, in student and helpers.
+        schedule: after the warm-up, `cosine` to the minimum, `step` (times gamma at each
+            milestone), or `constant`.
+        milestones: for `step`, the numbers of epochs, warm-up included, after which the learning
+            rate is multiplied by gamma; by default 62.5, 75 and 87.5 percent of those after the
+            warm-up.
+        gamma: for `step`, the factor.
+        minimum_learning_rate: where `cosine` ends, and below which `step` does not go.
+        warmup_epochs: epochs of linear warm-up of the learning rate, from zero.
         gradient_clip_norm: maximum norm of the gradients of student and helpers together; None for
             no clipping.
+        preparation_on_top: whether the preparatory stages of methods come before these epochs, at
+            the learning rate itself, after which the schedule begins; else the first of these
+            epochs are theirs. Their length is a share of `epochs` either way; warm-ups of other
+            terms count them too.
         acceleration: `auto` for the precision and memory layout that were measured to be fastest
             on the device; `off` for float32.
         compile: `torch.compile` the student. Takes about a minute in each process, which pays off
@@ -39,13 +85,44 @@ class BaseRecipe(BaseModel):
     batch_size: int = Field(64, ge=2)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     weight_decay: float = Field(5e-4, ge=0)
+    decay_norms_and_biases: bool = True
     schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    gamma: float = Field(0.1, gt=0, lt=1)
+    minimum_learning_rate: float = Field(0.0, ge=0)
     warmup_epochs: float = Field(0.0, ge=0)
     gradient_clip_norm: float | None = Field(None, gt=0)
+    preparation_on_top: bool = False
     acceleration: Literal["auto", "off"] = "auto"
     compile: bool = False
     cuda_graph: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_keys(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or NAMED not in value:
+            return value
+        given = {key: each for key, each in value.items() if key != NAMED}
+        name = value[NAMED]
+        if not isinstance(name, str) or name not in NAMED_RECIPES:
+            raise ConfigError(
+                f"unknown {NAMED} {name!r}{did_you_mean(str(name), NAMED_RECIPES)} "
+                f"The recipes are {', '.join(NAMED_RECIPES)}"
+            )
+        return _expanded(NAMED_RECIPES[name].keys, given)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        return {
+            key: value
+            for key, value in written.items()
+            if key not in _LATER_KEYS or getattr(self, key) != fields[key].default
+        }
 
     @model_validator(mode="after")
     def _warmup_within_budget(self) -> Self:
@@ -55,6 +132,77 @@ class BaseRecipe(BaseModel):
                 f"{self.epochs}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _only_what_is_used(self) -> Self:
+        for key, (setting, users) in _USED_BY.items():
+            chosen = getattr(self, setting)
+            if key in self.model_fields_set and chosen not in users:
+                raise ConfigError(
+                    f"{key} is {_in_yaml(getattr(self, key))}, but only {setting} "
+                    f"{' or '.join(users)} uses it, and {setting} is {chosen}; leave it out"
+                )
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("nesterov is true, but needs momentum > 0, and momentum is 0")
+        return self
+
+    @model_validator(mode="after")
+    def _milestones_in_order(self) -> Self:
+        if self.milestones is None:
+            return self
+        bounds = (self.warmup_epochs, *self.milestones, float(self.epochs))
+        if list(bounds) != sorted(set(bounds)):
+            raise ConfigError(
+                f"milestones is {_in_yaml(self.milestones)}, but they must rise from above "
+                f"warmup_epochs, which is {self.warmup_epochs:g}, to below epochs, which is "
+                f"{self.epochs}; leave them out for 62.5, 75 and 87.5 percent"
+            )
+        return self
+
+    def _check_minimum(self, learning_rate: float) -> None:
+        """Refuses a minimum that is not below the rate after the warm-up."""
+        if self.minimum_learning_rate >= learning_rate:
+            raise ConfigError(
+                f"minimum_learning_rate is {self.minimum_learning_rate}, but must be below "
+                f"learning_rate, which is {learning_rate}"
+            )
+
+    def in_words(self, learning_rate: str) -> str:
+        """The recipe in a line, but for its defaults of what few change.
+
+        Args:
+            learning_rate: a number or a range.
+        """
+        words = [
+            f"{self.epochs} epochs",
+            f"batch {self.batch_size}",
+            f"{self.optimizer} {learning_rate}",
+        ]
+        if self.optimizer == "sgd":
+            words.append(f"{'nesterov' if self.nesterov else 'momentum'} {self.momentum:g}")
+        else:
+            words.append(f"betas {self.betas[0]:g} and {self.betas[1]:g}")
+        kept = "" if self.decay_norms_and_biases else " but not of norms and biases"
+        words.append(f"weight decay {self.weight_decay:g}{kept}")
+        if self.warmup_epochs:
+            words.append(f"warm-up {self.warmup_epochs:g}")
+        floor = f" to {self.minimum_learning_rate:g}" if self.minimum_learning_rate else ""
+        if self.schedule == "step":
+            after = ", ".join(f"{milestone:g}" for milestone in self._milestones_in_epochs())
+            words.append(f"step{floor}, times {self.gamma:g} after epochs {after}")
+        else:
+            words.append(f"{self.schedule}{floor}")
+        if self.gradient_clip_norm is not None:
+            words.append(f"clipped at {self.gradient_clip_norm:g}")
+        if self.preparation_on_top:
+            words.append("preparatory epochs on top")
+        return ", ".join(words)
+
+    def _milestones_in_epochs(self) -> tuple[float, ...]:
+        if self.milestones is not None:
+            return self.milestones
+        falling = self.epochs - self.warmup_epochs
+        return tuple(self.warmup_epochs + share * falling for share in _STEP_MILESTONES)
 
 
 class Recipe(BaseRecipe):
@@ -66,15 +214,53 @@ class Recipe(BaseRecipe):
 
     learning_rate: float = Field(0.05, gt=0)
 
+    @model_validator(mode="after")
+    def _minimum_below_the_peak(self) -> Self:
+        self._check_minimum(self.learning_rate)
+        return self
+
+    def __str__(self) -> str:
+        return self.in_words(f"{self.learning_rate:g}")
+
     def learning_rate_at(self, progress_epochs: float) -> float:
         """The learning rate after 0 to `epochs` epochs, whole or fractional."""
         if progress_epochs < self.warmup_epochs:
             return self.learning_rate * progress_epochs / self.warmup_epochs
         share = (progress_epochs - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
         if self.schedule == "cosine":
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+            height = self.learning_rate - self.minimum_learning_rate
+            return self.minimum_learning_rate + height * 0.5 * (1 + math.cos(math.pi * share))
         if self.schedule == "step":
-            return self.learning_rate * 0.1 ** sum(
-                share >= milestone for milestone in _STEP_MILESTONES
-            )
+            if self.milestones is None:
+                passed = sum(share >= milestone for milestone in _STEP_MILESTONES)
+            else:
+                passed = sum(progress_epochs >= milestone for milestone in self.milestones)
+            return max(self.minimum_learning_rate, self.learning_rate * self.gamma**passed)
         return self.learning_rate
+
+
+def _expanded(named: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a named recipe with those given beside it."""
+    keys = dict(named)
+    for key, (setting, users) in _USED_BY.items():
+        if (keys | given)[setting] not in users:
+            keys.pop(key, None)  # the user did not write it
+    epochs = given.get("epochs")
+    if isinstance(epochs, int):
+        for key in _IN_EPOCHS:
+            if key in keys:
+                keys[key] = _scaled(keys[key], epochs, named["epochs"])
+    return keys | given
+
+
+def _scaled(value: Any, epochs: int, of: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_scaled(each, epochs, of) for each in value)
+    return value * epochs / of
+
+
+def _in_yaml(value: Any) -> str:
+    """A value of a key, as its user writes it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(f'{each:g}' for each in value)}]"
+    return str(value).lower()

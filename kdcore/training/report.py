@@ -10,7 +10,7 @@ class EpochReport:
 
     Args:
         epoch: from 1.
-        epochs: the run's budget.
+        epochs: of the whole run.
         train_loss: cross-entropy plus weighted terms.
         train_terms: unweighted terms by name: `cross_entropy`, `auxiliary` (summed over auxiliary
             classifiers, if the network has any), and those of the methods.

@@ -38,14 +38,18 @@ def _optimizer(
     if undecayed:
         groups.append({"params": undecayed, "weight_decay": 0.0})
     if recipe.optimizer == "sgd":
-        sgd = torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, fused=True)
+        sgd = torch.optim.SGD(
+            groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.nesterov, fused=True
+        )
         if recipe.momentum > 0:
             # The fused step cannot create momentum for parameters whose first gradient comes later
             # than that of others, as after a preparatory stage. All momentum starts at 0 anyway.
             for parameter in (*decayed, *undecayed):
                 sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
         return sgd
-    return torch.optim.AdamW(groups, recipe.learning_rate, fused=True, capturable=captured)
+    return torch.optim.AdamW(
+        groups, recipe.learning_rate, recipe.betas, fused=True, capturable=captured
+    )
 
 
 class Meters:
@@ -118,6 +122,13 @@ class Run:
             device=device,
         )
         self.data, self.recipe, self.device = data, recipe, device
+        self.epochs_on_top = 0
+        if recipe.preparation_on_top:
+            stages = [each.params.preparation_epochs(recipe.epochs) for each in self.methods]
+            self.epochs_on_top = max(stages, default=0)
+        for method in self.methods:
+            method.epochs_on_top = self.epochs_on_top
+        self.epochs = self.epochs_on_top + recipe.epochs
         self.split = data.train.to(device)
         self.batch_size = min(recipe.batch_size, len(self.split))
         self.steps = len(self.split) // self.batch_size
@@ -128,6 +139,8 @@ class Run:
             if name in method.undecayed
         }
         self.parameters = [*student.parameters(), *self.helpers.parameters()]
+        if not recipe.decay_norms_and_biases:
+            undecayed |= {id(each) for each in self.parameters if each.ndim <= 1}
         self.optimizer = _optimizer(
             recipe,
             [parameter for parameter in self.parameters if id(parameter) not in undecayed],
@@ -172,16 +185,14 @@ class Run:
     def epoch(self, epoch: int, order: Tensor, view: int, cached: CachedView | None) -> Meters:
         """Trains on the images at these positions, in this order."""
         meters = Meters(len(self.names), self.device)
-        preparing = [
-            epoch <= method.preparation_epochs(self.recipe.epochs) for method in self.methods
-        ]
+        preparing = [epoch <= method.preparation_epochs(self.epochs) for method in self.methods]
         # In a preparatory stage, the preparation alone is minimised.
         weights, counted = self.weights, [True] * len(self.names)
         if any(preparing):
             counted = [False] * (len(self.names) - len(preparing)) + preparing
             weights = torch.tensor([float(counts) for counts in counted], device=self.device)
         for method in self.methods:
-            method.begin_epoch(epoch, self.recipe.epochs)
+            method.begin_epoch(epoch, self.epochs)
         order = order[: self.steps * self.batch_size]
         views = self.split.views(order, view, self.batch_size)
 
@@ -190,7 +201,7 @@ class Run:
             for part, places in zip(
                 images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
             ):
-                batch = Batch(self.split.labels[places], places, epoch, self.recipe.epochs)
+                batch = Batch(self.split.labels[places], places, epoch, self.epochs)
                 share = len(places) / len(positions)
                 self._add_gradients(part, batch, cached, weights, counted, meters, share)
             meters.step += 1
@@ -203,11 +214,17 @@ class Run:
         captured: CapturedStep | None = None
         for number, images in enumerate(views):
             positions = order[number * self.batch_size : (number + 1) * self.batch_size]
-            self._set_rate(self.recipe.learning_rate_at(epoch - 1 + (number + 0.5) / self.steps))
+            self._set_rate(self._rate_at(epoch - 1 + (number + 0.5) / self.steps))
             if self.captures and number == WARMUP_STEPS:
                 captured = CapturedStep(step, images, positions)
             (captured or step)(images, positions)
         return meters
+
+    def _rate_at(self, progress_epochs: float) -> float:
+        """The learning rate; the schedule begins after the epochs on top."""
+        if progress_epochs < self.epochs_on_top:
+            return self.recipe.learning_rate
+        return self.recipe.learning_rate_at(progress_epochs - self.epochs_on_top)
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:

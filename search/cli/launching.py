@@ -162,6 +162,7 @@ def check(
         executions,
         idle_gpus_caution,
         plan,
+        recipes,
         tracking_caution,
     )
 
@@ -190,13 +191,16 @@ def check(
         else "no trial is stopped early"
     )
     controls = "control" if len(experiment.students) == 1 else "students' controls"
+    trained = "\n".join(recipes(experiment))
+    on_top = " after preparatory ones" if experiment.training.preparation_on_top else ""
     print(
         f"data     {experiment.data.name}: {len(data.train):,} train, "
         f"{len(data.heldout):,} held out, {len(data.test):,} test; {data.num_classes} classes\n"
         f"teacher  {experiment.teacher.backbone}, "
         f"{'ready' if prepared.teacher_ready else 'to be prepared'}\n"
         f"student  {', '.join(experiment.students)}\n"
-        f"trials   {experiment.search.trials} of {experiment.training.epochs} epochs; "
+        f"{trained}\n"
+        f"trials   {experiment.search.trials} of {experiment.training.epochs} epochs{on_top}; "
         f"the first {len(space.first_points())} are the {controls} and the published settings; "
         f"{stops}"
     )

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from kdcore.errors import did_you_mean
+from kdcore.training.recipe import NAMED, BaseRecipe
 from search.errors import ExperimentError, Problem
 from search.experiment.schema import NAME_PATTERN, TAGS, Experiment
 
@@ -170,7 +171,8 @@ def _known_keys(place: Sequence[object]) -> list[str]:
             for choice in choices
             if isinstance(choice, type) and issubclass(choice, BaseModel)
         )
-    return list(model.model_fields)
+    named = (NAMED,) if issubclass(model, BaseRecipe) else ()
+    return [*named, *model.model_fields]
 
 
 def _is_union(annotation: object) -> bool:

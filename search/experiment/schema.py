@@ -68,6 +68,18 @@ class Training(BaseRecipe):
         Discriminator(lambda value: _NUMBER if isinstance(value, int | float | str) else _RANGE),
     ] = 0.05
 
+    @model_validator(mode="after")
+    def _minimum_below_the_peak(self) -> Self:
+        rate = self.learning_rate
+        self._check_minimum(rate.low if isinstance(rate, SearchedRange) else rate)
+        return self
+
+    def __str__(self) -> str:
+        rate = self.learning_rate
+        if isinstance(rate, SearchedRange):
+            return self.in_words(f"{rate.low:g} to {rate.high:g}")
+        return self.in_words(f"{rate:g}")
+
 
 class Asha(_Closed):
     """Asynchronous successive halving: Li et al., MLSys 2020, arXiv:1810.05934.

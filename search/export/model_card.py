@@ -64,7 +64,8 @@ def model_card(
         f"- teacher: {experiment.teacher.backbone}, {_teacher_origin(record)}",
         f"- objective: {picked.objective}, added to cross-entropy",
         f"- training: {config.training.model_dump_json(exclude_none=True)}",
-        f"- epochs: {config.training.epochs}; the weights are from epoch {picked.best_epoch}",
+        f"- epochs: {config.training.epochs + config.epochs_on_top}; the weights are from epoch "
+        f"{picked.best_epoch}",
         f"- seed: {picked.seed}; the search's seed: {experiment.seed}, its sampler's seed: "
         f"{experiment.search.seed}",
         f"- cost of the search: {record.cost}{_cost_of_confirmation(record)}",

@@ -38,7 +38,8 @@ class TrialRecord(_Record):
         reason: why it failed; empty otherwise.
         epochs_done: number of epochs so far.
         accuracies: held-out accuracy after each epoch, shares of 1.
-        epochs: its budget.
+        epochs: its budget, with the epochs on top.
+        epochs_on_top: those of its preparatory stages that come before the recipe's epochs.
         heldout_accuracy: of the best epoch, a share of 1; none before the first report.
         heldout_loss: of the best epoch, nats.
         best_epoch: the epoch whose weights are kept.
@@ -59,6 +60,7 @@ class TrialRecord(_Record):
     epochs_done: int = 0
     accuracies: tuple[float, ...] = ()
     epochs: int
+    epochs_on_top: int = 0
     heldout_accuracy: float | None = None
     heldout_loss: float | None = None
     best_epoch: int | None = None

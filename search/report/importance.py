@@ -41,7 +41,7 @@ def importances(record: SearchRecord, most: int) -> list[Importance]:
     """
     search, epochs = record.experiment.search, record.experiment.training.epochs
     epoch = search.asha.grace_epochs if search.asha else epochs
-    reached = [trial for trial in record.trials if len(trial.accuracies) >= epoch]
+    reached = [t for t in record.trials if len(t.accuracies) >= epoch + t.epochs_on_top]
     groups: dict[str, list[TrialRecord]] = {"all trials": reached}
     for trial in reached:
         groups.setdefault(trial.methods, []).append(trial)
@@ -50,7 +50,8 @@ def importances(record: SearchRecord, most: int) -> list[Importance]:
         step = max(1.0, len(trials) / MOST_TRIALS)
         sample = [trials[int(place * step)] for place in range(min(len(trials), MOST_TRIALS))]
         points = [_settings(trial) for trial in sample]
-        shares = _shares(record.experiment, points, [max(t.accuracies[:epoch]) for t in sample])
+        accuracies = [max(t.accuracies[: epoch + t.epochs_on_top]) for t in sample]
+        shares = _shares(record.experiment, points, accuracies)
         if shares:
             found.append(Importance(group, len(trials), epoch, shares))
         if len(found) == most:

@@ -19,7 +19,7 @@ from kdcore.training.loop import best_student
 from kdcore.training.report import EpochReport
 from search.experiment.schema import Confirm, Experiment
 from search.experiment.space.point import Point
-from search.experiment.space.trial_config import trial_config
+from search.experiment.space.trial_config import epochs_on_top, trial_config
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
 from search.record.looks import record_look
@@ -217,6 +217,6 @@ def _params(experiment: Experiment, contender: Confirmed, seed: int) -> Mapping[
         "student": contender.student,
         "teacher": experiment.teacher.backbone,
         "data": experiment.data.name,
-        "epochs": str(experiment.training.epochs),
+        "epochs": str(experiment.training.epochs + epochs_on_top(experiment, contender.point)),
         "seed": str(seed),
     }

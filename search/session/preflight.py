@@ -171,6 +171,13 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
     return problems
 
 
+def recipes(experiment: Experiment) -> list[str]:
+    """How teacher and students are trained, a line each; none for a teacher that has weights."""
+    teacher = experiment.teacher.training
+    named = {"teacher": teacher, "students": experiment.training}
+    return [f"recipe   {who}: {recipe}" for who, recipe in named.items() if recipe is not None]
+
+
 def cautions(experiment: Experiment) -> list[str]:
     """What can be run, but may not give what its user expects."""
     asha, recipe = experiment.search.asha, experiment.training
@@ -234,11 +241,13 @@ def costs(prepared: Plan) -> list[str]:
             recipe.batch_size,
             device,
         )
-        seconds = cost.seconds * steps * recipe.epochs
+        seconds = cost.seconds * steps
+        whole = f"about {duration(seconds * recipe.epochs)} a trial that is not stopped"
+        if recipe.preparation_on_top:
+            whole += f" and {duration(seconds)} for each preparatory epoch"
         lines.append(
-            f"cost     {student}: about {duration(seconds)} a trial that is not stopped, and "
-            f"{cost.memory_bytes / 2**30:.2g} GiB, beside its teacher and images, on this machine "
-            f"({device.type})"
+            f"cost     {student}: {whole}, and {cost.memory_bytes / 2**30:.2g} GiB, beside its "
+            f"teacher and images, on this machine ({device.type})"
         )
     return lines
 

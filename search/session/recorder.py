@@ -175,7 +175,8 @@ class Recorder(tune.Callback):
             point=point,
             objective=" + ".join(map(str, config.objective)) or CONTROL,
             state="running",
-            epochs=experiment.training.epochs,
+            epochs=experiment.training.epochs + config.epochs_on_top,
+            epochs_on_top=config.epochs_on_top,
         )
         opened = opened.model_copy(update={"state": "running"})
         self._search.put(opened)
@@ -187,7 +188,7 @@ class Recorder(tune.Callback):
                 "teacher": experiment.teacher.backbone,
                 "data": experiment.data.name,
                 "learning_rate": str(config.training.learning_rate),
-                "epochs": str(config.training.epochs),
+                "epochs": str(opened.epochs),
                 "seed": str(config.seed),
             },
             head.student_costs.get(config.student),

@@ -5,7 +5,7 @@ import pickle
 import random
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,14 @@ class OptunaSampler(Searcher):
         space: proposes points.
         trials: number of trials of the whole search.
         parallel: number of trials at a time.
-        epochs: the budget of a trial.
+        epochs: the budget of a trial, without epochs of preparatory stages on top.
         seed: of the sampler. Parallel trials end in varying order, so it repeats trials, not
             searches.
         recorded: trials of earlier sessions of this search.
         earlier: trials of other searches on the same data; those whose choices do not fit into the
             space are left out.
         learns_from: the largest number of ended trials in the study.
+        on_top: the number of epochs on top, of a point.
 
     Attributes:
         study: the study that is asked now.
@@ -67,13 +68,15 @@ class OptunaSampler(Searcher):
         recorded: Iterable[TrialRecord] = (),
         earlier: Iterable[TrialRecord] = (),
         learns_from: int = LEARNS_FROM,
+        on_top: Callable[[Point], int] = lambda point: 0,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self._space, self._epochs, self._seed = space, epochs, seed
+        self._space, self._epochs, self._seed, self._on_top = space, epochs, seed, on_top
         self._learns_from = learns_from
         low, high = _STARTUP_LIMITS
         self._startup = max(parallel, min(high, max(low, round(trials * _STARTUP_SHARE))))
         self._asked: dict[str, optuna.Trial] = {}
+        self._ahead: dict[str, int] = {}  # epochs on top of those that were asked for
         known = {trial.number: trial for trial in recorded}
         fitting = [frozen for trial in earlier if (frozen := self._frozen_if_fitting(trial))]
         self.adopted = len(fitting)
@@ -102,7 +105,9 @@ class OptunaSampler(Searcher):
         if point:
             self.study.enqueue_trial(point)
         trial = self._asked[trial_id] = self.study.ask()
-        return {**self._space.propose(trial, control=IS_CONTROL in point), NUMBER: number}
+        chosen = self._space.propose(trial, control=IS_CONTROL in point)
+        self._ahead[trial_id] = self._on_top(chosen)
+        return {**chosen, NUMBER: number}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -114,12 +119,14 @@ class OptunaSampler(Searcher):
         trial = self._asked.pop(trial_id, None)
         if trial is None:
             return
+        ahead = self._ahead.pop(trial_id)
         if error or not result or not math.isfinite(result.get(METRIC, math.nan)):
             self.study.tell(trial, state=TrialState.FAIL)
             return
-        trial.report(result[METRIC], result[TIME])
+        epoch = max(0, result[TIME] - ahead)
+        trial.report(result[METRIC], epoch)
         state, value = TrialState.PRUNED, None
-        if result[TIME] >= self._epochs:
+        if epoch >= self._epochs:
             state, value = TrialState.COMPLETE, result[METRIC]
         self._ended.append(self.study.tell(trial, value, state=state))
         self._learned += 1
@@ -164,14 +171,15 @@ class OptunaSampler(Searcher):
             chosen = self._space.propose(fixed, control=IS_CONTROL in trial.point)
         if strange := trial.point.keys() - chosen.keys():
             raise ValueError(f"the space has no {', '.join(sorted(strange))}")
-        best = list(accumulate(trial.accuracies[: self._epochs], max))
-        complete = trial.epochs_done >= self._epochs
+        ahead = self._on_top(trial.point)
+        best = list(accumulate(trial.accuracies[: ahead + self._epochs], max))
+        complete = trial.epochs_done >= ahead + self._epochs
         return optuna.trial.create_trial(
             state=TrialState.COMPLETE if complete else TrialState.PRUNED,
             value=best[-1],
             params=fixed.params,
             distributions=fixed.distributions,
-            intermediate_values={len(best): best[-1]},
+            intermediate_values={max(0, len(best) - ahead): best[-1]},
         )
 
     def _frozen_if_fitting(self, trial: TrialRecord) -> FrozenTrial | None:

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from search.cluster.ray_private import retrying_lost_processes
 from search.errors import KdsearchError, LostSearchError, SearchFailedError
 from search.experiment.schema import Confirm
 from search.experiment.space.point import NUMBER
+from search.experiment.space.trial_config import epochs_on_top
 from search.record.files import read_record
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
@@ -217,7 +219,7 @@ class Session:
     def _run_trials(self) -> None:
         experiment = self._plan.experiment
         resources, search = experiment.resources, experiment.search
-        epochs = experiment.training.epochs
+        epochs, on_top = experiment.training.epochs, partial(epochs_on_top, experiment)
         patiently(self._write)
         recorded = self._search.record.trials
         remaining = search.trials - self._search.ended
@@ -228,8 +230,8 @@ class Session:
         if search.asha is not None:
             rungs = Rungs(search.asha, epochs=epochs)
             for trial in recorded:
-                rungs.add_curve(trial.number, trial.accuracies)
-            scheduler = ControlSparingAsha(rungs, epochs=epochs)
+                rungs.add_curve(trial.number, trial.accuracies, trial.epochs_on_top)
+            scheduler = ControlSparingAsha(rungs, epochs=epochs, on_top=on_top)
         searcher = OptunaSampler(
             self._plan.space,
             trials=search.trials,
@@ -238,6 +240,7 @@ class Session:
             seed=search.seed,
             recorded=recorded,
             earlier=self._earlier_trials(),
+            on_top=on_top,
         )
         request = StopRequest()
         callback = Recorder(

@@ -40,6 +40,7 @@ def simulate(
     slots: int,
     spared: Collection[int] = (),
     epoch_seconds: Mapping[int, float] | None = None,
+    on_top: Mapping[int, int] | None = None,
 ) -> dict[int, int]:
     """Runs trials in the order of the curves, several at a time.
 
@@ -49,6 +50,7 @@ def simulate(
         slots: number of trials that run at a time.
         spared: trials that are never stopped.
         epoch_seconds: duration of an epoch, by trial; None: the same for all.
+        on_top: number of first epochs that the rule does not count, by trial; None: none.
 
     Returns:
         The number of epochs that each trial ran.
@@ -72,8 +74,9 @@ def simulate(
     while reports:
         now, trial = heapq.heappop(reports)
         ran[trial] = epoch = ran[trial] + 1
-        rule.add(trial, epoch, best[trial][epoch - 1])
-        if epoch < len(curves[trial]) and (trial in spared or rule.keeps(trial, epoch)):
+        judged = epoch - (on_top[trial] if on_top else 0)
+        rule.add(trial, judged, best[trial][epoch - 1])
+        if epoch < len(curves[trial]) and (trial in spared or rule.keeps(trial, judged)):
             heapq.heappush(reports, (now + seconds(trial), trial))
         else:
             start_next(now)
@@ -118,6 +121,7 @@ def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[O
     if not whole:
         raise SearchError(f"no trial of {record.name} has finished, so there is nothing to replay")
     curves = {trial.number: trial.accuracies for trial in trials}
+    on_top = {trial.number: trial.epochs_on_top for trial in trials}
     best = max(max(curves[number]) for number in whole)
     outcomes = [
         Outcome(None, sum(map(len, curves.values())), len(whole), best, best_found=True, unknown=0)
@@ -130,6 +134,7 @@ def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[O
             slots=slots,
             spared={trial.number for trial in trials if trial.is_control},
             epoch_seconds={t.number: t.train_seconds / t.epochs_done for t in trials},
+            on_top=on_top,
         )
         completed = [number for number in curves if ran[number] == len(curves[number])]
         finished = [number for number in completed if number in whole]
@@ -142,7 +147,7 @@ def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[O
                 len(finished),
                 reached,
                 best_found=reached == best,
-                unknown=sum(rungs.keeps(number, ran[number]) for number in cut),
+                unknown=sum(rungs.keeps(each, ran[each] - on_top[each]) for each in cut),
             )
         )
     return outcomes

@@ -42,7 +42,8 @@ class Rungs:
 
     Args:
         asha: the settings of early stopping.
-        epochs: the epochs of a whole trial.
+        epochs: the epochs of a whole trial, without those of preparatory stages on top, which no
+            rung counts.
 
     Attributes:
         results: by the rung's epoch and the trial's number, the best accuracy up to that epoch.
@@ -68,9 +69,9 @@ class Rungs:
         if not math.isnan(best_accuracy):  # which is neither better nor worse than any other
             insort(self._ordered[epoch], best_accuracy)
 
-    def add_curve(self, trial: int, accuracies: Iterable[float]) -> None:
-        """Records a trial's epochs, from the first one on."""
-        for epoch, best in enumerate(accumulate(accuracies, max), start=1):
+    def add_curve(self, trial: int, accuracies: Iterable[float], on_top: int = 0) -> None:
+        """Records a trial's epochs, from the first one on; those on top are before any rung."""
+        for epoch, best in enumerate(accumulate(accuracies, max), start=1 - on_top):
             self.add(trial, epoch, best)
 
     def keeps(self, trial: int, epoch: int) -> bool:

@@ -1,11 +1,12 @@
 """Ray Tune's schedulers: which trial runs next, and early stopping."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search.experiment.space.point import IS_CONTROL, NUMBER
+from search.experiment.space.point import IS_CONTROL, NUMBER, Point
 from search.record.record import METRIC, REASON, TIME
 from search.stopping.rungs import Rungs
 
@@ -43,19 +44,22 @@ class ControlSparingAsha(Fifo):
 
     Args:
         rungs: the rungs, with the results of earlier sessions of the search.
-        epochs: the epochs of a whole trial.
+        epochs: the epochs of a whole trial, without those of preparatory stages on top.
+        on_top: the number of those, of a point.
     """
 
-    def __init__(self, rungs: Rungs, *, epochs: int) -> None:
+    def __init__(
+        self, rungs: Rungs, *, epochs: int, on_top: Callable[[Point], int] = lambda point: 0
+    ) -> None:
         super().__init__()
-        self._rungs, self._epochs = rungs, epochs
+        self._rungs, self._epochs, self._on_top = rungs, epochs, on_top
         self._seen: dict[int, int] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decides whether a trial stops or continues."""
-        number, epoch = trial.config[NUMBER], result[TIME]
         if REASON in result:
             return str(TrialScheduler.STOP)
+        number, epoch = trial.config[NUMBER], result[TIME] - self._on_top(trial.config)
         # A restarted trial reports its earlier epochs again.
         again = epoch <= self._seen.get(number, 0)
         self._seen[number] = max(epoch, self._seen.get(number, 0))

@@ -8,6 +8,8 @@ import pytest
 import typer
 import yaml
 
+from kdcore import Recipe
+from kdcore.training.named_recipes import NAMED_RECIPES
 from search.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +55,16 @@ def test_commands_targets_and_modules_exist(document: Path) -> None:
         assert set(words.split()) <= set(targets), words
     for module in re.findall(r"python -m (tests(?:\.[a-z_]+)+)", text):
         assert find_spec(module), module
+
+
+def test_every_key_and_every_name_of_a_recipe_is_explained() -> None:
+    text = (ROOT / "experiments/README.md").read_text()
+    table = text[text.index("## Training") : text.index("## Data")]
+    for key in Recipe.model_fields:
+        assert re.search(rf"`{key}[`:]", table), key
+    for name, named in NAMED_RECIPES.items():
+        how = Recipe.model_validate({"recipe": name})
+        assert f"| `{name}` | {named.description} | {how} |\n" in table
 
 
 def test_the_experiment_on_the_first_page_is_the_file_that_it_names() -> None:

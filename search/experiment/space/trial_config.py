@@ -5,6 +5,13 @@ from search.experiment.schema import CONTROL, Experiment
 from search.experiment.space.point import LEARNING_RATE, STUDENT, Point, plain_name, slot
 
 
+def epochs_on_top(experiment: Experiment, point: Point) -> int:
+    """Epochs of a trial's preparatory stages that come on top of `training.epochs`."""
+    if not experiment.training.preparation_on_top:
+        return 0
+    return trial_config(experiment, point).epochs_on_top
+
+
 def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
     """The trial that a point describes."""
     terms = []

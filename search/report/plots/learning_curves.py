@@ -38,7 +38,7 @@ def learning_curves(record: SearchRecord) -> Figure | None:
     best, control = trials[-1], record.control_of(trials[-1].student)
     stopped = sum(trial.state == "stopped" for trial in trials)
     many = len(trials) > MANY
-    budget = max(trial.epochs for trial in trials)
+    budget = max(trial.epochs - trial.epochs_on_top for trial in trials)
     lines = _leaders(trials, budget, control) if many else trials
     figure = new_figure(
         5.8,
@@ -50,11 +50,18 @@ def learning_curves(record: SearchRecord) -> Figure | None:
     axes = figure.add_subplot()
     colours = method_colours(record)
     curves = {trial.number: percents(accumulate(trial.accuracies, max)) for trial in trials}
+    # Epochs on top come before the first one, so that rungs are where they are.
+    numbers = {
+        trial.number: range(
+            1 - trial.epochs_on_top, len(trial.accuracies) - trial.epochs_on_top + 1
+        )
+        for trial in trials
+    }
     for trial in lines:
         curve = curves[trial.number]
         leads = trial is best or trial is control
         axes.plot(
-            range(1, len(curve) + 1),
+            numbers[trial.number],
             curve,
             color=colours[trial.methods],
             linewidth=2.4 if leads else 1.1,
@@ -66,7 +73,11 @@ def learning_curves(record: SearchRecord) -> Figure | None:
         )
         if trial.state == "stopped":
             axes.plot(
-                *(len(curve), curve[-1]), "x", color=colours[trial.methods], markersize=6, gid="cut"
+                *(numbers[trial.number][-1], curve[-1]),
+                "x",
+                color=colours[trial.methods],
+                markersize=6,
+                gid="cut",
             )
     asha = record.experiment.search.asha
     rungs = Rungs(asha, epochs=record.experiment.training.epochs).results if asha else {}
@@ -77,7 +88,7 @@ def learning_curves(record: SearchRecord) -> Figure | None:
     scale_accuracies(axes, "y", [*shown, *teacher], ends=[curve[-1] for curve in curves.values()])
     axes.set(xlabel="epoch", ylabel="held-out accuracy, %", xlim=(1, max(2, budget)))
     if many:
-        epochs = [epoch for curve in curves.values() for epoch in range(1, len(curve) + 1)]
+        epochs = [epoch for number in curves for epoch in numbers[number]]
         edges = [epoch + 0.5 for epoch in range(budget + 1)]
         shade(axes, epochs, shown, MUTED, x_edges=edges, rows=150)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -97,7 +108,7 @@ def learning_curves(record: SearchRecord) -> Figure | None:
     labels = [(value, f"teacher {value:.2f}", MUTED) for value in teacher]
     named: set[str] = set()
     for trial in reversed(lines):  # the best of each method
-        if trial.methods not in named and len(curves[trial.number]) == budget:
+        if trial.methods not in named and numbers[trial.number][-1] == budget:
             text = f"{_method_words(trial)} {curves[trial.number][-1]:.2f}"
             labels.append((curves[trial.number][-1], text, colours[trial.methods]))
             named.add(trial.methods)
@@ -122,7 +133,8 @@ def _leaders(
     of the leading sets of methods."""
     ended: dict[str, TrialRecord] = {}
     for trial in reversed(trials):
-        if len(trial.accuracies) == budget and len(ended) < _MOST_LINES:
+        trained = len(trial.accuracies) - trial.epochs_on_top
+        if trained == budget and len(ended) < _MOST_LINES:
             ended.setdefault(trial.methods, trial)
     kept = {trial.number for trial in (*ended.values(), trials[-1])}
     kept |= set() if control is None else {control.number}

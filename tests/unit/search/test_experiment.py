@@ -82,6 +82,25 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
             "must be below high",
         ),
         ({"training": {"epochs": float("nan")}}, "training.epochs", "nan"),
+        ({"training": {"recipe": "quik"}}, "training", "did you mean 'quick'?"),
+        ({"training": {"recpe": "quick", "epochs": 3}}, "training.recpe", "did you mean 'recipe'?"),
+        (
+            {"teacher": {"backbone": "resnet20", "training": {"recipe": "cifar"}}},
+            "teacher.training",
+            "unknown recipe 'cifar'",
+        ),
+        ({"training": {"epochs": 3, "milestones": [2]}}, "training", "only schedule step uses it"),
+        (
+            {
+                "training": {
+                    "epochs": 3,
+                    "learning_rate": {"low": 0.01, "high": 0.1},
+                    "minimum_learning_rate": 0.05,
+                }
+            },
+            "training",
+            "must be below learning_rate, which is 0.01",
+        ),
         ({"search": {"trials": 4, "asha": {"grace_epochs": 9}}}, "", "must be at most"),
         ({"name": "../escape"}, "name", "'../escape'"),
     ],
@@ -92,6 +111,44 @@ def test_a_mistake_is_named_with_path_value_and_rule(
     found = problems(tmp_path, changes)
     assert list(found) == [key]
     assert words in found[key]
+
+
+def test_a_named_recipe_becomes_plain_keys_for_teacher_and_students(tmp_path: Path) -> None:
+    teacher = {"backbone": "resnet20", "training": {"recipe": "cifar_240"}}
+    rates = {"low": 0.01, "high": 0.1}
+    path = write(
+        tmp_path,
+        VALID
+        | {"teacher": teacher, "training": {"recipe": "imagenet_100", "learning_rate": rates}},
+    )
+    experiment = read_experiment(path, ["training.epochs=50"])
+    assert experiment.teacher.training is not None
+    assert experiment.teacher.training.milestones == (150, 180, 210)
+    assert experiment.training.milestones == (15, 30, 45)
+    assert str(experiment.training).startswith("50 epochs, batch 256, sgd 0.01 to 0.1, ")
+    stored = yaml.safe_load(yaml.safe_dump(experiment.model_dump(mode="json")))
+    assert stored["training"]["milestones"] == [15, 30, 45]
+    assert "recipe" not in stored["training"]
+    assert "recipe" not in stored["teacher"]["training"]
+    assert parse_experiment(stored, "") == experiment
+
+
+def test_an_experiment_without_later_keys_is_stored_as_before(tmp_path: Path) -> None:
+    stored = read_experiment(write(tmp_path, VALID)).model_dump(mode="json")
+    assert list(stored["training"]) == [
+        "epochs",
+        "batch_size",
+        "optimizer",
+        "momentum",
+        "weight_decay",
+        "schedule",
+        "warmup_epochs",
+        "gradient_clip_norm",
+        "acceleration",
+        "compile",
+        "cuda_graph",
+        "learning_rate",
+    ]
 
 
 def test_all_mistakes_come_at_once_each_with_the_file(tmp_path: Path) -> None:

@@ -75,6 +75,19 @@ def test_curves_are_the_best_so_far_and_as_long_as_the_trial_ran(record: SearchR
         assert all(before <= after for before, after in pairwise(line.get_ydata()))  # type: ignore[arg-type]
 
 
+def test_epochs_on_top_come_before_the_first_so_that_rungs_are_where_they_were() -> None:
+    record = made_up_search(6, epochs=9)
+    control, second, *others = record.trials
+    longer = {"epochs": 11, "epochs_on_top": 2, "epochs_done": 11, "state": "finished"}
+    curve = (0.1, 0.1, *control.accuracies)
+    second = second.model_copy(update={**longer, "accuracies": curve})
+    record = record.model_copy(update={"trials": (control, second, *others)})
+    axes = drawn(learning_curves, record).axes[0]
+    ends = [line.get_xdata() for line in axes.lines if line.get_gid() == "curve"]
+    assert [-1, 9] in [[xs[0], xs[-1]] for xs in ends]  # type: ignore[index]
+    assert axes.get_xlim() == (1, 9)
+
+
 def test_each_trial_is_a_dot_and_each_published_setting_a_diamond(record: SearchRecord) -> None:
     counts = marks(drawn(accuracy_by_method, record))
     assert counts["published"] == len(published_trials(record.experiment)) == 5

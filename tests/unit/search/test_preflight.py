@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,17 @@ def test_check_tells_of_precision_layout_and_idle_gpus(
     )
     threads = torch.get_num_threads()
     for acceleration, words in (("auto", "fastest on this machine (cpu)"), ("off", "is off")):
-        change = f"training.acceleration='{acceleration}'"
-        check(tmp_path / "task.yaml", [change], storage=str(tmp_path))
+        changes = [f"training.acceleration='{acceleration}'", "training.recipe=imagenet_100"]
+        changes.append("training.preparation_on_top=true")
+        check(tmp_path / "task.yaml", changes, storage=str(tmp_path))
         printed = capsys.readouterr().out
+        assert "\nrecipe   teacher: 2 epochs, batch 64, sgd 0.05, momentum 0.9, " in printed
+        assert (
+            "\nrecipe   students: 2 epochs, batch 256, sgd 0.1, momentum 0.9, weight decay 0.0001, "
+            "step, times 0.1 after epochs 0.6, 1.2, 1.8, preparatory epochs on top\n"
+        ) in printed
+        assert "\ntrials   4 of 2 epochs after preparatory ones; " in printed
+        assert re.search(r"cost .* stopped and .* for each preparatory epoch, and", printed)
         for network in ("resnet8", "teacher resnet14"):
             (line,) = [line for line in printed.splitlines() if f"compute  {network}: " in line]
             assert words in line

@@ -36,6 +36,13 @@ def test_a_trial_with_slow_epochs_is_judged_by_epochs_not_by_time() -> None:
     assert simulate(curves, rungs(), slots=4, epoch_seconds=seconds)[3] == EPOCHS
 
 
+def test_a_trial_is_judged_by_its_epochs_without_those_on_top() -> None:
+    curves = {trial: [0.5] * EPOCHS for trial in range(5)} | {5: [0.1] * (EPOCHS + 3)}
+    on_top = dict.fromkeys(range(5), 0) | {5: 3}
+    ran = simulate(curves, rungs(), slots=6, on_top=on_top)
+    assert ran == dict.fromkeys(range(5), EPOCHS) | {5: 4}
+
+
 def record_of(*curves: tuple[float, ...]) -> SearchRecord:
     trials = tuple(
         TrialRecord(

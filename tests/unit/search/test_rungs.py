@@ -54,6 +54,13 @@ def test_who_came_when_decides_nothing_so_rungs_can_be_built_again() -> None:
     assert all(decided == decisions[0] for decided in decisions)
 
 
+def test_epochs_on_top_are_before_any_rung() -> None:
+    rungs = Rungs(Asha(grace_epochs=1, reduction=3), epochs=9)
+    rungs.add_curve(0, [0.1, 0.2, 0.3, 0.4])
+    rungs.add_curve(1, [0.9, 0.0, 0.1, 0.2, 0.95], on_top=2)
+    assert rungs.results == {1: {0: 0.1, 1: 0.9}, 3: {0: 0.3, 1: 0.95}}
+
+
 def test_nobody_is_stopped_before_the_first_rung_or_beside_its_equals() -> None:
     rungs = Rungs(Asha(grace_epochs=2, reduction=3), epochs=9)
     for trial in range(5):

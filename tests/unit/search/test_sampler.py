@@ -137,6 +137,35 @@ def test_a_study_is_built_from_the_record_and_what_was_cut_off_comes_first(space
     assert second.study.trials[2].value == 0.6
 
 
+def test_a_trial_with_epochs_on_top_is_complete_after_its_budget(space: Space) -> None:
+    ahead = 3
+    reports = {"a": EPOCHS, "b": ahead + 1, "c": ahead + EPOCHS}
+    first = OptunaSampler(
+        space, trials=8, parallel=2, epochs=EPOCHS, seed=0, on_top=lambda point: ahead
+    )
+    points = [first.suggest(name) for name in reports]
+    for name, epoch in reports.items():
+        first.on_trial_complete(name, report(0.5, epoch))
+    trials = [
+        recorded(number, point, "stopped", [0.5] * epoch)
+        for number, (point, epoch) in enumerate(zip(points, reports.values(), strict=True))
+    ]
+    second = OptunaSampler(
+        space,
+        trials=8,
+        parallel=2,
+        epochs=EPOCHS,
+        seed=0,
+        recorded=trials,
+        on_top=lambda point: ahead,
+    )
+    for searcher in (first, second):
+        pruned, cut, complete = searcher.study.trials
+        assert (pruned.state, cut.state) == (TrialState.PRUNED, TrialState.PRUNED)
+        assert (pruned.last_step, cut.last_step) == (EPOCHS - ahead, 1)
+        assert (complete.state, complete.last_step) == (TrialState.COMPLETE, EPOCHS)
+
+
 def test_a_later_session_does_not_draw_the_first_ones_points_again(space: Space) -> None:
     first = OptunaSampler(space, trials=8, parallel=2, epochs=EPOCHS, seed=0)
     points = [first.suggest(str(number)) for number in range(6)]

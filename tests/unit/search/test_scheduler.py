@@ -65,6 +65,28 @@ def test_epochs_told_once_more_are_not_judged_again() -> None:
     assert decide(asha, 0, 0.1, 1) == TrialScheduler.CONTINUE
 
 
+def test_preparatory_epochs_on_top_count_for_no_rung() -> None:
+    ahead = 2
+    usual, asha = (
+        ControlSparingAsha(
+            Rungs(Asha(grace_epochs=1, reduction=3), epochs=EPOCHS),
+            epochs=EPOCHS,
+            on_top=lambda point: ahead if point[NUMBER] == 5 else 0,
+        )
+        for _ in range(2)
+    )
+    for each in (usual, asha):
+        for number in range(5):
+            for epoch in range(1, EPOCHS):
+                decide(each, number, 0.5, epoch)
+    for epoch in range(1, ahead + 1):
+        assert decide(asha, 5, 0.1, epoch) == TrialScheduler.CONTINUE
+    assert decide(asha, 5, 0.1, ahead + 1) == TrialScheduler.STOP
+    for epoch in range(ahead + 1, ahead + EPOCHS):
+        assert decide(usual, 5, 0.9, epoch) == TrialScheduler.CONTINUE
+    assert decide(usual, 5, 0.9, ahead + EPOCHS) == TrialScheduler.STOP
+
+
 def test_a_trial_that_cannot_go_on_leaves_no_mark_in_the_rungs() -> None:
     rungs = Rungs(Asha(grace_epochs=1, reduction=3), epochs=EPOCHS)
     asha = ControlSparingAsha(rungs, epochs=EPOCHS)

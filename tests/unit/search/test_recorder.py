@@ -1,0 +1,55 @@
+"""What becomes of Ray's events in the record."""
+
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+from kdcore.training.report import EpochReport
+from search.experiment.space.point import IS_CONTROL, NUMBER
+from search.record.live_record import LiveRecord
+from search.record.record import SAVED
+from search.session.recorder import Recorder
+from tests.cases import Case
+from tests.synthetic import finished_search
+
+
+def test_a_trial_with_epochs_on_top_has_finished_after_all_of_them() -> None:
+    training = {"epochs": 4, "preparation_on_top": True}
+    content = {"objective": [["none", "fsp", "kd"]], "training": training}
+    search = LiveRecord(finished_search((), content))
+    recorder = Recorder(
+        search, Mock(pause=0.0), Mock(), Mock(ids={}), Mock(), Mock(), SimpleNamespace(made=False)
+    )
+    fsp = {"objective.1": "fsp", "fsp.preparation_share": 0.5}
+    for number, (point, epochs, ended, state) in enumerate(
+        (
+            (fsp, 6, 6, "finished"),
+            (fsp, 6, 4, "stopped"),
+            ({"objective.1": "kd"}, 4, 4, "finished"),
+            ({"objective.1": "none", IS_CONTROL: True}, 4, 4, "finished"),
+        )
+    ):
+        with Case(number):
+            trial: Any = SimpleNamespace(config={**point, NUMBER: number})
+            recorder.on_trial_start(0, [], trial)
+            opened = search.trials[number]
+            assert (opened.epochs, opened.epochs_on_top) == (epochs, epochs - 4)
+            for epoch in range(1, ended + 1):
+                report = EpochReport(
+                    epoch=epoch,
+                    epochs=epochs,
+                    train_loss=1.0,
+                    train_terms={},
+                    train_accuracy=0.5,
+                    heldout_accuracy=0.5,
+                    heldout_loss=1.0,
+                    best_heldout_accuracy=0.5,
+                    best_epoch=1,
+                    learning_rate=0.1,
+                    epoch_seconds=1.0,
+                )
+                recorder.on_trial_result(0, [], trial, asdict(report) | {SAVED: 0})
+            recorder.on_trial_complete(0, [], trial)
+            assert search.trials[number].epochs_done == ended
+            assert search.trials[number].state == state
