@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from kdcore.data.image_table import RawImages, TableSource
-from kdcore.data.published_files import Part, PublishedFiles
+from kdcore.data.published_files import Part, PublishedFiles, content_of
 
 _SHAPE = (3, 32, 32)
 
@@ -50,7 +50,7 @@ def cifar_source(
     )
 
     def part(path: Path) -> Part:
-        content = files.content_of(path)
+        content = content_of(path)
         try:
             batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
         except Exception as error:  # a damaged pickle raises whatever its bytes lead to

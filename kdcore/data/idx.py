@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcore.data.image_table import RawImages, TableSource
-from kdcore.data.published_files import AGAIN, Part, PublishedFiles
+from kdcore.data.published_files import AGAIN, Part, PublishedFiles, content_of
 from kdcore.errors import DataError
 
 _NAMES = (
@@ -27,8 +27,9 @@ def read_idx(path: Path) -> Tensor:
     Raises:
         DataError: the file is damaged: it has another header or another length.
     """
+    content = content_of(path)
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"damaged IDX file {path}: gzip says {str(error)!r}; {AGAIN}") from None
     # Header: two zero bytes, 8 for unsigned bytes, the number of dimensions, then each as

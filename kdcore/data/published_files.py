@@ -14,6 +14,18 @@ from kdcore.errors import DataError
 AGAIN = "delete it and download it again"
 
 
+def content_of(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; make it readable") from None
+
+
 @dataclass(frozen=True)
 class Part:
     """The training part or the test split, as its files have it.
@@ -101,17 +113,6 @@ class PublishedFiles:
     def damaged(self, path: Path, reason: str) -> DataError:
         """The error about a damaged file."""
         return DataError(f"damaged {self.kind} {path}: {reason}; {AGAIN}")
-
-    def content_of(self, path: Path) -> bytes:
-        """The bytes of a file.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{self.kind} {path} cannot be read: {error.strerror}") from None
 
     def joined(self, parts: Sequence[Part], classes: int) -> RawImages:
         """All images of the parts.

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from kdcore.data.image_table import RawImages, TableSource
-from kdcore.data.published_files import Part, PublishedFiles
+from kdcore.data.published_files import Part, PublishedFiles, content_of
 
 _SHAPE = (3, 96, 96)
 _BYTES = 3 * 96 * 96
@@ -25,13 +25,13 @@ _FILES = PublishedFiles(
 
 
 def _part(images_file: Path, labels_file: Path) -> Part:
-    pixels = _FILES.content_of(images_file)
+    pixels = content_of(images_file)
     if not pixels or len(pixels) % _BYTES:
         raise _FILES.damaged(
             images_file,
             f"it has {len(pixels)} bytes, but must have a multiple of {_BYTES}, an image's",
         )
-    labels = _FILES.content_of(labels_file)
+    labels = content_of(labels_file)
     columns = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).reshape(-1, *_SHAPE)
     return Part(
         columns.transpose(2, 3).contiguous(),  # the file has column after column

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kdcore.data.image_table import RawImages, TableSource
-from kdcore.data.published_files import Part, PublishedFiles
+from kdcore.data.published_files import Part, PublishedFiles, content_of
 
 _FILES = PublishedFiles(
     title="SVHN",
@@ -27,7 +27,7 @@ _FILES = PublishedFiles(
 def _part(path: Path) -> Part:
     from scipy.io import loadmat  # slow to import, and only needed once
 
-    content = _FILES.content_of(path)
+    content = content_of(path)
     try:
         values = loadmat(io.BytesIO(content), variable_names=("X", "y"))
     except Exception as error:  # a damaged file raises whatever its bytes lead to

@@ -226,6 +226,20 @@ def test_another_file_in_the_place_of_one_is_refused(name: str, tmp_path: Path) 
         path.write_bytes(content)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_file_that_may_not_be_read_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PUBLISHED[name].write(tmp_path / "root")
+
+    def forbidden(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(ValueError, match=r"root/\S+ cannot be read: Permission denied; make it"):
+        opened(name, tmp_path / "root", tmp_path)
+
+
 class _Code:
     """Creates a file when it is unpickled."""
 
