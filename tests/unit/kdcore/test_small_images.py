@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -254,9 +255,8 @@ def test_tiny_imagenet_is_a_table_with_its_validation_part_as_the_test(
     assert data.class_names == WNIDS
     assert (data.image_size, data.in_channels) == ((64, 64), 3)
     assert (data.train.crop_padding, data.train.flip) == (8, True)
-    for part in (data.train, data.test):
-        strength = part.images[:, 0].float().mean((1, 2)) / 80
-        assert torch.equal(strength.round().long().clamp(0, 2), part.labels) or part is data.train
+    red = data.test.images[:, 0].float().mean((1, 2))
+    assert torch.equal((red / 80).round().long(), data.test.labels)
     assert data.test.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     streamed = opened("tiny_imagenet", root, tmp_path, augmentation="resized_crop")
     assert isinstance(streamed.train, StreamedSplit)
@@ -325,6 +325,39 @@ def test_imagenet_tests_on_its_validation_part_whatever_else_is_there(tmp_path: 
     assert torch.equal(
         torch.cat(list(folder.train.batches(4))), torch.cat(list(data.train.batches(4)))
     )
+
+
+def test_the_archives_of_imagenet_are_unpacked_by_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import imagenet
+
+    source = write_folders(tmp_path / "source", {"train": 4, "val": 2}, WNIDS)
+    root = tmp_path / "root"
+    root.mkdir()
+    archives = {part: root / imagenet.ARCHIVE_META[part][0] for part in ("train", "val")}
+    for wnid in WNIDS:  # an archive of archives
+        with tarfile.open(tmp_path / f"{wnid}.tar", "w") as inner:
+            inner.add(source / "train" / wnid, ".")
+    with tarfile.open(archives["train"], "w") as outer:
+        for wnid in WNIDS:
+            outer.add(tmp_path / f"{wnid}.tar", f"{wnid}.tar")
+    with tarfile.open(archives["val"], "w") as outer:
+        for number, path in enumerate(sorted((source / "val").glob("*/*"))):
+            outer.add(path, f"ILSVRC2012_val_{number:08}.jpg")
+    # As torchvision keeps what it finds in the third archive.
+    classes_of_val = [wnid for wnid in WNIDS for _ in range(2)]
+    torch.save(({wnid: (wnid,) for wnid in WNIDS}, classes_of_val), root / "meta.bin")
+    for part, archive in archives.items():
+        known = (archive.name, hashlib.md5(archive.read_bytes()).hexdigest())
+        monkeypatch.setitem(imagenet.ARCHIVE_META, part, known)
+    data = opened("imagenet", root, tmp_path, image_size=(16, 16), download=True)
+    expected = opened("imagenet", source, tmp_path, image_size=(16, 16))
+    assert sizes(data) == sizes(expected) == [9, 3, 6]
+    for part in ("train", "heldout", "test"):
+        ours, theirs = getattr(data, part), getattr(expected, part)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(next(ours.batches(9)), next(theirs.batches(9)))
 
 
 def test_imagenets_validation_part_must_be_sorted_into_classes(tmp_path: Path) -> None:
