@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -11,11 +11,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
-from kdcore.data.registry import DATA_SETS
+from kdcore.data.registry import DATA_SETS, PAD_CROP
 from kdcore.errors import ConfigError, did_you_mean
 
 
@@ -47,6 +49,10 @@ class DataConfig(BaseModel):
         view_seed: of the augmentation.
         image_size: height and width in pixels of the crops, for data sets with images of any size;
             by default 224 by 224.
+        augmentation: of such data sets. `resized_crop`: images are decoded while a trial trains,
+            and views are random resized crops. `pad_crop`: images must have one size, are decoded
+            once, and views are crops after padding by an eighth of the shorter side, 4 pixels for
+            32x32. Both mirror half of the images.
         test_fraction: share of the images in the test split, for data sets without one; by default
             0.1. The split is stratified and does not depend on `split_seed`.
         image_column: for Parquet files, the column of encoded images; by default `image`.
@@ -65,6 +71,7 @@ class DataConfig(BaseModel):
     views: int | None = Field(None, ge=1)
     view_seed: int = Field(0, ge=0, lt=2**32)
     image_size: tuple[PositiveInt, PositiveInt] | None = None
+    augmentation: Literal["resized_crop", "pad_crop"] | None = None
     test_fraction: float | None = Field(None, gt=0, lt=1)
     image_column: str | None = None
     label_column: str | None = None
@@ -74,8 +81,11 @@ class DataConfig(BaseModel):
     def _defaults_of_the_data_set(cls, value: Any) -> Any:
         if not isinstance(value, Mapping) or value.get("name") not in list(DATA_SETS):
             return value
-        defaults = DATA_SETS[value["name"]].settings.items()
-        return {**value, **{k: v for k, v in defaults if value.get(k) is None}}
+        settings = DATA_SETS[value["name"]].settings
+        filled = {**value, **{k: v for k, v in settings.items() if value.get(k) is None}}
+        if filled.get("augmentation") == PAD_CROP and "augmentation" in settings:
+            filled["image_size"] = value.get("image_size")  # images stay as they are
+        return filled
 
     @field_validator("root")
     @classmethod
@@ -97,4 +107,19 @@ class DataConfig(BaseModel):
                     )
         if isinstance(self.root, str) and not source.takes_uri:
             raise ConfigError(f"root is {self.root!r}, but {self.name} reads local folders only")
+        if self.augmentation == PAD_CROP and self.image_size is not None:
+            raise ConfigError(
+                f"image_size is {self.image_size}, but augmentation is {PAD_CROP}, which takes "
+                f"images as they are; leave one of them out"
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_default_augmentation(
+        self, serialize: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leaves the usual augmentation out: what was made before it could be chosen still fits."""
+        content: dict[str, Any] = serialize(self)
+        if self.augmentation == DATA_SETS[self.name].settings.get("augmentation"):
+            content.pop("augmentation", None)
+        return content

@@ -67,11 +67,11 @@ def decode_task(task: DecodingTask) -> Tensor:
     pixels = torch.empty(len(task.images), 3, *task.size, dtype=torch.uint8)
     if task.view is None:
         for image, place in zip(task.images, pixels, strict=True):
-            place.copy_(centre_crop(_opened(image), task.size))
+            place.copy_(centre_crop(opened_image(image), task.size))
         return pixels
     draws = patch_draws(task.view_seed, task.view, torch.tensor(task.image_ids)).tolist()
     for image, place, row in zip(task.images, pixels, draws, strict=True):
-        opened = _opened(image)
+        opened = opened_image(image)
         top, left, height, width = patch_of(row, opened.height, opened.width)
         patch = _resized(opened.crop((left, top, left + width, top + height)), *task.size)
         place.copy_(patch.flip(2) if is_mirrored(row) else patch)
@@ -102,7 +102,12 @@ def _resized(image: "Image", height: int, width: int) -> Tensor:
     return interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0]
 
 
-def _opened(image: EncodedImage) -> "Image":
+def opened_image(image: EncodedImage) -> "Image":
+    """Decodes an image, upright and RGB.
+
+    Raises:
+        DataError: it is damaged; the message says where it is stored.
+    """
     try:
         content = image.content.read_bytes() if isinstance(image.content, Path) else image.content
         return decode(content)

@@ -6,13 +6,14 @@ contains the class folders. Without a test split, a share of the images is set a
 
 Files are recognised by suffix; folder names are class names. Images are read only when they are
 needed. The list of files is cached until a class folder is modified, which overwriting a file does
-not do. The digest is of names and sizes.
+not do. The digest is of names and sizes. Small images of one size can be decoded once, into an
+image table: `augmentation: pad_crop`.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from torch import Tensor
 from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
 from kdcore.data.config import DataConfig
 from kdcore.data.decoding import EncodedImage
-from kdcore.data.source import Source
+from kdcore.data.registry import PAD_CROP
+from kdcore.data.small_images import decoded_once
+from kdcore.data.source import Collection, Source
 from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
 from kdcore.errors import DataError, did_you_mean
 
@@ -49,27 +52,74 @@ class Files(ImageStore):
 
 
 @dataclass(frozen=True)
-class _ClassFolder:
-    """The folder of a class; its name is relative to the root."""
+class ClassFolder:
+    """The folder of a class.
+
+    Args:
+        name: relative to the root.
+        label: of the class.
+        is_test: whether its images are of the test split.
+        files: the names of its images; None for all image files in it.
+    """
 
     name: str
     label: int
     is_test: bool
+    files: tuple[str, ...] | None = None
+
+
+def class_folders(root: Path) -> tuple[tuple[str, ...], list[ClassFolder]]:
+    """The class names, and the class folders: first for training, then for the test."""
+    parts = [name for name in (TRAIN, *TESTS) if (root / name).is_dir() and folders_in(root / name)]
+    if not parts:
+        classes = folders_in(root)
+        _check_number_of(classes, root)
+        return classes, [ClassFolder(name, label, False) for label, name in enumerate(classes)]
+    if TRAIN not in parts:
+        raise DataError(f"{root} has {parts[0]}, but no {TRAIN} with a folder for each class")
+    return train_and_test_folders(root, parts[1] if len(parts) > 1 else None)
+
+
+def train_and_test_folders(
+    root: Path, test: str | None
+) -> tuple[tuple[str, ...], list[ClassFolder]]:
+    """Likewise, where the names of both parts are known; None for no test split."""
+    classes = folders_in(root / TRAIN)
+    _check_number_of(classes, root / TRAIN)
+    folders = [ClassFolder(f"{TRAIN}/{name}", label, False) for label, name in enumerate(classes)]
+    for name in folders_in(root / test) if test else ():
+        if name not in classes:
+            raise DataError(
+                f"{root / str(test)} has a class folder {name!r}, but {root / TRAIN} does not"
+                f"{did_you_mean(name, classes)} Rename it or remove it"
+            )
+        folders.append(ClassFolder(f"{test}/{name}", classes.index(name), True))
+    return classes, folders
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolderSource(Source):
-    """Opens image folders."""
+    """Opens image folders.
 
-    def open(self, config: DataConfig, workspace: Path) -> StreamedCollection:
-        root, image_size = config.root, config.image_size
+    Args:
+        layout: what the root must contain, for messages.
+        folders: finds the classes and their folders below the root.
+    """
+
+    layout: str = f"{TRAIN}/<class>/<files>"
+    folders: Callable[[Path], tuple[tuple[str, ...], list[ClassFolder]]] = class_folders
+
+    def open(self, config: DataConfig, workspace: Path) -> Collection:
+        root = config.root
         assert not isinstance(root, str)  # DataConfig refuses URIs here
-        assert image_size is not None
         if root is None or not root.is_dir():
             what = "missing" if root is None else f"{str(root)!r}, but that is not a folder"
-            raise DataError(f"root is {what}; set it to a folder with {TRAIN}/<class>/<files>")
-        classes, folders = _class_folders(root)
-        identity = [(folder.name, (root / folder.name).stat().st_mtime_ns) for folder in folders]
+            raise DataError(f"root is {what}; set it to a folder with {self.layout}")
+        classes, folders = self.folders(root)
+        identity = [
+            (folder.name, (root / folder.name).stat().st_mtime_ns, *(folder.files or ()))
+            for folder in folders
+        ]
         key = key_of([_SCHEMA_VERSION, str(root.resolve()), identity])
         cache_path = workspace / "data" / f"{config.name}-{key}"
 
@@ -79,7 +129,7 @@ class ImageFolderSource(Source):
                 is_test=tensor_of(batch["is_test"].to_numpy(zero_copy_only=False)),
                 class_names=classes,
                 in_channels=3,
-                image_size=image_size,
+                image_size=config.image_size or (0, 0),  # of a table not known yet
                 digest=metadata_of(batch)["digest"],
                 store=Files(root, batch["name"]),
                 view_seed=config.view_seed,
@@ -90,32 +140,8 @@ class ImageFolderSource(Source):
         images = open_or_make(
             path, "list of files", lambda: _list(root, folders, classes), collection
         )
-        return images.with_test_split(config.test_fraction)
-
-
-def _class_folders(root: Path) -> tuple[tuple[str, ...], list[_ClassFolder]]:
-    """The class names, and the class folders: first for training, then for the test."""
-    parts = [
-        name for name in (TRAIN, *TESTS) if (root / name).is_dir() and _folders_in(root / name)
-    ]
-    if not parts:
-        classes = _folders_in(root)
-        _check_number_of(classes, root)
-        return classes, [_ClassFolder(name, label, False) for label, name in enumerate(classes)]
-    if TRAIN not in parts:
-        raise DataError(f"{root} has {parts[0]}, but no {TRAIN} with a folder for each class")
-    classes = _folders_in(root / TRAIN)
-    _check_number_of(classes, root / TRAIN)
-    folders = [_ClassFolder(f"{TRAIN}/{name}", label, False) for label, name in enumerate(classes)]
-    for test in parts[1:2]:
-        for name in _folders_in(root / test):
-            if name not in classes:
-                raise DataError(
-                    f"{root / test} has a class folder {name!r}, but {root / TRAIN} does not"
-                    f"{did_you_mean(name, classes)} Rename it or remove it"
-                )
-            folders.append(_ClassFolder(f"{test}/{name}", classes.index(name), True))
-    return classes, folders
+        images = images.with_test_split(config.test_fraction)
+        return decoded_once(images) if config.augmentation == PAD_CROP else images
 
 
 def _check_number_of(classes: tuple[str, ...], folder: Path) -> None:
@@ -126,7 +152,8 @@ def _check_number_of(classes: tuple[str, ...], folder: Path) -> None:
         )
 
 
-def _folders_in(folder: Path) -> tuple[str, ...]:
+def folders_in(folder: Path) -> tuple[str, ...]:
+    """The sorted names of the folders in a folder."""
     with os.scandir(folder) as entries:
         return tuple(
             sorted(
@@ -135,19 +162,14 @@ def _folders_in(folder: Path) -> tuple[str, ...]:
         )
 
 
-def _list(root: Path, folders: list[_ClassFolder], classes: tuple[str, ...]) -> pa.RecordBatch:
+def _list(root: Path, folders: list[ClassFolder], classes: tuple[str, ...]) -> pa.RecordBatch:
     """The list of files, sorted within each folder."""
     digest = hashlib.sha256(json.dumps(classes).encode())
     names: list[bytes] = []
     labels: list[int] = []
     is_test: list[bool] = []
     for folder in folders:
-        with os.scandir(root / folder.name) as entries:
-            files = sorted(
-                (os.fsencode(f"{folder.name}/{entry.name}"), entry.stat().st_size)
-                for entry in entries
-                if entry.name.lower().endswith(_SUFFIXES) and entry.is_file()
-            )
+        files = _files_of(root, folder)
         if not files:
             raise DataError(
                 f"class folder {root / folder.name} has no files that end in "
@@ -164,6 +186,26 @@ def _list(root: Path, folders: list[_ClassFolder], classes: tuple[str, ...]) -> 
         "is_test": pa.array(is_test),
     }
     return pa.record_batch(columns).replace_schema_metadata({"digest": digest.hexdigest()[:16]})
+
+
+def _files_of(root: Path, folder: ClassFolder) -> list[tuple[bytes, int]]:
+    """The sorted names, relative to the root, and sizes of a class folder's images."""
+    if folder.files is not None:
+        named = [f"{folder.name}/{name}" for name in sorted(folder.files)]
+        return [(os.fsencode(name), _size_of(root / name)) for name in named]
+    with os.scandir(root / folder.name) as entries:
+        return sorted(
+            (os.fsencode(f"{folder.name}/{entry.name}"), entry.stat().st_size)
+            for entry in entries
+            if entry.name.lower().endswith(_SUFFIXES) and entry.is_file()
+        )
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        raise DataError(f"{path} is missing; unpack the data set again") from None
 
 
 SOURCE = ImageFolderSource()

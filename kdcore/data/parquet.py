@@ -12,7 +12,8 @@ the label columns are read at first; they are cached until path, size or time of
 The digest is of names and sizes of the files, of labels and splits.
 
 A row cannot be read without its row group, so images are shuffled in a moving window; see `Rows`.
-Files whose rows are sorted by class should have row groups of a few megabytes.
+Files whose rows are sorted by class should have row groups of a few megabytes. Small images of one
+size can be decoded once, into an image table: `augmentation: pad_crop`.
 """
 
 import hashlib
@@ -33,7 +34,9 @@ from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
 from kdcore.data.decoding import EncodedImage
-from kdcore.data.source import Source
+from kdcore.data.registry import PAD_CROP
+from kdcore.data.small_images import decoded_once
+from kdcore.data.source import Collection, Source
 from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
 from kdcore.errors import ConfigError, DataError, did_you_mean
 
@@ -181,10 +184,9 @@ def _loaded_ahead(
 class ParquetSource(Source):
     """Opens Parquet files of encoded images."""
 
-    def open(self, config: "DataConfig", workspace: Path) -> StreamedCollection:
-        root, image_size = config.root, config.image_size
+    def open(self, config: "DataConfig", workspace: Path) -> Collection:
+        root = config.root
         image_column, label_column = config.image_column, config.label_column
-        assert image_size is not None
         assert image_column is not None
         assert label_column is not None
         if root is None:
@@ -214,7 +216,7 @@ class ParquetSource(Source):
                 is_test=tensor_of(batch["is_test"].to_numpy(zero_copy_only=False)),
                 class_names=tuple(json.loads(metadata["class_names"])),
                 in_channels=3,
-                image_size=image_size,
+                image_size=config.image_size or (0, 0),  # of a table not known yet
                 digest=metadata["digest"],
                 store=Rows(
                     filesystem,
@@ -231,7 +233,8 @@ class ParquetSource(Source):
 
         path = cache_path.with_name(f"{cache_path.name}.arrow")
         images = open_or_make(path, "list of rows", make, collection)
-        return images.with_test_split(config.test_fraction)
+        images = images.with_test_split(config.test_fraction)
+        return decoded_once(images) if config.augmentation == PAD_CROP else images
 
 
 def _unreadable(root: Path | str, error: Exception) -> DataError:

@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+PAD_CROP = "pad_crop"
+"""Decode small images of one size once, and augment them as is usual for CIFAR."""
+
+RESIZED_CROP = "resized_crop"
+"""Decode images of any size while training, and augment them as is usual for ImageNet."""
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -25,15 +31,33 @@ class DataSet:
 
 DATA_SETS: Mapping[str, DataSet] = {
     "digits": DataSet("1,797 scans of handwritten digits, 8x8, bundled with scikit-learn"),
+    "mnist": DataSet("70,000 handwritten digits, 28x28, grey; read from IDX files"),
     "fashion_mnist": DataSet("70,000 photographs of clothes, 28x28, grey; read from IDX files"),
+    "cifar10": DataSet("60,000 photographs, 32x32, in 10 classes"),
+    "cifar100": DataSet("60,000 photographs, 32x32, in 100 classes"),
+    "svhn": DataSet("99,289 photographs of house numbers' digits, 32x32"),
+    "stl10": DataSet("13,000 photographs, 96x96, in 10 classes"),
+    "tiny_imagenet": DataSet(
+        "110,000 photographs, 64x64, in 200 classes",
+        settings={"image_size": (64, 64), "augmentation": PAD_CROP},
+    ),
+    "imagenet": DataSet(
+        "1,331,167 photographs of any size, in 1,000 classes",
+        settings={"image_size": (224, 224)},
+    ),
     "image_folder": DataSet(
         "image files of any size, in one folder for each class",
-        settings={"image_size": (224, 224), "test_fraction": None},
+        settings={
+            "image_size": (224, 224),
+            "augmentation": RESIZED_CROP,
+            "test_fraction": None,
+        },
     ),
     "parquet": DataSet(
         "images of any size in Parquet files, in a folder or a bucket",
         settings={
             "image_size": (224, 224),
+            "augmentation": RESIZED_CROP,
             "test_fraction": None,
             "image_column": "image",
             "label_column": "label",

@@ -15,7 +15,7 @@ from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.methods import CATALOGUE
 from kdcore.networks.measurement import count_multiply_adds, count_parameters
 
-# The largest image of the small-image data sets.
+# The largest image that networks for small images are designed for.
 _CIFAR_SIDE = 64
 _BACKBONES_CAPTION = """For three channels, and 100 classes (1000 for images larger than 64x64).
 Also: NAME+fpn is a pyramid over a network; torchvision/NAME and timm/NAME are these libraries' own.

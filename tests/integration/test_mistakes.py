@@ -11,6 +11,7 @@ import yaml
 from search.cli.app import main
 from tests.integration.commands import kdsearch
 from tests.integration.finished_search import EXPERIMENT
+from tests.unit.kdcore.published import PUBLISHED
 
 pytestmark = pytest.mark.integration
 
@@ -92,6 +93,30 @@ def test_a_damaged_idx_file_is_named(capsys: pytest.CaptureFixture[str], tmp_pat
     (line,) = refused(capsys, VALID | {"data": data})
     assert "damaged IDX file" in line
     assert "holds 3 values, but its header promises 9" in line
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "stl10", "mnist"])
+def test_a_data_set_that_is_absent_or_cut_is_refused_by_check(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    root = tmp_path / "images"
+
+    def line() -> str:
+        content = VALID | {"data": {"name": name, "root": str(root)}}
+        Path("task.yaml").write_text(yaml.safe_dump(content))
+        (line,) = command_refused(capsys, "check", "task.yaml")
+        return line
+
+    assert f"data: root is '{root}', but that is not a folder" in line()
+    root.mkdir()
+    assert f"data: root is '{root}', but that has no " in line()
+    root.rmdir()
+    PUBLISHED[name].write(root)
+    path = max(root.iterdir(), key=lambda each: each.stat().st_size)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refusal = line()
+    assert "data: damaged " in refusal
+    assert str(path) in refusal
 
 
 def test_several_mistakes_come_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,7 @@ import gzip
 import hashlib
 import os
 import socket
-import struct
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +15,18 @@ from pyarrow import ipc
 from pydantic import ValidationError
 
 from kdcore import DataConfig
-from kdcore.data.fashion_mnist import read_idx
+from kdcore.data.idx import read_idx
 from kdcore.data.image_data import ImageData, open_data, source_of
 from kdcore.data.image_table import TableSource
 from kdcore.data.registry import DATA_SETS
+from tests.unit.kdcore.published import (
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    idx,
+    served,
+)
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -224,25 +228,16 @@ def test_splits_and_sources_that_cannot_be_are_refused_with_the_reason(
 
 
 def test_every_source_describes_itself() -> None:
-    for name, source in DATA_SETS.items():
-        assert source_of(name)
-        assert source.summary
-        assert source.settings.keys() <= DataConfig.model_fields.keys()
+    for name, data_set in DATA_SETS.items():
+        assert data_set.summary
+        assert data_set.settings.keys() <= DataConfig.model_fields.keys()
+        source = source_of(name)
         if isinstance(source, TableSource):
             assert len(set(source.class_names)) == len(source.class_names) >= 2
             assert source.crop_padding >= 0
 
 
 # Fashion-MNIST from IDX files
-
-TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
-TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
-
-
-def idx(values: np.ndarray) -> bytes:
-    return struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + bytes(
-        values.astype(np.uint8).tobytes()
-    )
 
 
 def small_set() -> dict[str, np.ndarray]:
@@ -451,11 +446,6 @@ def test_debians_files_are_the_whole_data_set(tmp_path: Path) -> None:
 # A download
 
 
-class _QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        """Nothing: what was served shows in what was read."""
-
-
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that a server on this machine shows, and that torchvision fetches from."""
@@ -466,16 +456,11 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     digests = [
         (path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in sorted(folder.iterdir())
     ]
-    handler = partial(_QuietHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with served(folder) as address:
+        monkeypatch.setattr(FashionMNIST, "mirrors", [address])
         monkeypatch.setattr(FashionMNIST, "resources", digests)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield folder
-        server.shutdown()
-        thread.join()
 
 
 def test_missing_files_are_downloaded_once(mirror: Path, tmp_path: Path) -> None:
