@@ -8,8 +8,8 @@ from unittest.mock import Mock
 from kdcore.training.report import EpochReport
 from search.experiment.space.point import IS_CONTROL, NUMBER
 from search.record.live_record import LiveRecord
-from search.record.record import SAVED
 from search.session.recorder import Recorder
+from search.session.trial import as_result
 from tests.cases import Case
 from tests.synthetic import finished_search
 
@@ -49,7 +49,7 @@ def test_a_trial_with_epochs_on_top_has_finished_after_all_of_them() -> None:
                     learning_rate=0.1,
                     epoch_seconds=1.0,
                 )
-                recorder.on_trial_result(0, [], trial, asdict(report) | {SAVED: 0})
+                recorder.on_trial_result(0, [], trial, as_result(asdict(report), saved=0))
             recorder.on_trial_complete(0, [], trial)
             assert search.trials[number].epochs_done == ended
             assert search.trials[number].state == state
