@@ -63,3 +63,14 @@ def prepare() -> None:
 def of_workers() -> dict[str, str]:
     """The variables for the trials' processes on other machines."""
     return {name: os.environ.get(name, _DEFAULTS[name]) for name in _OF_WORKERS}
+
+
+def own_process(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of this package, also where a folder of its user has the
+    package's name: Python's own `-m` looks there first."""
+    root = str(Path(__file__).parents[1])
+    code = (
+        f"import runpy, sys; sys.path.append({root!r}); "
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    )
+    return [sys.executable, "-P", "-c", code, *arguments]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from search.environment import own_process
 from search.record.live_record import LiveRecord
 from search.record.record import SearchRecord
 
@@ -67,7 +68,7 @@ class Reporter:
             arguments = [str(self._input), str(self._folder), str(niceness)]
             # In a process group of its own, so that Ctrl-C ends the search and not its last report.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "search.report.files", *arguments],
+                own_process("search.report.files", *arguments),
                 stdin=subprocess.DEVNULL,
                 process_group=0,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},

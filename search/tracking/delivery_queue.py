@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from search.environment import own_process
 from search.errors import StorageError
 from search.tracking.delivery import Entry, Order, Progress, delivered, held
 
@@ -128,7 +128,7 @@ class DeliveryQueue:
 
 def command_for(order: Order) -> list[str]:
     """What `DeliveryQueue` starts to have an order delivered."""
-    return [sys.executable, "-m", "search.tracking.delivery", order.model_dump_json()]
+    return own_process("search.tracking.delivery", order.model_dump_json())
 
 
 def _compact(queue: Path) -> int:

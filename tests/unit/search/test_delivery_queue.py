@@ -17,6 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from kdcore.data.image_data import ImageData
+from search.environment import own_process
 from search.record import owner
 from search.record.files import write_record
 from search.record.owner import owned
@@ -253,6 +254,14 @@ def test_a_driver_that_was_killed_takes_its_delivery_with_it(tmp_path: Path) -> 
         pid = int(driver.stdout.readline())
         driver.send_signal(signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{pid}").exists() or state_of(pid) == "Z")
+
+
+def test_a_users_folder_may_have_the_packages_name(tmp_path: Path) -> None:
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search/__init__.py").write_text("raise SystemExit('of the user')")
+    command = own_process("search.tracking.delivery", "{}")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "validation errors for Order" in done.stderr
 
 
 def state_of(pid: int) -> str:
