@@ -27,6 +27,7 @@ from tests.integration.ray_cluster import RayCluster, free_port, processes_below
 pytestmark = pytest.mark.integration
 
 SEARCHES, SECONDS, CPUS = 8, 120.0, 4
+KINDS = ("driver", "trial", "delivery", "driver", "server")  # of what is killed, in turn
 DATA: dict[str, Any] = {"name": "digits", "heldout_fraction": 0.2, "train_images": 512}
 EXPERIMENT: dict[str, Any] = {
     "data": DATA,
@@ -52,6 +53,7 @@ class Team:
     def __init__(self, folder: Path) -> None:
         self.folder, self.storage = folder, Storage(str(folder / "runs"))
         self.killed: Counter[str] = Counter()
+        self._burnt = 0
         self._cluster = RayCluster(folder, head_cpus=CPUS)
         self._port = free_port()
         self._server = start_server(folder, self._port)
@@ -66,22 +68,24 @@ class Team:
     def burn(self) -> None:
         """Kills one of something, after a while."""
         time.sleep(self._chance.uniform(0.5, 3))
-        kind = self._chance.choice(["driver", "driver", "trial", "delivery", "server"])
+        kind = KINDS[self._burnt % len(KINDS)]
+        self._burnt += 1
         name = self._chance.choice(sorted(self._drivers))
         driver = self._drivers[name]
         if kind == "driver":
             driver.send(signal.SIGKILL)
             driver.wait()
             self._start(name)
+            self.killed[kind] += 1
         elif kind == "trial":
-            self._kill_one(processes_below(self._cluster.machines[0].pid, "ray::ImplicitFunc"))
+            self._kill_one(kind, self._cluster.machines[0].pid, "ray::ImplicitFunc")
         elif kind == "delivery":
-            self._kill_one(processes_below(driver.pid, "search.tracking.delivery"))
+            self._kill_one(kind, driver.pid, "search.tracking.delivery")
         else:
             stop_server(self._server)
             time.sleep(self._chance.uniform(0, 5))
             self._server = start_server(self.folder, self._port)
-        self.killed[kind] += 1
+            self.killed[kind] += 1
 
     def go_on(self) -> None:
         """Has each search that has come to its end look for one trial more."""
@@ -115,10 +119,12 @@ class Team:
             words = ["launch", f"{name}.yaml", "--name", name, "--tracking-uri", uri]
         self._drivers[name] = self._cluster.started(*words, "--address", self._cluster.address)
 
-    def _kill_one(self, pids: list[int]) -> None:
-        if pids:
+    def _kill_one(self, kind: str, above: int, words: str) -> None:
+        """Kills a process below another one, if there is one with these words in its command."""
+        if pids := processes_below(above, words):
             with suppress(ProcessLookupError):
                 os.kill(self._chance.choice(pids), signal.SIGKILL)
+                self.killed[kind] += 1
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +143,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 
 def test_records_studies_and_runs_agree(team: Team) -> None:
-    assert all(team.killed[kind] for kind in ("driver", "trial", "delivery", "server")), team.killed
+    assert team.killed.keys() == set(KINDS), team.killed
     assert search_names(team.storage) == [f"fire-{number}" for number in range(SEARCHES)]
     for name in search_names(team.storage):
         record = read_record(team.storage, name)
