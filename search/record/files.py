@@ -5,29 +5,10 @@ from datetime import UTC, datetime
 from kdcore.errors import did_you_mean
 from search.errors import SearchError
 from search.record.live_record import LiveRecord
-from search.record.log import RecordLog, RecordReader, has_record
-from search.record.owner import SILENCE, Owner, has_living_owner
+from search.record.log import RecordReader, has_record
+from search.record.owner import SILENCE, has_living_owner
 from search.record.record import SearchRecord
 from search.record.storage import Storage, search_storage
-
-
-def write_record(
-    storage: Storage, record: SearchRecord, owner: Owner | None = None
-) -> SearchRecord:
-    """Writes a search's record whole, with the present time; returns what was written.
-
-    Args:
-        storage: where searches are kept.
-        record: of the search.
-        owner: this process as the search's; none: nobody runs it.
-
-    Raises:
-        LostSearchError: another process has taken the search; nothing is written.
-        StorageError: the storage cannot be written to.
-    """
-    live = LiveRecord(record)
-    RecordLog(storage, record.name, owner).write(live, whole=True)
-    return live.record
 
 
 def read_record(storage: Storage, name: str, reader: RecordReader | None = None) -> SearchRecord:

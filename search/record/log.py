@@ -40,10 +40,10 @@ class _Round(NamedTuple):
 
     @property
     def snapshot(self) -> str:
-        return f"{_FOLDER}/{self.session:06d}.{self.number:06d}.json"
+        return f"{self.session:06d}.{self.number:06d}.json"
 
     def part(self, number: int) -> str:
-        return f"{_FOLDER}/{self.session:06d}.{self.number:06d}.{number:06d}.jsonl"
+        return f"{self.session:06d}.{self.number:06d}.{number:06d}.jsonl"
 
 
 def _newest(names: list[str]) -> _Round | None:
@@ -74,8 +74,9 @@ class RecordLog:
 
     def __init__(self, storage: Storage, search: str, owner: Owner | None = None) -> None:
         self.pause = _BUCKET_SECONDS if storage.local is None else 0.0
-        self._storage, self._owner = search_storage(storage, search), owner
-        last = _newest((self._storage / _FOLDER).names()) or _Round(0, 0)
+        self._search, self._owner = search_storage(storage, search), owner
+        self._folder = self._search / _FOLDER
+        last = _newest(self._folder.names()) or _Round(0, 0)
         session = last.session if owner is None else owner.number
         self._round = _Round(session, last.number if session == last.session else 0)
         # Of the present round: the snapshot's length, the log's, and the last part of it.
@@ -107,20 +108,20 @@ class RecordLog:
     def _begin_round(self, record: SearchRecord) -> None:
         content = record.model_dump_json().encode()
         following = _Round(self._round.session, self._round.number + 1)
-        self._storage.write(following.snapshot, content)
+        self._folder.write(following.snapshot, content)
         self._round, self._snapshot, self._logged = following, len(content), 0
         self._part, self._tail, self._waiting = 1, b"", b""
         with suppress(StorageError):  # the next round removes them
-            for name in (self._storage / _FOLDER).names():
+            for name in self._folder.names():
                 if _precedes(name, following):
-                    self._storage.remove(f"{_FOLDER}/{name}")
-            if self._storage.exists(_OLD_FILE):
-                self._storage.remove(_OLD_FILE)
+                    self._folder.remove(name)
+            if self._search.exists(_OLD_FILE):
+                self._search.remove(_OLD_FILE)
 
     def _add(self) -> None:
         if len(self._tail) > _PART_BYTES:
             self._part, self._tail = self._part + 1, b""
-        self._storage.extend(self._round.part(self._part), self._tail, self._waiting)
+        self._folder.extend(self._round.part(self._part), self._tail, self._waiting)
         self._tail += self._waiting
         self._logged += len(self._waiting)
         self._waiting = b""
@@ -141,7 +142,8 @@ class RecordReader:
     """
 
     def __init__(self, storage: Storage, search: str) -> None:
-        self._storage = search_storage(storage, search)
+        self._search = search_storage(storage, search)
+        self._folder = self._search / _FOLDER
         self._round: _Round | None = None
         self._part, self._position = 1, 0
         self._head: dict[str, Any] = {}
@@ -156,12 +158,12 @@ class RecordReader:
         """
         tries = 0
         while True:
-            names = (self._storage / _FOLDER).names()
+            names = self._folder.names()
             newest = _newest(names)
             if newest is None:
-                if not self._storage.exists(_OLD_FILE):
+                if not self._search.exists(_OLD_FILE):
                     return None
-                return SearchRecord.model_validate_json(self._storage.read(_OLD_FILE))
+                return SearchRecord.model_validate_json(self._search.read(_OLD_FILE))
             try:
                 if newest != self._round:
                     self._open(newest)
@@ -170,13 +172,13 @@ class RecordReader:
             except (StorageError, ValueError):
                 self._round = None  # what was read of it is not whole
                 tries += 1
-                if tries == _TRIES or _newest((self._storage / _FOLDER).names()) == newest:
+                if tries == _TRIES or _newest(self._folder.names()) == newest:
                     raise
         trials = tuple(self._trials[number] for number in sorted(self._trials))
         return SearchRecord.model_validate(self._head).model_copy(update={"trials": trials})
 
     def _open(self, newest: _Round) -> None:
-        content = self._storage.read(newest.snapshot)
+        content = self._folder.read(newest.snapshot)
         record = SearchRecord.model_validate_json(content)
         self._head = record.model_dump(mode="json", exclude={"trials"})
         self._trials = {trial.number: trial for trial in record.trials}
@@ -186,13 +188,13 @@ class RecordReader:
         """Takes in the lines that have come; one that is not whole yet is left for later."""
         assert self._round is not None
         changed: dict[int, dict[str, Any]] = {}
-        while self._round.part(self._part).rpartition("/")[2] in names:
-            content = self._storage.read_from(self._round.part(self._part), self._position)
+        while (part := self._round.part(self._part)) in names:
+            content = self._folder.read_from(part, self._position)
             end = content.rfind(b"\n") + 1
             for line in content[:end].splitlines():
                 self._take(json.loads(line), changed)
             self._position += end
-            if self._round.part(self._part + 1).rpartition("/")[2] not in names:
+            if self._round.part(self._part + 1) not in names:
                 break
             self._part, self._position = self._part + 1, 0
         for number, fields in changed.items():

@@ -23,13 +23,13 @@ from kdcore.training.evaluation import default_device
 from search.leaderboard.formats import as_bytes
 from search.leaderboard.progress import how_far
 from search.leaderboard.tables import leaderboard_table
-from search.record.files import write_record
 from search.record.record import SearchRecord
 from search.record.storage import Storage
 from search.report.plots.drawings import DRAWINGS, Drawing, png
 from search.report.summary import summary
 from search.tracking.runs_table import runs_table
 from tests.benchmarks import report
+from tests.records import write_record
 from tests.synthetic import made_up_search
 
 

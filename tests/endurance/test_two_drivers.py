@@ -26,8 +26,8 @@ import os, socket, sys, time
 from pathlib import Path
 
 import search.cli.app
-from search.record.files import write_record
 from search.session import launch
+from tests.records import write_record
 
 meeting, storage, host, rounds, links = sys.argv[1:]
 other = {"1": "2", "2": "1"}[host]

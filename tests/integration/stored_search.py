@@ -6,9 +6,10 @@
 import shutil
 from pathlib import Path
 
-from search.record.files import read_record, write_record
+from search.record.files import read_record
 from search.record.record import SearchRecord
 from search.record.storage import Storage
+from tests.records import write_record
 
 STORED = Path(__file__).parent / "stored"
 

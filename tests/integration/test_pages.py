@@ -19,7 +19,6 @@ from selenium.webdriver.chrome.service import Service
 
 from kdcore.data.image_data import ImageData
 from search.leaderboard.ranking import rank
-from search.record.files import write_record
 from search.record.record import SearchRecord
 from search.record.storage import Storage
 from search.record.wording import percent
@@ -27,6 +26,7 @@ from search.report.summary import summary
 from search.tracking.runs_table import columns
 from tests.integration.commands import Command
 from tests.integration.ray_cluster import family
+from tests.records import write_record
 from tests.synthetic import log_search, made_up_search
 
 pytestmark = pytest.mark.integration

@@ -18,13 +18,14 @@ from mlflow import MlflowClient
 import kdcore
 from kdcore.data.image_data import ImageData, open_data
 from search.export.graph_formats import GRAPHS
-from search.record.files import read_record, search_names, write_record
+from search.record.files import read_record, search_names
 from search.record.looks import looks_at
 from search.record.record import ConfirmationRun, SearchRecord
 from search.record.storage import Storage
 from tests.integration.commands import Command, kdsearch, succeeded
 from tests.integration.finished_search import Finished
 from tests.integration.ray_cluster import free_port
+from tests.records import write_record
 
 pytestmark = pytest.mark.integration
 

@@ -10,10 +10,10 @@ from kdcore.data.split import Split
 from kdcore.networks.classifier import Classifier
 from search.cli.launching import _show_end
 from search.export import export
-from search.record.files import write_record
 from search.record.storage import Storage
 from search.session.search import Search
 from tests.integration.stored_search import unpacked
+from tests.records import write_record
 
 
 @pytest.fixture

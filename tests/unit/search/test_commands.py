@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from search.cli.app import app
-from search.record.files import write_record
 from search.record.record import SearchRecord
 from search.record.storage import Storage
+from tests.records import write_record
 from tests.synthetic import made_up_search
 
 

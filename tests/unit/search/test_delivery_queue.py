@@ -19,12 +19,12 @@ from mlflow import MlflowClient
 from kdcore.data.image_data import ImageData
 from search.environment import own_process
 from search.record import owner
-from search.record.files import write_record
 from search.record.owner import owned
 from search.record.storage import Storage
 from search.tracking.delivery import Delivery, delivered
 from search.tracking.delivery_queue import DeliveryQueue
 from search.tracking.tracker import Tracker
+from tests.records import write_record
 from tests.synthetic import made_up_search
 
 PATIENCE = 120.0

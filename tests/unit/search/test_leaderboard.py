@@ -17,9 +17,10 @@ from search.leaderboard.formats import as_bytes, leaderboard_frame
 from search.leaderboard.progress import how_far
 from search.leaderboard.ranking import leaderboard
 from search.leaderboard.tables import leaderboard_table
-from search.record.files import read_record, write_record
+from search.record.files import read_record
 from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage, search_storage
+from tests.records import write_record
 from tests.synthetic import finished_search
 
 

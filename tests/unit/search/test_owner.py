@@ -13,11 +13,12 @@ import pytest
 
 from search.errors import ExperimentError, LostSearchError, SearchError
 from search.record import owner
-from search.record.files import read_record, search_names, write_record
+from search.record.files import read_record, search_names
 from search.record.owner import owned
 from search.record.storage import Storage
 from search.record.trial_checkpoints import Checkpoints
 from search.session.launch import taken
+from tests.records import write_record
 from tests.synthetic import made_up_search
 
 TRIES, AT_ONCE = 20, 4

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from search.errors import StorageError
-from search.record.files import read_record, search_names, write_record
+from search.record.files import read_record, search_names
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog, RecordReader
 from search.record.owner import owned
 from search.record.record import SearchRecord, TrialRecord, place
 from search.record.storage import Storage, search_storage
+from tests.records import write_record
 from tests.synthetic import made_up_search
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from search.cli.app import main
 from search.errors import SearchError, SearchFailedError
-from search.record.files import write_record
 from search.record.storage import Storage
+from tests.records import write_record
 from tests.synthetic import made_up_search
 
 SLOW = ("torch", "ray", "mlflow", "optuna", "pandas", "matplotlib", "sklearn", "scipy", "pyarrow")
