@@ -29,13 +29,11 @@ from typing import Any
 from uuid import uuid4
 
 import sqlalchemy
-from rich.console import Console
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from kdcore.data.image_data import open_data
 from kdcore.training.evaluation import default_device
-from search.record.files import write_record
 from search.record.record import METRIC, SearchRecord, TrialRecord
 from search.record.storage import Storage
 from search.tracking.runs_table import leaderboard_link
@@ -43,6 +41,7 @@ from tests.benchmarks import report
 from tests.benchmarks.tracking import home_of
 from tests.integration.commands import Command
 from tests.integration.tracking_server import running_server
+from tests.records import write_record
 from tests.synthetic import log_search, made_up_search
 
 STORES = ("sqlite", "postgresql")
@@ -235,15 +234,7 @@ def main() -> None:
             for trials in options.trials:
                 benchmark.doing(f"{store}: {trials} trials")
                 benchmark.add(measure(store, trials, options.epochs, options.visits))
-        table = benchmark.table(*benchmark.rows[0], title="MLflow's leaderboard in a browser")
-        for row in benchmark.rows:
-            table.add_row(
-                *(
-                    f"{value:.2f}" if isinstance(value, float) else str(value)
-                    for value in row.values()
-                )
-            )
-        Console(width=160).print(table)
+        benchmark.shown(title="MLflow's leaderboard in a browser", decimals=2)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from kdcore.networks.measurement import device_name
@@ -136,6 +137,18 @@ class Benchmark:
         if self._machine["device"] not in where:
             where = f"{self._machine['device']}, {where}"
         return Table(*columns, title=f"{title}\n{where}", title_justify="left", **style)
+
+    def shown(self, *, title: str, decimals: int) -> None:
+        """Prints all rows as they are, in a table."""
+        table = self.table(*self.rows[0], title=title)
+        for row in self.rows:
+            table.add_row(
+                *(
+                    f"{value:.{decimals}f}" if isinstance(value, float) else str(value)
+                    for value in row.values()
+                )
+            )
+        Console(width=160).print(table)
 
     def _write(self) -> None:
         """The whole file or none, for whoever reads it meanwhile."""

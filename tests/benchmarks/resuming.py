@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from rich.console import Console
 
 from kdcore.training.evaluation import default_device
 from search.record.log import RecordReader
@@ -87,15 +86,7 @@ def main() -> None:
             for trials in options.trials:
                 benchmark.doing(f"{store}: {trials} trials")
                 benchmark.add(measure(store, trials, options.epochs))
-        table = benchmark.table(*benchmark.rows[0], title="Seconds until a resumed search runs")
-        for row in benchmark.rows:
-            table.add_row(
-                *(
-                    f"{value:.1f}" if isinstance(value, float) else str(value)
-                    for value in row.values()
-                )
-            )
-        Console(width=140).print(table)
+        benchmark.shown(title="Seconds until a resumed search runs", decimals=1)
 
 
 if __name__ == "__main__":
