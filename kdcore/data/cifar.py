@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcore.data.image_table import RawImages, TableSource
+from kdcore.data.image_table import TableSource
 from kdcore.data.published_files import Part, PublishedFiles, content_of
 
 _SHAPE = (3, 32, 32)
@@ -72,16 +72,8 @@ def cifar_source(
             path.name == test,
         )
 
-    def read(paths: tuple[Path, ...]) -> RawImages:
-        return files.joined([part(path) for path in paths], len(class_names))
-
-    return TableSource(
-        class_names=class_names,
-        crop_padding=4,
-        flip=True,
-        files=files.find,
-        read=read,
-        download=files.download,
+    return files.source(
+        class_names, lambda paths: list(map(part, paths)), crop_padding=4, flip=True
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.data.image_table import RawImages, TableSource
+from kdcore.data.image_table import TableSource
 from kdcore.data.published_files import AGAIN, Part, PublishedFiles, content_of
 from kdcore.errors import DataError
 
@@ -76,15 +76,7 @@ def idx_source(
             raise files.damaged(images, f"{tuple(pixels.shape)} is not the shape of grey images")
         return Part(pixels[:, None], read_idx(labels), images, labels, is_test)
 
-    def read(paths: tuple[Path, ...]) -> RawImages:
-        parts = (part(*paths[:2], is_test=False), part(*paths[2:], is_test=True))
-        return files.joined(parts, len(class_names))
+    def parts(paths: tuple[Path, ...]) -> list[Part]:
+        return [part(*paths[:2], is_test=False), part(*paths[2:], is_test=True)]
 
-    return TableSource(
-        class_names=class_names,
-        crop_padding=2,
-        flip=flip,
-        files=files.find,
-        read=read,
-        download=files.download,
-    )
+    return files.source(class_names, parts, crop_padding=2, flip=flip)

@@ -1,6 +1,6 @@
 """The files of a published data set of small images: where they lie, and how they are fetched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdcore.data.downloads import download_once
-from kdcore.data.image_table import RawImages
+from kdcore.data.image_table import RawImages, TableSource
 from kdcore.errors import DataError
 
 AGAIN = "delete it and download it again"
@@ -114,7 +114,32 @@ class PublishedFiles:
         """The error about a damaged file."""
         return DataError(f"damaged {self.kind} {path}: {reason}; {AGAIN}")
 
-    def joined(self, parts: Sequence[Part], classes: int) -> RawImages:
+    def source(
+        self,
+        class_names: tuple[str, ...],
+        parts: Callable[[tuple[Path, ...]], Sequence[Part]],
+        *,
+        crop_padding: int,
+        flip: bool,
+    ) -> TableSource:
+        """The data set in these files.
+
+        Args:
+            class_names: in the order of their labels.
+            parts: reads the files, given in the order of their names.
+            crop_padding: pixels of black border for random crops.
+            flip: whether to mirror images at random.
+        """
+        return TableSource(
+            class_names=class_names,
+            crop_padding=crop_padding,
+            flip=flip,
+            files=self.find,
+            read=lambda paths: self._joined(parts(paths), len(class_names)),
+            download=self.download,
+        )
+
+    def _joined(self, parts: Sequence[Part], classes: int) -> RawImages:
         """All images of the parts.
 
         Args:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from kdcore.data.image_table import RawImages, TableSource
 from kdcore.data.published_files import Part, PublishedFiles, content_of
 
 _SHAPE = (3, 96, 96)
@@ -42,13 +41,8 @@ def _part(images_file: Path, labels_file: Path) -> Part:
     )
 
 
-def _read(paths: tuple[Path, ...]) -> RawImages:
-    parts = [_part(*paths[:2]), _part(*paths[2:])]
-    return _FILES.joined(parts, len(SOURCE.class_names))
-
-
-SOURCE = TableSource(
-    class_names=(
+SOURCE = _FILES.source(
+    (
         "airplane",
         "bird",
         "car",
@@ -60,9 +54,7 @@ SOURCE = TableSource(
         "ship",
         "truck",
     ),
+    lambda paths: [_part(*paths[:2]), _part(*paths[2:])],
     crop_padding=12,  # an eighth of the side, as for CIFAR
     flip=True,
-    files=_FILES.find,
-    read=_read,
-    download=_FILES.download,
 )

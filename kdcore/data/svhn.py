@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcore.data.image_table import RawImages, TableSource
 from kdcore.data.published_files import Part, PublishedFiles, content_of
 
 _FILES = PublishedFiles(
@@ -51,15 +50,6 @@ def _part(path: Path) -> Part:
     )
 
 
-def _read(paths: tuple[Path, ...]) -> RawImages:
-    return _FILES.joined([_part(path) for path in paths], len(SOURCE.class_names))
-
-
-SOURCE = TableSource(
-    class_names=tuple("0123456789"),
-    crop_padding=4,
-    flip=False,
-    files=_FILES.find,
-    read=_read,
-    download=_FILES.download,
+SOURCE = _FILES.source(
+    tuple("0123456789"), lambda paths: list(map(_part, paths)), crop_padding=4, flip=False
 )
