@@ -81,10 +81,7 @@ class TrialConfig(BaseModel):
     @property
     def epochs_on_top(self) -> int:
         """Epochs of preparatory stages that come on top of the recipe's."""
-        if not self.training.preparation_on_top:
-            return 0
-        epochs = self.training.epochs
-        return max((term.params.preparation_epochs(epochs) for term in self.objective), default=0)
+        return self.training.epochs_on_top(term.params for term in self.objective)
 
     @model_validator(mode="after")
     def _each_method_once(self) -> Self:

@@ -1,8 +1,8 @@
 """The training recipe: optimiser, schedule, precision."""
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -15,6 +15,9 @@ from pydantic import (
 
 from kdcore.errors import ConfigError, did_you_mean
 from kdcore.training.named_recipes import NAMED_RECIPES
+
+if TYPE_CHECKING:
+    from kdcore.contract.method import Params
 
 # The step schedule of the distillation literature: epochs 150, 180 and 210 of 240.
 _STEP_MILESTONES = (0.625, 0.75, 0.875)
@@ -166,6 +169,16 @@ class BaseRecipe(BaseModel):
                 f"minimum_learning_rate is {self.minimum_learning_rate}, but must be below "
                 f"learning_rate, which is {learning_rate}"
             )
+
+    def epochs_on_top(self, methods: "Iterable[Params]") -> int:
+        """Epochs of the preparatory stages of methods that come before the recipe's.
+
+        Args:
+            methods: their parameters.
+        """
+        if not self.preparation_on_top:
+            return 0
+        return max((params.preparation_epochs(self.epochs) for params in methods), default=0)
 
     def in_words(self, learning_rate: str) -> str:
         """The recipe in a line, but for its defaults of what few change.

@@ -122,10 +122,7 @@ class Run:
             device=device,
         )
         self.data, self.recipe, self.device = data, recipe, device
-        self.epochs_on_top = 0
-        if recipe.preparation_on_top:
-            stages = [each.params.preparation_epochs(recipe.epochs) for each in self.methods]
-            self.epochs_on_top = max(stages, default=0)
+        self.epochs_on_top = recipe.epochs_on_top(method.params for method in self.methods)
         for method in self.methods:
             method.epochs_on_top = self.epochs_on_top
         self.epochs = self.epochs_on_top + recipe.epochs
