@@ -38,6 +38,7 @@ from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
 from search.experiment.space.point import Point
 from search.experiment.space.trial_config import trial_config
+from search.record.owner import owned
 from search.record.record import SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.session.launch import fresh_record
@@ -86,7 +87,7 @@ def experiment_of(options: argparse.Namespace, *, asha: bool) -> Experiment:
     return parse_experiment(content, "benchmark")
 
 
-def reference_trial(point: Point, *, experiment_json: str, storage_uri: str, search: str) -> None:
+def reference_trial(point: Point, *, experiment_json: str, storage_uri: str, **_: Any) -> None:
     """A trial by the field's loop. It reports what ours does, and keeps no checkpoints."""
     experiment = Experiment.model_validate_json(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
@@ -154,7 +155,11 @@ def measure(way: Way, experiment: Experiment, prepared: Path) -> dict[str, Any]:
         storage = Storage(folder)
         log = Path(folder) / "log"
         started = time.perf_counter()
-        with output_to(log) as console, LiveDisplay(console) as progress:
+        with (
+            owned(storage, "benchmark", new=True) as owner,
+            output_to(log) as console,
+            LiveDisplay(console) as progress,
+        ):
             connect(None, log)
             try:
                 search = _TimedSearch(
@@ -162,6 +167,7 @@ def measure(way: Way, experiment: Experiment, prepared: Path) -> dict[str, Any]:
                     plan(experiment, storage, "benchmark"),
                     storage,
                     fresh_record(experiment, storage, "benchmark", None),
+                    owner,
                     progress,
                     log,
                     places_for_trials(experiment, storage),
