@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdcore.contract.layer_pairs import LayerPair
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 
@@ -21,11 +22,14 @@ class Params(BaseModel):
 
     Args:
         weight: of the method's term, which is added to cross-entropy.
+        cross_entropy: the factor of cross-entropy beside it; 0 trains without labels. Of several
+            methods in an objective, the largest counts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     weight: float = Field(1.0, ge=0)
+    cross_entropy: float = Field(1.0, ge=0)
 
     @classmethod
     def searched(cls) -> Mapping[str, Span | Choice | LayerChoice]:
@@ -53,12 +57,13 @@ _Params = Params  # inside Method, the name Params is the subclass's own
 class Method(nn.Module):
     """A distillation method.
 
-    A subclass declares `paper`, `needs` and `Params`, builds its trainable helpers in its
-    constructor and defines `loss`. Helpers join the optimiser; other state must be a registered
+    A subclass declares `paper`, `published`, `needs` and `Params`, builds its trainable helpers in
+    its constructor and defines `loss`. Helpers join the optimiser; other state must be a registered
     buffer, so that checkpoints include it.
 
     Attributes:
         paper: arXiv identifier or DOI.
+        published: by benchmark, what is used there. Where `imagenet` is missing, as on CIFAR.
         needs: the kinds of output that it reads of both networks. If that depends on `params`, the
             constructor sets it, and the class declares all of them.
         batch_symmetric: whether the loss is the same for a batch in another order.
@@ -73,6 +78,7 @@ class Method(nn.Module):
     """
 
     paper: ClassVar[str]
+    published: ClassVar[Mapping[Benchmark, Published]]
     needs: frozenset[Tap]
     batch_symmetric: ClassVar[bool] = True
     zero_at_equality: ClassVar[bool] = True
@@ -86,6 +92,11 @@ class Method(nn.Module):
     def __init__(self, params: _Params, networks: NetworkPair) -> None:
         super().__init__()
         self.params = params
+
+    @classmethod
+    def published_on(cls, benchmark: Benchmark) -> Published:
+        """What is used on a benchmark."""
+        return cls.published.get(benchmark) or cls.published["cifar"]
 
     @abstractmethod
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:

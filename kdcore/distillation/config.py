@@ -1,5 +1,6 @@
 """The configuration of one distillation, and of a term in its objective."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -50,7 +51,7 @@ class TermConfig(BaseModel):
         settings = ", ".join(
             f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in self.params
-            if name in searched
+            if name in searched or (name == "cross_entropy" and value != 1)
         )
         return f"{self.method}({settings})" if settings else self.method
 
@@ -62,7 +63,8 @@ class TrialConfig(BaseModel):
         data: the images.
         teacher: the teacher.
         student: name of the student network.
-        objective: the terms added to cross-entropy; an empty objective is the control.
+        objective: the terms added to cross-entropy, whose factor is the largest that one of them
+            has; an empty objective is the control.
         training: the recipe.
         seed: of the initial weights of student and helpers, and of the order of the images.
         cache: of the teacher's outputs; None to run the teacher in every step.
@@ -83,10 +85,31 @@ class TrialConfig(BaseModel):
         """Epochs of preparatory stages that come on top of the recipe's."""
         return self.training.epochs_on_top(term.params for term in self.objective)
 
+    @property
+    def identity(self) -> str:
+        """A text that is equal for two trials exactly if their configurations are. A factor of 1
+        for cross-entropy is not written: it is what version 0.1.0 had."""
+        content = self.model_dump(mode="json")
+        for term in content["objective"]:
+            if term["params"]["cross_entropy"] == 1:
+                del term["params"]["cross_entropy"]
+        return json.dumps([content], sort_keys=True)
+
     @model_validator(mode="after")
     def _each_method_once(self) -> Self:
         methods = [term.method for term in self.objective]
         if len(set(methods)) < len(methods):
             twice = next(name for name in methods if methods.count(name) > 1)
             raise ConfigError(f"objective lists {twice!r} twice; list each method once")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> Self:
+        if self.objective and not any(
+            term.params.weight or term.params.cross_entropy for term in self.objective
+        ):
+            raise ConfigError(
+                "weight and cross_entropy of the whole objective are 0, which trains nothing; "
+                "one of them must be above 0"
+            )
         return self

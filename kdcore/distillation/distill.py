@@ -17,7 +17,7 @@ from kdcore.networks.classifier import build_classifier
 from kdcore.teacher.teacher import WEIGHTS, load_teacher, prepare_teacher, teacher_folder
 from kdcore.teacher_cache.cache import TeacherCache
 from kdcore.training.evaluation import default_device
-from kdcore.training.loop import identity_of, train
+from kdcore.training.loop import train
 from kdcore.training.report import EpochReport
 from kdcore.training.run import Term
 
@@ -145,7 +145,7 @@ def distill(
         data,
         config.training,
         seed=config.seed,
-        identity=identity_of(config),
+        identity=config.identity,
         device=device,
         checkpoint_dir=Path(checkpoint_dir) if checkpoint_dir is not None else None,
         execution=execution,

@@ -3,6 +3,7 @@
 Heo, Lee, Yun and Choi, AAAI 2019, arXiv:1811.03233.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import mse_loss
 from kdcore.contract.layer_pairs import ALL, resolve_layers
 from kdcore.contract.method import full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import LayerChoice, Span
 from kdcore.contract.staged_method import StagedMethod
 from kdcore.contract.taps import Batch, Tap, Taps
@@ -64,6 +66,9 @@ class AB(StagedMethod):
     """Activation boundaries: initialises the student by which units are active, not how much."""
 
     paper: ClassVar[str] = "arXiv:1811.03233"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.PREACTIVATIONS})
     zero_at_equality: ClassVar[bool] = False
 

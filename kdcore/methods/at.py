@@ -1,5 +1,6 @@
 """Paying More Attention to Attention. Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -11,6 +12,7 @@ from kdcore.contract import method
 from kdcore.contract.layer_pairs import ALL, resolve_layers
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.attention import attention
@@ -97,6 +99,10 @@ class AT(Method):
     """Attention transfer: attention maps of the chosen layers, or input gradients."""
 
     paper: ClassVar[str] = "arXiv:1612.03928"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
+        "imagenet": Published("mdistiller, configs/imagenet/r34_r18/at.yaml"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.MAPS, Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT})
 
     class Params(method.Params):

@@ -11,6 +11,7 @@ on the order of the batch and is not the paper's; it is not available here.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.unit_vectors import unit_vectors
@@ -87,6 +89,9 @@ class CC(Method):
     """Correlation congruence: kernel values between the embeddings of the images in a batch."""
 
     paper: ClassVar[str] = "arXiv:1904.01802"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("the paper's kernel; its weight is not published"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
 
     class Params(method.Params):

@@ -1,6 +1,7 @@
 """Contrastive Representation Distillation. Tian, Krishnan, Isola, ICLR 2020, arXiv:1910.10699."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import normalize, softplus
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.errors import DataError
@@ -236,6 +238,10 @@ class CRD(Method):
     """Contrastive: an image's two embeddings agree, and differ from those of other classes."""
 
     paper: ClassVar[str] = "arXiv:1910.10699"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
+        "imagenet": Published("mdistiller, configs/imagenet/r34_r18/crd.yaml"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
     batch_symmetric: ClassVar[bool] = False
 

@@ -1,5 +1,6 @@
 """Curriculum Temperature for Knowledge Distillation. Li et al., AAAI 2023, arXiv:2211.16231."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.logits import check_classes, softened_divergence, standardized
@@ -49,12 +51,20 @@ class CTKD(Method):
     """Softened class probabilities, with a temperature that is trained against the student."""
 
     paper: ClassVar[str] = "arXiv:2211.16231"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("CTKD, scripts/run_cifar_distill.sh"),
+        "imagenet": Published(
+            "CTKD, scripts/run_imagenet_distill.sh", {"weight": 1.0, "cross_entropy": 1.0}
+        ),
+    }
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
     # Weight decay would pull the temperature to the middle of its range.
     undecayed: ClassVar[frozenset[str]] = frozenset({"temperature_logit"})
 
     class Params(method.Params):
-        weight: Annotated[float, Field(ge=0), Span(0.1, 20.0, log=True)] = 0.9
+        # Beside 0.1 to 1 of cross-entropy, this covers the published ratios, 0.9 to 90.
+        weight: Annotated[float, Field(ge=0), Span(0.05, 50.0, log=True)] = 0.9
+        cross_entropy: Annotated[float, Field(ge=0)] = 0.1
         lowest_temperature: Annotated[float, Field(gt=0)] = 1.0
         temperature_range: Annotated[float, Field(gt=0)] = 20.0
         # Warm-up of the reversed gradient: 10 of 240 epochs, 5 of 120 on ImageNet.

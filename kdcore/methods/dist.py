@@ -2,6 +2,7 @@
 arXiv:2205.10536.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import log_softmax
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.logits import check_classes
@@ -79,6 +81,12 @@ class DIST(Method):
     """Pearson correlation of probabilities, over the classes and over the images of a batch."""
 
     paper: ClassVar[str] = "arXiv:2205.10536"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("DIST_KD, dist_t4"),
+        "imagenet": Published(
+            "DIST_KD, configs/strategies/distill/resnet_dist.yaml", {"temperature": 1.0}
+        ),
+    }
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
 
     class Params(method.Params):

@@ -1,5 +1,6 @@
 """Decoupled Knowledge Distillation. Zhao, Cui, Song, Qiu and Liang, CVPR 2022, arXiv:2203.08679."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.logits import (
@@ -74,6 +76,13 @@ class DKD(Method):
     """Softened class probabilities, decoupled into the target's and those of the others."""
 
     paper: ClassVar[str] = "arXiv:2203.08679"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("mdistiller, mdistiller/engine/cfg.py"),
+        "imagenet": Published(
+            "mdistiller, configs/imagenet/r34_r18/dkd.yaml",
+            {"nontarget_weight": 0.5, "temperature": 1.0, "warmup_share": 0.01},
+        ),
+    }
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
 
     class Params(method.Params):

@@ -1,5 +1,6 @@
 """FitNets: Hints for Thin Deep Nets. Romero et al., ICLR 2015, arXiv:1412.6550."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from torch.nn.functional import mse_loss
 from kdcore.contract.layer_pairs import MIDDLE, resolve_layers
 from kdcore.contract.method import full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.contract.staged_method import PREPARATION_SHARES, StagedMethod
 from kdcore.contract.taps import Batch, Tap, Taps
@@ -34,6 +36,9 @@ class FitNet(StagedMethod):
     """Hints: a trained regressor predicts the teacher's map from the student's."""
 
     paper: ClassVar[str] = "arXiv:1412.6550"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
     class Params(StagedMethod.Params):

@@ -3,6 +3,7 @@
 Yim, Joo, Bae and Kim, CVPR 2017, doi:10.1109/CVPR.2017.754.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, ClassVar
 
@@ -13,6 +14,7 @@ from torch.nn.functional import adaptive_max_pool2d, mse_loss
 from kdcore.contract.layer_pairs import LayerPair, equal_depth_pairs
 from kdcore.contract.method import full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.staged_method import StagedMethod
 from kdcore.contract.taps import Batch, Tap, Taps
@@ -71,6 +73,9 @@ class FSP(StagedMethod):
     """Flow of solution procedure: initialises the student by products of channels of stages."""
 
     paper: ClassVar[str] = "doi:10.1109/CVPR.2017.754"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
     class Params(StagedMethod.Params):

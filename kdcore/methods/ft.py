@@ -3,6 +3,7 @@
 Kim, Park and Kwak, NeurIPS 2018, arXiv:1802.04977.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from kdcore.contract import method
 from kdcore.contract.layer_pairs import LAST, resolve_layers
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.attention import attention
@@ -104,6 +106,9 @@ class FT(Method):
     """Factor transfer: an autoencoder encodes the teacher's map, a translator the student's."""
 
     paper: ClassVar[str] = "arXiv:1802.04977"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("Factor-Transfer-pytorch, train_student.py"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
     class Params(method.Params):

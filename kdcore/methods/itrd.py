@@ -3,6 +3,7 @@
 Miles, Lopez-Rodriguez and Mikolajczyk, BMVC 2022, arXiv:2112.00459.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.unit_vectors import unit_vectors
@@ -111,6 +113,9 @@ class ITRD(Method):
     """Correlation of single units, and mutual information of batches by matrix entropies."""
 
     paper: ClassVar[str] = "arXiv:2112.00459"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("ITRD, train_student.py"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
 
     class Params(method.Params):

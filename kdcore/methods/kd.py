@@ -1,5 +1,6 @@
 """Distilling the Knowledge in a Neural Network. Hinton, Vinyals, Dean, 2015, arXiv:1503.02531."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -8,6 +9,7 @@ from torch import Tensor
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.logits import check_classes, softened_divergence, standardized
@@ -42,10 +44,19 @@ class KD(Method):
     """Softened class probabilities, the original method."""
 
     paper: ClassVar[str] = "arXiv:1503.02531"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
+        "imagenet": Published(
+            "mdistiller, configs/imagenet/r34_r18/kd.yaml",
+            {"weight": 0.5, "temperature": 1.0, "cross_entropy": 0.5},
+        ),
+    }
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
 
     class Params(method.Params):
-        weight: Annotated[float, Field(ge=0), Span(0.1, 20.0, log=True)] = 0.9
+        # Beside 0.1 to 1 of cross-entropy, this covers the published ratios, 0.9 to 90.
+        weight: Annotated[float, Field(ge=0), Span(0.05, 50.0, log=True)] = 0.9
+        cross_entropy: Annotated[float, Field(ge=0)] = 0.1
         temperature: Annotated[float, Field(gt=0), Span(1.0, 16.0, log=True)] = 4.0
         # Published (arXiv:2403.01427) with temperature 2 and weight 9.
         standardize: Annotated[bool, Choice((False, True))] = False

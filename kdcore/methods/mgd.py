@@ -1,5 +1,6 @@
 """Masked Generative Distillation. Yang et al., ECCV 2022, arXiv:2205.01529."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -10,6 +11,7 @@ from kdcore.contract import method
 from kdcore.contract.layer_pairs import LAST, resolve_layers
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.match_spatial import match_spatial
@@ -83,6 +85,12 @@ class MGD(Method):
     """A small network generates the teacher's map from a randomly masked one of the student."""
 
     paper: ClassVar[str] = "arXiv:2205.01529"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published(
+            "cls_KD, configs/distillers/cifar100/res34_distill_res18_cifar.py", {"weight": 0.0012}
+        ),
+        "imagenet": Published("cls_KD, configs/distillers/imagenet/res34_distill_res18_img.py"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
     batch_symmetric: ClassVar[bool] = False
 

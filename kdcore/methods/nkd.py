@@ -3,6 +3,7 @@ Normalized Loss and Customized Soft Labels. Yang, Zeng, Li, Zhang, Yuan and Li, 
 arXiv:2303.13005.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from torch.nn.functional import log_softmax, nll_loss
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.logits import check_classes, target_and_others
@@ -57,6 +59,13 @@ class NKD(Method):
     """The teacher's target probability, and normalised probabilities of the other classes."""
 
     paper: ClassVar[str] = "arXiv:2303.13005"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published(
+            "cls_KD, configs/distillers/cifar100/res34_distill_res18_cifar.py",
+            {"nontarget_weight": 3.5, "temperature": 3.0},
+        ),
+        "imagenet": Published("cls_KD, configs/distillers/imagenet/res34_distill_res18_img.py"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
     zero_at_equality: ClassVar[bool] = False
 

@@ -1,5 +1,6 @@
 """No distillation: training on the labels alone, the control of every search."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from kdcore.contract import method
 from kdcore.contract.method import Method
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.taps import Batch, Tap, Taps
 
 
@@ -14,6 +16,9 @@ class NoDistillation(Method):
     """Cross-entropy alone, the control that other methods are compared with."""
 
     paper: ClassVar[str] = "-"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("-"),
+    }
     needs: frozenset[Tap] = frozenset()
 
     class Params(method.Params):

@@ -3,6 +3,7 @@
 Huang and Wang, 2017, arXiv:1707.01219.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from kdcore.contract import method
 from kdcore.contract.layer_pairs import ALL, resolve_layers
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.match_spatial import match_spatial
@@ -133,6 +135,9 @@ class NST(Method):
     """Neuron selectivity: the distribution of the channels' spatial patterns."""
 
     paper: ClassVar[str] = "arXiv:1707.01219"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
     class Params(method.Params):

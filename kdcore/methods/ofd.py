@@ -4,6 +4,7 @@ Heo, Kim, Yun, Park, Kwak and Choi, ICCV 2019, arXiv:1904.01866.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from kdcore.contract import method
 from kdcore.contract.layer_pairs import ALL, resolve_layers
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.connectors import connector
@@ -138,6 +140,13 @@ class OFD(Method):
     """Pre-activations, except for negative values that the activation removes."""
 
     paper: ClassVar[str] = "arXiv:1904.01866"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("mdistiller, mdistiller/engine/cfg.py"),
+        "imagenet": Published(
+            "overhaul-distillation, ImageNet/train_with_distillation.py",
+            {"weight": 0.0001, "teacher_bn": "batch"},
+        ),
+    }
     needs: frozenset[Tap] = frozenset({Tap.PREACTIVATIONS})
 
     class Params(method.Params):

@@ -3,6 +3,7 @@
 Passalis and Tefas, ECCV 2018, arXiv:1803.10837.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.unit_vectors import unit_vectors
@@ -70,6 +72,9 @@ class PKT(Method):
     """Similarities between the images of a batch, as conditional probabilities."""
 
     paper: ClassVar[str] = "arXiv:1803.10837"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
 
     class Params(method.Params):

@@ -4,6 +4,7 @@ Maps are taken before the activation, as in the authors' ImageNet code. (In thei
 student maps are taken after it in ResNets, and before it in Wide ResNets.)
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from kdcore.contract import method
 from kdcore.contract.layer_pairs import equal_depth_pairs
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.connectors import ConnectorNorm
@@ -122,6 +124,13 @@ class ReviewKD(Method):
     """Knowledge review: each stage, fused with all deeper ones, predicts the teacher's map."""
 
     paper: ClassVar[str] = "arXiv:2104.09044"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("ReviewKD, CIFAR-100/script/reviewKD.sh, most pairs"),
+        "imagenet": Published(
+            "mdistiller, configs/imagenet/r34_r18/reviewkd.yaml",
+            {"weight": 1.0, "warmup_share": 0.01},
+        ),
+    }
     needs: frozenset[Tap] = frozenset({Tap.PREACTIVATIONS, Tap.EMBEDDING})
 
     class Params(method.Params):

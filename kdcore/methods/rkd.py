@@ -1,5 +1,6 @@
 """Relational Knowledge Distillation. Park, Kim, Lu and Cho, CVPR 2019, arXiv:1904.05068."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 
@@ -141,6 +143,9 @@ class RKD(Method):
     """Relations in a batch: distances between pairs of embeddings, and angles of triplets."""
 
     paper: ClassVar[str] = "arXiv:1904.05068"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
 
     class Params(method.Params):

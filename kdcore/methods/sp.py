@@ -1,5 +1,6 @@
 """Similarity-Preserving Knowledge Distillation. Tung and Mori, ICCV 2019, arXiv:1907.09682."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from kdcore.contract import method
 from kdcore.contract.layer_pairs import LAST, resolve_layers
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import LayerChoice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.unit_vectors import unit_vectors
@@ -56,6 +58,9 @@ class SP(Method):
     """Similarities of the maps of a batch's images, summed over the chosen layers."""
 
     paper: ClassVar[str] = "arXiv:1907.09682"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
 
     class Params(method.Params):

@@ -5,6 +5,7 @@ Miles and Mikolajczyk, AAAI 2024, arXiv:2303.11098.
 The authors combine it with `kd`, temperature 1 and weight 1, which is a separate term here.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 
@@ -55,6 +57,16 @@ class SRD(Method):
     """A linear projector from the student's embedding to the teacher's, both batch-normalised."""
 
     paper: ClassVar[str] = "arXiv:2303.11098"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published(
+            "the paper, beside kd", beside={"kd": {"weight": 1.0, "temperature": 1.0}}
+        ),
+        "imagenet": Published(
+            "torchdistill, roymiles/aaai2024/srd-resnet18_from_resnet34.yaml",
+            {"weight": 1.0},
+            beside={"kd": {"weight": 1.0, "temperature": 1.0}},
+        ),
+    }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
 
     class Params(method.Params):

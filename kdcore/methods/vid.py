@@ -4,6 +4,7 @@ Ahn et al., CVPR 2019, arXiv:1904.05835.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from kdcore.contract import method
 from kdcore.contract.layer_pairs import ALL, resolve_layers
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import LayerChoice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.match_spatial import match_spatial
@@ -54,6 +56,9 @@ class VID(Method):
     """A Gaussian model of the teacher's maps given the student's, with a variance per channel."""
 
     paper: ClassVar[str] = "arXiv:1904.05835"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
+    }
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
     # Weight decay would pull the variances towards softplus(0) = 0.69.
     undecayed: ClassVar[frozenset[str]] = frozenset({"raw_variances"})

@@ -2,6 +2,7 @@
 et al., ICLR 2021, arXiv:2102.00650.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.logits import check_classes, softened_divergence
@@ -56,6 +58,13 @@ class WSLD(Method):
     """Softened class probabilities, with less weight on images that the student knows."""
 
     paper: ClassVar[str] = "arXiv:2102.00650"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("cls_KD, configs/distillers/cifar100/res34_distill_res18_cifar.py"),
+        "imagenet": Published(
+            "cls_KD, configs/distillers/imagenet/res34_distill_res18_img.py",
+            {"weight": 2.5, "temperature": 2.0},
+        ),
+    }
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
 
     class Params(method.Params):

@@ -2,6 +2,7 @@
 arXiv:2402.11148.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from torch.nn.functional import kl_div, log_softmax
 from kdcore.contract import method
 from kdcore.contract.method import Method, full_precision
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.operations.logits import check_classes
@@ -46,6 +48,9 @@ class WTTM(Method):
     """Softened probabilities of the teacher alone, with more weight where it is uncertain."""
 
     paper: ClassVar[str] = "arXiv:2402.11148"
+    published: ClassVar[Mapping[Benchmark, Published]] = {
+        "cifar": Published("TTM, README, beside crd", beside={"crd": {}}),
+    }
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
     zero_at_equality: ClassVar[bool] = False
 

@@ -1,6 +1,5 @@
 """The training loop: cross-entropy plus weighted terms, one report after each epoch."""
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 
 from kdcore.data.image_data import ImageData
 from kdcore.errors import CheckpointError, NonFiniteLossError
@@ -160,8 +158,3 @@ def best_student(checkpoint_dir: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint in {checkpoint_dir}")
     best: dict[str, Any] = state["best"]
     return best
-
-
-def identity_of(*parts: BaseModel) -> str:
-    """A text that is equal for two runs exactly if their configurations are."""
-    return json.dumps([part.model_dump(mode="json") for part in parts], sort_keys=True)

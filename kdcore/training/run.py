@@ -117,8 +117,12 @@ class Run:
         backbone = student.backbone
         auxiliary = {"auxiliary": backbone.auxiliary_weight} if backbone.auxiliary else {}
         self.names = ["cross_entropy", *auxiliary, *(term.name for term in terms)]
+        labels = max((method.params.cross_entropy for method in self.methods), default=1.0)
         self.weights = torch.tensor(
-            [1.0, *auxiliary.values(), *(method.params.weight for method in self.methods)],
+            [
+                *(labels * weight for weight in (1.0, *auxiliary.values())),
+                *(method.params.weight for method in self.methods),
+            ],
             device=device,
         )
         self.data, self.recipe, self.device = data, recipe, device

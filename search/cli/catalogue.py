@@ -11,8 +11,9 @@ from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import BACKBONES, constructor_of
 from kdcore.backbones.probe import probe_shapes
 from kdcore.contract.method import Method
+from kdcore.contract.published import BENCHMARKS
 from kdcore.contract.searched import Choice, LayerChoice, Span
-from kdcore.methods import CATALOGUE
+from kdcore.methods import CATALOGUE, check_method
 from kdcore.networks.measurement import count_multiply_adds, count_parameters
 
 # The largest image that networks for small images are designed for.
@@ -23,19 +24,27 @@ kdsearch describe NAME shows its layers."""
 _COLUMNS = ("name", "what it does", "paper", "reads", "searched (published value)")
 
 
+def _values(mark: Span | Choice | LayerChoice) -> str:
+    match mark:
+        case Span():
+            return f"{mark.low:g} to {mark.high:g}"
+        case Choice():
+            return ", ".join(map(str, mark.options))
+        case LayerChoice():
+            return "pairs, all"
+
+
 def _searched(method: type[Method]) -> str:
     published = method.Params()
-    texts = []
-    for name, mark in method.Params.searched().items():
-        match mark:
-            case Span():
-                values = f"{mark.low:g} to {mark.high:g}"
-            case Choice():
-                values = ", ".join(map(str, mark.options))
-            case LayerChoice():
-                values = "pairs, all"
-        texts.append(f"{name}: {values} ({getattr(published, name)})")
+    texts = [
+        f"{name}: {_values(mark)} ({getattr(published, name)})"
+        for name, mark in method.Params.searched().items()
+    ]
     return "; ".join(texts) or "-"
+
+
+def _reads(method: type[Method]) -> str:
+    return ", ".join(sorted(method.needs)) or "-"
 
 
 def _methods() -> list[tuple[str, ...]]:
@@ -44,7 +53,7 @@ def _methods() -> list[tuple[str, ...]]:
             name,
             (method.__doc__ or "").strip().splitlines()[0],
             method.paper,
-            ", ".join(sorted(method.needs)) or "-",
+            _reads(method),
             _searched(method),
         )
         for name, method in CATALOGUE.items()
@@ -63,6 +72,31 @@ def methods_table() -> Table:
     for cells in _methods():
         table.add_row(*cells)
     return table
+
+
+def describe_method(name: str) -> Group:
+    """A method's settings: what is legal to search, and what is published for each benchmark.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    method = CATALOGUE[check_method(name)]
+    published = {benchmark: method.published_on(benchmark) for benchmark in BENCHMARKS}
+    table = Table("setting", "searched", *published)
+    of = {each: method.Params.model_validate(it.settings) for each, it in published.items()}
+    marks = method.Params.searched()
+    for setting in method.Params.model_fields:
+        table.add_row(
+            setting,
+            _values(marks[setting]) if setting in marks else "-",
+            *(f"{getattr(params, setting)}" for params in of.values()),
+        )
+    besides = [", ".join(it.companions().values()) for it in published.values()]
+    if any(besides):
+        table.add_row("beside", "", *besides)
+    table.add_row("source", "", *(it.source for it in published.values()))
+    first = (method.__doc__ or "").strip().splitlines()[0]
+    return Group(f"{name}: {first}\n{method.paper}; reads {_reads(method)}", table)
 
 
 def _classes(backbone: Backbone) -> int:

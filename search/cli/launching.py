@@ -201,7 +201,8 @@ def check(
         f"student  {', '.join(experiment.students)}\n"
         f"{trained}\n"
         f"trials   {experiment.search.trials} of {experiment.training.epochs} epochs{on_top}; "
-        f"the first {len(space.first_points())} are the {controls} and the published settings; "
+        f"the first {len(space.first_points())} are the {controls} and the settings published for "
+        f"{prepared.experiment.published}; "
         f"{stops}"
     )
     if experiment.confirm is not None:
@@ -212,6 +213,6 @@ def check(
     console().print(table)
     for line in (*costs(prepared), *executions(prepared, place)):
         print(line)
-    for caution in (*cautions(experiment), *idle, *tracking_caution(tracking_uri)):
+    for caution in (*cautions(prepared.experiment), *idle, *tracking_caution(tracking_uri)):
         print(f"caution: {caution}")
     print(f"{file} can be launched")

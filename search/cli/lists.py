@@ -10,14 +10,20 @@ from search.errors import SearchError
 
 
 def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Only this method, with what is published of it."),
+    ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print Markdown, as in kdcore/README.md.")
     ] = False,
 ) -> None:
-    """List the distillation methods."""
-    from search.cli.catalogue import methods_markdown, methods_table
+    """List the distillation methods, or show one."""
+    from search.cli.catalogue import describe_method, methods_markdown, methods_table
 
-    if markdown:
+    if name is not None:
+        console().print(describe_method(name), highlight=False)
+    elif markdown:
         print(methods_markdown())
     else:
         console().print(methods_table())

@@ -16,6 +16,7 @@ from pydantic import (
 
 from kdcore import CacheConfig, DataConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
+from kdcore.contract.published import Benchmark
 from kdcore.methods import check_method
 from kdcore.training.recipe import BaseRecipe
 
@@ -180,7 +181,9 @@ class Experiment(_Closed):
         resources: what one trial occupies.
         cache: see `kdcore.CacheConfig`; null: the teacher computes in every step.
         narrow: a smaller range [low, high], fewer options or one fixed value for settings like
-            `kd.temperature`.
+            `kd.temperature`; options for others, like `kd.cross_entropy`.
+        published: whose published settings come first, `cifar` or `imagenet`; null: by the size of
+            the images.
         confirm: what is retrained at the end of the search; null: nothing, until
             `kdsearch confirm` is called.
         licences: for the model card.
@@ -204,6 +207,7 @@ class Experiment(_Closed):
     resources: Resources = Resources()
     cache: CacheConfig | None = CacheConfig()
     narrow: dict[str, tuple[Option, ...]] = {}
+    published: Benchmark | None = None
     confirm: Confirm | None = None
     licences: Licences = Licences()
 

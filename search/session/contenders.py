@@ -53,7 +53,11 @@ def contenders(record: SearchRecord, top: int) -> tuple[Confirmed, ...]:
     for example in {each.student: each for each in chosen.values()}.values():
         control = record.control_of(example.student)
         # With the learning rate of the control, where that is searched.
-        point = with_published(example.point if control is None else control.point, _PUBLISHED)
+        point = with_published(
+            example.point if control is None else control.point,
+            _PUBLISHED,
+            record.experiment.published,
+        )
         config = trial_config(record.experiment, point)
         add(
             "published",

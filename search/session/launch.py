@@ -66,7 +66,7 @@ def launch(
         check_name(name)
     prepared = plan(experiment, storage, source)
     with taken(storage, experiment.name, name) as owner:
-        record = fresh_record(experiment, storage, owner.search, tracking_uri)
+        record = fresh_record(prepared.experiment, storage, owner.search, tracking_uri)
         return _run(prepared, storage, record, owner, address)
 
 
@@ -151,7 +151,8 @@ def resume(
                 f"{record.spent_budget}, {record.cost} in all; "
                 f"give it more with --set search.hours=..., gpu_hours or cpu_hours"
             )
-        return _run(plan(experiment, storage, name), storage, record, owner, address)
+        prepared = plan(experiment, storage, name, begun=True)
+        return _run(prepared, storage, record, owner, address)
 
 
 def confirm(
@@ -190,7 +191,7 @@ def confirm(
                 f"no trial of {name} with a method has finished, so there is none to confirm"
             )
         record = record.model_copy(update={"state": "running"})
-        prepared = plan(record.experiment, storage, name)
+        prepared = plan(record.experiment, storage, name, begun=True)
         return _run(prepared, storage, record, owner, address, confirm_only=asked)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from kdcore.backbones.catalogue import constructor_of
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import benchmark_of
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.distill import network_pair
 from kdcore.distillation.method_check import MethodCheck
@@ -21,8 +22,9 @@ from kdcore.networks.measurement import measure_training
 from kdcore.teacher.teacher import check_weights, is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
 from search.errors import ExperimentError, KdsearchError, Problem
-from search.experiment.schema import Experiment
+from search.experiment.schema import CONTROL, Experiment
 from search.experiment.space.derivation import derive_space
+from search.experiment.space.published import accompanied
 from search.experiment.space.space import Space
 from search.experiment.space.trial_config import trial_config
 from search.record.files import read_record
@@ -36,7 +38,7 @@ class Plan:
     """An experiment that can be run.
 
     Args:
-        experiment: what was asked for.
+        experiment: what was asked for, with the benchmark of its published settings.
         data: its images.
         space: what is searched.
         first_trials: the points that come first.
@@ -51,13 +53,15 @@ class Plan:
     teacher_ready: bool
 
 
-def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
+def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool = False) -> Plan:
     """Checks storage, data, teacher, taps and methods.
 
     Args:
         experiment: what a user asks for.
         storage: where the search would be kept.
         source: the experiment's file, for messages.
+        begun: whether it comes from a record, where the benchmark of its published settings is
+            decided; in version 0.1.0 there was none.
 
     Raises:
         ExperimentError: with all that is wrong.
@@ -72,6 +76,9 @@ def plan(experiment: Experiment, storage: Storage, source: str) -> Plan:
         raise ExperimentError(source, [Problem(key="data", message=str(error))]) from None
     except OSError as error:  # the table is made in the storage
         raise ExperimentError(source, [_unwritable(storage, error)]) from None
+    if experiment.published is None and not begun:
+        benchmark = benchmark_of(data.image_size)
+        experiment = experiment.model_copy(update={"published": benchmark})
     problems = _storage_problems(storage) + _warm_start_problems(experiment, storage)
     teacher_path = workspace
     try:
@@ -181,14 +188,24 @@ def recipes(experiment: Experiment) -> list[str]:
 def cautions(experiment: Experiment) -> list[str]:
     """What can be run, but may not give what its user expects."""
     asha, recipe = experiment.search.asha, experiment.training
+    found = []
+    for method, published in accompanied(experiment).items():
+        others = {name for slot in experiment.objective if method not in slot for name in slot}
+        found += [
+            f"{method} is published beside {words}, and tried alone here; add a slot with it to "
+            f"the objective, [{CONTROL}, {name}]"
+            for name, words in published.companions().items()
+            if name not in others
+        ]
     if asha is None or recipe.schedule == "constant" or asha.grace_epochs >= recipe.epochs:
-        return []
+        return found
     return [
+        *found,
         f"training.schedule is {recipe.schedule} over all {recipe.epochs} epochs, but search.asha "
         f"compares trials from epoch {asha.grace_epochs} on, when the learning rate is still near "
         f"its peak: early rungs favour settings that learn quickly over those that end best. Use "
         f"training.schedule: constant for the search, more grace_epochs, or asha: null; kdsearch "
-        f"replay shows what other settings would have cost"
+        f"replay shows what other settings would have cost",
     ]
 
 

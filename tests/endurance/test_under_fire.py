@@ -4,6 +4,7 @@ drivers, trials, deliveries and the server are killed: in the end all of it agre
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -111,7 +112,7 @@ class Team:
             words = ["launch", f"{name}.yaml", "--name", name, "--tracking-uri", uri]
         self._drivers[name] = self._cluster.started(*words, "--address", self._cluster.address)
 
-    def _kill_one(self, above: Sequence[Command | Machine], words: str) -> None:
+    def _kill_one(self, above: "Sequence[Command | subprocess.Popen[bytes]]", words: str) -> None:
         """Kills a process with these words in its command, below one of those; waits for one."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:

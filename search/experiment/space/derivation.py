@@ -11,9 +11,10 @@ from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.errors import ConfigError, did_you_mean
 from kdcore.methods import CATALOGUE
 from search.errors import ExperimentError, Problem
-from search.experiment.schema import Experiment, Option, SearchedRange
+from search.experiment.schema import CONTROL, Experiment, Option, SearchedRange
 from search.experiment.space.fields import ChoiceField, NumberField, SearchedField
 from search.experiment.space.point import LEARNING_RATE
+from search.experiment.space.published import UNLESS_NAMED, accompanied, published_settings
 from search.experiment.space.space import Space
 
 
@@ -35,7 +36,7 @@ def derive_space(experiment: Experiment, pairs: Mapping[str, NetworkPair], sourc
     for method in methods:
         of_students = []
         for student in experiment.students:
-            of_method, wrong = _narrowed_fields(method, pairs[student], experiment.narrow)
+            of_method, wrong = _narrowed_fields(method, pairs[student], experiment)
             of_students.append(of_method)
             problems += [problem for problem in wrong if problem not in problems]
         for number, student in enumerate(experiment.students, start=1):
@@ -52,14 +53,24 @@ def derive_space(experiment: Experiment, pairs: Mapping[str, NetworkPair], sourc
     if isinstance(rate, SearchedRange):
         shared = (NumberField(LEARNING_RATE, rate.low, rate.high, rate.log, False, rate.middle),)
     return Space(
-        experiment.students, experiment.objective, fields, shared, experiment.search.combinations
+        experiment.students,
+        experiment.objective,
+        fields,
+        shared,
+        experiment.search.combinations,
+        accompanied(experiment),
     )
 
 
 def _wrong_names(experiment: Experiment, methods: Sequence[str]) -> list[Problem]:
     """Names in `narrow` and `combinations` that no candidate has."""
     problems: list[Problem] = []
-    known = [f"{name}.{field}" for name in methods for field in CATALOGUE[name].Params.model_fields]
+    known = [
+        f"{name}.{field}"
+        for name in methods
+        if name != CONTROL
+        for field in CATALOGUE[name].Params.model_fields
+    ]
     for key in experiment.narrow:
         if key not in known:
             hint = f"{did_you_mean(key, known)} Known are: {', '.join(known)}"
@@ -74,11 +85,13 @@ def _wrong_names(experiment: Experiment, methods: Sequence[str]) -> list[Problem
 
 
 def _narrowed_fields(
-    method: str, networks: NetworkPair, narrow: Mapping[str, Sequence[Option]]
+    method: str, networks: NetworkPair, experiment: Experiment
 ) -> tuple[dict[str, SearchedField], list[Problem]]:
     """A method's searched fields by name, with the user's values; and what is wrong with these."""
+    published = published_settings(method, experiment.published)
+    narrow = experiment.narrow
     try:
-        fields = _fields(method, networks)
+        fields = _fields(method, networks, published)
     except ConfigError as error:
         message = f"{method} cannot teach {networks.student.network}: {error}"
         return {}, [Problem(key="objective", message=message)]
@@ -87,22 +100,44 @@ def _narrowed_fields(
         key = f"{method}.{name}"
         if key in narrow:
             try:
-                fields[key] = _narrow(method, name, fields.get(key), narrow[key], networks)
+                old = fields.get(key)
+                fields[key] = _narrow(method, name, old, narrow[key], published[name], networks)
             except ConfigError as error:
                 problems.append(Problem(key=f"narrow.{key}", message=str(error)))
+    weight, labels = (
+        _least(fields.get(f"{method}.{name}"), published[name])
+        for name in ("weight", "cross_entropy")
+    )
+    if weight == labels == 0 and not problems:
+        message = "is 0, as weight may be, which trains nothing; one of them must be above 0"
+        problems.append(Problem(key=f"narrow.{method}.cross_entropy", message=message))
     return fields, problems
 
 
-def _fields(method: str, networks: NetworkPair) -> dict[str, SearchedField]:
-    """A method's searched fields by name."""
+def _least(field: SearchedField | None, otherwise: Option) -> Option:
+    """The smallest value of a field; of one that is not searched, its value."""
+    if isinstance(field, NumberField):
+        return field.low
+    return otherwise if field is None else min(field.options)
+
+
+def _fields(
+    method: str, networks: NetworkPair, published: Mapping[str, Option]
+) -> dict[str, SearchedField]:
+    """A method's searched fields by name, and those published values that a point must name."""
     params = CATALOGUE[method].Params
-    published = params()
-    fields: dict[str, SearchedField] = {}
+    unnamed = {**dict(params()), **UNLESS_NAMED}
+    fields: dict[str, SearchedField] = {
+        f"{method}.{name}": ChoiceField(f"{method}.{name}", (value,), value)
+        for name, value in published.items()
+        if name not in params.searched() and value != unnamed[name]
+    }
     for name, mark in params.searched().items():
-        value = getattr(published, name)
+        value = published[name]
         key = f"{method}.{name}"
         match mark:
             case Span():
+                assert isinstance(value, int | float)
                 integer = params.model_fields[name].annotation is int
                 fields[key] = NumberField(key, mark.low, mark.high, mark.log, integer, value)
             case Choice():
@@ -110,7 +145,7 @@ def _fields(method: str, networks: NetworkPair) -> dict[str, SearchedField]:
             case LayerChoice():
                 options = layer_options(networks.student, networks.teacher)
                 if value not in options:  # a word like `middle`: the pair that it stands for here
-                    (pair,) = resolve_layers(value, networks.student, networks.teacher)
+                    (pair,) = resolve_layers(str(value), networks.student, networks.teacher)
                     value = str(pair)
                 fields[key] = ChoiceField(key, options, value, layers=True)
     return fields
@@ -121,6 +156,7 @@ def _narrow(
     name: str,
     field: SearchedField | None,
     values: Sequence[Option],
+    published: Option,
     networks: NetworkPair,
 ) -> SearchedField:
     """A field with the user's values: a smaller range, fewer options, or one value that is fixed.
@@ -144,10 +180,10 @@ def _narrow(
         low, high = legal
         if field.log and low <= 0:
             raise ConfigError(f"low is {low}, but the field is searched in its logarithm: low > 0")
-        published = min(max(field.published, low), high)
-        return NumberField(key, low, high, field.log, field.integer, published)
+        middle = min(max(field.published, low), high)
+        return NumberField(key, low, high, field.log, field.integer, middle)
     if not legal or len(set(legal)) < len(legal):
         raise ConfigError(f"is {list(values)}, but must be one or more different values")
-    published = field.published if field else getattr(params(), name)
+    published = field.published if field else published
     layers = isinstance(params.searched().get(name), LayerChoice)
     return ChoiceField(key, tuple(legal), published if published in legal else legal[0], layers)

@@ -34,6 +34,10 @@ class NumberField:
             return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(self.name, self.low, self.high, log=self.log)
 
+    def takes(self, value: Option) -> bool:
+        """Whether a trial may have this value."""
+        return self.low <= float(value) <= self.high
+
     def __str__(self) -> str:
         scale = ", logarithmic" if self.log else ""
         return f"{self.low:g} to {self.high:g}{scale}"
@@ -53,6 +57,10 @@ class ChoiceField:
         chosen = trial.suggest_categorical(self.name, self.options)
         assert chosen is not None
         return chosen
+
+    def takes(self, value: Option) -> bool:
+        """Whether a trial may have this value."""
+        return value in self.options
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.options))

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from kdcore.contract.published import Benchmark
 from search.experiment.schema import CONTROL, Option
+from search.experiment.space.published import published_settings
 
 STUDENT = "student"
 LEARNING_RATE = "training.learning_rate"
@@ -35,8 +37,14 @@ def is_number(value: Option) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def with_published(point: Point, method: str) -> Point:
+def with_published(point: Point, method: str, benchmark: Benchmark | None) -> Point:
     """The same student and recipe, with one method as published and no other."""
     slots = sorted(key for key in point if key.startswith(SLOT))
     recipe = {key: value for key, value in point.items() if key in (STUDENT, LEARNING_RATE)}
-    return recipe | dict.fromkeys(slots, CONTROL) | {slots[0]: method}
+    settings = published_settings(method, benchmark)
+    return (
+        recipe
+        | dict.fromkeys(slots, CONTROL)
+        | {slots[0]: method}
+        | {f"{method}.{name}": value for name, value in settings.items()}
+    )

@@ -1,14 +1,16 @@
 """The space of a search: what Optuna is asked for, and the points that come first."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kdcore.contract.published import Published
 from kdcore.contract.searched import Span
 from kdcore.methods import CATALOGUE
 from search.experiment.schema import CONTROL, Experiment, SearchedRange
 from search.experiment.space.fields import ChoiceField, SearchedField
 from search.experiment.space.point import IS_CONTROL, LEARNING_RATE, SLOT, STUDENT, Point, slot
+from search.experiment.space.published import accompanied
 
 if TYPE_CHECKING:
     import optuna
@@ -24,6 +26,7 @@ class Space:
         fields: by student and method, the searched fields.
         shared: fields that every trial has, whatever its student and methods.
         combinations: methods that are also tried together at the start.
+        accompanied: what is published of those that stand beside other methods there.
     """
 
     students: tuple[str, ...]
@@ -31,6 +34,7 @@ class Space:
     fields: Mapping[tuple[str, str], tuple[SearchedField, ...]]
     shared: tuple[SearchedField, ...]
     combinations: tuple[tuple[str, ...], ...] = ()
+    accompanied: Mapping[str, Published] = field(default_factory=dict)
 
     def propose(self, trial: "optuna.trial.BaseTrial", *, control: bool = False) -> Point:
         """A point from Optuna, whose trial is asked for the fields that its own choices bring.
@@ -42,14 +46,14 @@ class Space:
         student = self.students[0]
         if len(self.students) > 1:
             student = trial.suggest_categorical(STUDENT, self.students)
-        for field in self.shared:
-            field.suggest(trial)
+        for each in self.shared:
+            each.suggest(trial)
         if control:
             return trial.params | self._control()
         for number, candidates in enumerate(self.slots, start=1):
             method = trial.suggest_categorical(slot(number), self._sampled(candidates))
-            for field in self.fields[student, method]:
-                field.suggest(trial)
+            for each in self.fields[student, method]:
+                each.suggest(trial)
         return dict(trial.params)
 
     def _control(self) -> Point:
@@ -66,30 +70,45 @@ class Space:
 
     def first_points(self) -> list[Point]:
         """The trials that every search begins with: each student's control, then, with the first
-        student, each candidate as published, beside the control's choice (else the first candidate)
-        in the other slots, and the combinations."""
-        shared: Point = {field.name: field.published for field in self.shared}
+        student, each candidate as published, beside its companions, else the control's choice (else
+        the first candidate) in the other slots, and the combinations."""
+        shared: Point = {each.name: each.published for each in self.shared}
         if len(self.students) > 1:
             points = [self._control() | {STUDENT: each} | shared for each in self.students]
             shared = {STUDENT: self.students[0]} | shared
         else:
             points = [self._control() | shared]
+        for chosen, beside in self._first_choices():
+            point: Point = {slot(i): name for i, name in enumerate(chosen, start=1)}
+            for name in chosen:
+                for each in self.fields[self.students[0], name]:
+                    value = beside.get(each.name, each.published)
+                    point[each.name] = value if each.takes(value) else each.published
+            points.append(shared | point)
+        return points
+
+    def _first_choices(self) -> list[tuple[list[str], Point]]:
+        """The methods of the first trials after the controls, a name for each slot, and the
+        settings of those that stand beside the one that is tried."""
+        choices: list[tuple[list[str], Point]] = []
         alone = [(method,) for candidates in self.slots for method in candidates]
         for methods in (*alone, *self.combinations):
+            alone_as = self.accompanied.get(methods[0]) if len(methods) == 1 else None
+            others = alone_as.beside if alone_as else {}
             chosen = [
-                next((name for name in methods if name in candidates), None)
+                next((name for name in (*methods, *others) if name in candidates), None)
                 or (CONTROL if CONTROL in candidates else candidates[0])
                 for candidates in self.slots
             ]
-            if set(chosen) == {CONTROL}:
-                continue
-            point: Point = {slot(i): name for i, name in enumerate(chosen, start=1)}
-            for name in chosen:
-                fields = self.fields[self.students[0], name]
-                point |= {field.name: field.published for field in fields}
-            if shared | point not in points:
-                points.append(shared | point)
-        return points
+            beside = {
+                f"{name}.{setting}": value
+                for name in others
+                if name in chosen
+                for setting, value in others[name].items()
+            }
+            if set(chosen) != {CONTROL} and (chosen, beside) not in choices:
+                choices.append((chosen, beside))
+        return choices
 
     def points_to_check(self) -> list[Point]:
         """For the first student, each candidate as published with each of its choices of layers."""
@@ -97,9 +116,9 @@ class Space:
         for point in self.first_points()[len(self.students) :]:
             points.append(point)
             for method in {value for key, value in point.items() if key.startswith(SLOT)}:
-                for field in self.fields[self.students[0], method]:
-                    if isinstance(field, ChoiceField) and field.layers:
-                        points += [point | {field.name: option} for option in field.options]
+                for each in self.fields[self.students[0], method]:
+                    if isinstance(each, ChoiceField) and each.layers:
+                        points += [point | {each.name: option} for option in each.options]
         return points
 
     def describe(self) -> list[tuple[str, str]]:
@@ -110,8 +129,8 @@ class Space:
         ]
         if len(self.students) > 1:
             slots.insert(0, (STUDENT, ", ".join(self.students)))
-        fields = [field for of_method in self.fields.values() for field in of_method]
-        named = {field.name: str(field) for field in (*self.shared, *fields)}
+        fields = [each for of_method in self.fields.values() for each in of_method]
+        named = {each.name: str(each) for each in (*self.shared, *fields)}
         return slots + list(named.items())
 
 
@@ -120,10 +139,10 @@ def is_logarithmic(experiment: Experiment, name: str) -> bool:
     rate = experiment.training.learning_rate
     if name == LEARNING_RATE:
         return isinstance(rate, SearchedRange) and rate.log
-    method, _, field = name.partition(".")
+    method, _, setting = name.partition(".")
     if method not in CATALOGUE:
         return False
-    mark = CATALOGUE[method].Params.searched().get(field)
+    mark = CATALOGUE[method].Params.searched().get(setting)
     return isinstance(mark, Span) and mark.log
 
 
@@ -132,5 +151,6 @@ def published_trials(experiment: Experiment) -> range:
     students = experiment.students
     methods = {name for slot in experiment.objective for name in slot}
     fields = {(student, name): () for student in students for name in methods}
-    space = Space(students, experiment.objective, fields, (), experiment.search.combinations)
+    together = experiment.search.combinations
+    space = Space(students, experiment.objective, fields, (), together, accompanied(experiment))
     return range(len(students), len(space.first_points()))

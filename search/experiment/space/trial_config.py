@@ -3,6 +3,7 @@
 from kdcore import Recipe, TermConfig, TrialConfig
 from search.experiment.schema import CONTROL, Experiment
 from search.experiment.space.point import LEARNING_RATE, STUDENT, Point, plain_name, slot
+from search.experiment.space.published import UNLESS_NAMED
 
 
 def epochs_on_top(experiment: Experiment, point: Point) -> int:
@@ -19,11 +20,12 @@ def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
         method = point[slot(number)]
         if method != CONTROL:
             prefix = f"{method}."
-            params = {
+            named = {
                 plain_name(key).removeprefix(prefix): value
                 for key, value in point.items()
                 if key.startswith(prefix)
             }
+            params = {**UNLESS_NAMED, **named}
             terms.append(TermConfig.model_validate({"method": method, "params": params}))
     recipe = experiment.training.model_dump()
     if LEARNING_RATE in point:

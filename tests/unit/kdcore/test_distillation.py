@@ -1,5 +1,6 @@
 """Distilling one student: from a configuration to reports, and on after an interruption."""
 
+import json
 import math
 import os
 import shutil
@@ -136,7 +137,8 @@ def test_reports_are_consistent(
     config = configure(name)
     reports, _ = finished(name)
     assert [report.epoch for report in reports] == list(range(1, EPOCHS + 1))
-    weights = {term.method: term.params.weight for term in config.objective}
+    (published,) = config.objective
+    weights = {"cross_entropy": published.params.cross_entropy, name: published.params.weight}
     steps = len(digits.train) // config.training.batch_size
     networks = network_pair("resnet8", "resnet14", digits)
     (term,) = build_terms(config.objective, networks, seed=0)
@@ -147,7 +149,7 @@ def test_reports_are_consistent(
         del values["train_terms"]
         assert values.pop("teacher") == ("live" if term.method.needs else "none")
         assert all(torch.tensor(value).isfinite() for value in values.values())
-        expected = sum(weights.get(key, 1.0) * value for key, value in report.train_terms.items())
+        expected = sum(weights[key] * value for key, value in report.train_terms.items())
         if number <= term.method.preparation_epochs(EPOCHS):
             expected = report.train_terms[name]
         assert report.train_loss == pytest.approx(expected, rel=1e-5)
@@ -474,6 +476,34 @@ def test_settings_of_another_method_are_refused() -> None:
     first, second = [name for name in CATALOGUE if CATALOGUE[name].needs][:2]
     with pytest.raises(ValidationError, match="params"):
         TermConfig.model_validate({"method": first, "params": CATALOGUE[second].Params()})
+
+
+def with_settings(config: TrialConfig, **params: float) -> TrialConfig:
+    """The same trial, with these settings of its only method."""
+    content = config.model_dump()
+    content["objective"][0]["params"] |= params
+    return TrialConfig.model_validate(content)
+
+
+def test_an_objective_of_nothing_is_refused_and_one_without_labels_is_not(
+    configure: Configure,
+) -> None:
+    without_labels = with_settings(configure(SEARCHED), cross_entropy=0)
+    assert without_labels.objective[0].params.cross_entropy == 0
+    with pytest.raises(ValidationError, match="which trains nothing"):
+        with_settings(without_labels, weight=0)
+
+
+def test_a_factor_of_one_has_the_identity_of_a_trial_that_had_none(configure: Configure) -> None:
+    published = configure("kd")
+    with_one = with_settings(published, cross_entropy=1)
+    (content,) = json.loads(with_one.identity)
+    assert content["objective"][0]["params"] == {
+        "weight": 0.9,
+        "temperature": 4.0,
+        "standardize": False,
+    }
+    assert published.identity != with_one.identity
 
 
 def test_a_method_may_stand_in_an_objective_only_once(configure: Configure) -> None:

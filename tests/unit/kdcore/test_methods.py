@@ -27,6 +27,7 @@ from torch import Tensor
 from kdcore.contract.layer_pairs import layer_options, resolve_layers
 from kdcore.contract.method import Method, Params
 from kdcore.contract.network_pair import NetworkPair, Shapes
+from kdcore.contract.published import BENCHMARKS
 from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.distillation.config import TermConfig
@@ -231,6 +232,36 @@ def test_every_searched_layer_and_the_published_one_build_a_method(name: str, fi
 def test_every_method_but_the_control_searches_its_weight() -> None:
     for name, method in CATALOGUE.items():
         assert ("weight" in method.Params.searched()) == bool(method.needs), name
+
+
+def test_what_is_published_is_legal_and_within_what_is_searched() -> None:
+    for name, method in CATALOGUE.items():
+        assert "cifar" in method.published
+        for benchmark, published in method.published.items():
+            settings = {name: published.settings, **published.beside}
+            with Case(name, benchmark):
+                assert published.source
+                for each, given in settings.items():
+                    params = CATALOGUE[each].Params.model_validate(given)
+                    for field, mark in params.searched().items():
+                        value = getattr(params, field)
+                        if isinstance(mark, Span):
+                            assert mark.low <= value <= mark.high
+                        elif isinstance(mark, Choice):
+                            assert value in mark.options
+
+
+def test_the_searched_weights_cover_every_published_share_of_cross_entropy() -> None:
+    # RepDistiller and mdistiller, logit standardisation, mdistiller on ImageNet, plain sums.
+    ratios = (0.9 / 0.1, 9 / 0.1, 0.5 / 0.5, 0.9 / 1)
+    for name in ("kd", "ctkd"):
+        weights = CATALOGUE[name].Params.searched()["weight"]
+        assert isinstance(weights, Span)
+        for benchmark in BENCHMARKS:
+            published = CATALOGUE[name].published_on(benchmark).settings
+            factor = CATALOGUE[name].Params.model_validate(published).cross_entropy
+            for ratio in ratios if benchmark == "cifar" else ratios[2:]:
+                assert weights.low <= ratio * factor <= weights.high
 
 
 def test_settings_are_frozen_and_refuse_unknown_keys_and_impossible_weights() -> None:

@@ -31,8 +31,9 @@ from kdcore.methods import CATALOGUE
 from kdcore.teacher.teacher import load_teacher
 from kdcore.training.checkpoint import FILE_NAME, read_checkpoint
 from kdcore.training.evaluation import evaluate
-from kdcore.training.loop import best_student, identity_of, train
+from kdcore.training.loop import best_student, train
 from kdcore.training.run import Term
+from tests.cases import Case
 
 CPU = torch.device("cpu")
 NEEDY = [name for name, method in CATALOGUE.items() if method.needs]
@@ -167,12 +168,6 @@ def test_impossible_recipes_are_refused(wrong: dict[str, object]) -> None:
         recipe(**wrong)
 
 
-def test_an_identity_is_shared_only_by_equal_settings() -> None:
-    assert identity_of(recipe()) == identity_of(recipe())
-    assert identity_of(recipe()) != identity_of(recipe(epochs=2))
-    assert identity_of(recipe(), recipe()) != identity_of(recipe())
-
-
 # Evaluation
 
 
@@ -258,6 +253,47 @@ def test_clipping_limits_the_norm_of_the_gradient_of_student_and_helpers_togethe
         assert norm == pytest.approx(clip, rel=1e-2)
     else:
         assert 0.1 < norm < clip
+
+
+def test_cross_entropy_has_the_largest_factor_of_an_objectives_methods(
+    student: Classifier, teacher: Classifier, digits: ImageData
+) -> None:
+    first = copy.deepcopy(student)
+    objectives: list[tuple[dict[str, dict[str, float]], float]] = [
+        ({}, 1),
+        ({"kd": {}}, 0.1),
+        ({"kd": {"cross_entropy": 0.7}}, 0.7),
+        ({"kd": {}, "pkt": {}}, 1),
+        ({"kd": {"cross_entropy": 0.2}, "pkt": {"cross_entropy": 0.0}}, 0.2),
+        ({"kd": {"cross_entropy": 0.0}}, 0),
+    ]
+    for objective, factor in objectives:
+        terms = [
+            term for name, given in objective.items() for term in terms_of([name], digits, **given)
+        ]
+        (report,) = run(copy.deepcopy(first), terms, teacher, digits, recipe())
+        values = dict(report.train_terms)
+        expected = factor * values.pop("cross_entropy") + sum(
+            term.method.params.weight * values[term.name] for term in terms
+        )
+        with Case(objective):
+            assert report.train_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_cross_entropy_labels_do_not_matter(
+    student: Classifier, teacher: Classifier, digits: ImageData
+) -> None:
+    train_split = digits.train
+    assert isinstance(train_split, TableSplit)
+    wrong = replace(digits, train=replace(train_split, labels=train_split.labels.flip(0)))
+    ends: dict[float, list[dict[str, Tensor]]] = {}
+    for factor in (0.0, 0.1):
+        for data in (digits, wrong):
+            trained = copy.deepcopy(student)
+            run(trained, terms_of(["kd"], data, cross_entropy=factor), teacher, data, recipe())
+            ends.setdefault(factor, []).append(trained.state_dict())
+    for factor, (one, other) in ends.items():
+        assert all(torch.equal(one[key], other[key]) for key in one) == (factor == 0)
 
 
 def test_the_last_incomplete_batch_is_left_out(student: Classifier, digits: ImageData) -> None:

@@ -1,9 +1,15 @@
 """The tables of the catalogues, and the document that shows one."""
 
+import io
+import re
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from kdcore.errors import ConfigError
 from kdcore.methods import CATALOGUE
-from search.cli.catalogue import methods_markdown
+from search.cli.catalogue import describe_method, methods_markdown
 
 
 def test_kdcores_readme_has_the_generated_table_of_methods() -> None:
@@ -15,3 +21,18 @@ def test_the_table_has_a_line_for_every_method_of_equal_width() -> None:
     lines = methods_markdown().splitlines()
     assert len(lines) == len(CATALOGUE) + 2
     assert len({line.count(" | ") for line in lines if "---" not in line}) == 1
+
+
+def test_a_method_is_shown_with_what_is_published_for_each_benchmark() -> None:
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(describe_method("kd"))
+    lines = [
+        " ".join(re.split(r"[^\w.,/:-]+", line)).strip()
+        for line in console.export_text().splitlines()
+    ]
+    assert "weight 0.05 to 50 0.9 0.5" in lines
+    assert "cross_entropy - 0.1 0.5" in lines
+    assert "temperature 1 to 16 4.0 1.0" in lines
+    assert any("RepDistiller" in line and "r34_r18/kd.yaml" in line for line in lines)
+    with pytest.raises(ConfigError, match="unknown method 'kdd'; did you mean 'kd'"):
+        describe_method("kdd")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from kdcore.methods.kd import KD
 from kdcore.networks.cost import NetworkCost
 from search.errors import SearchError
 from search.experiment.space.point import with_published
@@ -130,11 +131,15 @@ def test_the_published_setting_keeps_student_and_rate_and_nothing_else() -> None
         "at.weight": 7.0,
         "control": True,
     }
-    config = trial_config(record.experiment, with_published(point, "kd"))
-    (term,) = config.objective
-    assert (config.student, config.training.learning_rate) == ("resnet20", 0.3)
-    assert term.method == "kd"
-    assert term.params == type(term.params)()
+    # By benchmark: the factor of cross-entropy, weight and temperature; version 0.1.0 had none.
+    published = {"cifar": (0.1, 0.9, 4), "imagenet": (0.5, 0.5, 1), None: (1, 0.9, 4)}
+    for benchmark, expected in published.items():
+        config = trial_config(record.experiment, with_published(point, "kd", benchmark))
+        (term,) = config.objective
+        assert (config.student, config.training.learning_rate) == ("resnet20", 0.3)
+        assert isinstance(term.params, KD.Params)
+        params = term.params
+        assert (params.cross_entropy, params.weight, params.temperature) == expected
 
 
 def test_the_best_within_the_limits_is_picked() -> None:

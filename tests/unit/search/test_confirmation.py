@@ -50,12 +50,16 @@ def test_the_best_come_with_their_students_controls_and_the_published_setting() 
         ("0", "control", "resnet8"),
     ]
     published = {each.label: each for each in chosen}["kd-resnet8"]
-    # The control's rate, and no setting of a method.
+    # The control's rate; of a record of version 0.1.0, which had no factor of cross-entropy.
     assert published.point == {
         "student": "resnet8",
         "training.learning_rate": 0.2,
         "objective.1": "kd",
         "objective.2": "none",
+        "kd.weight": 0.9,
+        "kd.cross_entropy": 1.0,
+        "kd.temperature": 4.0,
+        "kd.standardize": False,
     }
     assert published.trial is None
 

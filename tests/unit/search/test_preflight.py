@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdcore.backbones.catalogue import build_backbone
+from kdcore.contract.published import benchmark_of
 from kdcore.execution.execution import Execution
 from kdcore.methods import CATALOGUE
 from kdcore.networks.measurement import TrainingCost
@@ -18,7 +19,7 @@ from search.cli.launching import check
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
 from search.record.storage import Storage
-from search.session.preflight import costs, executions, idle_gpus_caution, plan
+from search.session.preflight import cautions, costs, executions, idle_gpus_caution, plan
 
 
 def planned(folder: Path, **changes: Any) -> Any:
@@ -184,6 +185,46 @@ def test_gpus_that_trials_would_leave_idle_are_told_of(tmp_path: Path) -> None:
     assert idle_gpus_caution(experiment, 1, "the cluster")[0].startswith("the cluster has 1 GPU, ")
     with_gpus = planned(tmp_path, resources={"gpus": 0.5}).experiment
     assert idle_gpus_caution(with_gpus, 8, "the cluster") == []
+
+
+def test_the_benchmark_of_published_settings_is_that_of_the_images_unless_it_is_given(
+    tmp_path: Path,
+) -> None:
+    assert planned(tmp_path).experiment.published == "cifar"
+    assert planned(tmp_path, published="imagenet").experiment.published == "imagenet"
+    assert [benchmark_of(size) for size in ((8, 8), (64, 64), (64, 65), (224, 224))] == [
+        "cifar",
+        "cifar",
+        "imagenet",
+        "imagenet",
+    ]
+    # A record of version 0.1.0 names none, and goes on so.
+    old = planned(tmp_path).experiment.model_copy(update={"published": None})
+    begun = plan(old, Storage(str(tmp_path)), "record", begun=True)
+    assert begun.experiment.published is None
+
+
+def test_a_missing_companion_and_an_objective_of_nothing_are_told_of(tmp_path: Path) -> None:
+    alone = planned(tmp_path, objective=[["none", "srd", "kd"]]).experiment
+    assert cautions(alone)[:1] == [
+        "srd is published beside kd(weight=1, temperature=1), and tried alone here; add a slot "
+        "with it to the objective, [none, kd]"
+    ]
+    beside = planned(tmp_path, objective=[["none", "srd"], ["none", "kd"]]).experiment
+    assert not any("published beside" in caution for caution in cautions(beside))
+    wrong = {
+        "narrow": {"kd.weight": [0], "kd.cross_entropy": [0, 1]},
+        "objective": [["none", "kd"]],
+    }
+    with pytest.raises(ExperimentError, match=r"kd\.cross_entropy: is 0, as weight may be"):
+        planned(tmp_path, **wrong)
+    for narrow in ({"none.cross_entropy": [0]}, {"kd.crossentropy": [0]}):
+        with pytest.raises(ExperimentError, match="is not a setting of a candidate"):
+            planned(tmp_path, objective=[["none", "kd"]], narrow=narrow)
+    with pytest.raises(ExperimentError, match=r"cross_entropy.*greater than or equal to 0"):
+        planned(tmp_path, objective=[["none", "kd"]], narrow={"kd.cross_entropy": [-1]})
+    with pytest.raises(ExperimentError, match="'cifar' or 'imagenet'"):
+        planned(tmp_path, published="cifar100")
 
 
 def test_planning_leaves_no_trace_but_the_table_of_images(tmp_path: Path) -> None:

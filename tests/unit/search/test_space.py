@@ -8,6 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.published import BENCHMARKS
 from kdcore.contract.searched import LayerChoice
 from kdcore.data.image_data import open_data
 from kdcore.distillation.distill import network_pair
@@ -17,7 +18,7 @@ from search.experiment.reading import parse_experiment
 from search.experiment.schema import CONTROL, Experiment
 from search.experiment.space.derivation import derive_space
 from search.experiment.space.point import IS_CONTROL, LEARNING_RATE, plain_name
-from search.experiment.space.space import Space
+from search.experiment.space.space import Space, published_trials
 from search.experiment.space.trial_config import trial_config
 
 
@@ -75,6 +76,85 @@ def test_the_first_trials_are_the_control_and_every_candidate_as_published(
         for name, mark in published.searched().items():
             if not isinstance(mark, LayerChoice):
                 assert getattr(term.params, name) == getattr(published, name)
+
+
+def test_the_first_trials_follow_the_benchmark(setting: NetworkPair) -> None:
+    for benchmark in BENCHMARKS:
+        experiment = experiment_of(published=benchmark)
+        space = derive_space(experiment, {"resnet8": setting}, "")
+        first = points(space, len(space.first_points()))
+        assert trial_config(experiment, first[0]).objective == ()
+        for point in first[1:]:
+            (term,) = trial_config(experiment, point).objective
+            expected = dict(
+                CATALOGUE[term.method].Params.model_validate(
+                    CATALOGUE[term.method].published_on(benchmark).settings
+                )
+            )
+            for name, value in term.params:
+                if not isinstance(term.params.searched().get(name), LayerChoice):
+                    assert value == expected[name], (benchmark, term.method, name)
+        # What is sampled later has the published factor as well: the weight alone is searched, so
+        # there is one direction from labels to teacher, and no second learning rate.
+        for point in points(space, 100)[len(first) :]:
+            (term,) = trial_config(experiment, point).objective
+            published = CATALOGUE[term.method].published_on(benchmark).settings
+            factor = CATALOGUE[term.method].Params.model_validate(published).cross_entropy
+            assert term.params.cross_entropy == factor
+
+
+def test_a_point_without_a_factor_means_one_as_in_version_0_1_0(setting: NetworkPair) -> None:
+    experiment = experiment_of(objective=[["kd", "at"]])
+    before = {"objective.1": "kd", "kd.weight": 2.0, "kd.temperature": 4.0, "kd.standardize": True}
+    (term,) = trial_config(experiment, before).objective
+    assert term.params.cross_entropy == 1
+    # A record of that version goes on in the space that it had; it names no benchmark.
+    space = derive_space(experiment, {"resnet8": setting}, "")
+    assert experiment.published is None
+    assert not any("cross_entropy" in key for point in points(space, 20) for key in point)
+    # In today's space such a point means something else, and is not learned from.
+    today = experiment_of(objective=[["kd", "at"]], published="cifar")
+    assert "kd.cross_entropy" in points(derive_space(today, {"resnet8": setting}, ""), 2)[1]
+
+
+def test_a_factor_may_be_fixed_or_given_options(setting: NetworkPair) -> None:
+    for values, expected in ((["0"], {0.0}), ([0, 0.5, 1], {0.0, 0.5, 1.0})):
+        narrow = {"kd.cross_entropy": values, "at.cross_entropy": values}
+        experiment = experiment_of(
+            objective=[["none", "kd", "at"]], narrow=narrow, published="cifar"
+        )
+        space = derive_space(experiment, {"resnet8": setting}, "")
+        found = points(space, 60)
+        for method in ("kd", "at"):
+            key = f"{method}.cross_entropy"
+            assert {point[key] for point in found if key in point} == expected
+        assert trial_config(experiment, found[0]).objective == ()  # the control is what it was
+
+
+def test_companions_join_the_first_trial_of_a_method(setting: NetworkPair) -> None:
+    def first(**changes: Any) -> list[dict[str, Any]]:
+        experiment = experiment_of(published="cifar", **changes)
+        space = derive_space(experiment, {"resnet8": setting}, "")
+        assert len(space.first_points()) == 1 + len(published_trials(experiment))
+        return space.first_points()[1:]
+
+    beside, alone = first(objective=[["none", "srd"], ["none", "kd"]])
+    assert (beside["objective.1"], beside["objective.2"]) == ("srd", "kd")
+    assert (beside["kd.weight"], beside["kd.temperature"]) == (1.0, 1.0)
+    assert (alone["objective.1"], alone["kd.weight"], alone["kd.temperature"]) == ("none", 0.9, 4.0)
+    # A range that excludes the companion's value keeps its own.
+    beside, *_ = first(
+        objective=[["none", "srd"], ["none", "kd"]], narrow={"kd.temperature": [2, 4]}
+    )
+    assert (beside["kd.weight"], beside["kd.temperature"]) == (1.0, 4.0)
+    # Without a slot for it, or in the same one, the method is alone.
+    assert first(objective=[["none", "srd", "kd"]])[0]["objective.1"] == "srd"
+    # What is asked for as a combination has the methods' own settings.
+    *_, together = first(
+        objective=[["none", "srd"], ["none", "kd"]],
+        search={"trials": 4, "combinations": [["srd", "kd"]]},
+    )
+    assert (together["kd.weight"], together["kd.temperature"]) == (0.9, 4.0)
 
 
 def test_a_methods_fields_exist_only_with_it_and_stay_in_their_spans(setting: NetworkPair) -> None:

@@ -1,0 +1,36 @@
+"""Published settings, as a point of the search space names them."""
+
+from collections.abc import Mapping
+
+from kdcore.contract.published import Benchmark, Published
+from kdcore.methods import CATALOGUE
+from search.experiment.schema import Experiment, Option
+
+UNLESS_NAMED: Mapping[str, Option] = {"cross_entropy": 1.0}
+"""What a point means that does not name a setting, where that is not the default of today: in
+version 0.1.0 the factor of cross-entropy was 1."""
+
+
+def published_settings(method: str, benchmark: Benchmark | None) -> dict[str, Option]:
+    """All settings of a method that are published for a benchmark.
+
+    Args:
+        method: its name.
+        benchmark: none: as in searches of version 0.1.0.
+    """
+    params = CATALOGUE[method].Params
+    if benchmark is None:
+        return {**dict(params()), **UNLESS_NAMED}
+    return dict(params.model_validate(CATALOGUE[method].published_on(benchmark).settings))
+
+
+def accompanied(experiment: Experiment) -> dict[str, Published]:
+    """The candidates that are published beside other methods, with what is published of them."""
+    if experiment.published is None:
+        return {}
+    published = {
+        name: CATALOGUE[name].published_on(experiment.published)
+        for slot in experiment.objective
+        for name in slot
+    }
+    return {name: each for name, each in published.items() if each.beside}
