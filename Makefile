@@ -24,7 +24,7 @@ integration: $(VENV)/installed-test
 # Random kills, outages and many trials: what takes long, and repeats what the tests show once.
 endurance: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/endurance -q -rs -n 3 --dist loadfile \
-		--ignore=tests/endurance/alone
+		--no-loadscope-reorder --ignore=tests/endurance/alone
 	$(BIN)/pytest tests/endurance/alone -q -rs
 
 # One after the other, also after one that misses what it requires: they need the machine alone.

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-_ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 _COPIED = ("kdcore", "search", "tests", "pyproject.toml")
 
 
@@ -56,6 +56,13 @@ DEFECTS = (
         "                after = self.relu(before)\n            yield tap, before, after",
         "                after = self.relu(before)\n            yield tap, after, after",
         ("tests/unit/kdcore/test_backbones.py", "-k", "resnet8"),
+    ),
+    Defect(
+        "cross-entropy without its factor",
+        "kdcore/training/run.py",
+        "*(labels * weight for weight",
+        "*(weight for weight",
+        ("tests/unit/kdcore/test_training.py", "-k", "cross_entropy"),
     ),
     Defect(
         "a teacher that gets a gradient",
@@ -109,13 +116,13 @@ DEFECTS = (
     Defect(
         "a gain over another student's control",
         "search/record/record.py",
-        'trial.is_control and trial.state == "finished" and trial.student == student',
-        'trial.is_control and trial.state == "finished"',
+        "return controls.get(student)",
+        "return next(iter(controls.values()), None)",
         ("tests/unit/search/test_leaderboard.py",),
     ),
     Defect(
         "a leaderboard by the last epoch",
-        "search/leaderboard/ranking.py",
+        "search/record/record.py",
         "-(trial.heldout_accuracy if trial.heldout_accuracy is not None else -1.0)",
         "-(trial.accuracies[-1] if trial.accuracies else trial.heldout_accuracy or -1.0)",
         ("tests/unit/search/test_leaderboard.py",),
@@ -138,7 +145,7 @@ def first_failure(tests: tuple[str, ...], defect: Defect | None) -> str | None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for copied in _COPIED:
-            source = _ROOT / copied
+            source = ROOT / copied
             if source.is_dir():
                 ignored = shutil.ignore_patterns("__pycache__")
                 shutil.copytree(source, folder / copied, ignore=ignored)

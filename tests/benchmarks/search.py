@@ -39,7 +39,6 @@ from search.experiment.schema import Experiment
 from search.experiment.space.point import Point
 from search.experiment.space.trial_config import trial_config
 from search.record.owner import owned
-from search.record.record import SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.session.launch import fresh_record
 from search.session.live_display import LiveDisplay
@@ -135,11 +134,11 @@ def reference_trial(point: Point, *, experiment_json: str, storage_uri: str, **_
 class _TimedSearch(Session):
     """A search one of the ways, which knows how long its trials took together."""
 
-    def __init__(self, way: Way, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    trials_seconds = 0.0
+    slots = 0
+
+    def take(self, way: Way) -> None:
         self._trainable, self._reuse_actors = way.trainable, way.warm
-        self.trials_seconds = 0.0
-        self.slots = 0
 
     def _run_trials(self) -> None:
         self.slots = self._parallel
@@ -163,7 +162,6 @@ def measure(way: Way, experiment: Experiment, prepared: Path) -> dict[str, Any]:
             connect(None, log)
             try:
                 search = _TimedSearch(
-                    way,
                     plan(experiment, storage, "benchmark"),
                     storage,
                     fresh_record(experiment, storage, "benchmark", None),
@@ -172,7 +170,8 @@ def measure(way: Way, experiment: Experiment, prepared: Path) -> dict[str, Any]:
                     log,
                     places_for_trials(experiment, storage),
                 )
-                record: SearchRecord = search.run()
+                search.take(way)
+                record = search.run()
             finally:
                 ray.shutdown()
         seconds = time.perf_counter() - started

@@ -1,5 +1,6 @@
 """What all benchmarks share: nothing of a run that is cut off is lost."""
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from search.session.trial import run_trial
 from tests.benchmarks import report
+from tests.benchmarks.search import reference_trial
 
 
 @pytest.fixture
@@ -57,3 +60,8 @@ def test_a_process_of_its_own_passes_its_progress_on(capsys: pytest.CaptureFixtu
     code = "print('half way'); print('{\"seconds\": 1.5}')"
     assert report.figures_of([sys.executable, "-c", code]) == {"seconds": 1.5}
     assert capsys.readouterr().err == "half way\n"
+
+
+def test_the_fields_trial_takes_what_a_search_gives_to_ours() -> None:
+    given = dict.fromkeys(inspect.signature(run_trial).parameters)
+    inspect.signature(reference_trial).bind(**given)
