@@ -118,6 +118,38 @@ def test_every_method_learns_from_the_cache_what_the_live_teacher_teaches(
     assert_alike(with_cache, live)
 
 
+def test_residual_sums_are_kept_where_they_are_named(
+    digits_config: DataConfig, workspace: Path
+) -> None:
+    def reports(layers: str, cache: CacheConfig | None) -> list[EpochReport]:
+        recipe = {"epochs": EPOCHS, "batch_size": 64, "acceleration": "off"}
+        config = TrialConfig(
+            data=digits_config.model_copy(update={"train_images": 128}),
+            teacher={"backbone": "wrn_16_1", "training": recipe},
+            student="wrn_16_1",
+            objective=[{"method": "at", "params": {"layers": layers}}],
+            training=recipe,
+            seed=1,
+            cache=cache,
+        )
+        return list(distill(config, workspace=workspace, device=CPU))
+
+    def kept() -> set[str]:
+        return {path.stem.partition("-")[2] for path in workspace.rglob("wrn_16_1*/view*.arrow")}
+
+    exact = CacheConfig(precision="float32")
+    reports("stage1:stage1", exact)
+    assert kept() == {"outputs", "map-stage1"}
+    sums = "stage1_sum:stage1_sum, stage2:stage3_sum"
+    live = reports(sums, None)
+    assert {report.teacher for report in live} == {"live"}
+    cached = reports(sums, exact)
+    assert [report.teacher for report in cached] == ["computed"] * EPOCHS
+    assert kept() == {"outputs", "map-stage1", "map-stage1_sum", "map-stage3_sum"}
+    assert_alike(cached, live)
+    assert {report.teacher for report in reports(sums, exact)} == {"cached"}
+
+
 def test_outputs_that_depend_on_more_than_the_image_are_not_kept() -> None:
     gradients = Wanted(frozenset({Tap.LOGITS, Tap.INPUT_GRADIENT}), frozenset())
     assert not gradients.cacheable
