@@ -25,6 +25,7 @@ class Backbone(nn.Module):
     Attributes:
         stem: the tap before the first stage; None if the network has no spatial maps.
         stages: the taps at the ends of the stages, from image to classifier.
+        further: taps beside stem and stages, by name; none in most networks.
         embedding_width: D, the input features of the last linear layer.
         num_classes: K.
         in_channels: channels of the images.
@@ -35,6 +36,7 @@ class Backbone(nn.Module):
 
     stem: TapInfo | None
     stages: tuple[TapInfo, ...]
+    further: Mapping[str, TapInfo]
     embedding_width: int
     num_classes: int
     in_channels: int
@@ -44,18 +46,20 @@ class Backbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.further = {}
         self.auxiliary = nn.ModuleDict()
 
     @property
     def declared(self) -> tuple[TapInfo, ...]:
-        """All taps, from image to classifier."""
+        """Stem and stages, from image to classifier."""
         return () if self.stem is None else (self.stem, *self.stages)
 
     @abstractmethod
     def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
         """Yields stem and stages in order, each with its map before and after the activation.
 
-        In training, the maps that auxiliary classifiers read are yielded between them.
+        Further taps are yielded between them; in training, also the maps that auxiliary
+        classifiers read.
         """
 
     def embed(self, maps: Sequence[Tensor]) -> Tensor:
@@ -78,12 +82,16 @@ class Backbone(nn.Module):
         """Removes the auxiliary classifiers."""
         self.auxiliary = nn.ModuleDict()
 
-    def taps(self, images: Tensor, needs: frozenset[Tap]) -> Taps:
+    def taps(
+        self, images: Tensor, needs: frozenset[Tap], named: frozenset[str] = frozenset()
+    ) -> Taps:
         """Runs the network and collects its outputs.
 
         Args:
             images: [B, in_channels, H, W], normalised.
             needs: the kinds of output to return; logits and embedding always are.
+            named: names of taps. Of the further taps only these are returned; of stem and stages,
+                all are.
         """
         maps: dict[str, Tensor] = {}
         preactivations: dict[str, Tensor] = {}
@@ -93,7 +101,10 @@ class Backbone(nn.Module):
             if tap.name in self.auxiliary:
                 auxiliary_logits.append(self.auxiliary[tap.name](after))
                 continue
-            activations.append(after)
+            if tap.name not in self.further:
+                activations.append(after)
+            elif tap.name not in named:
+                continue
             if Tap.MAPS in needs:
                 maps[tap.name] = after
             if Tap.PREACTIVATIONS in needs:

@@ -151,7 +151,9 @@ class PyramidClassifier(Backbone):
         return {name: norms for name, norms in body if name == self.stem.name}
 
     def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
-        stem, *stages = self.body.walk(images)
+        stem, *stages = (
+            tapped for tapped in self.body.walk(images) if tapped[0].name not in self.body.further
+        )
         yield stem
         levels = self.fpn([after for _, _, after in stages])
         for tap, level in zip(self.stages, levels, strict=True):

@@ -356,7 +356,9 @@ class LibraryNetwork(Backbone):
         for tap, (before, after) in zip(self._traced.taps, maps, strict=True):
             yield tap, before, after
 
-    def taps(self, images: Tensor, needs: frozenset[Tap]) -> Taps:
+    def taps(
+        self, images: Tensor, needs: frozenset[Tap], named: frozenset[str] = frozenset()
+    ) -> Taps:
         outputs = self._traced.outputs[self.training]
         logits, embedding, maps = outputs(self.network, self._colour(images))
         places = list(zip(self._traced.taps, maps, strict=True))

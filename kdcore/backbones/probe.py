@@ -53,7 +53,8 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
     with torch.device("meta"), torch.no_grad():
         backbone = constructor_of(name)(num_classes, in_channels).eval()
         try:
-            taps = backbone.taps(torch.empty(2, in_channels, *image_size), frozenset({Tap.MAPS}))
+            images = torch.empty(2, in_channels, *image_size)
+            taps = backbone.taps(images, frozenset({Tap.MAPS}), frozenset(backbone.further))
         except _REFUSALS as error:
             raise NetworkError(_size_refusal(name, backbone, image_size, error)) from None
     shapes = Shapes(

@@ -1,8 +1,12 @@
 """Wide Residual Networks. Zagoruyko and Komodakis, 2016, arXiv:1605.07146.
 
 `wrn_16_2` has 16 layers and twice the basic width (table 1), no dropout. Norm and ReLU precede
-the convolutions here, and a stage ends in a sum without activation. The taps are where the next
-stage, or the classifier, has normalised and activated that sum.
+the convolutions here, and a stage ends in a sum without activation. The stages' taps are where the
+next stage, or the classifier, has normalised and activated that sum.
+
+The sums are taps too, `stage1_sum` to `stage3_sum`, which are read only where a pair of layers
+names them. Published figures of AT, SP and NST for these networks are of the sums, which
+RepDistiller's code reads.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +16,8 @@ from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.contract.taps import TapInfo
+
+_NOTE_OF_SUM = "residual sum, before norm and ReLU; only by name"
 
 
 class PreactivationBlock(nn.Module):
@@ -75,7 +81,7 @@ class WideResNet(Backbone):
         self.relu = nn.ReLU()
         self.stem = TapInfo("stem", channels, 1)
         self.groups = nn.ModuleList()
-        stages = []
+        stages, sums = [], []
         for number, reduction in enumerate((1, 2, 4), start=1):
             width = 16 * reduction * widening
             blocks = nn.ModuleList()
@@ -85,7 +91,9 @@ class WideResNet(Backbone):
                 channels = width
             self.groups.append(blocks)
             stages.append(TapInfo(f"stage{number}", width, reduction))
+            sums.append(TapInfo(f"stage{number}_sum", width, reduction, "none", _NOTE_OF_SUM))
         self.stages = tuple(stages)
+        self.further = {tap.name: tap for tap in sums}
         self.embedding_width = channels
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
@@ -105,11 +113,13 @@ class WideResNet(Backbone):
         before = self.bn1(x)
         after = self.relu(before)
         yield self.stem, before, after
-        for tap, group in zip(self.stages, self.groups, strict=True):
+        sums = self.further.values()
+        for tap, sum_tap, group in zip(self.stages, sums, self.groups, strict=True):
             for block in group.children():
                 x, before = block(x, after)
                 after = self.relu(before)
             yield tap, before, after
+            yield sum_tap, x, x
 
 
 NETWORKS: Mapping[str, Callable[[int, int], Backbone]] = {

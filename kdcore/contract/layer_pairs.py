@@ -65,31 +65,46 @@ def resolve_layers(layers: str, student: Shapes, teacher: Shapes) -> tuple[Layer
 
     Args:
         layers: `all` (every stage with the stage of equal relative depth), `middle` or `last` (one
-            of those pairs), or one pair `student:teacher`; a pair may name the stem.
+            of those pairs; of an even number, the first of the two in the middle), or pairs
+            `student:teacher`, separated by commas, which may name any tap.
         student: the student's shapes.
         teacher: the teacher's shapes.
 
+    Returns:
+        The pairs, from image to classifier or in the order given.
+
     Raises:
-        ConfigError: the text has another form, or names a tap that its network does not have.
+        ConfigError: the text has another form, names a tap that its network does not have, or
+            lists a pair twice.
         NetworkError: one of the networks has no maps.
     """
     pairs = equal_depth_pairs(student, teacher)
     if layers == ALL:
         return pairs
     if layers == MIDDLE:
-        return (pairs[len(pairs) // 2],)
+        return (pairs[(len(pairs) - 1) // 2],)
     if layers == LAST:
         return pairs[-1:]
-    names = layers.split(":")
-    if len(names) != 2:
-        raise ConfigError(
-            f"layers is {layers!r}, but must be {ALL!r}, {MIDDLE!r}, {LAST!r} or a pair "
-            f"'student tap:teacher tap' like {str(pairs[-1])!r}"
-        )
-    for role, name, shapes in zip(("student", "teacher"), names, (student, teacher), strict=True):
-        if name not in shapes.maps:
+    named: list[LayerPair] = []
+    for text in layers.split(","):
+        names = text.strip().split(":")
+        if len(names) != 2:
             raise ConfigError(
-                f"layers is {layers!r}, but the {role} {shapes.network} has no tap {name!r}"
-                f"{did_you_mean(name, shapes.maps)} Its taps: {', '.join(shapes.maps)}"
+                f"layers is {layers!r}, but must be {ALL!r}, {MIDDLE!r}, {LAST!r} or pairs "
+                f"'student tap:teacher tap' like {str(pairs[-1])!r}, separated by commas"
             )
-    return (LayerPair(*names),)
+        for role, name, shapes in zip(
+            ("student", "teacher"), names, (student, teacher), strict=True
+        ):
+            if name not in shapes.maps:
+                raise ConfigError(
+                    f"layers is {layers!r}, but the {role} {shapes.network} has no tap {name!r}"
+                    f"{did_you_mean(name, shapes.maps)} Its taps: {', '.join(shapes.maps)}"
+                )
+        pair = LayerPair(*names)
+        if pair in named:
+            raise ConfigError(
+                f"layers is {layers!r}, which lists {str(pair)!r} twice; list each pair once"
+            )
+        named.append(pair)
+    return tuple(named)

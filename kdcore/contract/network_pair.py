@@ -14,7 +14,8 @@ class Shapes:
         network: its name, for messages.
         stem: name of the tap before the first stage; empty if the network has no maps.
         stages: names of the stages' taps, from image to classifier; empty if it has no maps.
-        maps: (C, H, W) by tap name (stem and stages), the same before and after the activation.
+        maps: (C, H, W) by tap name (stem, stages, and taps that are read only where a pair names
+            them), the same before and after the activation.
         embedding_width: D.
         num_classes: K.
     """

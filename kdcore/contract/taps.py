@@ -30,12 +30,14 @@ class TapInfo:
             make the map a few pixels smaller.
         activation: the function of `torch.nn.functional` between the map before and the map after
             it, like `relu`, or `none` if they are the same.
+        note: what the map is, where it is not that of the stem or at the end of a stage.
     """
 
     name: str
     channels: int
     reduction: int
     activation: str = "relu"
+    note: str = ""
 
 
 @dataclass(frozen=True)

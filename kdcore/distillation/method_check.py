@@ -48,12 +48,15 @@ class MethodCheck:
         """Runs both networks, the student backward too; returns their outputs."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            student_taps = self._student.taps(self._images, kinds, self._labels)
+            student_taps = self._every_tap(self._student, kinds)
             squares = [tensor.float().square().mean() for tensor in student_taps.tensors()]
             torch.autograd.backward(torch.stack(squares).sum())
             with torch.no_grad():
-                teacher_taps = self._teacher.taps(self._images, kinds, self._labels)
+                teacher_taps = self._every_tap(self._teacher, kinds)
             return student_taps.detach(), teacher_taps
+
+    def _every_tap(self, network: Classifier, kinds: frozenset[Tap]) -> Taps:
+        return network.taps(self._images, kinds, self._labels, frozenset(network.backbone.further))
 
     @cached_property
     def _with_gradients(self) -> tuple[Taps, Taps] | None:

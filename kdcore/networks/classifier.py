@@ -82,30 +82,43 @@ class Classifier(nn.Module):
             scaled = scaled / 255
         return (scaled - self.mean) / self.std
 
-    def taps(self, images: Tensor, needs: frozenset[Tap], labels: Tensor) -> Taps:
+    def taps(
+        self,
+        images: Tensor,
+        needs: frozenset[Tap],
+        labels: Tensor,
+        named: frozenset[str] = frozenset(),
+    ) -> Taps:
         """Runs the network, once more for each input gradient; see `Backbone.taps`.
 
         Args:
             images: as in `forward`.
             needs: the kinds of output to return.
             labels: [B], int64, for input gradients.
+            named: names of taps, as in `Backbone.taps`.
         """
         normalized = self.normalize(images)
         if Tap.INPUT_GRADIENT not in needs:
-            return self.backbone.taps(normalized, needs)
-        taps, gradient = self._with_input_gradient(normalized, needs, labels)
+            return self.backbone.taps(normalized, needs, named)
+        taps, gradient = self._with_input_gradient(normalized, needs, labels, named)
         flipped = None
         if Tap.FLIPPED_INPUT_GRADIENT in needs:
-            _, flipped = self._with_input_gradient(normalized.flip(3), frozenset(), labels)
+            _, flipped = self._with_input_gradient(
+                normalized.flip(3), frozenset(), labels, frozenset()
+            )
         return replace(taps, input_gradient=gradient, flipped_input_gradient=flipped)
 
     def _with_input_gradient(
-        self, normalized: Tensor, needs: frozenset[Tap], labels: Tensor
+        self,
+        normalized: Tensor,
+        needs: frozenset[Tap],
+        labels: Tensor,
+        named: frozenset[str],
     ) -> tuple[Taps, Tensor]:
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             pixels = normalized.detach().requires_grad_()
-            taps = self.backbone.taps(pixels, needs)
+            taps = self.backbone.taps(pixels, needs, named)
             loss = cross_entropy(taps.logits.float(), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, pixels, create_graph=differentiable)
         return taps if differentiable else taps.detach(), gradient

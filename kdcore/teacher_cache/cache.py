@@ -256,7 +256,12 @@ class TeacherCache:
         device = self._teacher.mean.device
         image = torch.zeros(1, self._data.in_channels, *self._data.image_size, device=device)
         with torch.no_grad():
-            return self._teacher.taps(image, _CACHED, torch.zeros(1, dtype=torch.int64))
+            return self._teacher.taps(
+                image,
+                _CACHED,
+                torch.zeros(1, dtype=torch.int64),
+                frozenset(self._teacher.backbone.further),
+            )
 
     def _row_bytes(self, group: str) -> int:
         values = sum(tensor.numel() for tensor in _columns_of(group, self._sample).values())
@@ -317,7 +322,8 @@ class TeacherCache:
         order = torch.arange(self._rows, device=self._device)
         for images in split.views(order, view, split.batch_without_gradients()):
             with self._execution.autocast(self._device):
-                yield self._teacher.taps(images, wanted.kinds, split.labels[: len(images)])
+                labels = split.labels[: len(images)]
+                yield self._teacher.taps(images, wanted.kinds, labels, wanted.maps)
 
 
 def _columns_of(group: str, taps: Taps) -> dict[str, Tensor]:

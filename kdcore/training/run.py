@@ -103,10 +103,9 @@ class Run:
         execution.place(self.student, device)
         execution.place(self.helpers, device)
         self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
-        self.wanted = Wanted(
-            self.needs,
-            frozenset(pair.teacher for method in self.methods for pair in method.pairs),
-        )
+        pairs = [pair for method in self.methods for pair in method.pairs]
+        self.student_maps = frozenset(pair.student for pair in pairs)
+        self.wanted = Wanted(self.needs, frozenset(pair.teacher for pair in pairs))
         self.teacher = teacher
         batch_statistics = any(method.teacher_batch_statistics for method in self.methods)
         if teacher and batch_statistics:
@@ -249,7 +248,7 @@ class Run:
         """Forward and backward pass of a part of a step, with its share of the step's images."""
         labels = batch.labels
         with self.execution.autocast(self.device):
-            student_taps = self.run_student(images, self.needs, labels)
+            student_taps = self.run_student(images, self.needs, labels, self.student_maps)
             teacher_taps = self._teacher_taps(images, batch, cached, student_taps)
             terms = [cross_entropy(student_taps.logits.float(), labels)]
             if auxiliary := student_taps.auxiliary_logits:
@@ -277,7 +276,7 @@ class Run:
         if cached is not None:
             return cached.at(batch.indices)
         with torch.no_grad(), self.teacher_execution.autocast(self.device):
-            taps = self.teacher.taps(images, self.needs, batch.labels)
+            taps = self.teacher.taps(images, self.needs, batch.labels, self.wanted.maps)
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
 

@@ -169,9 +169,12 @@ def describe(name: str, image: tuple[int, int, int] | None, classes: int | None)
     # Its own totals below the last ruler count another way: batch norms are multiply-adds there.
     ruled = re.split(r"=+\n", str(layers))
     taps = Table("tap", "channels x height x width", "reduction", "activation")
-    for tap in network.declared:
+    if network.further:
+        taps.add_column("note")
+    for tap in (*network.declared, *network.further.values()):
         shape = "x".join(map(str, shapes.maps[tap.name]))
-        taps.add_row(tap.name, shape, str(tap.reduction), tap.activation)
+        note = [tap.note] if network.further else []
+        taps.add_row(tap.name, shape, str(tap.reduction), tap.activation, *note)
     taps.add_row("embedding", str(shapes.embedding_width), "", "")
     taps.add_row("logits", str(shapes.num_classes), "", "")
     return Group(

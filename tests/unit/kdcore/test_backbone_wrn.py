@@ -7,9 +7,13 @@ from torch.nn.functional import conv2d, linear
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone
+from kdcore.backbones.fpn import PyramidClassifier
+from kdcore.backbones.probe import probe_shapes
+from kdcore.contract.layer_pairs import equal_depth_pairs, layer_options
 from kdcore.contract.taps import Tap
 
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
+SUMS = frozenset({"stage1_sum", "stage2_sum", "stage3_sum"})
 
 
 def network_of(name: str) -> Backbone:
@@ -45,7 +49,7 @@ def test_outputs_are_what_a_naive_computation_gives(name: str, blocks: int) -> N
         )
         return gamma * (x - mean) / (variance + 1e-5).sqrt() + beta
 
-    taps = []
+    taps, sums = [], []
     x, norm = conv2d(images, state["conv1.weight"], padding=1), "bn1"
     for stage in range(3):
         for number in range(blocks):
@@ -56,6 +60,7 @@ def test_outputs_are_what_a_naive_computation_gives(name: str, blocks: int) -> N
             after = before.clamp(min=0)
             if first:
                 taps.append((before, after))
+                sums.append(x)
             inner = conv2d(after, state[f"{block}.conv1.weight"], stride=stride, padding=1)
             inner = normalised(inner, f"{block}.bn1").clamp(min=0)
             if f"{block}.shortcut.weight" in state:
@@ -65,13 +70,69 @@ def test_outputs_are_what_a_naive_computation_gives(name: str, blocks: int) -> N
     before = normalised(x, norm)
     after = before.clamp(min=0)
     taps.append((before, after))
+    sums.append(x)
 
     with torch.no_grad():
-        given = network.taps(images, MAPS)
+        given, further = network.taps(images, MAPS), network.taps(images, MAPS, SUMS)
     torch.testing.assert_close(list(given.preactivations.values()), [tap for tap, _ in taps])
     torch.testing.assert_close(list(given.maps.values()), [tap for _, tap in taps])
     logits = linear(after.mean((2, 3)), state["fc.weight"], state["fc.bias"])
     torch.testing.assert_close(given.logits, logits)
+
+    assert list(given.maps) == ["stem", "stage1", "stage2", "stage3"]
+    assert set(further.maps) == set(further.preactivations) == {*given.maps, *SUMS}
+    torch.testing.assert_close([further.maps[name] for name in sorted(SUMS)], sums[1:])
+    assert all(torch.equal(further.maps[name], given.maps[name]) for name in given.maps)
+    assert torch.equal(further.logits, given.logits)
+
+
+@torch.no_grad()
+def test_a_sum_normalised_and_activated_is_the_stages_map() -> None:
+    network = network_of("wrn_16_2").eval()
+    taps = network.taps(images_of(16, 24), MAPS, SUMS)
+    norms = network.norms()
+    assert set(network.further) == SUMS
+    for name, tap in network.further.items():
+        stage = name.removesuffix("_sum")
+        (norm,) = norms[stage]
+        assert tap.activation == "none"
+        assert taps.maps[name] is taps.preactivations[name]
+        assert taps.maps[name].shape[1] == tap.channels
+        assert (taps.maps[name] < 0).any()
+        assert torch.equal(norm(taps.maps[name]), taps.preactivations[stage])
+        assert torch.equal(norm(taps.maps[name]).relu(), taps.maps[stage])
+
+
+@torch.no_grad()
+def test_a_sum_is_read_only_where_it_is_named() -> None:
+    network, images = network_of("wrn_16_1").eval(), images_of(16, 16)
+    stages = ["stem", "stage1", "stage2", "stage3"]
+    for named in (frozenset[str](), frozenset({"stem", "stage2", "p2"})):
+        taps = network.taps(images, MAPS, named)
+        assert list(taps.maps) == list(taps.preactivations) == stages
+    one = network.taps(images, frozenset({Tap.MAPS}), frozenset({"stage2_sum"}))
+    assert (set(one.maps), one.preactivations) == ({*stages, "stage2_sum"}, {})
+    assert network.taps(images, frozenset(), SUMS).maps == {}
+
+
+def test_sums_are_shapes_but_neither_stages_nor_what_a_search_tries() -> None:
+    shapes = probe_shapes("wrn_16_2", num_classes=5, in_channels=1, image_size=(32, 32))
+    assert shapes.stages == ("stage1", "stage2", "stage3")
+    assert {name: shapes.maps[name] for name in SUMS} == {
+        f"{stage}_sum": shapes.maps[stage] for stage in shapes.stages
+    }
+    options = ("all", *map(str, equal_depth_pairs(shapes, shapes)), *layer_options(shapes, shapes))
+    assert not any("sum" in option for option in options)
+
+
+@torch.no_grad()
+def test_a_pyramid_stands_on_the_stages() -> None:
+    pyramid, images = network_of("wrn_16_1+fpn").eval(), images_of(16, 16)
+    assert isinstance(pyramid, PyramidClassifier)
+    taps, below = pyramid.taps(images, MAPS, SUMS), pyramid.body.taps(images, MAPS, SUMS)
+    assert list(taps.maps) == ["stem", "p2", "p3", "p4"]
+    levels = pyramid.fpn([below.maps[f"stage{number}"] for number in (1, 2, 3)])
+    assert all(map(torch.equal, levels, list(taps.maps.values())[1:]))
 
 
 def test_only_a_change_of_width_or_resolution_has_a_projection() -> None:

@@ -175,7 +175,10 @@ def test_maps_have_the_names_and_shapes_that_are_declared(declared: str) -> None
 
     assert shapes.network == declared
     assert (shapes.stem, *shapes.stages) == tuple(tap.name for tap in network.declared)
-    assert shapes.maps == {tap: tuple(value.shape[1:]) for tap, value in taps.maps.items()}
+    with torch.device("meta"):
+        maps = network.taps(torch.empty(2, 3, *size), MAPS, frozenset(network.further)).maps
+    assert set(maps) == {*taps.maps, *network.further}
+    assert shapes.maps == {tap: tuple(value.shape[1:]) for tap, value in maps.items()}
     assert shapes.embedding_width == taps.embedding.shape[1]
     assert shapes.num_classes == taps.logits.shape[1]
 

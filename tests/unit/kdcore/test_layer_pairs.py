@@ -115,7 +115,10 @@ def test_all_is_every_pair_of_equal_depth() -> None:
     [
         ((3, 3), "stage2:stage2"),
         ((3, 4), "stage2:stage3"),
-        ((4, 4), "stage3:stage3"),
+        ((4, 4), "stage2:stage2"),
+        ((4, 5), "stage2:stage3"),
+        ((5, 5), "stage3:stage3"),
+        ((2, 2), "stage1:stage1"),
         ((1, 1), "stage1:stage1"),
     ],
 )
@@ -129,7 +132,31 @@ def test_a_pair_may_name_any_tap_with_the_stem(pair: str) -> None:
     assert written(resolve_layers(pair, network(3), network(3))) == [pair]
 
 
-@pytest.mark.parametrize("layers", ["", "stage1", "ALL", "stage1:stage1:stage1", "stage1-stage1"])
+@pytest.mark.parametrize("separator", [",", ", ", " , "])
+def test_several_pairs_keep_the_order_in_which_they_are_given(separator: str) -> None:
+    for pairs in (
+        ["stage1:stage1", "stage2:stage3"],
+        ["stage3:stage4", "stem:stem", "stage3:stage1", "stage2:stage4"],
+    ):
+        assert written(resolve_layers(separator.join(pairs), network(3), network(4))) == pairs
+
+
+@pytest.mark.parametrize(
+    "layers", ["stem:stem,stem:stem", "stem:stem, stage1:stage2, stem:stage1 , stem:stem"]
+)
+def test_a_pair_that_is_listed_twice_is_refused(layers: str) -> None:
+    message = f"^layers is '{layers}', which lists 'stem:stem' twice; list each pair once$"
+    with pytest.raises(ValueError, match=message):
+        resolve_layers(layers, network(3), network(4))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        *("", "stage1", "ALL", "stage1:stage1:stage1", "stage1-stage1"),
+        *("stage1:stage1,", "stage1:stage1, all", "stage1:stage1;stage2:stage2"),
+    ],
+)
 def test_a_layer_choice_of_another_form_is_refused_with_an_example(layers: str) -> None:
     with pytest.raises(ValueError, match=f"^layers is '{layers}', but must be .*'stage3:stage4'"):
         resolve_layers(layers, network(3), network(4))
@@ -141,6 +168,7 @@ def test_a_layer_choice_of_another_form_is_refused_with_an_example(layers: str) 
         ("stge2:stage1", "student small", "stge2"),
         ("stage2:stge2", "teacher large", "stge2"),
         ("stage2: stage2", "teacher large", " stage2"),
+        ("stage1:stage1, stge2:stage1", "student small", "stge2"),
     ],
 )
 def test_an_unknown_tap_is_refused_with_the_one_that_was_meant(

@@ -89,13 +89,16 @@ def test_halves_are_summed_in_full() -> None:
     assert loss.item() == pytest.approx(0.003 * 64 * 16 * 16 * 25)
 
 
+@pytest.mark.parametrize("layers", ["all", "stage3:stage2, stem:stage1, stage1:stage1"])
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_stages_count_half_as_much_the_earlier_they_come(pair: tuple[str, str]) -> None:
+def test_stages_count_half_as_much_the_earlier_they_come(
+    pair: tuple[str, str], layers: str
+) -> None:
     where = pair_of_networks(*pair, image_size=SMALL)
-    method = build("ab", where, preparation_share=0.0, margin=0.5).double()
+    method = build("ab", where, preparation_share=0.0, margin=0.5, layers=layers).double()
     assert isinstance(method, AB)
     student, teacher = taps_of(where, 3)
-    pairs = resolve_layers("all", where.student, where.teacher)
+    pairs = resolve_layers(layers, where.student, where.teacher)
     expected = 0.0
     for number, (tap, to_teacher) in enumerate(zip(pairs, method.connectors, strict=True)):
         ours, theirs = student.preactivations[tap.student], teacher.preactivations[tap.teacher]

@@ -125,6 +125,28 @@ def test_it_adds_up_over_every_pair_of_layers(layers: str, reduction: Any) -> No
     assert method(student, teacher, batch_of(3)).item() == pytest.approx(expected, rel=1e-8)
 
 
+def test_of_wide_networks_it_reads_sums_or_stages_as_they_are_named() -> None:
+    where = pair_of_networks("wrn_16_1", "wrn_40_1")
+    images = random(4, 1, 8, 12, seed=1)
+    taps = []
+    for seed, network in enumerate((where.student, where.teacher)):
+        backbone = build_backbone(network.network, num_classes=10, in_channels=1, seed=seed)
+        named = frozenset(backbone.further)
+        taps.append(backbone.double().taps(images, frozenset({Tap.MAPS}), named).detach())
+    losses = {}
+    for tap in ("stage1", "stage1_sum"):
+        pairs = [(tap, tap.replace("1", number)) for number in "123"]
+        layers = ", ".join(f"{ours}:{theirs}" for ours, theirs in pairs)
+        loss = build("at", where, layers=layers)(*taps, batch_of(4)).item()
+        expected = sum(
+            naive_at(taps[0].maps[ours], taps[1].maps[theirs], power=2).item()
+            for ours, theirs in pairs
+        )
+        assert loss == pytest.approx(expected, rel=1e-8)
+        losses[tap] = loss
+    assert losses["stage1"] != pytest.approx(losses["stage1_sum"], rel=0.05)
+
+
 # Gradients by the pixels
 
 

@@ -170,14 +170,17 @@ def test_measured_margins_count_beyond_the_digits_of_a_float() -> None:
 # The method
 
 
+@pytest.mark.parametrize("layers", ["all", "stage3:stage2, stem:stage1, stage1:stage1"])
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_stages_count_half_as_much_the_earlier_they_come(pair: tuple[str, str]) -> None:
+def test_stages_count_half_as_much_the_earlier_they_come(
+    pair: tuple[str, str], layers: str
+) -> None:
     where = _with_norms(pair_of_networks(*pair, image_size=SMALL), "stage1", "stage2", "stage3")
-    method = build("ofd", where).double()
+    method = build("ofd", where, layers=layers).double()
     assert isinstance(method, OFD)
     student, teacher = taps_of(where, 3)
     expected = 0.0
-    pairs = resolve_layers("all", where.student, where.teacher)
+    pairs = resolve_layers(layers, where.student, where.teacher)
     for number, (tap, to_teacher) in enumerate(zip(pairs, method.connectors, strict=True)):
         ours, theirs = student.preactivations[tap.student], teacher.preactivations[tap.teacher]
         size = tuple(min(a, b) for a, b in zip(ours.shape[2:], theirs.shape[2:], strict=True))

@@ -222,7 +222,8 @@ def test_every_searched_layer_and_the_published_one_build_a_method(name: str, fi
         student, teacher = (taps.changed(Tensor.float) for taps in taps_of(where, 4))
         published = getattr(CATALOGUE[name].Params(), field)
         assert resolve_layers(published, where.student, where.teacher)
-        for option in layer_options(where.student, where.teacher):
+        several = "stage2:stage2, stem:stem, stage2:stage1"
+        for option in (*layer_options(where.student, where.teacher), several):
             params = CATALOGUE[name].Params.model_validate({field: option})
             with Case(*pair, option):
                 loss = CATALOGUE[name](params, where)(student, teacher, batch_of(4))

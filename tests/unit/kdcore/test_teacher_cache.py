@@ -118,6 +118,33 @@ def test_every_method_learns_from_the_cache_what_the_live_teacher_teaches(
     assert_alike(with_cache, live)
 
 
+def test_residual_sums_are_kept_where_they_are_named(
+    digits_config: DataConfig, tmp_path: Path
+) -> None:
+    layers = "stage1_sum:stage1_sum, stage2:stage3_sum"
+
+    def reports(cache: CacheConfig | None) -> list[EpochReport]:
+        recipe = {"epochs": 1, "batch_size": 32, "acceleration": "off"}
+        config = TrialConfig(
+            data=digits_config.model_copy(update={"train_images": 96}),
+            teacher={"backbone": "wrn_16_1", "training": recipe},
+            student="wrn_16_1",
+            objective=[{"method": "at", "params": {"layers": layers}}],
+            training=recipe,
+            seed=1,
+            cache=cache,
+        )
+        return list(distill(config, workspace=tmp_path, device=CPU))
+
+    live, computed, cached = map(reports, (None, *[CacheConfig(precision="float32")] * 2))
+    kept = {path.stem.partition("-")[2] for path in cached_files(tmp_path / FOLDER)}
+    assert kept == {"outputs", "map-stage1_sum", "map-stage3_sum"}
+    teachers = [report.teacher for (report,) in (live, computed, cached)]
+    assert teachers == ["live", "computed", "cached"]
+    assert_alike(computed, live)
+    assert_alike(cached, live)
+
+
 def test_outputs_that_depend_on_more_than_the_image_are_not_kept() -> None:
     gradients = Wanted(frozenset({Tap.LOGITS, Tap.INPUT_GRADIENT}), frozenset())
     assert not gradients.cacheable

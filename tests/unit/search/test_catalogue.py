@@ -9,7 +9,7 @@ from rich.console import Console
 
 from kdcore.errors import ConfigError
 from kdcore.methods import CATALOGUE
-from search.cli.catalogue import describe_method, methods_markdown
+from search.cli.catalogue import describe, describe_method, methods_markdown
 
 
 def test_kdcores_readme_has_the_generated_table_of_methods() -> None:
@@ -36,3 +36,14 @@ def test_a_method_is_shown_with_what_is_published_for_each_benchmark() -> None:
     assert any("RepDistiller" in line and "r34_r18/kd.yaml" in line for line in lines)
     with pytest.raises(ConfigError, match="unknown method 'kdd'; did you mean 'kd'"):
         describe_method("kdd")
+
+
+def test_a_network_is_described_with_the_taps_that_have_to_be_named() -> None:
+    for name, further in (("wrn_16_2", True), ("resnet8", False)):
+        console = Console(width=160)
+        with console.capture() as shown:
+            console.print(describe(name, None, None))
+        rows = [line for line in shown.get().splitlines() if "residual sum" in line]
+        assert len(rows) == (3 if further else 0)
+        assert all(f"stage{n}_sum" in row for n, row in enumerate(rows, start=1))
+        assert ("note" in shown.get()) == further

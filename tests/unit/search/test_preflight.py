@@ -43,6 +43,20 @@ def test_every_method_can_be_planned_for_a_teacher_of_another_width_and_depth(
     assert len(prepared.space.first_points()) == len(CATALOGUE)
 
 
+def test_several_pairs_and_taps_that_have_to_be_named_are_tried(tmp_path: Path) -> None:
+    pairs = "stage1_sum:stage1_sum, stage3_sum:stage3"
+    task = {
+        "student": "wrn_16_1",
+        "teacher": {"backbone": "wrn_16_1", "training": {"epochs": 2}},
+        "objective": [["none", "at", "ab"]],
+    }
+    prepared = planned(tmp_path, **task, narrow={"at.layers": [pairs], "ab.layers": [pairs]})
+    tried = [point for point in prepared.space.points_to_check() if "at.layers" in point]
+    assert {point["at.layers"] for point in tried} == {pairs}
+    with pytest.raises(ExperimentError, match=r"narrow\.at\.layers: .* list each pair once"):
+        planned(tmp_path, **task, narrow={"at.layers": [f"{pairs}, stage3_sum:stage3"]})
+
+
 def test_networks_and_weights_that_a_library_does_not_have_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"student: .* did you mean 'torchvision/resnet50'\?"):
         planned(tmp_path, student="torchvision/resnet5O")

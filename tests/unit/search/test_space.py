@@ -232,7 +232,7 @@ def test_the_control_is_not_sampled_again_unless_its_settings_can_differ(
 def test_narrowing_holds_for_sampled_and_published_values(setting: NetworkPair) -> None:
     narrow = {
         "kd.temperature": [5, 8],
-        "at.layers": ["stage3:stage2", "stem:stem"],
+        "at.layers": ["stage3:stage2", "stem:stem, stage1:stage1"],
         "at.power": [4],
     }
     experiment = experiment_of(objective=[["none", "kd", "at"]], narrow=narrow)
@@ -241,7 +241,7 @@ def test_narrowing_holds_for_sampled_and_published_values(setting: NetworkPair) 
     at = [point for point in found if point["objective.1"] == "at"]
     assert all(5 <= point["kd.temperature"] <= 8 for point in kd)
     assert kd[0]["kd.temperature"] == 5
-    assert {point["at.layers"] for point in at} == {"stage3:stage2", "stem:stem"}
+    assert {point["at.layers"] for point in at} == {"stage3:stage2", "stem:stem, stage1:stage1"}
     assert {point["at.power"] for point in at} == {4}
 
 
@@ -266,6 +266,11 @@ def test_one_value_fixes_a_setting_also_one_that_is_not_searched(setting: Networ
         ({"at.layers": ["stage9:stage1"]}, "the student resnet8 has no tap 'stage9'"),
         ({"at.layers": ["stage1:stage9"]}, "the teacher resnet20 has no tap 'stage9'"),
         ({"at.layers": ["stage1"]}, "student tap:teacher tap"),
+        ({"at.layers": ["stage1:stage1, stage2:stage9"]}, "no tap 'stage9'"),
+        ({"at.layers": ["stage1:stage1, stage1:stage1"]}, "list each pair once"),
+        ({"at.layers": ["stage1:stage1_sum"]}, "the teacher resnet20 has no tap 'stage1_sum'"),
+        ({"fsp.layers": ["stage1:stage1"]}, "'fsp.layers' is not a setting"),
+        ({"reviewkd.layers": ["stage1:stage1"]}, "'reviewkd.layers' is not a setting"),
         ({"at.power": []}, "one or more"),
         ({"at.power": ["two"]}, "'two' is not legal"),
     ],
@@ -273,7 +278,8 @@ def test_one_value_fixes_a_setting_also_one_that_is_not_searched(setting: Networ
 def test_a_wrong_narrowing_is_told_with_its_key(
     setting: NetworkPair, narrow: dict[str, Any], words: str
 ) -> None:
-    experiment = experiment_of(objective=[["none", "kd", "at"]], narrow=narrow)
+    objective = [["none", "kd", "at", "fsp", "reviewkd"]]
+    experiment = experiment_of(objective=objective, narrow=narrow)
     with pytest.raises(ExperimentError) as caught:
         derive_space(experiment, {"resnet8": setting}, "task.yaml")
     (problem,) = caught.value.problems
