@@ -63,7 +63,8 @@ class ChoiceField:
         return value in self.options
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self.options))
+        fixed = " (fixed)" if len(self.options) == 1 else ""
+        return ", ".join(map(str, self.options)) + fixed
 
 
 SearchedField = NumberField | ChoiceField
