@@ -1,6 +1,7 @@
 """What a user sees while a search runs: a live display in a terminal, plain lines elsewhere."""
 
 import time
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +31,7 @@ class LiveDisplay:
         self._started = time.monotonic()
         self._search: LiveRecord | None = None
         self._ended_before, self._share_before = 0, 0.0
+        self._retraining: _Runs | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -73,6 +75,16 @@ class LiveDisplay:
         self._ended_before = search.ended
         self._share_before = self._share_done(search)
 
+    def retraining_started(self, name: str, runs: int) -> None:
+        """Starts the clock of so many runs, which are all that is shown from here on."""
+        self._retraining = _Runs(name, runs)
+
+    def run_ended(self, text: str) -> None:
+        """Says how a run ended, and how far they are."""
+        assert self._retraining is not None
+        self._retraining.ended += 1
+        self.say(f"{text} | {self._retraining}")
+
     def trial_ended(self, trial: TrialRecord, search: LiveRecord) -> None:
         """Says how a trial ended."""
         if self._live is None:
@@ -101,6 +113,10 @@ class LiveDisplay:
 
     def _render(self) -> RenderableType:
         """Called by a thread of its own."""
+        if (runs := self._retraining) is not None:
+            whole = Table.grid()  # a bar alone ends without a new line
+            whole.add_row(ProgressBar(total=runs.planned, completed=runs.ended, width=60))
+            return Group(Text(f"{runs.name}: {runs}"), whole)
         search = self._search
         if search is None:
             return Text("starting ...")
@@ -115,6 +131,31 @@ class LiveDisplay:
                 points(search.gain(trial)),
                 search.head.words(trial),
             )
-        whole = Table.grid()  # a bar alone ends without a new line
+        whole = Table.grid()
         whole.add_row(ProgressBar(total=1.0, completed=self._share_done(search), width=60))
         return Group(Text(f"{search.head.name}: {self._summary(search)}"), whole, table)
+
+
+@dataclass
+class _Runs:
+    """How far a retraining is.
+
+    Args:
+        name: of its record.
+        planned: number of runs.
+        ended: number of those that have ended.
+        started: when, on the monotonic clock.
+    """
+
+    name: str
+    planned: int
+    ended: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def __str__(self) -> str:
+        words = f"{self.ended} of {self.planned} runs"
+        left = self.planned - self.ended
+        if not self.ended or not left:
+            return words
+        seconds = (time.monotonic() - self.started) * left / self.ended
+        return f"{words}, about {duration(seconds)} left"

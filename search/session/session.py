@@ -29,12 +29,13 @@ from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage, local_home, search_storage
 from search.record.wording import as_typed, percent
 from search.report.reporter import Reporter
-from search.session.confirmation import Confirmation
 from search.session.interruption import StopRequest, sigterm_as_ctrl_c, stopping_cleanly
 from search.session.live_display import LiveDisplay
 from search.session.preflight import Plan
 from search.session.preparation import measure_students, train_teacher
 from search.session.recorder import Recorder
+from search.session.retraining.contenders import confirmation
+from search.session.retraining.retraining import Asked, Retraining
 from search.session.sampler import OptunaSampler
 from search.session.trial import run_trial
 from search.stopping.rungs import Rungs
@@ -91,8 +92,16 @@ class Session:
         self._reporter = Reporter(report, lambda: self._tracker.log_report(report))
         self._parallel, self._owner = parallel, owner
 
-    def run(self, confirm_only: Confirm | None = None) -> SearchRecord:
-        """Runs the trials, and what the experiment wants confirmed; or only a confirmation.
+    def run(
+        self,
+        retrain_only: Asked | None = None,
+        ended: Callable[[SearchRecord], None] = lambda record: None,
+    ) -> SearchRecord:
+        """Runs the trials, and what the experiment wants confirmed; or only trains again.
+
+        Args:
+            retrain_only: what is trained again; none: a search.
+            ended: called after each such run.
 
         Raises:
             SearchFailedError: the teacher failed, or a student could not be measured.
@@ -117,20 +126,20 @@ class Session:
         try:
             self._prepare_teacher()
             self._measure_students()
-            if confirm_only is None:
+            if retrain_only is not None:
+                self._retrain(retrain_only, ended)
+            else:
                 self._run_trials()
-            asked = confirm_only
-            if asked is None and self._search.head.state == "finished":
-                asked = experiment.confirm
-            if asked is not None:
-                self._confirm(asked)
+                if self._search.head.state == "finished" and experiment.confirm is not None:
+                    self._confirm(experiment.confirm)
         except LostSearchError:
             self._tracker.abandon()
             raise
         except KeyboardInterrupt:
             self._search.interrupt()
-            if confirm_only is not None:
-                self._search.update(state=self._state_of_trials)
+            if retrain_only is not None:
+                if retrain_only.by == "confirm":
+                    self._search.update(state=self._state_of_trials)
                 raise
         except BaseException:
             self._search.interrupt()
@@ -302,25 +311,40 @@ class Session:
         self._search.update(state=self._state_of_trials)
 
     def _confirm(self, asked: Confirm) -> None:
+        chosen = confirmation(self._search.record, asked)
+        if chosen.students:
+            self._retrain(chosen)
+        else:
+            self._progress.say("no trial with a method has finished, so none is confirmed")
+
+    def _retrain(
+        self, asked: Asked, ended: Callable[[SearchRecord], None] = lambda record: None
+    ) -> None:
+        """Trains students again. A search is then in the state that its trials have left it in."""
         self._search.update(state="running")
-        confirmation = Confirmation(
+        retraining = Retraining(
             self._search,
             self._record_log,
             self._storage,
             self._tracker,
             self._progress,
             self._parallel,
+            ended,
         )
-        self._progress.search_started(self._search)
         try:
             with sigterm_as_ctrl_c():  # by which a cluster stops a job
-                confirmation.run(asked)
+                retraining.run(asked)
+            if asked.by == "reproduce":
+                self._search.update(state="finished")
         except KeyboardInterrupt:
-            name = self._search.head.name
-            self._progress.say(f"stopped; kdsearch confirm {name} continues, and repeats nothing")
+            if asked.by == "confirm":
+                name = self._search.head.name
+                again = f"kdsearch confirm {name} continues, and repeats nothing"
+                self._progress.say(f"stopped; {again}")
             raise
         finally:
-            self._search.update(state=self._state_of_trials)
+            if asked.by == "confirm":
+                self._search.update(state=self._state_of_trials)
 
     @property
     def _state_of_trials(self) -> Literal["finished", "interrupted"]:
