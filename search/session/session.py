@@ -31,7 +31,7 @@ from search.record.wording import as_typed, percent
 from search.report.reporter import Reporter
 from search.session.interruption import StopRequest, sigterm_as_ctrl_c, stopping_cleanly
 from search.session.live_display import LiveDisplay
-from search.session.preflight import Plan
+from search.session.preflight import Plan, Prepared
 from search.session.preparation import measure_students, train_teacher
 from search.session.recorder import Recorder
 from search.session.retraining.contenders import confirmation
@@ -51,7 +51,7 @@ class Session:
     """One search on a connected Ray.
 
     Args:
-        prepared: what is searched.
+        prepared: what is searched, or trained again.
         storage: where the search is kept.
         record: of the search, as an earlier session left it.
         owner: this process as the search's.
@@ -62,7 +62,7 @@ class Session:
 
     def __init__(
         self,
-        prepared: Plan,
+        prepared: Prepared,
         storage: Storage,
         record: SearchRecord,
         owner: Owner,
@@ -226,6 +226,7 @@ class Session:
         self._search.update(student_costs=costs, executions=known or executions)
 
     def _run_trials(self) -> None:
+        assert isinstance(self._plan, Plan)
         experiment = self._plan.experiment
         resources, search = experiment.resources, experiment.search
         epochs, on_top = experiment.training.epochs, partial(epochs_on_top, experiment)
