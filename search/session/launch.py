@@ -215,7 +215,7 @@ def _run(
         progress.say(f"search {record.name}; what Ray and MLflow say goes to {as_typed(log)}")
         for caution in cautions(record.experiment):
             progress.say(f"caution: {caution}")
-        with on_ray(address, log, record, progress):
+        with on_ray(address, log, record.experiment, record.tracking_uri, progress):
             parallel = places_for_trials(prepared.experiment, storage)
             session = Session(prepared, storage, record, owner, progress, log, parallel)
             return session.run(retrain_only)
@@ -223,25 +223,30 @@ def _run(
 
 @contextmanager
 def on_ray(
-    address: str | None, log: Path, record: SearchRecord, progress: LiveDisplay
+    address: str | None,
+    log: Path,
+    experiment: Experiment,
+    tracking_uri: str | None,
+    progress: LiveDisplay,
 ) -> Iterator[None]:
     """Connects to Ray until the end of the block, and says what to expect.
 
     Args:
         address: of a cluster; none: Ray is started on this machine.
         log: where Ray's output goes.
-        record: of what is run.
+        experiment: that is run.
+        tracking_uri: of MLflow; none: a SQLite file.
         progress: where it is said.
 
     Raises:
         ClusterError: Ray cannot be reached.
     """
-    for caution in tracking_caution(record.tracking_uri):
+    for caution in tracking_caution(tracking_uri):
         progress.say(f"caution: {caution}")
     connect(address, log)
     try:
         place = "this machine" if address is None else "the cluster"
-        for caution in idle_gpus_caution(record.experiment, gpus(), place):
+        for caution in idle_gpus_caution(experiment, gpus(), place):
             progress.say(f"caution: {caution}")
         yield
     finally:

@@ -181,11 +181,15 @@ class Session:
         folder = f"teachers/{self._plan.teacher_path.name}"
         card = self._storage.read(f"{folder}/teacher.json")
         metrics = ClassifierCard.model_validate_json(card).metrics
-        self._progress.say(
-            f"teacher {config.backbone}: held-out {percent(metrics['heldout_accuracy'])} %"
-        )
+        accuracy = percent(metrics["heldout_accuracy"])
+        self._progress.say(f"teacher {config.backbone}: {self._split} {accuracy} %")
         self._search.update(teacher=folder, teacher_metrics=metrics)
         self._tracker.log_teacher(config.backbone, reports, metrics)
+
+    @property
+    def _split(self) -> str:
+        """Where the accuracies after each epoch come from."""
+        return "test split" if self._search.head.reproduces else "held-out"
 
     def _run_teacher_task(self) -> list[EpochReport]:
         """Trains the teacher where the cluster has room, with all cores of a machine."""
@@ -201,7 +205,7 @@ class Session:
             stream: Any = task.remote(experiment.model_dump_json(), self._storage.uri, cores)
             for reference in stream:
                 report: EpochReport = ray.get(reference)
-                self._progress.teacher_epoch(report)
+                self._progress.teacher_epoch(report, self._split)
                 reports.append(report)
         except RayTaskError as error:
             raise SearchFailedError(f"the teacher failed: {error.cause}") from None
