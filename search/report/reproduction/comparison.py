@@ -1,4 +1,4 @@
-"""What a reproduction gave beside what was published, and whether they differ by more than noise."""
+"""What a reproduction gave beside what was published, and whether that differs beyond noise."""
 
 import math
 import statistics
@@ -31,9 +31,7 @@ class Accuracy:
         if not accuracies:
             return None
         several = len(accuracies) > 1
-        return cls(
-            statistics.fmean(accuracies), statistics.stdev(accuracies) if several else None
-        )
+        return cls(statistics.fmean(accuracies), statistics.stdev(accuracies) if several else None)
 
 
 @dataclass(frozen=True)
