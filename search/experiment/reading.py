@@ -1,7 +1,6 @@
 """Reading an experiment file: overrides, and all mistakes at once, in words."""
 
 import re
-import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -59,13 +58,8 @@ def read_content(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _with_base(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's keys, over those of its base.
-
-    Args:
-        path: the file.
-        below: the files whose base it is, the first one first.
-    """
-    content = _keys_of(path, below)
+    """A file's keys, over those of its base; the arguments are those of `keys_of`."""
+    content = keys_of(path, below)
     if BASE not in content:
         return content
     base = content.pop(BASE)
@@ -82,7 +76,16 @@ def _with_base(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     return _merged(keys, content)
 
 
-def _keys_of(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+def keys_of(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What stands in a file itself.
+
+    Args:
+        path: a YAML file.
+        below: the files whose base it is, the first one first.
+
+    Raises:
+        ExperimentError: it cannot be read, or holds no keys.
+    """
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -233,16 +236,15 @@ def _known_keys(schema: type[BaseModel], place: Sequence[object]) -> list[str]:
     """The keys of a schema at a path."""
     model: Any = schema
     for part in place:
+        if isinstance(part, int):  # an item of a list, whose schema is at hand
+            continue
         annotation = model.model_fields[part].annotation
-        choices = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
         model = next(
             choice
-            for choice in choices
+            for choice in typing.get_args(annotation) or (annotation,)
             if isinstance(choice, type) and issubclass(choice, BaseModel)
         )
-    named = (NAMED,) if issubclass(model, BaseRecipe) else () if place else (BASE,)
-    return [*named, *model.model_fields]
-
-
-def _is_union(annotation: object) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    keys = list(model.model_fields)
+    if issubclass(model, BaseRecipe):
+        return [NAMED, *keys]
+    return [BASE, *keys] if not place and "name" in keys else keys  # what has a name may have it
