@@ -42,8 +42,8 @@ class Line:
         pair: its name.
         row: its name; `none` is the control, `teacher` the teacher.
         objective: the methods with their settings; of the teacher, its network.
-        last: test accuracy of the last epoch; of the teacher not known.
-        best: of the epoch that is best on the test split.
+        last: test accuracy of the last epoch.
+        best: of the epoch that is best on the test split; of the teacher not known.
         runs: those that did not fail, by seed; none for the teacher.
         figure: what was published; none if nothing was.
         difference: ours, of the same kind of epoch (the last where that is not known), minus the
@@ -137,14 +137,14 @@ def block(record: SearchRecord, figures: PairFigures | None, changes: Iterable[s
 
 
 def _teacher_line(record: SearchRecord, figure: Figure | None, changes: tuple[str, ...]) -> Line:
-    """The teacher has one run, and is known after its best epoch only."""
+    """The teacher has one run, and the weights of its last epoch teach."""
     accuracy = record.teacher_metrics.get("heldout_accuracy")
     return Line(
         pair=record.reproduces,
         row=TEACHER,
         objective=record.experiment.teacher.backbone,
-        last=None,
-        best=None if accuracy is None else Accuracy(accuracy),
+        last=None if accuracy is None else Accuracy(accuracy),
+        best=None,
         figure=figure,
         difference=None if figure is None or accuracy is None else accuracy - figure.accuracy,
         verdict=_verdict(figure, accuracy, None, changes),

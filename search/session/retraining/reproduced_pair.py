@@ -148,8 +148,9 @@ class ReproducedPair:
                 raise _taken(f"{self.search!r} has a row {row.label!r}, which its file has not")
             then = _settings(record.experiment, row.point)
             now = _settings(experiment, self.point(row.label, experiment.published or benchmark))
-            for difference in _differences(then, now, "but was begun with"):
-                raise _taken(f"{self.search!r}, row {row.label!r}: {difference}")
+            for key, old, new in _differences(then, now):
+                what = f"{self.search!r} was begun with {key} {old}, and now it is {new}"
+                raise _taken(what)
         return record
 
 
@@ -165,24 +166,25 @@ def _settings(experiment: Experiment, point: Point) -> dict[str, Any]:
     return {**config, **objective, "resources": experiment.resources.model_dump()}
 
 
-def changes(written: Pair, asked: Pair) -> Iterable[str]:
-    """How a pair differs from its file, in words; where it finds its images says nothing."""
+def changes(written: Pair, asked: Pair) -> list[str]:
+    """How a pair differs from its file, in words, like `training.epochs 2 instead of 240`; where it
+    finds its images says nothing."""
 
     def content(pair: Pair) -> dict[str, Any]:
         kept = {"data", "teacher", "student", "training", "rows", "published"}
         found = pair.model_dump(mode="json", include=kept)
         return {**found, "data": {**found["data"], "root": None, "download": None}}
 
-    return _differences(content(written), content(asked), "instead of")
+    found = _differences(content(written), content(asked))
+    return [f"{key} {new} instead of {old}" for key, old, new in found]
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any], words: str) -> Iterable[str]:
-    """Keys that differ, like `training.epochs 2 instead of 240`."""
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """The keys that differ, with both values in words."""
     before, after = _flat(then), _flat(now)
     for key in sorted(before.keys() | after.keys()):
-        one, other = before.get(key), after.get(key)
-        if one != other:
-            yield f"{key} {_value(other)} {words} {_value(one)}"
+        if before.get(key) != after.get(key):
+            yield key, _in_words(before.get(key)), _in_words(after.get(key))
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -195,5 +197,5 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _value(value: object) -> str:
+def _in_words(value: object) -> str:
     return "none" if value is None else str(value)
