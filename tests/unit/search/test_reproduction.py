@@ -299,12 +299,12 @@ def test_mistakes_are_refused_with_one_message(files: Path) -> None:
     refused("invalid search name 'a/b'", name="a/b")
     refused("training.epochs: is 0, but", epochs=0)
     again = "give the same settings to go on, or another --name to begin anew"
-    refused(rf"row 'none': training\.epochs 3 but was begun with 2; {again}", epochs=3)
-    refused(rf"'small', row 'none': seed 4294967295 but was begun with 0; {again}")
-    rows = {"rows": {"at": {}}}
-    pair.write_text(
-        yaml.safe_dump(CONTENT | {"seed": 0, "rows": rows["rows"] | {"at": {"at": {}}}})
-    )
+    begun = "'small' was begun with"
+    refused(rf"{begun} training\.epochs 2, and now it is 3; {again}", epochs=3)
+    refused(rf"{begun} resources\.cpus 1, and now it is 2; {again}", overrides=["resources.cpus=2"])
+    temperature = ["rows.kd.kd.temperature=2"]
+    refused(rf"{begun} kd\.temperature 3\.0, and now it is 2\.0", overrides=temperature)
+    pair.write_text(yaml.safe_dump(CONTENT | {"seed": 0, "rows": {"at": {"at": {}}}}))
     refused("has a row 'kd', which its file has not")
     search = record_of({"none": ()}).model_copy(update={"reproduces": "", "name": "taken-small"})
     write_record(storage, search)
