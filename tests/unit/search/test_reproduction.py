@@ -306,6 +306,6 @@ def test_mistakes_are_refused_with_one_message(files: Path) -> None:
     refused(rf"{begun} kd\.temperature 3\.0, and now it is 2\.0", overrides=temperature)
     pair.write_text(yaml.safe_dump(CONTENT | {"seed": 0, "rows": {"at": {"at": {}}}}))
     refused("has a row 'kd', which its file has not")
-    search = record_of({"none": ()}).model_copy(update={"reproduces": "", "name": "taken-small"})
+    search = record_of(RUNS).model_copy(update={"reproduces": "", "name": "taken-small"})
     write_record(storage, search)
     refused("'taken-small' is a search", name="taken")
