@@ -111,7 +111,7 @@ class LiveDisplay:
 
     def _render(self) -> RenderableType:
         """Called by a thread of its own."""
-        if (runs := self._retraining) is not None:
+        if (runs := self._retraining) is not None and runs.ended < runs.planned:
             whole = Table.grid()  # a bar alone ends without a new line
             whole.add_row(ProgressBar(total=runs.planned, completed=runs.ended, width=60))
             return Group(Text(f"{runs.name}: {runs}"), whole)
