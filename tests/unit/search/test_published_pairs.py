@@ -52,7 +52,7 @@ def test_each_pair_compares_every_method_with_the_recipe_of_its_benchmark() -> N
             recipe = pair.training
             epochs = (240, (150, 180, 210)) if pair in pairs(*CIFAR) else (100, (30, 60, 90))
             assert (recipe.epochs, recipe.milestones) == epochs
-            assert pair.trial("ab", "cifar", 0).epochs_on_top == recipe.epochs / 8
+            assert pair.trial("ab", "cifar", 0).epochs_on_top == recipe.epochs // 8
             narrow = pair.student.startswith(("mobilenetv2", "shufflenet"))
             rate = 0.1 if pair in pairs("imagenet") else 0.01 if narrow else 0.05
             assert recipe.learning_rate == rate
