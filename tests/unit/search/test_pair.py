@@ -29,7 +29,7 @@ VALID: dict[str, Any] = {
 
 def write(folder: Path, content: dict[str, Any], name: str = "pair.yaml") -> Path:
     path = folder / name
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
