@@ -14,7 +14,7 @@ from search.cluster.connection import places_for_trials
 from search.cluster.console_log import output_to
 from search.errors import ExperimentError, Problem
 from search.experiment.figures import Figures, read_figures
-from search.experiment.pair import read_pairs
+from search.experiment.pair import Pair, read_pairs
 from search.experiment.reading import check_name
 from search.experiment.schema import CONTROL
 from search.record.files import interrupted
@@ -97,6 +97,12 @@ def reproduce(
     published = _published(paths)
     known = [row for pair in as_asked if pair.name in chosen for row in (CONTROL, *pair.rows)]
     rows = _chosen(known, methods, "--methods", "row")
+
+    def asked(pair: Pair) -> tuple[str, ...]:
+        if pair.name not in chosen or not rows & {CONTROL, *pair.rows}:
+            return ()
+        return (CONTROL, *(row for row in pair.rows if row in rows))
+
     parts = [
         ReproducedPair(
             pair=pair,
@@ -105,9 +111,7 @@ def reproduce(
                 (each.of(pair.name) for each in published if pair.name in each.pairs), None
             ),
             reproduction=name,
-            rows=tuple(row for row in (CONTROL, *pair.rows) if row in (CONTROL, *rows))
-            if pair.name in chosen and (CONTROL in rows or rows & pair.rows.keys())
-            else (),
+            rows=asked(pair),
             seeds=tuple((pair.seed + number) % 2**32 for number in range(seeds or pair.seeds)),
         )
         for written, pair in zip(as_written, as_asked, strict=True)

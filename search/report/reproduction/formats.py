@@ -96,8 +96,8 @@ def _parts(accuracy: Accuracy | None) -> tuple[float | None, float | None]:
 
 
 def write_files(name: str, blocks: Sequence[Block], folder: Path, *, picture: bool) -> None:
-    """Writes the tables, and on request the picture, which takes seconds. What cannot be written or
-    drawn is said, and ends nothing.
+    """Writes the tables, and on request the picture, which takes seconds; nothing before there is a
+    pair to show. What cannot be written or drawn is said, and ends nothing.
 
     Args:
         name: of the reproduction.
@@ -105,6 +105,8 @@ def write_files(name: str, blocks: Sequence[Block], folder: Path, *, picture: bo
         folder: created if missing.
         picture: whether to draw it too.
     """
+    if not blocks:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / TABLE, as_markdown(name, blocks).encode())
