@@ -76,7 +76,7 @@ def written(folder: Path) -> dict[str, int]:
 
 def test_a_reproduction_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     (tmp_path / "pairs").mkdir()
-    (tmp_path / "pairs/small.yaml").write_text(yaml.safe_dump(PAIR))
+    (tmp_path / "pairs/small.yaml").write_text(yaml.safe_dump(PAIR, sort_keys=False))
     (tmp_path / "pairs/figures.yaml").write_text(yaml.safe_dump(FIGURES))
     (tmp_path / "start.py").write_text(START)
 

@@ -249,12 +249,13 @@ def test_what_differs_from_the_file_is_named() -> None:
         CONTENT
         | {
             "data": CONTENT["data"] | {"train_images": 500},
-            "training": {"epochs": 3},
+            "training": {"recipe": "cifar_240", "epochs": 3},
         }
     )
-    assert changes(Pair.model_validate(CONTENT), asked) == [
-        "data.train_images 500 instead of none",
-        "training.epochs 3 instead of 2",
+    written = Pair.model_validate(CONTENT | {"training": {"recipe": "cifar_240"}})
+    assert changes(written, asked) == [
+        "data.train_images 500 instead of null",
+        "training.epochs 3 instead of 240",
     ]
 
 
