@@ -60,7 +60,9 @@ def reproduce(
     )
     for block in done.blocks:
         console().print(block_table(block))
-    print(f"{PROTOCOL}\n{NOISE}\nin all {cost(done.blocks)}")
+    print(f"{PROTOCOL}\n{NOISE}")
+    if len(done.blocks) > 1:
+        print(f"in all {cost(done.blocks)}")
     files = [name for name in (TABLE, VALUES, PICTURE) if (done.folder / name).exists()]
     print(f"written to {as_typed(done.folder)}: {', '.join(files)}")
     if done.failed:

@@ -46,7 +46,7 @@ def differences(blocks: Sequence[Block]) -> Figure | None:
         note = " (other protocol or data)" if block.changes else ""
         axes.text(
             *(0.0, position),
-            f"{block.pair}{note}",
+            f" {block.pair}{note}",
             transform=axes.get_yaxis_transform(),
             fontweight="bold",
             va="center",

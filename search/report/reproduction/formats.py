@@ -9,7 +9,7 @@ from typing import Any
 
 from search.report.files import write_whole
 from search.report.reproduction.comparison import Accuracy, Block, Line
-from search.report.reproduction.table import COLUMNS, NOISE, PROTOCOL, cells, cost, notes
+from search.report.reproduction.table import COLUMNS, NOISE, PROTOCOL, cost, notes, rows
 
 TABLE, VALUES, PICTURE = "reproduction.md", "reproduction.parquet", "differences.png"
 """The names of the files."""
@@ -35,12 +35,13 @@ def as_markdown(name: str, blocks: Sequence[Block]) -> str:
     """The tables in Markdown; accuracies in percent, differences in percentage points."""
     parts = [f"# Reproduction {name}", PROTOCOL]
     for block in blocks:
-        lines = [COLUMNS, ("---",) * len(COLUMNS), *map(cells, block.lines)]
+        lines = [COLUMNS, ("---",) * len(COLUMNS), *rows(block)]
         table = "\n".join(
             f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
         )
         parts += [f"## {block.title}", table, *notes(block)]
-    return "\n\n".join([*parts, NOISE, f"In all: {cost(blocks)}."]) + "\n"
+    whole = [f"In all: {cost(blocks)}."] if len(blocks) > 1 else []
+    return "\n\n".join([*parts, NOISE, *whole]) + "\n"
 
 
 def as_parquet(blocks: Sequence[Block]) -> bytes:
@@ -53,9 +54,9 @@ def as_parquet(blocks: Sequence[Block]) -> bytes:
         of_each = pa.type_for_alias(kind)
         listed = name.endswith("[]")
         fields.append((name.removesuffix("[]"), pa.list_(of_each) if listed else of_each))
-    rows = [_values(line) for block in blocks for line in block.lines]
+    lines = [_values(line) for block in blocks for line in block.lines]
     sink = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(rows, pa.schema(fields)), sink)
+    parquet.write_table(pa.Table.from_pylist(lines, pa.schema(fields)), sink)
     return sink.getvalue()
 
 

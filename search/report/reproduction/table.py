@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from search.experiment.schema import CONTROL
@@ -27,17 +28,30 @@ NOISE = (
 
 COLUMNS = (
     *("row", "published %", "epoch", "last %", "best %", "seeds", "difference", "noise"),
-    *("gain", "published gain", "s a run", "images/s", "source"),
+    *("gain (published)", "s a run", "images/s", "source"),
 )
 _TEXTS = ("row", "epoch", "noise", "source")
 
 
-def cells(line: Line) -> tuple[str, ...]:
-    """A line's texts, one for each of the columns."""
+def rows(block: Block) -> list[tuple[str, ...]]:
+    """The texts of a block's lines, one for each of the columns."""
+    sources = _sources(block)
+    return [_cells(line, sources) for line in block.lines]
+
+
+def _sources(block: Block) -> list[str]:
+    """Where a block's figures are from; the table has their numbers, from 1."""
+    return list(dict.fromkeys(line.figure.source for line in block.lines if line.figure))
+
+
+def _cells(line: Line, sources: Sequence[str]) -> tuple[str, ...]:
     figure = line.figure
     difference = points(line.difference)
     if line.half_width is not None:
         difference += f" ± {100 * line.half_width:.2f}"
+    gain = points(line.gain)
+    if line.published_gain is not None:
+        gain += f" ({points(line.published_gain)})"
     rate = line.images_per_second
     return (
         row_name(line),
@@ -48,11 +62,10 @@ def cells(line: Line) -> tuple[str, ...]:
         str(len(line.runs)) if line.row != TEACHER else "",
         difference,
         line.verdict,
-        points(line.gain),
-        points(line.published_gain),
+        gain,
         "" if line.seconds is None else f"{line.seconds:,.0f}",
         "" if rate is None else f"{rate:,.0f}",
-        "" if figure is None else figure.source,
+        "" if figure is None else f"[{sources.index(figure.source) + 1}]",
     )
 
 
@@ -72,7 +85,7 @@ def _accuracy(accuracy: Accuracy | None) -> str:
 
 def notes(block: Block) -> list[str]:
     """What belongs to a block's table alone."""
-    found = []
+    found = [f"[{number}] {source}" for number, source in enumerate(_sources(block), start=1)]
     if block.changes:
         found.append(
             "The published figures are of ANOTHER PROTOCOL or other data than these runs: "
@@ -97,7 +110,7 @@ def block_table(block: Block) -> Table:
         title=block.title,
         title_justify="left",
         title_style="bold",
-        caption="\n".join(notes(block)),
+        caption=escape("\n".join(notes(block))),
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -106,7 +119,7 @@ def block_table(block: Block) -> Table:
     for column in COLUMNS:
         text = column in _TEXTS
         table.add_column(column, justify="left" if text else "right", overflow="fold")
-    for line in block.lines:
-        styles = {TEACHER: "cyan", CONTROL: "bold"}
-        table.add_row(*cells(line), style=styles.get(line.row, ""))
+    styles = {TEACHER: "cyan", CONTROL: "bold"}
+    for line, texts in zip(block.lines, rows(block), strict=True):
+        table.add_row(*map(escape, texts), style=styles.get(line.row, ""))
     return table

@@ -214,7 +214,8 @@ class Retraining:
         words = head.words(contender)
         said = f"again with seed {seed}: {_outcome(head, run)}, {words}"
         if head.reproduces:
-            said = f"{head.reproduces}: {contender.label} with seed {seed}: {_outcome(head, run)}"
+            row = "student alone" if contender.role == "control" else contender.label
+            said = f"{head.reproduces}: {row}, seed {seed}: {_outcome(head, run)}"
         self._progress.run_ended(said)
         self._tracker.log_confirmation(
             f"{contender.label}-seed{seed}",

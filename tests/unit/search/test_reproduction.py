@@ -18,7 +18,7 @@ from search.record.storage import Storage
 from search.report.plots.differences import differences, differences_png
 from search.report.reproduction.comparison import Block, Line, block, interval
 from search.report.reproduction.formats import as_markdown, as_parquet, write_files
-from search.report.reproduction.table import COLUMNS, block_table, cells
+from search.report.reproduction.table import COLUMNS, block_table, rows
 from search.session.launch import fresh_record
 from search.session.reproduction import reproduce
 from search.session.retraining.reproduced_pair import ReproducedPair, changes
@@ -133,8 +133,8 @@ def test_noise_is_that_of_ours_and_of_the_published_runs() -> None:
 
 
 def test_each_figure_is_compared_with_ours_of_its_kind_of_epoch(compared: Block) -> None:
-    rows = ["teacher", "none", "kd", "kd", "at", "crd"]
-    assert [each.row for each in compared.lines] == rows
+    lines = ["teacher", "none", "kd", "kd", "at", "crd"]
+    assert [each.row for each in compared.lines] == lines
     last, best = line(compared, "kd"), line(compared, "kd", 1)
     assert last.difference == pytest.approx(0)
     assert best.difference == pytest.approx(0.925 - 0.95)
@@ -172,7 +172,10 @@ def test_the_tables_have_all_that_is_known(compared: Block) -> None:
         "## small: resnet14 teaches resnet8 on digits, 2 epochs",
         "| teacher resnet14 | 96.00 | last | 95.00 |",
         "| student alone | 90.00 | last | 88.00 ± 1.41 | 89.00 ± 1.41 | 2 |",
-        "| at | 92.00 ± 0.50 | last | 90.00 | 90.00 | 1 | -2.00 | unknown | +2.00 | +2.00 |",
+        "| at | 92.00 ± 0.50 | last | 90.00 | 90.00 | 1 | -2.00 | unknown | +2.00 (+2.00) |",
+        "| 10 | 200 | [2] |",
+        "[1] a paper\n",
+        "[2] its code\n",
         "at with seed 1 failed: not finite",
         "cost 1.2 core-minutes",
     ):
@@ -180,15 +183,15 @@ def test_the_tables_have_all_that_is_known(compared: Block) -> None:
     assert "ANOTHER PROTOCOL" not in text
     changed = as_markdown("mine", [block(record_of(RUNS), FIGURES, ["data.name digits"])])
     assert "ANOTHER PROTOCOL or other data than these runs: data.name digits" in changed
-    assert all(len(cells(each)) == len(COLUMNS) for each in compared.lines)
+    assert all(len(texts) == len(COLUMNS) for texts in rows(compared))
     assert block_table(compared).row_count == len(compared.lines)
 
 
 def test_parquet_has_all_lines_with_the_values_of_each_run(compared: Block) -> None:
     table = parquet.read_table(io.BytesIO(as_parquet([compared])))
-    rows = table.to_pylist()
-    assert [row["row"] for row in rows] == [each.row for each in compared.lines]
-    (kd, _) = (row for row in rows if row["row"] == "kd")
+    lines = table.to_pylist()
+    assert [each["row"] for each in lines] == [each.row for each in compared.lines]
+    (kd, _) = (each for each in lines if each["row"] == "kd")
     assert kd["seeds"] == [0, 1]
     assert kd["last_accuracies"] == [0.90, 0.92]
     assert kd["best_accuracies"] == [0.92, 0.93]
