@@ -1,0 +1,308 @@
+"""Our training beside the benchmark's: `tests/twins/cifar_protocol.py`, step by step in float64.
+
+Both start from the same weights and see the same batches, views and contrast indices. Two trainings
+in float64 drift apart from rounding alone, so the protocol takes our state at the start of each
+epoch; within it, and so from one epoch to the next, everything is compared after every step.
+
+What differs from the published code, as read there and here:
+
+- An incomplete last batch is dropped: an epoch of CIFAR-100 has 781 steps, theirs 782.
+- Pixels are normalised by mean and deviation of the training images, not by constants.
+- crd draws negatives with replacement, at most as many as there are images outside the largest
+  class, and without numpy; theirs without. Its bank starts with rows of length 1, theirs with
+  uniform numbers. Theirs adds 1e-7 to denominators, which is 0.005 of a loss of CIFAR-100.
+- ofd leaves the teacher in evaluation mode unless `teacher_bn` is `batch`; mdistiller's is in
+  training mode. The comparison has `batch`. Its running statistics then stay as they are, theirs
+  move. Connectors begin with PyTorch's initial weights, theirs with He's.
+- dkd's weight of non-targets is that of the pair only if it is set: 2 for resnet56 and resnet20.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from kdcore import Classifier, DataConfig, EpochReport, TrialConfig, distill
+from kdcore.contract.method import Method
+from kdcore.data.idx import read_idx
+from kdcore.data.image_data import ImageData
+from kdcore.data.split import TableSplit
+from kdcore.methods import CATALOGUE
+from kdcore.training.loop import train
+from kdcore.training.run import Meters, Term
+from tests.cases import Case
+from tests.twins.cifar_protocol import (
+    AT,
+    CRD,
+    DKD,
+    KD,
+    MILESTONES,
+    OFD,
+    WARMUP,
+    Given,
+    Objective,
+    Protocol,
+    ResNet,
+    learning_rate,
+)
+from tests.unit.kdcore.published import batch as cifar_batch
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+# Rounding makes 1e-15 to 1e-12 of it.
+TOLERANCE = 1e-9
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred images of Fashion-MNIST in CIFAR-10's files."""
+    if not DEBIAN.is_dir():
+        missing = f"{DEBIAN} is missing; install Debian's package dataset-fashion-mnist"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    grey = read_idx(DEBIAN / "t10k-images-idx3-ubyte.gz")[:110]
+    labels = read_idx(DEBIAN / "t10k-labels-idx1-ubyte.gz")[:110].numpy()
+    pixels = pad(grey, (2, 2, 2, 2))[:, None].repeat(1, 3, 1, 1).numpy()
+    folder = tmp_path_factory.mktemp("cifar")
+    for number in range(6):
+        part = slice(20 * number, 20 * number + 20)
+        name = f"data_batch_{number + 1}" if number < 5 else "test_batch"
+        (folder / name).write_bytes(cifar_batch(pixels[part], labels[part], "labels", 2))
+    return folder
+
+
+@dataclass(frozen=True)
+class Watched(TableSplit):
+    """A split that remembers the orders in which it was shuffled."""
+
+    orders: list[Tensor]
+
+    def shuffled(self) -> Tensor:
+        self.orders.append(super().shuffled())
+        return self.orders[-1]
+
+
+@dataclass
+class Ours:
+    """What our training does in an epoch, seen from outside.
+
+    Args:
+        start: the state before.
+        states: after each step.
+        losses: of each step: weighted cross-entropy, and the weighted term.
+        orders: in which the images were shuffled.
+        drawn: crd's negatives of each step.
+    """
+
+    start: State = field(default_factory=dict)
+    states: list[State] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    orders: list[Tensor] = field(default_factory=list)
+    drawn: list[Tensor] = field(default_factory=list)
+    student: Classifier | None = None
+    teacher: State = field(default_factory=dict)
+    method: Method | None = None
+    data: ImageData | None = None
+
+    def next_epoch(self) -> None:
+        self.start = self.states[-1]
+        for seen in (self.states, self.losses, self.orders, self.drawn):
+            seen.clear()
+
+    def state(self, optimizer: torch.optim.Optimizer | None = None) -> State:
+        """A copy of weights, statistics, banks and momenta; and of gradients, after a step."""
+        assert self.student is not None
+        assert self.method is not None
+        state = {}
+        for role, module in (("student", self.student.backbone), ("method", self.method)):
+            for name, value in module.state_dict(prefix=f"{role}.").items():
+                state[name] = value.clone()
+            for name, weight in module.named_parameters(prefix=role):
+                momentum = torch.zeros_like(weight)
+                if optimizer is not None:
+                    momentum = optimizer.state[weight]["momentum_buffer"]
+                state[f"{name}, momentum"] = momentum.clone()
+                if weight.grad is not None:
+                    state[f"{name}, gradient"] = weight.grad.clone()
+        return state
+
+
+@contextmanager
+def watched() -> Iterator[Ours]:
+    """Watches the training that `distill` begins inside."""
+    ours = Ours()
+
+    def begin(
+        student: Classifier,
+        terms: tuple[Term, ...],
+        teacher: Classifier,
+        data: ImageData,
+        *recipe: Any,
+        **others: Any,
+    ) -> Iterator[EpochReport]:
+        (term,) = terms
+        ours.student, ours.method, ours.data = student, term.method, data
+        ours.teacher = {k: v.clone() for k, v in teacher.backbone.state_dict().items()}
+        ours.start = ours.state()
+        if term.name == "crd":
+            term.method.sampler.register_forward_hook(lambda _, __, drawn: ours.drawn.append(drawn))
+        split = Watched(**vars(data.train), orders=ours.orders)
+        return train(student, terms, teacher, replace(data, train=split), *recipe, **others)
+
+    class WatchedMeters(Meters):
+        def add(self, terms: Tensor, weighted: Tensor, *others: Any) -> None:
+            ours.losses.append(weighted)
+            super().add(terms, weighted, *others)
+
+    def after_step(optimizer: torch.optim.Optimizer, _: Any, __: Any) -> None:
+        ours.states.append(ours.state(optimizer))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdcore.distillation.distill.train", begin)
+        patch.setattr("kdcore.training.run.Meters", WatchedMeters)
+        hook = None
+        try:
+            hook = register_optimizer_step_post_hook(after_step)
+            yield ours
+        finally:
+            if hook is not None:
+                hook.remove()
+
+
+def published(name: str, teacher: ResNet, images: int, warmup: float) -> Objective:
+    """The method as the protocol has it."""
+    objectives = {
+        "kd": KD,
+        "dkd": lambda: DKD(warmup),
+        "at": AT,
+        "crd": lambda: CRD(images),
+        "ofd": lambda: OFD(teacher),
+    }
+    return objectives[name]()
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """Length of the difference, as a share of the length itself."""
+    difference = (ours - theirs).double().norm()
+    return float(difference / theirs.double().norm()) if difference else 0.0
+
+
+def compare(
+    config: TrialConfig,
+    workspace: Path,
+    depths: tuple[int, int],
+    milestones: tuple[float, ...],
+    warmup: float,
+) -> None:
+    """Runs a trial, and the protocol beside it."""
+    (term,) = config.objective
+    size, worst = config.training.batch_size, 0.0
+    protocol = None
+    with watched() as ours:
+        for report in distill(config, workspace=workspace, device=torch.device("cpu")):
+            epoch, data = report.epoch, ours.data
+            if protocol is None:
+                student, teacher = (ResNet(depth, data.num_classes) for depth in depths)
+                teacher.load_state_dict(ours.teacher)
+                protocol = Protocol(
+                    student,
+                    teacher.requires_grad_(False),
+                    published(term.method, teacher, len(data.train), warmup),
+                    milestones=milestones,
+                    mean=data.mean,
+                    std=data.std,
+                )
+            protocol.take(ours.start)
+            (order,) = ours.orders
+            assert sorted(order.tolist()) == list(range(len(data.train)))
+            order = order[: len(order) // size * size]
+            total = 0.0
+            for step, views in enumerate(data.train.views(order, epoch - 1, size)):
+                with Case("epoch", epoch, "step", step):
+                    places = order[step * size :][:size]
+                    contrast = None
+                    if term.method == "crd":
+                        contrast = torch.cat([places[:, None], ours.drawn[step]], dim=1)
+                    batch = Given(views, data.train.labels[places], places, contrast)
+                    losses = torch.stack(protocol.step(batch, epoch))
+                    total += losses.sum().item()
+                    state, expected = ours.states[step], protocol.state()
+                    errors = {
+                        name: apart(state[name], value) for name, value in expected.items()
+                    } | {"losses": apart(ours.losses[step], losses)}
+                    wrong = {name: error for name, error in errors.items() if error > TOLERANCE}
+                    assert not wrong
+                    # The protocol has computed its own margins.
+                    assert state.keys() - expected.keys() <= {
+                        f"method.margins.{stage}.margin" for stage in range(3)
+                    }
+                    worst = max(worst, *errors.values())
+            assert len(ours.states) == len(ours.losses) == step + 1
+            assert report.train_loss == pytest.approx(total / (step + 1), rel=TOLERANCE)
+            assert report.learning_rate == pytest.approx(learning_rate(epoch, milestones))
+            ours.next_epoch()
+    assert epoch == config.training.epochs
+    print(term.method, worst)
+
+
+def trial(
+    name: str, params: dict[str, Any], root: Path, images: int, depths: tuple[int, int], **how: Any
+) -> TrialConfig:
+    """With the method as published for CIFAR, but for some parameters."""
+    settings = {**CATALOGUE[name].published_on("cifar").settings, **params}
+    return TrialConfig.model_validate(
+        {
+            "data": DataConfig(
+                name="cifar10", root=root, heldout_fraction=0.1, train_images=images
+            ),
+            "teacher": {
+                "backbone": f"resnet{depths[1]}",
+                "training": {"epochs": 3, "batch_size": 16, "acceleration": "off"},
+            },
+            "student": f"resnet{depths[0]}",
+            "objective": [{"method": name, "params": settings}],
+            "training": {"recipe": "cifar_240", "acceleration": "off", **how},
+        }
+    )
+
+
+def test_every_step_is_that_of_the_protocol(root: Path, workspace: Path) -> None:
+    # Eight epochs of three steps and five images that are left over. A thirtieth of 240 epochs:
+    # the learning rate falls after 5, 6 and 7.
+    epochs, size, steps, warmup = 8, 16, 3, 3
+    milestones = tuple(milestone * epochs / 240 for milestone in MILESTONES)
+    for name, params in {
+        "kd": {},
+        "dkd": {"nontarget_weight": 2.0, "warmup_share": warmup / epochs},
+        "at": {},
+        "crd": {},
+        "ofd": {"teacher_bn": "batch"},
+    }.items():
+        with Case(name):
+            config = trial(
+                name, params, root, size * steps + 5, (20, 56), epochs=epochs, batch_size=size
+            )
+            compare(config, workspace, (20, 56), milestones, warmup)
+
+
+def test_all_240_epochs_are_those_of_the_protocol(root: Path, workspace: Path) -> None:
+    config = trial("dkd", {"nontarget_weight": 2.0}, root, 5, (8, 14), batch_size=4)
+    compare(config, workspace, (8, 14), MILESTONES, WARMUP)
