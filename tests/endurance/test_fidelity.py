@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -36,7 +36,6 @@ from kdcore.data.idx import read_idx
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.data.split import TableSplit
 from kdcore.methods import CATALOGUE
-from kdcore.teacher.teacher import load_teacher, prepare_teacher, teacher_folder
 from kdcore.training.loop import train
 from kdcore.training.run import Meters, Term
 from tests.cases import Case
@@ -57,7 +56,6 @@ from tests.twins.cifar_protocol import (
 )
 from tests.unit.kdcore.published import batch as cifar_batch
 
-CPU = torch.device("cpu")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 # Rounding makes 1e-15 to 1e-12 of it.
@@ -87,21 +85,38 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred images of Fashion-MNIST in CIFAR-10's files."""
+    """A hundred images of Fashion-MNIST in CIFAR-10's files, and teachers' weights."""
     if not DEBIAN.is_dir():
         missing = f"{DEBIAN} is missing; install Debian's package dataset-fashion-mnist"
         if os.environ.get("CI") == "true":
             pytest.fail(missing)
         pytest.skip(missing)
-    grey = read_idx(DEBIAN / "t10k-images-idx3-ubyte.gz")[:110]
-    labels = read_idx(DEBIAN / "t10k-labels-idx1-ubyte.gz")[:110].numpy()
-    pixels = pad(grey, (2, 2, 2, 2))[:, None].repeat(1, 3, 1, 1).numpy()
+    grey = read_idx(DEBIAN / "t10k-images-idx3-ubyte.gz")[:120]
+    labels = read_idx(DEBIAN / "t10k-labels-idx1-ubyte.gz")[:120].numpy()
+    pixels = pad(grey, (2, 2, 2, 2))[:, None].repeat(1, 3, 1, 1)
     folder = tmp_path_factory.mktemp("cifar")
-    for number in range(6):
+    for number, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
         part = slice(20 * number, 20 * number + 20)
-        name = f"data_batch_{number + 1}" if number < 5 else "test_batch"
-        (folder / name).write_bytes(cifar_batch(pixels[part], labels[part], "labels", 2))
+        (folder / name).write_bytes(cifar_batch(pixels[part].numpy(), labels[part], "labels", 2))
+    images = pixels.float() / 255
+    for depth in (8, 56):
+        teacher = fitted(depth, (images - images.mean()) / images.std())
+        torch.save(teacher.state_dict(), folder / f"resnet{depth}.pt")
     return folder
+
+
+@torch.no_grad()
+def fitted(depth: int, images: Tensor) -> ResNet:
+    """A network with random norms and these images' statistics, so that its logits are usual."""
+    torch.manual_seed(depth)
+    network = ResNet(depth, 10)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.3)
+            module.momentum = 1.0
+    network(images)
+    return network
 
 
 @dataclass(frozen=True)
@@ -206,11 +221,9 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 def compare(config: TrialConfig, workspace: Path, schedule: Schedule) -> None:
     """Runs a trial, and the protocol beside it."""
     data = open_data(config.data, workspace)
-    for _ in prepare_teacher(config.teacher, data, workspace, CPU):
-        pass  # in float32, which is faster
     with float64(), watched() as ours:
-        protocol = protocol_of(config, data, workspace, schedule)
-        for report in distill(config, workspace=workspace, device=CPU):
+        protocol = protocol_of(config, data, schedule)
+        for report in distill(config, workspace=workspace, device=torch.device("cpu")):
             epoch = report.epoch
             (order,) = ours.orders
             assert sorted(order.tolist()) == list(range(len(data.train)))
@@ -236,16 +249,13 @@ def compare(config: TrialConfig, workspace: Path, schedule: Schedule) -> None:
     assert epoch == schedule.epochs
 
 
-def protocol_of(
-    config: TrialConfig, data: ImageData, workspace: Path, schedule: Schedule
-) -> Protocol:
+def protocol_of(config: TrialConfig, data: ImageData, schedule: Schedule) -> Protocol:
     """The protocol of a trial, with its teacher's weights and fresh ones."""
     student, teacher = (
         ResNet(int(name.removeprefix("resnet")), data.num_classes)
         for name in (config.student, config.teacher.backbone)
     )
-    trained = load_teacher(teacher_folder(config.teacher, data, workspace)).backbone
-    teacher.requires_grad_(False).load_state_dict(trained.state_dict())
+    teacher.requires_grad_(False).load_state_dict(torch.load(config.teacher.weights))
     objectives: dict[str, Callable[[], Objective]] = {
         "kd": KD,
         "dkd": lambda: DKD(schedule.warmup),
@@ -294,10 +304,7 @@ def trial(
                 "heldout_fraction": 0.05,
                 "train_images": images,
             },
-            "teacher": {
-                "backbone": teacher,
-                "training": {"epochs": 20, "batch_size": 4, "acceleration": "off"},
-            },
+            "teacher": {"backbone": teacher, "weights": root / f"{teacher}.pt"},
             "student": student,
             "objective": [{"method": name, "params": settings}],
             "training": {"recipe": "cifar_240", "acceleration": "off", **how},
