@@ -218,16 +218,6 @@ class Experiment(Closed):
         """The networks that may learn."""
         return (self.student,) if isinstance(self.student, str) else self.student
 
-    @field_validator("data")
-    @classmethod
-    def _held_out_images(cls, data: DataConfig) -> DataConfig:
-        if not data.heldout_fraction:
-            raise ValueError(
-                "heldout_fraction is 0, which would rank the trials on the test split; hold out a "
-                "share of the training part, like 0.1"
-            )
-        return data
-
     @field_validator("student")
     @classmethod
     def _each_student_once(cls, student: str | tuple[str, ...]) -> str | tuple[str, ...]:

@@ -75,7 +75,6 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
         ({"objective": []}, "objective", "at least 1 item"),
         ({"data": {"name": "digit"}}, "data.name", "did you mean 'digits'?"),
         ({"data": {}}, "data.name", "is missing"),
-        ({"data": {"name": "digits", "heldout_fraction": 0}}, "data", "on the test split; hold"),
         ({"teacher": {"backbone": "resnet20"}}, "teacher", "neither is given"),
         ({"training": {"epochs": 3, "learning_rate": -1}}, "training.learning_rate", "is -1, but"),
         (
