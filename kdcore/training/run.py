@@ -247,14 +247,15 @@ class Run:
     ) -> None:
         """Forward and backward pass of a part of a step, with its share of the step's images."""
         labels = batch.labels
+        full = weights.dtype  # float32, unless PyTorch's default is another
         with self.execution.autocast(self.device):
             student_taps = self.run_student(images, self.needs, labels, self.student_maps)
             teacher_taps = self._teacher_taps(images, batch, cached, student_taps)
-            terms = [cross_entropy(student_taps.logits.float(), labels)]
+            terms = [cross_entropy(student_taps.logits.to(full), labels)]
             if auxiliary := student_taps.auxiliary_logits:
-                losses = [cross_entropy(logits.float(), labels) for logits in auxiliary]
+                losses = [cross_entropy(logits.to(full), labels) for logits in auxiliary]
                 terms.append(torch.stack(losses).sum())
-            terms += [method(student_taps, teacher_taps, batch).float() for method in self.methods]
+            terms += [method(student_taps, teacher_taps, batch).to(full) for method in self.methods]
         # Terms that do not count give no gradient at all. With zero gradients, weight decay would
         # shrink waiting weights by a factor of exp(-0.05 / (1 - 0.9) * 5e-4 * 23,430 steps) =
         # exp(-5.9) = 0.003 in the literature's 30 epochs of CIFAR.
