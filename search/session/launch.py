@@ -141,7 +141,7 @@ def resume(
     record = read_record(storage, name)
     if record.reproduces:
         raise SearchError(
-            f"{name} is a reproduction, which the kdsearch reproduce that began it continues"
+            f"{name} is a reproduction; the same kdsearch reproduce command continues it"
         )
     with owned(storage, name) as owner:
         record = read_record(storage, name)
