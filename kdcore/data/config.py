@@ -41,7 +41,8 @@ class DataConfig(BaseModel):
         root: its folder; None for bundled data. For `parquet` also a file, or a URI like
             `s3://bucket/folder`.
         download: download missing files to `root`.
-        heldout_fraction: share of the training part that is held out to rank trials.
+        heldout_fraction: share of the training part that is held out to rank trials. 0 trains on
+            all of it; the test split then takes the held-out part's place.
         train_images: number of training images, out of the rest; None for all.
         split_seed: of both selections, which are stratified.
         views: number of augmented views of each image, used in turn; None for a new one in each
@@ -65,7 +66,7 @@ class DataConfig(BaseModel):
     name: Annotated[str, AfterValidator(_check_name)]
     root: str | Path | None = None  # str as well, because a Path would mangle a URI
     download: bool = False
-    heldout_fraction: float = Field(0.1, gt=0, lt=1)
+    heldout_fraction: float = Field(0.1, ge=0, lt=1)
     train_images: int | None = Field(None, ge=1)
     split_seed: int = Field(0, ge=0, lt=2**32)
     views: int | None = Field(None, ge=1)

@@ -18,7 +18,7 @@ class ImageData:
     Args:
         config: its configuration.
         train: for training.
-        heldout: for ranking trials.
+        heldout: for ranking trials; the test split where nothing is held out.
         test: for the final students only.
         class_names: the K classes in the order of their labels.
         in_channels: channels of the images.
@@ -83,7 +83,8 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
         images.labels[training_part], heldout_images, config.split_seed
     )
     heldout, rest = training_part[heldout], training_part[rest]
-    if heldout_images == 0 or len(rest) == 0:
+    whole = config.heldout_fraction == 0
+    if (heldout_images == 0 and not whole) or len(rest) == 0:
         raise DataError(
             f"heldout_fraction is {config.heldout_fraction}, but leaves {heldout_images} images "
             f"held out and {len(rest)} to train on, of {len(training_part)}"
@@ -98,11 +99,12 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
         rest = rest[chosen]
 
     mean, std = images.statistics(rest)
+    test = images.split(images.is_test.nonzero().flatten())
     return ImageData(
         config=config,
         train=images.split(rest),
-        heldout=images.split(heldout),
-        test=images.split(images.is_test.nonzero().flatten()),
+        heldout=test if whole else images.split(heldout),
+        test=test,
         class_names=images.class_names,
         in_channels=images.in_channels,
         image_size=images.image_size,

@@ -107,7 +107,8 @@ def prepare_teacher(
 ) -> Iterator[EpochReport]:
     """Trains or imports a teacher unless it is ready; yields a report for each epoch trained.
 
-    An interrupted training is resumed. Other processes wait for the one that trains.
+    An interrupted training is resumed. Other processes wait for the one that trains. Its best epoch
+    teaches, by the held-out accuracy; the last where nothing is held out, as in the field's tables.
 
     Args:
         config: which teacher.
@@ -151,7 +152,8 @@ def prepare_teacher(
                 checkpoint_dir=training_dir,
                 execution=execution,
             )
-            teacher.backbone.load_state_dict(best_student(training_dir)["student"])
+            if data.config.heldout_fraction:
+                teacher.backbone.load_state_dict(best_student(training_dir)["student"])
         else:
             _load_weights(teacher.backbone, config)
         teacher.to(device)

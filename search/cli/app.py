@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from search import environment
-from search.cli import browsing, launching, lists, picking, remote, ui
+from search.cli import browsing, launching, lists, picking, remote, reproducing, ui
 from search.errors import ExperimentError, KdsearchError, SearchFailedError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -20,6 +20,7 @@ _PANELS = {
         *(browsing.leaderboard, browsing.compare, browsing.replay, ui.ui),
         *(picking.best, picking.rerun, browsing.cache),
     ),
+    "Published tables": (reproducing.reproduce,),
     "Clusters": (remote.submit, remote.status, remote.logs, remote.stop),
     "Catalogue": (lists.methods, lists.backbones, lists.describe),
 }

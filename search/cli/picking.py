@@ -123,8 +123,8 @@ def rerun(
     """Retrain a row of the leaderboard, and compare each epoch."""
     from search.record.storage import workspace_of
     from search.record.wording import percent
-    from search.session.rerun import recorded_training
-    from search.session.rerun import rerun as train_again
+    from search.session.retraining.rerun import recorded_training
+    from search.session.retraining.rerun import rerun as train_again
 
     found = search.open_search(name, storage=storage)
     record, place = found.record, found.storage

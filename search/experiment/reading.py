@@ -1,11 +1,10 @@
 """Reading an experiment file: overrides, and all mistakes at once, in words."""
 
 import re
-import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,6 +13,11 @@ from kdcore.errors import did_you_mean
 from kdcore.training.recipe import NAMED, BaseRecipe
 from search.errors import ExperimentError, Problem
 from search.experiment.schema import NAME_PATTERN, TAGS, Experiment
+
+BASE = "base"
+"""The key that names the file whose keys this one replaces or completes."""
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def check_name(name: str) -> None:
@@ -37,9 +41,57 @@ def read_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     Raises:
         ExperimentError: with all mistakes of the file.
     """
+    return parse_experiment(read_content(path, overrides), str(path))
+
+
+def read_content(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A file's keys, with those of its base, a name and the overrides.
+
+    Raises:
+        ExperimentError: the file or a base cannot be read, or an override is not legal.
+    """
+    content = _with_base(path, ())
+    content.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(content, override)
+    return content
+
+
+def _with_base(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's keys, over those of its base; the arguments are those of `keys_of`."""
+    content = keys_of(path, below)
+    if BASE not in content:
+        return content
+    base = content.pop(BASE)
+    if not isinstance(base, str):
+        message = f"is {base!r}, but must be a file, relative to this one"
+        raise ExperimentError(str(path), [Problem(key=BASE, message=message)])
+    chain = (*below, path)
+    found = path.parent / base
+    if found.resolve() in [each.resolve() for each in chain]:
+        message = f"is {base!r}, which leads back here: {' -> '.join(map(str, (*chain, found)))}"
+        raise ExperimentError(str(path), [Problem(key=BASE, message=message)])
+    keys = _with_base(found, chain)
+    keys.pop("name", None)
+    return _merged(keys, content)
+
+
+def keys_of(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What stands in a file itself.
+
+    Args:
+        path: a YAML file.
+        below: the files whose base it is, the first one first.
+
+    Raises:
+        ExperimentError: it cannot be read, or holds no keys.
+    """
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
+        if below:  # the mistake is where the base is named
+            problem = Problem(key=BASE, message=f"{path} {_reason(error)}")
+            raise ExperimentError(str(below[-1]), [problem]) from None
         raise ExperimentError(str(path), [Problem(key="", message=_reason(error))]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
@@ -49,10 +101,16 @@ def read_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     if not isinstance(content, dict):
         message = f"holds {type(content).__name__}, but must hold keys like data, teacher, student"
         raise ExperimentError(str(path), [Problem(key="", message=message)])
-    content.setdefault("name", path.stem)
-    for override in overrides:
-        _apply(content, override)
-    return parse_experiment(content, str(path))
+    return content
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of both; where both have one, mappings are merged, and all else is replaced."""
+    merged = {**base, **over}
+    for key in base.keys() & over.keys():
+        if isinstance(base[key], Mapping) and isinstance(over[key], Mapping):
+            merged[key] = _merged(base[key], over[key])
+    return merged
 
 
 # What may change in a search that has begun: its trials stay comparable.
@@ -82,12 +140,26 @@ def parse_experiment(content: Mapping[str, Any], source: str) -> Experiment:
     Raises:
         ExperimentError: with all mistakes.
     """
+    return parse(Experiment, content, source)
+
+
+def parse(schema: type[Schema], content: Mapping[str, Any], source: str) -> Schema:
+    """Validates a tree of plain values.
+
+    Args:
+        schema: what it must be.
+        content: the tree.
+        source: its file, for messages.
+
+    Raises:
+        ExperimentError: with all mistakes.
+    """
     try:
-        return Experiment.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
         errors = error.errors()
         problems = [
-            _problem(details)
+            _problem(schema, details)
             for details in errors
             if not (
                 # a list whose items are wrong is also called too short
@@ -133,14 +205,14 @@ def _apply(content: dict[str, Any], override: str) -> None:
     node[keys[-1]] = parsed
 
 
-def _problem(details: Any) -> Problem:
+def _problem(schema: type[BaseModel], details: Any) -> Problem:
     """One of pydantic's errors in our words."""
     place = [part for part in details["loc"] if part not in TAGS]
     key = ".".join(map(str, place))
     value = details["input"]
     match details["type"]:
         case "extra_forbidden":
-            known = _known_keys(place[:-1])
+            known = _known_keys(schema, place[:-1])
             name = str(place[-1])
             message = (
                 f"unknown key {name!r}{did_you_mean(name, known)} Known here: {', '.join(known)}"
@@ -160,20 +232,19 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _known_keys(place: Sequence[object]) -> list[str]:
-    """The keys of the schema at a path."""
-    model: Any = Experiment
+def _known_keys(schema: type[BaseModel], place: Sequence[object]) -> list[str]:
+    """The keys of a schema at a path."""
+    model: Any = schema
     for part in place:
+        if isinstance(part, int):  # an item of a list, whose schema is at hand
+            continue
         annotation = model.model_fields[part].annotation
-        choices = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
         model = next(
             choice
-            for choice in choices
+            for choice in typing.get_args(annotation) or (annotation,)
             if isinstance(choice, type) and issubclass(choice, BaseModel)
         )
-    named = (NAMED,) if issubclass(model, BaseRecipe) else ()
-    return [*named, *model.model_fields]
-
-
-def _is_union(annotation: object) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    keys = list(model.model_fields)
+    if issubclass(model, BaseRecipe):
+        return [NAMED, *keys]
+    return [BASE, *keys] if not place and "name" in keys else keys  # what has a name may have it

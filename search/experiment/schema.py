@@ -27,11 +27,13 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Option = bool | int | float | str
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
+    """Keys that are known and legal, and stay as they are."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class SearchedRange(_Closed):
+class SearchedRange(Closed):
     """A number that the search chooses, both ends included.
 
     Args:
@@ -82,7 +84,7 @@ class Training(BaseRecipe):
         return self.in_words(f"{rate:g}")
 
 
-class Asha(_Closed):
+class Asha(Closed):
     """Asynchronous successive halving: Li et al., MLSys 2020, arXiv:1810.05934.
 
     Args:
@@ -95,7 +97,7 @@ class Asha(_Closed):
     reduction: float = Field(3.0, gt=1)
 
 
-class SearchConfig(_Closed):
+class SearchConfig(Closed):
     """How the space is searched.
 
     Args:
@@ -123,7 +125,7 @@ class SearchConfig(_Closed):
     combinations: tuple[tuple[str, ...], ...] = ()
 
 
-class Confirm(_Closed):
+class Confirm(Closed):
     """Which students are retrained at the end, with fresh seeds, and tested once.
 
     Args:
@@ -135,7 +137,7 @@ class Confirm(_Closed):
     seeds: int = Field(5, ge=2, le=1000)
 
 
-class Licences(_Closed):
+class Licences(Closed):
     """The licences that the model card names; it asks for those left out.
 
     Args:
@@ -149,7 +151,7 @@ class Licences(_Closed):
     student: str = ""
 
 
-class Resources(_Closed):
+class Resources(Closed):
     """What one trial occupies. Fractions of a GPU share it; its memory is not divided.
 
     Args:
@@ -161,10 +163,10 @@ class Resources(_Closed):
     gpus: float = Field(0.0, ge=0)
 
 
-_BackboneName = Annotated[str, AfterValidator(check_backbone)]
+BackboneName = Annotated[str, AfterValidator(check_backbone)]
 
 
-class Experiment(_Closed):
+class Experiment(Closed):
     """A search, as its user writes it.
 
     Args:
@@ -193,8 +195,8 @@ class Experiment(_Closed):
     data: DataConfig
     teacher: TeacherConfig
     student: Annotated[
-        Annotated[_BackboneName, Tag(_ONE)]
-        | Annotated[tuple[_BackboneName, ...], Field(min_length=1), Tag(_SEVERAL)],
+        Annotated[BackboneName, Tag(_ONE)]
+        | Annotated[tuple[BackboneName, ...], Field(min_length=1), Tag(_SEVERAL)],
         Discriminator(lambda value: _SEVERAL if isinstance(value, list | tuple) else _ONE),
     ]
     objective: tuple[

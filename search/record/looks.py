@@ -27,7 +27,7 @@ class Look(BaseModel):
 
     Args:
         when: it was opened.
-        by: the command: `best` or `confirm`.
+        by: the command: `best`, `confirm` or `reproduce`.
         search: its name.
         students: the folders of their checkpoints, relative to the storage.
     """

@@ -98,6 +98,7 @@ class ConfirmationRun(_Record):
         best_epoch: the epoch whose weights are kept.
         test_accuracy: of those weights, a share of 1.
         train_seconds: training and evaluation.
+        images: that were trained on, each once in every epoch; 0 in version 0.1.0.
         checkpoint: the folder of its checkpoints, relative to the storage.
     """
 
@@ -109,6 +110,7 @@ class ConfirmationRun(_Record):
     best_epoch: int | None = None
     test_accuracy: float | None = None
     train_seconds: float = 0.0
+    images: int = 0
     checkpoint: str | None = None
 
 
@@ -117,7 +119,7 @@ class Confirmed(_Record):
 
     Args:
         label: the trial's number; for a published setting that the search never tried, the
-            method's and the student's name.
+            method's and the student's name; in a reproduction, the row's name.
         role: one of the search's best, the control, or the field's baseline as published.
         trial: its number in the search, if it was there.
         student: the network that learns.
@@ -197,6 +199,8 @@ class SearchRecord(_Record):
         device_seconds: GPU-seconds of its trials; core-seconds, if they use no GPU.
         trials: in the order of their numbers.
         confirmed: students that were retrained with fresh seeds.
+        reproduces: the name of the pair whose published figures it is to reproduce, where it has no
+            trials, but the pair's rows as confirmed students; empty for a search.
     """
 
     name: str
@@ -217,6 +221,7 @@ class SearchRecord(_Record):
     device_seconds: float = 0.0
     trials: tuple[TrialRecord, ...] = ()
     confirmed: tuple[Confirmed, ...] = ()
+    reproduces: str = ""
     # By student, for the trials that they were found in.
     _controls: tuple[tuple[TrialRecord, ...], dict[str, TrialRecord]] = PrivateAttr(((), {}))
 

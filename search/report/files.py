@@ -24,8 +24,8 @@ def write_report(record: SearchRecord, folder: Path) -> None:
         record: the search.
         folder: the report's folder; only files whose content changes are replaced.
     """
-    _write(folder / SUMMARY, summary(record).encode())
-    _write(folder / TABLE, _table(record))
+    write_whole(folder / SUMMARY, summary(record).encode())
+    write_whole(folder / TABLE, _table(record))
     from search.report.plots.drawings import DRAWINGS, png
 
     for number, (name, drawing) in enumerate(DRAWINGS.items(), start=1):
@@ -36,10 +36,11 @@ def write_report(record: SearchRecord, folder: Path) -> None:
             traceback.print_exc()
             continue
         if content is not None:
-            _write(folder / f"{number}_{name}.png", content)
+            write_whole(folder / f"{number}_{name}.png", content)
 
 
-def _write(file: Path, content: bytes) -> None:
+def write_whole(file: Path, content: bytes) -> None:
+    """Replaces a file whose content changes."""
     if not file.exists() or file.read_bytes() != content:
         partial = file.with_suffix(".partial")
         partial.write_bytes(content)

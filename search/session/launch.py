@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import ray
 
@@ -17,7 +18,6 @@ from search.record.owner import Owner, owned
 from search.record.record import SearchRecord
 from search.record.storage import Storage, default_tracking_uri, local_home
 from search.record.wording import as_typed
-from search.session.contenders import contenders
 from search.session.live_display import LiveDisplay
 from search.session.preflight import (
     Plan,
@@ -26,6 +26,8 @@ from search.session.preflight import (
     plan,
     tracking_caution,
 )
+from search.session.retraining.contenders import confirmation
+from search.session.retraining.retraining import Asked
 from search.session.session import Session
 
 
@@ -136,7 +138,11 @@ def resume(
         ExperimentError: the experiment cannot be run any more.
         ClusterError, SearchFailedError: as `launch`.
     """
-    read_record(storage, name)
+    record = read_record(storage, name)
+    if record.reproduces:
+        raise SearchError(
+            f"{name} is a reproduction, which the kdsearch reproduce that began it continues"
+        )
     with owned(storage, name) as owner:
         record = read_record(storage, name)
         experiment = with_budgets(record.experiment, overrides)
@@ -186,13 +192,14 @@ def confirm(
         record = interrupted(read_record(storage, name))
         asked = record.experiment.confirm or Confirm()
         asked = Confirm(top=top or asked.top, seeds=seeds or asked.seeds)
-        if not contenders(record, asked.top):
+        chosen = confirmation(record, asked)
+        if not chosen.students:
             raise SearchError(
                 f"no trial of {name} with a method has finished, so there is none to confirm"
             )
         record = record.model_copy(update={"state": "running"})
         prepared = plan(record.experiment, storage, name, begun=True)
-        return _run(prepared, storage, record, owner, address, confirm_only=asked)
+        return _run(prepared, storage, record, owner, address, chosen)
 
 
 def _run(
@@ -201,21 +208,46 @@ def _run(
     record: SearchRecord,
     owner: Owner,
     address: str | None,
-    confirm_only: Confirm | None = None,
+    retrain_only: Asked | None = None,
 ) -> SearchRecord:
     log = local_home(storage) / "logs" / f"{record.name}.log"
     with output_to(log) as console, LiveDisplay(console) as progress:
         progress.say(f"search {record.name}; what Ray and MLflow say goes to {as_typed(log)}")
-        uri = record.tracking_uri
-        for caution in (*cautions(record.experiment), *tracking_caution(uri)):
+        for caution in cautions(record.experiment):
             progress.say(f"caution: {caution}")
-        connect(address, log)
-        try:
-            place = "this machine" if address is None else "the cluster"
-            for caution in idle_gpus_caution(prepared.experiment, gpus(), place):
-                progress.say(f"caution: {caution}")
+        with on_ray(address, log, record.experiment, record.tracking_uri, progress):
             parallel = places_for_trials(prepared.experiment, storage)
             session = Session(prepared, storage, record, owner, progress, log, parallel)
-            return session.run(confirm_only)
-        finally:
-            ray.shutdown()
+            return session.run(retrain_only)
+
+
+@contextmanager
+def on_ray(
+    address: str | None,
+    log: Path,
+    experiment: Experiment,
+    tracking_uri: str | None,
+    progress: LiveDisplay,
+) -> Iterator[None]:
+    """Connects to Ray until the end of the block, and says what to expect.
+
+    Args:
+        address: of a cluster; none: Ray is started on this machine.
+        log: where Ray's output goes.
+        experiment: that is run.
+        tracking_uri: of MLflow; none: a SQLite file.
+        progress: where it is said.
+
+    Raises:
+        ClusterError: Ray cannot be reached.
+    """
+    for caution in tracking_caution(tracking_uri):
+        progress.say(f"caution: {caution}")
+    connect(address, log)
+    try:
+        place = "this machine" if address is None else "the cluster"
+        for caution in idle_gpus_caution(experiment, gpus(), place):
+            progress.say(f"caution: {caution}")
+        yield
+    finally:
+        ray.shutdown()

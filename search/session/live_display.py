@@ -1,6 +1,7 @@
 """What a user sees while a search runs: a live display in a terminal, plain lines elsewhere."""
 
 import time
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +31,7 @@ class LiveDisplay:
         self._started = time.monotonic()
         self._search: LiveRecord | None = None
         self._ended_before, self._share_before = 0, 0.0
+        self._retraining: _Runs | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -60,11 +62,9 @@ class LiveDisplay:
         """Prints a line that stays."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def teacher_epoch(self, report: EpochReport) -> None:
-        self.say(
-            f"teacher: epoch {report.epoch}/{report.epochs}, "
-            f"held-out {percent(report.heldout_accuracy)} %"
-        )
+    def teacher_epoch(self, report: EpochReport, split: str) -> None:
+        accuracy = percent(report.heldout_accuracy)
+        self.say(f"teacher: epoch {report.epoch}/{report.epochs}, {split} {accuracy} %")
 
     def search_started(self, search: LiveRecord) -> None:
         """Starts the clock of the trials; earlier sessions do not count in the pace."""
@@ -72,6 +72,16 @@ class LiveDisplay:
         self._started = time.monotonic()
         self._ended_before = search.ended
         self._share_before = self._share_done(search)
+
+    def retraining_started(self, name: str, runs: int) -> None:
+        """Starts the clock of so many runs, which are all that is shown from here on."""
+        self._retraining = _Runs(name, runs)
+
+    def run_ended(self, text: str) -> None:
+        """Says how a run ended, and how far they are."""
+        assert self._retraining is not None
+        self._retraining.ended += 1
+        self.say(f"{text} | {self._retraining}")
 
     def trial_ended(self, trial: TrialRecord, search: LiveRecord) -> None:
         """Says how a trial ended."""
@@ -101,6 +111,10 @@ class LiveDisplay:
 
     def _render(self) -> RenderableType:
         """Called by a thread of its own."""
+        if (runs := self._retraining) is not None and runs.ended < runs.planned:
+            whole = Table.grid()  # a bar alone ends without a new line
+            whole.add_row(ProgressBar(total=runs.planned, completed=runs.ended, width=60))
+            return Group(Text(f"{runs.name}: {runs}"), whole)
         search = self._search
         if search is None:
             return Text("starting ...")
@@ -115,6 +129,31 @@ class LiveDisplay:
                 points(search.gain(trial)),
                 search.head.words(trial),
             )
-        whole = Table.grid()  # a bar alone ends without a new line
+        whole = Table.grid()
         whole.add_row(ProgressBar(total=1.0, completed=self._share_done(search), width=60))
         return Group(Text(f"{search.head.name}: {self._summary(search)}"), whole, table)
+
+
+@dataclass
+class _Runs:
+    """How far a retraining is.
+
+    Args:
+        name: of its record.
+        planned: number of runs.
+        ended: number of those that have ended.
+        started: when, on the monotonic clock.
+    """
+
+    name: str
+    planned: int
+    ended: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def __str__(self) -> str:
+        words = f"{self.ended} of {self.planned} runs"
+        left = self.planned - self.ended
+        if not self.ended or not left:
+            return words
+        seconds = (time.monotonic() - self.started) * left / self.ended
+        return f"{words}, about {duration(seconds)} left"

@@ -1,6 +1,7 @@
 """Everything that can be refused before anything is trained."""
 
 import secrets
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from kdcore.training.evaluation import default_device
 from search.errors import ExperimentError, KdsearchError, Problem
 from search.experiment.schema import CONTROL, Experiment
 from search.experiment.space.derivation import derive_space
+from search.experiment.space.point import Point
 from search.experiment.space.published import accompanied
 from search.experiment.space.space import Space
 from search.experiment.space.trial_config import trial_config
@@ -34,23 +36,33 @@ from search.session.preparation import measured_executions
 
 
 @dataclass(frozen=True)
-class Plan:
-    """An experiment that can be run.
+class Prepared:
+    """An experiment whose data, teacher and networks are there, or can be made.
 
     Args:
         experiment: what was asked for, with the benchmark of its published settings.
         data: its images.
-        space: what is searched.
-        first_trials: the points that come first.
         teacher_path: the teacher's folder on this machine.
         teacher_ready: whether it is there already.
+        networks: by student, its shapes beside the teacher's.
     """
 
     experiment: Experiment
     data: ImageData
-    space: Space
     teacher_path: Path
     teacher_ready: bool
+    networks: Mapping[str, NetworkPair]
+
+
+@dataclass(frozen=True)
+class Plan(Prepared):
+    """An experiment that can be searched.
+
+    Args:
+        space: what is searched.
+    """
+
+    space: Space
 
 
 def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool = False) -> Plan:
@@ -65,6 +77,66 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
 
     Raises:
         ExperimentError: with all that is wrong.
+    """
+    problems: list[Problem] = []
+    if not experiment.data.heldout_fraction:
+        message = (
+            "is 0, which would rank the trials on the test split; hold out a share of the training "
+            "part, like 0.1"
+        )
+        problems.append(Problem(key="data.heldout_fraction", message=message))
+    prepared, more = _prepared(experiment, storage, source, begun=begun)
+    problems += more
+    experiment, pairs = prepared.experiment, prepared.networks
+    if len(pairs) < len(experiment.students):
+        raise ExperimentError(source, problems)
+    try:
+        space = derive_space(experiment, pairs, source)
+    except ExperimentError as error:
+        raise ExperimentError(source, (*problems, *error.problems)) from None
+    if problems:  # what follows takes seconds
+        raise ExperimentError(source, problems)
+    for student, networks in pairs.items():
+        one = experiment.model_copy(update={"student": student})
+        alone = derive_space(one, {student: networks}, source)
+        problems += _refusals(one, alone.points_to_check(), networks, prepared.data)
+    if problems:
+        raise ExperimentError(source, problems)
+    return Plan(**vars(prepared), space=space)
+
+
+def prepare(experiment: Experiment, storage: Storage, source: str) -> Prepared:
+    """Checks as `plan` does, but for methods and space; nothing need be held out.
+
+    Raises:
+        ExperimentError: with all that is wrong.
+    """
+    prepared, problems = _prepared(experiment, storage, source, begun=False)
+    if problems:
+        raise ExperimentError(source, problems)
+    return prepared
+
+
+def check_methods(prepared: Prepared, points: Iterable[Point], source: str) -> None:
+    """Tries the methods of points of one student on a few images.
+
+    Raises:
+        ExperimentError: with all that cannot work.
+    """
+    experiment = prepared.experiment
+    (networks,) = prepared.networks.values()
+    problems = _refusals(experiment, points, networks, prepared.data)
+    if problems:
+        raise ExperimentError(source, problems)
+
+
+def _prepared(
+    experiment: Experiment, storage: Storage, source: str, *, begun: bool
+) -> tuple[Prepared, list[Problem]]:
+    """What needs no space, and what is wrong with it.
+
+    Raises:
+        ExperimentError: so much is wrong that nothing more can be said.
     """
     problems = _network_problems(experiment)
     if problems:
@@ -88,21 +160,7 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
     except ConfigError as error:
         problems.append(Problem(key="teacher.weights", message=str(error)))
     pairs = _network_pairs(experiment, data, problems)
-    if len(pairs) < len(experiment.students):
-        raise ExperimentError(source, problems)
-    try:
-        space = derive_space(experiment, pairs, source)
-    except ExperimentError as error:
-        raise ExperimentError(source, (*problems, *error.problems)) from None
-    if problems:  # what follows takes seconds
-        raise ExperimentError(source, problems)
-    for student, networks in pairs.items():
-        one = experiment.model_copy(update={"student": student})
-        alone = derive_space(one, {student: networks}, source)
-        problems += _refusals(one, alone, networks, data)
-    if problems:
-        raise ExperimentError(source, problems)
-    return Plan(experiment, data, space, teacher_path, is_ready(teacher_path))
+    return Prepared(experiment, data, teacher_path, is_ready(teacher_path), pairs), problems
 
 
 def _network_problems(experiment: Experiment) -> list[Problem]:
@@ -134,10 +192,11 @@ def _network_pairs(
 
 
 def _refusals(
-    experiment: Experiment, space: Space, networks: NetworkPair, data: ImageData
+    experiment: Experiment, points: Iterable[Point], networks: NetworkPair, data: ImageData
 ) -> list[Problem]:
-    """What of the space cannot work with the one student: every candidate, as published or as
-    narrowed, with every choice of layers, goes forward and backward on a few images."""
+    """What of the points cannot work with the one student: the methods of each go forward and
+    backward on a few images. Of a space these are every candidate, as published or as narrowed,
+    with every choice of layers."""
     student = networks.student.network
     chosen = torch.stack([(data.train.labels == label).nonzero()[0, 0] for label in (0, 1)])
     (images,) = data.train.views(chosen, 0, len(chosen))
@@ -150,7 +209,7 @@ def _refusals(
         labels,
     )
     problems: list[Problem] = []
-    for point in space.points_to_check():
+    for point in points:
         for term in trial_config(experiment, point).objective:
             reason = check.attempt(term)
             problem = Problem(

@@ -29,12 +29,13 @@ from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage, local_home, search_storage
 from search.record.wording import as_typed, percent
 from search.report.reporter import Reporter
-from search.session.confirmation import Confirmation
 from search.session.interruption import StopRequest, sigterm_as_ctrl_c, stopping_cleanly
 from search.session.live_display import LiveDisplay
-from search.session.preflight import Plan
+from search.session.preflight import Plan, Prepared
 from search.session.preparation import measure_students, train_teacher
 from search.session.recorder import Recorder
+from search.session.retraining.contenders import confirmation
+from search.session.retraining.retraining import Asked, Retraining
 from search.session.sampler import OptunaSampler
 from search.session.trial import run_trial
 from search.stopping.rungs import Rungs
@@ -50,7 +51,7 @@ class Session:
     """One search on a connected Ray.
 
     Args:
-        prepared: what is searched.
+        prepared: what is searched, or trained again.
         storage: where the search is kept.
         record: of the search, as an earlier session left it.
         owner: this process as the search's.
@@ -61,7 +62,7 @@ class Session:
 
     def __init__(
         self,
-        prepared: Plan,
+        prepared: Prepared,
         storage: Storage,
         record: SearchRecord,
         owner: Owner,
@@ -91,8 +92,16 @@ class Session:
         self._reporter = Reporter(report, lambda: self._tracker.log_report(report))
         self._parallel, self._owner = parallel, owner
 
-    def run(self, confirm_only: Confirm | None = None) -> SearchRecord:
-        """Runs the trials, and what the experiment wants confirmed; or only a confirmation.
+    def run(
+        self,
+        retrain_only: Asked | None = None,
+        ended: Callable[[SearchRecord], None] = lambda record: None,
+    ) -> SearchRecord:
+        """Runs the trials, and what the experiment wants confirmed; or only trains again.
+
+        Args:
+            retrain_only: what is trained again; none: a search.
+            ended: called after each such run.
 
         Raises:
             SearchFailedError: the teacher failed, or a student could not be measured.
@@ -117,20 +126,20 @@ class Session:
         try:
             self._prepare_teacher()
             self._measure_students()
-            if confirm_only is None:
+            if retrain_only is not None:
+                self._retrain(retrain_only, ended)
+            else:
                 self._run_trials()
-            asked = confirm_only
-            if asked is None and self._search.head.state == "finished":
-                asked = experiment.confirm
-            if asked is not None:
-                self._confirm(asked)
+                if self._search.head.state == "finished" and experiment.confirm is not None:
+                    self._confirm(experiment.confirm)
         except LostSearchError:
             self._tracker.abandon()
             raise
         except KeyboardInterrupt:
             self._search.interrupt()
-            if confirm_only is not None:
-                self._search.update(state=self._state_of_trials)
+            if retrain_only is not None:
+                if retrain_only.by == "confirm":
+                    self._search.update(state=self._state_of_trials)
                 raise
         except BaseException:
             self._search.interrupt()
@@ -172,11 +181,15 @@ class Session:
         folder = f"teachers/{self._plan.teacher_path.name}"
         card = self._storage.read(f"{folder}/teacher.json")
         metrics = ClassifierCard.model_validate_json(card).metrics
-        self._progress.say(
-            f"teacher {config.backbone}: held-out {percent(metrics['heldout_accuracy'])} %"
-        )
+        accuracy = percent(metrics["heldout_accuracy"])
+        self._progress.say(f"teacher {config.backbone}: {self._split} {accuracy} %")
         self._search.update(teacher=folder, teacher_metrics=metrics)
         self._tracker.log_teacher(config.backbone, reports, metrics)
+
+    @property
+    def _split(self) -> str:
+        """Where the accuracies after each epoch come from."""
+        return "test split" if self._search.head.reproduces else "held-out"
 
     def _run_teacher_task(self) -> list[EpochReport]:
         """Trains the teacher where the cluster has room, with all cores of a machine."""
@@ -192,7 +205,7 @@ class Session:
             stream: Any = task.remote(experiment.model_dump_json(), self._storage.uri, cores)
             for reference in stream:
                 report: EpochReport = ray.get(reference)
-                self._progress.teacher_epoch(report)
+                self._progress.teacher_epoch(report, self._split)
                 reports.append(report)
         except RayTaskError as error:
             raise SearchFailedError(f"the teacher failed: {error.cause}") from None
@@ -217,6 +230,7 @@ class Session:
         self._search.update(student_costs=costs, executions=known or executions)
 
     def _run_trials(self) -> None:
+        assert isinstance(self._plan, Plan)
         experiment = self._plan.experiment
         resources, search = experiment.resources, experiment.search
         epochs, on_top = experiment.training.epochs, partial(epochs_on_top, experiment)
@@ -302,25 +316,40 @@ class Session:
         self._search.update(state=self._state_of_trials)
 
     def _confirm(self, asked: Confirm) -> None:
+        chosen = confirmation(self._search.record, asked)
+        if chosen.students:
+            self._retrain(chosen)
+        else:
+            self._progress.say("no trial with a method has finished, so none is confirmed")
+
+    def _retrain(
+        self, asked: Asked, ended: Callable[[SearchRecord], None] = lambda record: None
+    ) -> None:
+        """Trains students again. A search is then in the state that its trials have left it in."""
         self._search.update(state="running")
-        confirmation = Confirmation(
+        retraining = Retraining(
             self._search,
             self._record_log,
             self._storage,
             self._tracker,
             self._progress,
             self._parallel,
+            ended,
         )
-        self._progress.search_started(self._search)
         try:
             with sigterm_as_ctrl_c():  # by which a cluster stops a job
-                confirmation.run(asked)
+                retraining.run(asked)
+            if asked.by == "reproduce":
+                self._search.update(state="finished")
         except KeyboardInterrupt:
-            name = self._search.head.name
-            self._progress.say(f"stopped; kdsearch confirm {name} continues, and repeats nothing")
+            if asked.by == "confirm":
+                name = self._search.head.name
+                again = f"kdsearch confirm {name} continues, and repeats nothing"
+                self._progress.say(f"stopped; {again}")
             raise
         finally:
-            self._search.update(state=self._state_of_trials)
+            if asked.by == "confirm":
+                self._search.update(state=self._state_of_trials)
 
     @property
     def _state_of_trials(self) -> Literal["finished", "interrupted"]:

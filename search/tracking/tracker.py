@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kdcore.data.image_data import ImageData
@@ -242,8 +243,9 @@ class Tracker:
         params: Mapping[str, str],
         reports: list[EpochReport],
         run: ConfirmationRun,
+        tags: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Logs a whole run of a confirmation.
+        """Logs a whole run of a confirmation or a reproduction.
 
         Args:
             key: names the run within the search.
@@ -252,8 +254,9 @@ class Tracker:
             params: the run's parameters.
             reports: its epochs.
             run: how it ended.
+            tags: of the run, beside its state.
         """
-        tags = {"state": "failed" if run.reason else "finished"}
+        tags = {**tags, "state": "failed" if run.reason else "finished"}
         if run.reason:
             tags["kdsearch.reason"] = run.reason[:_LONGEST_REASON]
         if trial is not None:

@@ -13,6 +13,7 @@ from search.record.files import read_record, search_names
 from search.record.storage import Storage
 from tests.endurance.bucket import running_bucket
 from tests.endurance.test_killed_drivers import EXPERIMENT
+from tests.integration.commands import PATIENCE
 from tests.integration.ray_cluster import ROOT
 
 pytestmark = pytest.mark.integration
@@ -24,6 +25,7 @@ TRIES = 20
 HOST = """
 import os, socket, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 
 import search.cli.app
 from search.session import launch
@@ -48,7 +50,10 @@ def run(prepared, place, record, owner, *rest, **options):
     meet(f"{step}-tried")
     raise SystemExit(0)
 
-launch.plan, launch._run = lambda *_: None, run
+def plan(experiment, *_, **__):
+    return SimpleNamespace(experiment=experiment)
+
+launch.plan, launch._run = plan, run
 for number in range(int(rounds)):
     for command in ("launch", "resume"):
         step = f"{number}-{command}"
@@ -107,7 +112,7 @@ def test_of_two_drivers_at_the_same_instant_one_runs_the_search(
                 text=True,
             )
         )
-    said = [each.communicate(timeout=300) for each in hosts]
+    said = [each.communicate(timeout=PATIENCE) for each in hosts]
     assert [each.returncode for each in hosts] == [0, 0], said
     outcomes = zip(*(output.splitlines() for output, _ in said), strict=True)
     for ours, theirs in outcomes:

@@ -20,13 +20,13 @@ from kdcore.teacher_cache.files import cached_files, read_outputs
 from search.record.files import read_record, search_names
 from search.record.storage import Storage
 from tests.integration import checks
-from tests.integration.commands import Command
+from tests.integration.commands import PATIENCE, Command
 from tests.integration.mlflow_server import start_server, stop_server
 from tests.integration.ray_cluster import RayCluster, free_port, processes_below
 
 pytestmark = pytest.mark.integration
 
-SEARCHES, ROUNDS, CPUS = 8, 5, 4
+SEARCHES, ROUNDS, CPUS = 8, 3, 4
 KINDS = ("driver", "trial", "delivery", "driver", "server")  # of what is killed in a round
 DATA: dict[str, Any] = {"name": "digits", "heldout_fraction": 0.2, "train_images": 512}
 EXPERIMENT: dict[str, Any] = {
@@ -91,11 +91,11 @@ class Team:
     def finish(self) -> None:
         """Waits for all searches, and has each look for one trial more, undisturbed."""
         for name, driver in self._drivers.items():
-            done = driver.wait(600)
+            done = driver.wait()
             assert done.returncode == 0, done.stdout + done.stderr
             self._start(name, "--more-trials", "1")
         for driver in self._drivers.values():
-            done = driver.wait(600)
+            done = driver.wait()
             assert done.returncode == 0, done.stdout + done.stderr
             assert "MLflow missed" not in done.stdout
 
@@ -114,7 +114,7 @@ class Team:
 
     def _kill_one(self, above: "Sequence[Command | subprocess.Popen[bytes]]", words: str) -> None:
         """Kills a process with these words in its command, below one of those; waits for one."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             self.go_on()
             if pids := [pid for one in above for pid in processes_below(one.pid, words)]:
@@ -122,7 +122,7 @@ class Team:
                     os.kill(self._chance.choice(pids), signal.SIGKILL)
                     return
             time.sleep(0.2)
-        raise TimeoutError(f"no process {words!r} in two minutes")
+        raise TimeoutError(f"no process {words!r} in {PATIENCE:g} s")
 
 
 @pytest.fixture(scope="module")

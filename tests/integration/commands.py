@@ -48,6 +48,9 @@ def eager(point, **settings):
 session.run_trial = eager
 """
 
+# Seconds until something that must happen is taken to be missing: a slow, busy machine needs many.
+PATIENCE = 600.0
+
 _STARTED: list["Command"] = []
 
 
@@ -122,7 +125,7 @@ class Command:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 300) -> "subprocess.CompletedProcess[str]":
+    def wait(self, seconds: float = PATIENCE) -> "subprocess.CompletedProcess[str]":
         """Waits for its end."""
         self._process.join(seconds)
         if self.is_running():
@@ -132,7 +135,7 @@ class Command:
         assert code is not None
         return subprocess.CompletedProcess(self.args, code, self.stdout, self.stderr)
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 200) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         """Waits for something that must happen before its end."""
 
         def happened() -> bool:
@@ -165,7 +168,7 @@ def succeeded(folder: Path, *arguments: str, **variables: str) -> str:
     return done.stdout
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s"

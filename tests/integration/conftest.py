@@ -8,7 +8,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from tests.integration.commands import forget_the_user
+from tests.integration.commands import PATIENCE, forget_the_user
 from tests.integration.finished_search import EXPERIMENT, Finished
 
 forget_the_user()
@@ -42,7 +42,7 @@ def run_it(folder: Path) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert launched.returncode == 0, launched.stdout + launched.stderr

@@ -35,7 +35,7 @@ def start_server(folder: Path, port: int) -> "subprocess.Popen[bytes]":
         except OSError:
             return False
 
-    wait_until(answers, 200)
+    wait_until(answers)
     return process
 
 

@@ -113,7 +113,7 @@ class RayCluster:
                 stderr=output,
             )
         self.machines.append(machine)
-        wait_until(lambda: b"Ray runtime started." in log.read_bytes(), 120)
+        wait_until(lambda: b"Ray runtime started." in log.read_bytes())
         return machine
 
 

@@ -80,15 +80,15 @@ def stopped(cluster: RayCluster, storage: Storage) -> SearchRecord:
     submitted = cluster.kdsearch("submit", "task.yaml", "--storage", storage.uri, "--name", "cut")
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "kdsearch stop cut" in submitted.stdout
-    wait_until(lambda: "cut" in search_names(storage), 200)
+    wait_until(lambda: "cut" in search_names(storage))
     machine = cluster.add_machine()
-    wait_until(lambda: epochs_of(storage) > 0, 200)
+    wait_until(lambda: epochs_of(storage) > 0)
     cluster.lose(machine)
-    wait_until(lambda: lost_trials(cluster) != [], 200)
+    wait_until(lambda: lost_trials(cluster) != [])
     for _ in range(2):
         cluster.add_machine()
     epochs = epochs_of(storage)
-    wait_until(lambda: epochs_of(storage) > epochs, 200)
+    wait_until(lambda: epochs_of(storage) > epochs)
     done = cluster.kdsearch("stop", "cut")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "search cut is stopped" in done.stdout

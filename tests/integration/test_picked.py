@@ -121,7 +121,9 @@ def test_best_control_and_published_setting_have_the_same_fresh_seeds(
     roles = {each.role: each for each in record.confirmed}
     assert set(roles) == {"best", "control", "published"}
     assert roles["published"].label == "kd-resnet8"
-    assert roles["published"].objective.startswith("kd(weight=0.9, temperature=4")
+    assert roles["published"].objective.startswith(
+        "kd(weight=0.9, cross_entropy=0.1, temperature=4"
+    )
     for each in record.confirmed:
         assert list(each.test_accuracies) == [1, 2]
         assert all(len(run.accuracies) == 4 for run in each.runs)

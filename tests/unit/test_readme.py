@@ -14,7 +14,8 @@ from search.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = tuple(
-    ROOT / folder / "README.md" for folder in ("", "kdcore", "search", "experiments", "tests")
+    ROOT / folder / "README.md"
+    for folder in ("", "kdcore", "search", "experiments", "experiments/published", "tests")
 )
 
 

@@ -57,8 +57,13 @@ def draw(name: str, record: SearchRecord) -> Figure | None:
 
 def png(drawing: Drawing, record: SearchRecord) -> bytes | None:
     """A picture as the content of a PNG file."""
+    return png_of(lambda: drawing(record))
+
+
+def png_of(drawn: Callable[[], Figure | None]) -> bytes | None:
+    """What a function draws in the house style, as the content of a PNG file; none if nothing."""
     with _house_style():
-        figure = drawing(record)
+        figure = drawn()
         if figure is None:
             return None
         file = io.BytesIO()

@@ -83,6 +83,20 @@ def test_held_out_digits_hold_every_class_in_its_share(
     assert same == (split_seed == 0)
 
 
+def test_with_nothing_held_out_all_images_train_and_the_test_split_is_reported(
+    all_digits: ImageData, workspace: Path
+) -> None:
+    whole = open_data(DataConfig(name="digits", heldout_fraction=0), workspace)
+    parts = torch.cat([all_digits.train.image_ids, all_digits.heldout.image_ids])
+    assert torch.equal(whole.train.image_ids, parts.sort().values)
+    assert torch.equal(whole.heldout.image_ids, all_digits.test.image_ids)
+    assert torch.equal(whole.test.image_ids, all_digits.test.image_ids)
+    config = DataConfig(name="digits", heldout_fraction=0, train_images=100)
+    few = open_data(config, workspace)
+    assert len(few.train) == 100
+    assert set(few.train.image_ids.tolist()) <= set(whole.train.image_ids.tolist())
+
+
 def test_fewer_training_images_are_a_stratified_part_of_all(
     workspace: Path, all_digits: ImageData
 ) -> None:
@@ -175,7 +189,7 @@ def test_what_a_killed_conversion_left_is_no_table(
     ("wrong", "message"),
     [
         ({"name": "digts"}, "unknown data set 'digts'; did you mean 'digits'"),
-        ({"heldout_fraction": 0}, "heldout_fraction"),
+        ({"heldout_fraction": -0.1}, "heldout_fraction"),
         ({"heldout_fraction": 1}, "heldout_fraction"),
         ({"train_images": 0}, "train_images"),
         ({"views": 0}, "views"),

@@ -353,16 +353,20 @@ def test_steps_are_those_of_a_loop_in_float64(teacher: Classifier, one_batch: Im
         with Case(keys):
             how = recipe(epochs=4, learning_rate=0.02, weight_decay=0.5, **keys)
             student, (term,) = fresh(one_batch)
+            # AdamW makes a whole step of a slope that is all rounding, so ours has float64 too.
+            teaching = copy.deepcopy(teacher)
+            for module in (student, term.method, teaching):
+                module.double()
             before = [
                 each.detach().clone() for each in (*student.parameters(), *term.method.parameters())
             ]
-            twins = in_float64(*copy.deepcopy((student, term.method, teacher)), one_batch, how)
-            list(start((student, (term,)), teacher, one_batch, how))
+            twins = in_float64(*copy.deepcopy((student, term.method, teaching)), one_batch, how)
+            list(start((student, (term,)), teaching, one_batch, how))
             now = [*student.parameters(), *term.method.parameters()]
             for one, other, then in zip(now, twins, before, strict=True):
                 moved, expected = one.detach() - then, other.detach() - then
                 error = (moved - expected).norm() / expected.norm()
-                assert error < 1e-2, (tuple(one.shape), error)
+                assert error < 1e-3, (tuple(one.shape), error)
 
 
 def test_a_resumed_training_gives_the_same_bits_with_every_later_key(

@@ -53,11 +53,10 @@ def test_a_teacher_is_trained_once(digits: ImageData, tmp_path: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == made
 
 
-def test_the_best_epochs_weights_teach_and_the_card_tells_their_accuracy(
-    digits: ImageData, tmp_path: Path
-) -> None:
-    # Who learns from all digits but noughts knows less of noughts after every epoch: the first is
-    # the best.
+def held_out_noughts(digits: ImageData) -> ImageData:
+    """Who learns from all digits but noughts knows less of noughts after every epoch: the first is
+    the best."""
+
     def part(split: TableSplit, chosen: torch.Tensor) -> TableSplit:
         return replace(
             split,
@@ -66,11 +65,17 @@ def test_the_best_epochs_weights_teach_and_the_card_tells_their_accuracy(
             image_ids=split.image_ids[chosen],
         )
 
-    data = replace(
+    return replace(
         digits,
         train=part(digits.train, digits.train.labels != 0),
         heldout=part(digits.heldout, digits.heldout.labels == 0),
     )
+
+
+def test_the_best_epochs_weights_teach_and_the_card_tells_their_accuracy(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    data = held_out_noughts(digits)
     reports = list(prepare_teacher(CONFIG, data, tmp_path, CPU))
     assert reports[-1].best_epoch == 1
     folder = teacher_folder(CONFIG, data, tmp_path)
@@ -85,6 +90,17 @@ def test_the_best_epochs_weights_teach_and_the_card_tells_their_accuracy(
     assert (card.in_channels, card.image_size) == (1, (8, 8))
     assert (card.mean, card.std) == (digits.mean, digits.std)
     assert TeacherConfig.model_validate(card.made_by) == CONFIG
+
+
+def test_the_last_epochs_weights_teach_where_nothing_is_held_out(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    whole = digits.config.model_copy(update={"heldout_fraction": 0.0})
+    data = replace(held_out_noughts(digits), config=whole)
+    *_, last = prepare_teacher(CONFIG, data, tmp_path, CPU)
+    assert last.best_epoch == 1
+    accuracy, loss = evaluate(load_teacher(teacher_folder(CONFIG, data, tmp_path)), data.heldout)
+    assert (accuracy, loss) == pytest.approx((last.heldout_accuracy, last.heldout_loss), rel=1e-5)
 
 
 def test_a_loaded_teacher_is_frozen(teacher_dir: Path, digits: ImageData) -> None:

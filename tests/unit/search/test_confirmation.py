@@ -3,7 +3,8 @@
 from typing import Any
 
 from search.record.record import ConfirmationRun, Confirmed, SearchRecord, TrialRecord
-from search.session.contenders import contenders, fresh_seeds, missing
+from search.session.retraining.contenders import contenders, fresh_seeds
+from search.session.retraining.retraining import Asked
 from tests.synthetic import finished_search
 
 
@@ -97,7 +98,7 @@ def test_after_an_interruption_only_what_has_not_ended_well_is_trained() -> None
     done = ConfirmationRun(seed=1, test_accuracy=0.9, heldout_accuracy=0.9)
     failed = ConfirmationRun(seed=2, reason="no memory")
     chosen = (with_runs("3", done, failed), with_runs("0"))
-    left = [(each.label, seed) for each, seed in missing(chosen, (1, 2))]
+    left = [(each.label, seed) for each, seed in Asked(chosen, (1, 2), "confirm").missing]
     assert left == [("0", 1), ("3", 2), ("0", 2)]
     cut = record_of(*SEARCHED).model_copy(update={"confirmed": (with_runs("3", done),)})
     assert contenders(cut, top=1)[0].label == "4"

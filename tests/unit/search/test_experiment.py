@@ -9,6 +9,7 @@ import yaml
 
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment, read_experiment
+from tests.cases import Case
 
 VALID: dict[str, Any] = {
     "data": {"name": "digits"},
@@ -111,6 +112,50 @@ def test_a_mistake_is_named_with_path_value_and_rule(
     found = problems(tmp_path, changes)
     assert list(found) == [key]
     assert words in found[key]
+
+
+def test_a_file_has_the_keys_of_its_base_unless_it_gives_others(tmp_path: Path) -> None:
+    folder = tmp_path / "bases"
+    folder.mkdir()
+    lowest = folder / "lowest.yaml"
+    lowest.write_text(
+        yaml.safe_dump(VALID | {"name": "lowest", "student": ["resnet8", "resnet14"]})
+    )
+    middle = {"base": "lowest.yaml", "training": {"batch_size": 32}, "search": {"asha": None}}
+    (folder / "middle.yaml").write_text(yaml.safe_dump(middle))
+    own = {"base": "bases/middle.yaml", "student": ["resnet20"], "training": {"epochs": 5}}
+    experiment = read_experiment(write(tmp_path, own), ["training.batch_size=16"])
+    expected = VALID | {
+        "name": "task",
+        "student": ["resnet20"],
+        "training": {"epochs": 5, "batch_size": 16},
+        "search": {"trials": 4, "asha": None},
+    }
+    assert experiment == parse_experiment(expected, "")
+
+
+def test_a_base_that_cannot_be_used_is_named_once_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "circle.yaml").write_text("base: task.yaml")
+    (tmp_path / "list.yaml").write_text("[data, teacher]")
+    (tmp_path / "broken.yaml").write_text("data: [")
+    cases = {
+        "none.yaml": ("task.yaml", "base", "none.yaml cannot be read: No such file"),
+        "": ("task.yaml", "base", "cannot be read: Is a directory"),
+        3: ("task.yaml", "base", "is 3, but must be a file"),
+        "task.yaml": ("task.yaml", "base", "leads back here"),
+        "circle.yaml": ("circle.yaml", "base", "leads back here"),
+        "list.yaml": ("list.yaml", "", "holds list, but must hold keys"),
+        "broken.yaml": ("broken.yaml", "", "not valid YAML"),
+    }
+    for base, (source, key, words) in cases.items():
+        with Case(base):
+            with pytest.raises(ExperimentError) as caught:
+                read_experiment(write(tmp_path, VALID | {"base": base}))
+            (problem,) = caught.value.problems
+            assert (Path(caught.value.source).name, problem.key) == (source, key)
+            assert words in problem.message
+    found = problems(tmp_path, {"bse": "task.yaml"})
+    assert "did you mean 'base'?" in found["bse"]
 
 
 def test_a_named_recipe_becomes_plain_keys_for_teacher_and_students(tmp_path: Path) -> None:

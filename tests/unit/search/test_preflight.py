@@ -57,6 +57,12 @@ def test_several_pairs_and_taps_that_have_to_be_named_are_tried(tmp_path: Path) 
         planned(tmp_path, **task, narrow={"at.layers": [f"{pairs}, stage3_sum:stage3"]})
 
 
+def test_a_search_that_holds_nothing_out_is_refused(tmp_path: Path) -> None:
+    refused = r"data\.heldout_fraction: is 0, which would rank the trials on the test split"
+    with pytest.raises(ExperimentError, match=refused):
+        planned(tmp_path, data={"name": "digits", "heldout_fraction": 0}, objective=[["kd"]])
+
+
 def test_networks_and_weights_that_a_library_does_not_have_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"student: .* did you mean 'torchvision/resnet50'\?"):
         planned(tmp_path, student="torchvision/resnet5O")

@@ -12,7 +12,7 @@ from kdcore import DataConfig, EpochReport, Recipe, TeacherConfig, TrialConfig, 
 from kdcore.execution.execution import Execution
 from search.record.record import Executions, SearchRecord, TrialRecord
 from search.record.storage import Storage, workspace_of
-from search.session.rerun import RecordedTraining, recorded_training, rerun
+from search.session.retraining.rerun import RecordedTraining, recorded_training, rerun
 from tests.synthetic import finished_search
 
 
@@ -25,8 +25,10 @@ def test_precision_and_layout_are_those_of_the_search(
         given.update(settings)
         return iter(())
 
-    monkeypatch.setattr("search.session.rerun.distill", noted)
-    monkeypatch.setattr("search.session.rerun.islice", lambda reports, count: [report] * count)
+    monkeypatch.setattr("search.session.retraining.rerun.distill", noted)
+    monkeypatch.setattr(
+        "search.session.retraining.rerun.islice", lambda reports, count: [report] * count
+    )
     report = EpochReport(**dict.fromkeys(EpochReport.__annotations__, 1))  # type: ignore[arg-type]
     trial = TrialRecord(
         number=0,

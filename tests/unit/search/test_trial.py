@@ -19,7 +19,7 @@ from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER
 from search.record.record import REPORT, SAVED, Executions
 from search.record.storage import Storage
-from search.session.confirmation import run_again
+from search.session.retraining.retraining import run_again
 from search.session.trial import run_trial
 
 EPOCHS = 4

@@ -1,10 +1,11 @@
-"""Retraining the best students with fresh seeds, and testing each once."""
+"""Training students again on Ray, each with several seeds, and testing each run once."""
 
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -17,18 +18,17 @@ from kdcore.teacher_cache.patience import patiently
 from kdcore.training.evaluation import default_device, evaluate
 from kdcore.training.loop import best_student
 from kdcore.training.report import EpochReport
-from search.experiment.schema import Confirm, Experiment
+from search.experiment.schema import Experiment
 from search.experiment.space.point import Point
 from search.experiment.space.trial_config import epochs_on_top, trial_config
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
 from search.record.looks import record_look
 from search.record.owner import HEARTBEAT
-from search.record.record import ConfirmationRun, Confirmed, Executions
+from search.record.record import ConfirmationRun, Confirmed, Executions, SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
-from search.record.wording import percent
-from search.session.contenders import contenders, fresh_seeds, missing
+from search.record.wording import duration, percent
 from search.session.live_display import LiveDisplay
 from search.session.trial import release_gpu_memory, resumable_reports
 from search.tracking.tracker import Tracker
@@ -77,6 +77,7 @@ def run_again(
     student = build_classifier(config.student, data, seed=0)
     student.backbone.load_state_dict(best["student"])
     test_accuracy, _ = evaluate(student.to(default_device()), data.test)
+    batch_size = config.training.batch_size
     run = ConfirmationRun(
         seed=seed,
         accuracies=tuple(report["heldout_accuracy"] for report in reports),
@@ -85,21 +86,49 @@ def run_again(
         best_epoch=best["epoch"],
         test_accuracy=test_accuracy,
         train_seconds=sum(report["epoch_seconds"] for report in reports),
+        images=len(reports) * (len(data.train) // batch_size) * batch_size,
         checkpoint=folder,
     )
     return run, reports
 
 
-class Confirmation:
-    """The runs of one search on a connected Ray. Each is in the record as soon as it has ended.
+@dataclass(frozen=True)
+class Asked:
+    """What is trained again.
 
     Args:
-        search: its record; gets the runs that have ended.
+        students: with the runs that they have already.
+        seeds: of the runs that each of them is to have.
+        by: the command.
+    """
+
+    students: tuple[Confirmed, ...]
+    seeds: tuple[int, ...]
+    by: Literal["confirm", "reproduce"]
+
+    @property
+    def missing(self) -> list[tuple[Confirmed, int]]:
+        """The runs that have not ended well yet. All students with one seed come first, so that
+        whatever is there after an interruption can be compared."""
+        return [
+            (each, seed)
+            for seed in self.seeds
+            for each in self.students
+            if seed not in each.test_accuracies
+        ]
+
+
+class Retraining:
+    """The runs of one record on a connected Ray. Each is in it as soon as it has ended.
+
+    Args:
+        search: the record; gets the runs that have ended.
         log: where that is written.
-        storage: where the search is kept.
+        storage: where the record is kept.
         tracker: gets each run.
         progress: says how each ended.
         parallel: how many run at a time.
+        ended: called after each run.
     """
 
     def __init__(
@@ -110,25 +139,24 @@ class Confirmation:
         tracker: Tracker,
         progress: LiveDisplay,
         parallel: int,
+        ended: Callable[[SearchRecord], None] = lambda record: None,
     ) -> None:
         self._search, self._log, self._storage = search, log, storage
         self._tracker, self._progress, self._parallel = tracker, progress, parallel
+        self._when_ended = ended
 
-    def run(self, asked: Confirm) -> None:
+    def run(self, asked: Asked) -> None:
         """Trains what the record does not have yet; runs that failed are tried again."""
-        chosen = contenders(self._search.record, asked.top)
-        if not chosen:
-            self._progress.say("no trial with a method has finished, so none is confirmed")
-            return
-        labels = {each.label for each in chosen}
+        labels = {each.label for each in asked.students}
         earlier = [each for each in self._search.head.confirmed if each.label not in labels]
-        self._search.update(confirmed=(*chosen, *earlier))
+        self._search.update(confirmed=(*asked.students, *earlier))
         self._write()
-        planned = missing(chosen, fresh_seeds(self._search.head.experiment, asked.seeds))
+        planned = asked.missing
         if planned:
             tested = [self._folder(*run) for run in planned]
             search = self._search.head
-            patiently(lambda: record_look(self._storage, search, by="confirm", students=tested))
+            patiently(lambda: record_look(self._storage, search, by=asked.by, students=tested))
+        self._progress.retraining_started(self._search.head.name, len(planned))
         waiting = iter(planned)
         running: dict[Any, tuple[Confirmed, int]] = {}
         while True:
@@ -140,6 +168,8 @@ class Confirmation:
             for reference in done:
                 self._ended(*running.pop(reference), reference)
             self._write()
+            if done:
+                self._when_ended(self._search.record)
 
     def _start(self, contender: Confirmed, seed: int) -> Any:
         search = self._search.head
@@ -180,20 +210,21 @@ class Confirmation:
             for each in self._search.head.confirmed
         )
         self._search.update(confirmed=confirmed)
-        words = self._search.head.words(contender)
-        outcome = (
-            f"failed ({run.reason})"
-            if run.reason
-            else f"held-out {percent(run.heldout_accuracy)} %, test {percent(run.test_accuracy)} %"
-        )
-        self._progress.say(f"again with seed {seed}: {outcome}, {words}")
+        head = self._search.head
+        words = head.words(contender)
+        said = f"again with seed {seed}: {_outcome(head, run)}, {words}"
+        if head.reproduces:
+            row = "student alone" if contender.role == "control" else contender.label
+            said = f"{head.reproduces}: {row}, seed {seed}: {_outcome(head, run)}"
+        self._progress.run_ended(said)
         self._tracker.log_confirmation(
             f"{contender.label}-seed{seed}",
             words,
             contender.trial,
-            _params(self._search.head.experiment, contender, seed),
+            _params(head.experiment, contender, seed),
             [EpochReport(**report) for report in reports],
             run,
+            {"kdsearch.reproduces": head.reproduces} if head.reproduces else {},
         )
 
     def _write(self) -> None:
@@ -209,6 +240,16 @@ def _with(runs: tuple[ConfirmationRun, ...], run: ConfirmationRun) -> tuple[Conf
     """The runs with a new one, in the place of an earlier one with its seed."""
     others = [each for each in runs if each.seed != run.seed]
     return tuple(sorted((*others, run), key=lambda each: each.seed))
+
+
+def _outcome(search: SearchRecord, run: ConfirmationRun) -> str:
+    """How a run ended, in words."""
+    if run.reason:
+        return f"failed ({run.reason})"
+    if search.reproduces:  # where the test split takes the held-out part's place
+        last, best = percent(run.accuracies[-1]), percent(run.heldout_accuracy)
+        return f"last epoch {last} %, best {best} %, {duration(run.train_seconds)}"
+    return f"held-out {percent(run.heldout_accuracy)} %, test {percent(run.test_accuracy)} %"
 
 
 def _params(experiment: Experiment, contender: Confirmed, seed: int) -> Mapping[str, str]:

@@ -1,13 +1,13 @@
 """Which students are retrained by a confirmation, and with which seeds."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from search.experiment.schema import CONTROL, Experiment
+from search.experiment.schema import CONTROL, Confirm, Experiment
 from search.experiment.space.point import Point, with_published
 from search.experiment.space.trial_config import trial_config
 from search.leaderboard.ranking import rank
 from search.record.record import Confirmed, SearchRecord, TrialRecord
+from search.session.retraining.retraining import Asked
 
 # The baseline of the field, whatever the search tried.
 _PUBLISHED = "kd"
@@ -69,12 +69,12 @@ def contenders(record: SearchRecord, top: int) -> tuple[Confirmed, ...]:
     return tuple(chosen.values())
 
 
+def confirmation(record: SearchRecord, asked: Confirm) -> Asked:
+    """What a confirmation trains again."""
+    seeds = fresh_seeds(record.experiment, asked.seeds)
+    return Asked(contenders(record, asked.top), seeds, "confirm")
+
+
 def fresh_seeds(experiment: Experiment, count: int) -> tuple[int, ...]:
     """Seeds that the search did not use; the same ones whenever they are asked for."""
     return tuple((experiment.seed + 1 + number) % 2**32 for number in range(count))
-
-
-def missing(chosen: Sequence[Confirmed], seeds: Sequence[int]) -> list[tuple[Confirmed, int]]:
-    """The runs that have not ended well yet. All students with one seed come first, so that
-    whatever is there after an interruption can be compared."""
-    return [(each, seed) for seed in seeds for each in chosen if seed not in each.test_accuracies]

@@ -1,0 +1,1 @@
+"""A reproduction beside the published figures: differences, tables and files."""

@@ -1,0 +1,1 @@
+"""Training again what a record names: with fresh seeds, or once more as it was."""

@@ -1,0 +1,143 @@
+"""A reproduction that is killed, then stopped by Ctrl-C, and each time goes on where it was."""
+
+import signal
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pyarrow import parquet
+
+from search.record.files import read_record
+from search.record.looks import looks_at
+from search.record.record import SearchRecord
+from search.record.storage import Storage
+from tests.integration.commands import Command, kdsearch
+
+pytestmark = pytest.mark.integration
+
+PAIR: dict[str, Any] = {
+    "data": {"name": "digits", "heldout_fraction": 0, "train_images": 512},
+    "teacher": {"backbone": "resnet14", "training": {"epochs": 2, "learning_rate": 0.1}},
+    "student": "resnet8",
+    "training": {"epochs": 2, "learning_rate": 0.1},
+    "seeds": 2,
+    "rows": {"kd": {"kd": {}}, "at-kd": {"at": {}, "kd": {}}},
+}
+FIGURES = {
+    "tables": [
+        {
+            "source": "a paper",
+            "epoch": "last",
+            "seeds": 3,
+            "pairs": ["small"],
+            "teacher": [97.0],
+            "student": [95.0],
+            "rows": {"kd": [[96.0, 0.3]]},
+        }
+    ]
+}
+# Sends its own process a signal as soon as so many runs are in the record.
+START = """
+import os, sys
+from search.session.retraining.retraining import Retraining
+
+runs, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+write = Retraining._write
+
+def write_and_end(self):
+    write(self)
+    if sum(len(each.runs) for each in self._search.head.confirmed) == runs:
+        os.kill(os.getpid(), number)
+
+Retraining._write = write_and_end
+from search.cli.app import main
+main()
+"""
+WORDS = ("reproduce", "pairs/small.yaml", "--name", "mine")
+
+
+def recorded(folder: Path) -> SearchRecord:
+    return read_record(Storage(str(folder / "runs")), "mine-small")
+
+
+def runs_of(record: SearchRecord) -> dict[tuple[str, int], float | None]:
+    return {
+        (row.label, run.seed): run.test_accuracy for row in record.confirmed for run in row.runs
+    }
+
+
+def written(folder: Path) -> dict[str, int]:
+    """When the checkpoints of the runs were written."""
+    found = folder.glob("runs/searches/mine-small/confirmation/*/checkpoints.json")
+    return {path.parent.name: path.stat().st_mtime_ns for path in found}
+
+
+def test_a_reproduction_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs/small.yaml").write_text(yaml.safe_dump(PAIR, sort_keys=False))
+    (tmp_path / "pairs/figures.yaml").write_text(yaml.safe_dump(FIGURES))
+    (tmp_path / "start.py").write_text(START)
+
+    killed = Command(tmp_path, "start.py", "2", str(int(signal.SIGKILL)), *WORDS).wait()
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    assert "the TEST split, which everywhere else is not looked at" in killed.stdout
+    first = recorded(tmp_path)
+    assert first.state == "interrupted"
+    assert len(runs_of(first)) == 2
+    files = tmp_path / "runs/reproductions/mine"
+    assert "small: resnet14 teaches resnet8" in (files / "reproduction.md").read_text()
+
+    stopped = Command(tmp_path, "start.py", "4", str(int(signal.SIGINT)), *WORDS).wait()
+    assert stopped.returncode == 130, stopped.stdout + stopped.stderr
+    assert "stopped; the same command continues, and repeats nothing" in stopped.stdout
+    assert "Traceback" not in stopped.stdout + stopped.stderr
+    second, before = recorded(tmp_path), written(tmp_path)
+    assert runs_of(first).items() <= runs_of(second).items()
+
+    done = kdsearch(tmp_path, *WORDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = recorded(tmp_path)
+    assert last.state == "finished"
+    assert sorted(runs_of(last)) == [
+        (row, seed) for row in ("at-kd", "kd", "none") for seed in (0, 1)
+    ]
+    assert runs_of(second).items() <= runs_of(last).items()
+    ended = {f"{row}-seed{seed}" for row, seed in runs_of(second)}
+    after = written(tmp_path)
+    assert {name: before[name] for name in ended} == {name: after[name] for name in ended}
+
+    text = (files / "reproduction.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [(row[0], row[5]) for row in rows[2:]] == [
+        ("| teacher resnet14", ""),
+        ("| student alone", "2"),
+        ("| kd", "2"),
+        ("| at-kd", "2"),
+    ]
+    assert {len(row) for row in rows} == {len(rows[0])}
+    values = parquet.read_table(files / "reproduction.parquet").to_pylist()
+    for value in values[1:]:
+        of_row = next(row for row in last.confirmed if row.label == value["row"])
+        assert value["best_accuracies"] == list(of_row.test_accuracies.values())
+        assert value["last_accuracies"] == [run.accuracies[-1] for run in of_row.runs]
+        assert value["images_per_second"] > 0
+    assert (files / "differences.png").read_bytes().startswith(b"\x89PNG")
+
+    looks = looks_at(Storage(str(tmp_path / "runs")), last.experiment.data)
+    assert [(look.by, len(look.students)) for look in looks] == [
+        ("reproduce", 6),
+        ("reproduce", 4),
+        ("reproduce", 6 - len(runs_of(second))),
+    ]
+    with sqlite3.connect(tmp_path / "runs/mlflow.db") as store:
+        query = "SELECT value, COUNT(*) FROM tags WHERE key = 'kdsearch.reproduces' GROUP BY value"
+        assert store.execute(query).fetchall() == [("small", 6)]
+
+    again = kdsearch(tmp_path, *WORDS)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout in done.stdout, "the same tables, and nothing trained"
+    other = kdsearch(tmp_path, *WORDS, "--epochs", "3")
+    assert other.returncode == 2
+    assert other.stderr.startswith("--name: 'mine-small' was begun with training.epochs 2, and now")
