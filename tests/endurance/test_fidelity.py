@@ -14,7 +14,8 @@ What differs from the published code, as read there and here:
 - ofd leaves the teacher in evaluation mode unless `teacher_bn` is `batch`. mdistiller's is in
   training mode, so the comparison has `batch`; the teacher's running statistics, which nothing
   reads, move there and not here. Connectors begin with PyTorch's initial weights, theirs with He's.
-- dkd's weight of non-targets is 8 unless it is set; mdistiller's file of this pair has 2.
+- dkd's weight of non-targets is 8 unless it is set; mdistiller's file of this pair has 2, as has
+  ours in `experiments/published`.
 """
 
 import os
