@@ -288,6 +288,20 @@ def test_what_has_ended_is_shown_without_training_again(files: Path) -> None:
     assert done.folder == files / "runs/reproductions/small"
 
 
+def test_ctrl_c_says_how_to_go_on(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("search.session.launch.connect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce([Path("pairs/small.yaml")], storage=Storage("runs"), methods=["kd"], seeds=3)
+    said = capfd.readouterr().out
+    assert "TEST split, which everywhere else is not looked at" in said
+    assert said.splitlines()[-1] == "stopped; the same command continues, and repeats nothing"
+
+
 def test_mistakes_are_refused_with_one_message(files: Path) -> None:
     pair = Path("pairs/small.yaml")
     storage = Storage("runs")
