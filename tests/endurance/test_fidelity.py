@@ -9,12 +9,13 @@ What differs from the published code, as read there and here:
 - An incomplete last batch is dropped: an epoch of CIFAR-100 has 781 steps, theirs 782.
 - Pixels are normalised by mean and deviation of the training images, not by constants.
 - crd draws negatives with replacement, at most as many as there are images outside the largest
-  class, and without numpy; theirs without. Its bank starts with rows of length 1, theirs with
-  uniform numbers. Theirs adds 1e-7 to denominators, which is 0.005 of a loss of CIFAR-100.
-- ofd leaves the teacher in evaluation mode unless `teacher_bn` is `batch`; mdistiller's is in
-  training mode. The comparison has `batch`. Its running statistics then stay as they are, theirs
-  move. Connectors begin with PyTorch's initial weights, theirs with He's.
-- dkd's weight of non-targets is that of the pair only if it is set: 2 for resnet56 and resnet20.
+  class; theirs without. Its bank begins with directions, theirs with uniform numbers. Theirs adds
+  1e-7 to denominators, which makes a loss on CIFAR-100 larger by 0.01.
+- ofd leaves the teacher in evaluation mode unless `teacher_bn` is `batch`. mdistiller's is in
+  training mode, so the comparison has `batch`; the teacher's running statistics, which nothing
+  reads, move there and not here. Connectors begin with PyTorch's initial weights, theirs with He's.
+- dkd's weight of non-targets is 8 unless it is set; mdistiller's file of this pair has 2, as has
+  ours in `experiments/published`.
 """
 
 import os
@@ -58,7 +59,7 @@ from tests.unit.kdcore.published import batch as cifar_batch
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
-# Rounding makes 1e-15 to 1e-12 of it.
+# Rounding is 1e-15 to 1e-12.
 TOLERANCE = 1e-9
 
 MARGINS = {f"method.margins.{stage}.margin" for stage in range(3)}
