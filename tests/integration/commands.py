@@ -49,7 +49,7 @@ session.run_trial = eager
 """
 
 # Seconds until something that must happen is taken to be missing: a slow, busy machine needs many.
-PATIENCE = 600.0
+PATIENCE = 1200.0
 
 _STARTED: list["Command"] = []
 
