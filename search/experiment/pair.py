@@ -166,7 +166,10 @@ def read_pairs(paths: Iterable[Path], overrides: Iterable[str] = ()) -> tuple[Pa
     for path in paths:
         files = _pairs_in(path) if path.is_dir() else [path]
         if not files:
-            message = "has no file of a pair, with a teacher's backbone and a student"
+            message = (
+                "has no file of a pair, with a teacher's backbone and a student; folders inside "
+                "are not read"
+            )
             raise ExperimentError(str(path), [Problem(key="", message=message)])
         for file in files:
             pair = read_pair(file, overrides)

@@ -41,7 +41,11 @@ def read_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     Raises:
         ExperimentError: with all mistakes of the file.
     """
-    return parse_experiment(read_content(path, overrides), str(path))
+    content = read_content(path, overrides)
+    if "rows" in content and "objective" not in content:
+        message = "are those of a published table; kdsearch reproduce runs this file"
+        raise ExperimentError(str(path), [Problem(key="rows", message=message)])
+    return parse_experiment(content, str(path))
 
 
 def read_content(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:

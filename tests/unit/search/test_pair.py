@@ -11,7 +11,7 @@ from kdcore import DataConfig, TeacherConfig, TermConfig, TrialConfig
 from kdcore.errors import ConfigError
 from search.errors import ExperimentError
 from search.experiment.pair import Pair, read_pair, read_pairs
-from search.experiment.reading import parse
+from search.experiment.reading import parse, read_experiment
 from tests.cases import Case
 
 VALID: dict[str, Any] = {
@@ -156,3 +156,8 @@ def test_a_folder_gives_its_pairs_in_order_and_none_of_their_bases(tmp_path: Pat
     empty.mkdir()
     with pytest.raises(ExperimentError, match="empty: has no file of a pair"):
         read_pairs([empty])
+
+
+def test_who_would_search_a_pair_is_told_what_runs_it(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="rows: are those of .* kdsearch reproduce"):
+        read_experiment(write(tmp_path, VALID))
