@@ -26,7 +26,7 @@ from tests.integration.ray_cluster import RayCluster, free_port, processes_below
 
 pytestmark = pytest.mark.integration
 
-SEARCHES, ROUNDS, CPUS = 8, 3, 4
+SEARCHES, ROUNDS, CPUS = 8, 2, 4
 KINDS = ("driver", "trial", "delivery", "driver", "server")  # of what is killed in a round
 DATA: dict[str, Any] = {"name": "digits", "heldout_fraction": 0.2, "train_images": 512}
 EXPERIMENT: dict[str, Any] = {
