@@ -15,6 +15,7 @@ from kdcore.contract.published import BENCHMARKS
 from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.methods import CATALOGUE, check_method
 from kdcore.networks.measurement import count_multiply_adds, count_parameters
+from search.record.wording import markdown_table
 
 # The largest image that networks for small images are designed for.
 _CIFAR_SIDE = 64
@@ -62,8 +63,7 @@ def _methods() -> list[tuple[str, ...]]:
 
 def methods_markdown() -> str:
     """The catalogue of methods as a Markdown table."""
-    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *_methods()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_table((_COLUMNS, *_methods()))
 
 
 def methods_table() -> Table:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from search.errors import SearchError
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import LeaderboardRow, leaderboard
 from search.record.record import SearchRecord
-from search.record.wording import percent, points, spread
+from search.record.wording import markdown_table, percent, points, spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
     confirmed = any(each.is_confirmed for each in record.confirmed)
     names = ["rank", "trial", *(["student"] if several else []), "objective"]
     names += [*(["test %"] if confirmed else []), "held-out %", "gain", "epochs", "status"]
-    lines = [names, ["---"] * len(names)]
+    lines = [names]
     for row in rows:
         network = "teacher" if row.trial is None else row.objective
         if row.trial is None and not several:
@@ -54,8 +54,8 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
         cells += [f"{network} (control)" if network == CONTROL else network]
         cells += [spread(row.test_accuracy, row.test_deviation)] if confirmed else []
         cells += [percent(row.heldout_accuracy), points(row.gain), row.epochs, row.status]
-        lines.append([cell.replace("|", "\\|") for cell in cells])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+        lines.append(cells)
+    return markdown_table(lines) + "\n"
 
 
 def as_bytes(record: SearchRecord, form: str, method: str = "", state: str = "") -> bytes:
@@ -81,7 +81,7 @@ def as_bytes(record: SearchRecord, form: str, method: str = "", state: str = "")
     if form == "json":
         return (json.dumps(values, indent=1) + "\n").encode()
     if form == "parquet":
-        return _parquet(values)
+        return parquet_file(values, _TYPES)
     text = io.StringIO()
     names = [field.name for field in fields(LeaderboardRow)]
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -90,11 +90,21 @@ def as_bytes(record: SearchRecord, form: str, method: str = "", state: str = "")
     return text.getvalue().encode()
 
 
-def _parquet(rows: Sequence[dict[str, object]]) -> bytes:
+def parquet_file(rows: Sequence[Mapping[str, object]], types: Mapping[str, str]) -> bytes:
+    """Rows as the content of a Parquet file.
+
+    Args:
+        rows: a value for each column.
+        types: by column, Arrow's name of its type; with [] a list of such.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _TYPES.items()])
+    def arrow(kind: str) -> pa.DataType:
+        of_each = pa.type_for_alias(kind.removesuffix("[]"))
+        return pa.list_(of_each) if kind.endswith("[]") else of_each
+
+    schema = pa.schema([(name, arrow(kind)) for name, kind in types.items()])
     sink = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(list(rows), schema), sink)
     return sink.getvalue()

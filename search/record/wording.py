@@ -1,5 +1,6 @@
 """How the figures of a search are written: percent, points, time spans, paths."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from search.record.paired_gain import PairedGain
@@ -16,6 +17,15 @@ def spread(mean: float | None, deviation: float | None) -> str:
 
 def points(gain: float | None) -> str:
     return "" if gain is None else f"{100 * gain:+.2f}"
+
+
+def markdown_table(lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, its head first."""
+    names, *rows = lines
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        for cells in (names, ["---"] * len(names), *rows)
+    )
 
 
 WINNERS_CURSE = (

@@ -18,7 +18,6 @@ What differs from the published code, as read there and here:
   ours in `experiments/published`.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -40,6 +39,7 @@ from kdcore.methods import CATALOGUE
 from kdcore.training.loop import train
 from kdcore.training.run import Meters, Term
 from tests.cases import Case
+from tests.debian import fashion_mnist
 from tests.twins.cifar_protocol import (
     AT,
     CRD,
@@ -56,8 +56,6 @@ from tests.twins.cifar_protocol import (
     learning_rate,
 )
 from tests.unit.kdcore.published import batch as cifar_batch
-
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 # Rounding is 1e-15 to 1e-12.
 TOLERANCE = 1e-9
@@ -87,13 +85,9 @@ def float64() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hundred images of Fashion-MNIST in CIFAR-10's files, and teachers' weights."""
-    if not DEBIAN.is_dir():
-        missing = f"{DEBIAN} is missing; install Debian's package dataset-fashion-mnist"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    grey = read_idx(DEBIAN / "t10k-images-idx3-ubyte.gz")[:120]
-    labels = read_idx(DEBIAN / "t10k-labels-idx1-ubyte.gz")[:120].numpy()
+    debian = fashion_mnist()
+    grey = read_idx(debian / "t10k-images-idx3-ubyte.gz")[:120]
+    labels = read_idx(debian / "t10k-labels-idx1-ubyte.gz")[:120].numpy()
     pixels = pad(grey, (2, 2, 2, 2))[:, None].repeat(1, 3, 1, 1)
     folder = tmp_path_factory.mktemp("cifar")
     for number, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):

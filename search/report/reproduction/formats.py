@@ -1,12 +1,13 @@
 """A reproduction as files: Markdown, Parquet, and the picture of its differences."""
 
-import io
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from search.leaderboard.formats import parquet_file
+from search.record.wording import markdown_table
 from search.report.files import write_whole
 from search.report.reproduction.comparison import Accuracy, Block, Line
 from search.report.reproduction.table import COLUMNS, NOISE, PROTOCOL, cost, notes, rows
@@ -14,7 +15,7 @@ from search.report.reproduction.table import COLUMNS, NOISE, PROTOCOL, cost, not
 TABLE, VALUES, PICTURE = "reproduction.md", "reproduction.parquet", "differences.png"
 """The names of the files."""
 
-# By column, Arrow's name of its type; those that end with [] have a value for each seed.
+# By column, Arrow's name of its type; with [] there is a value for each seed.
 _TYPES = {
     **dict.fromkeys(("pair", "row", "objective"), "string"),
     **dict.fromkeys(("published", "published_spread"), "float64"),
@@ -24,10 +25,10 @@ _TYPES = {
     **dict.fromkeys(("difference", "half_width"), "float64"),
     "verdict": "string",
     **dict.fromkeys(("gain", "published_gain", "seconds", "images_per_second"), "float64"),
-    "seeds[]": "int64",
-    **dict.fromkeys(("last_accuracies[]", "best_accuracies[]"), "float64"),
-    "best_epochs[]": "int32",
-    "run_seconds[]": "float64",
+    "seeds": "int64[]",
+    **dict.fromkeys(("last_accuracies", "best_accuracies"), "float64[]"),
+    "best_epochs": "int32[]",
+    "run_seconds": "float64[]",
 }
 
 
@@ -35,10 +36,7 @@ def as_markdown(name: str, blocks: Sequence[Block]) -> str:
     """The tables in Markdown; accuracies in percent, differences in percentage points."""
     parts = [f"# Reproduction {name}", PROTOCOL]
     for block in blocks:
-        lines = [COLUMNS, ("---",) * len(COLUMNS), *rows(block)]
-        table = "\n".join(
-            f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
-        )
+        table = markdown_table((COLUMNS, *rows(block)))
         parts += [f"## {block.title}", table, *notes(block)]
     whole = [f"In all: {cost(blocks)}."] if len(blocks) > 1 else []
     return "\n\n".join([*parts, NOISE, *whole]) + "\n"
@@ -46,18 +44,7 @@ def as_markdown(name: str, blocks: Sequence[Block]) -> str:
 
 def as_parquet(blocks: Sequence[Block]) -> bytes:
     """All lines, with the values of each run; accuracies and differences are shares of 1."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    fields = []
-    for name, kind in _TYPES.items():
-        of_each = pa.type_for_alias(kind)
-        listed = name.endswith("[]")
-        fields.append((name.removesuffix("[]"), pa.list_(of_each) if listed else of_each))
-    lines = [_values(line) for block in blocks for line in block.lines]
-    sink = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(lines, pa.schema(fields)), sink)
-    return sink.getvalue()
+    return parquet_file([_values(line) for block in blocks for line in block.lines], _TYPES)
 
 
 def _values(line: Line) -> dict[str, Any]:

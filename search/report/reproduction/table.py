@@ -72,7 +72,11 @@ def _cells(line: Line, sources: Sequence[str]) -> tuple[str, ...]:
 def row_name(line: Line) -> str:
     if line.row == TEACHER:
         return f"teacher {line.objective}"
-    return "student alone" if line.row == CONTROL else line.row
+    return row_in_words(line.row)
+
+
+def row_in_words(row: str) -> str:
+    return "student alone" if row == CONTROL else row
 
 
 def _accuracy(accuracy: Accuracy | None) -> str:

@@ -29,6 +29,7 @@ from search.record.record import ConfirmationRun, Confirmed, Executions, SearchR
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
 from search.record.wording import duration, percent
+from search.report.reproduction.table import row_in_words
 from search.session.live_display import LiveDisplay
 from search.session.trial import release_gpu_memory, resumable_reports
 from search.tracking.tracker import Tracker
@@ -214,7 +215,7 @@ class Retraining:
         words = head.words(contender)
         said = f"again with seed {seed}: {_outcome(head, run)}, {words}"
         if head.reproduces:
-            row = "student alone" if contender.role == "control" else contender.label
+            row = row_in_words(contender.label)
             said = f"{head.reproduces}: {row}, seed {seed}: {_outcome(head, run)}"
         self._progress.run_ended(said)
         self._tracker.log_confirmation(

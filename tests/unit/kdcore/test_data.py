@@ -19,6 +19,7 @@ from kdcore.data.idx import read_idx
 from kdcore.data.image_data import ImageData, open_data, source_of
 from kdcore.data.image_table import TableSource
 from kdcore.data.registry import DATA_SETS
+from tests.debian import fashion_mnist
 from tests.unit.kdcore.published import (
     TEST_IMAGES,
     TEST_LABELS,
@@ -27,9 +28,6 @@ from tests.unit.kdcore.published import (
     idx,
     served,
 )
-
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-
 
 # Digits
 
@@ -441,12 +439,7 @@ def test_idx_files_of_any_dimensions_come_back(shape: tuple[int, ...], tmp_path:
 
 
 def test_debians_files_are_the_whole_data_set(tmp_path: Path) -> None:
-    if not DEBIAN.is_dir():
-        missing = f"{DEBIAN} is missing; install Debian's package dataset-fashion-mnist"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    table = source_of("fashion_mnist").open(fashion(DEBIAN), tmp_path)
+    table = source_of("fashion_mnist").open(fashion(fashion_mnist()), tmp_path)
     assert table.images.shape == (70_000, 1, 28, 28)
     assert table.is_test.sum() == 10_000
     assert table.labels[~table.is_test].bincount().tolist() == [6000] * 10
