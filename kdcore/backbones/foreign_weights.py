@@ -6,9 +6,11 @@ tensors tell them apart.
 """
 
 import argparse
+import math
 import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +26,9 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 
 # Auxiliary classifiers: ours, torchvision's and timm's.
 _AUXILIARY = ("auxiliary.", "aux1.", "aux2.", "AuxLogits.")
+
+# Of batches, in batch norms; older versions of PyTorch did not count.
+_COUNTER = "num_batches_tracked"
 
 # Files from before module names lost their dots have `norm.1.weight` for `norm1.weight`.
 _DOTTED = re.compile(r"\b(norm|conv)\.(\d)\.")
@@ -70,13 +75,62 @@ def _unwrapped(content: object) -> dict[str, Tensor]:
     return {}
 
 
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+@dataclass(frozen=True)
+class Fit:
+    """What became of weights that were loaded into a network.
+
+    Args:
+        kept: number of tensors that were copied as they are.
+        total: number of tensors in the network, but for auxiliary classifiers and counters.
+        replaced: names of those of the head, which stay fresh.
+        classes: of the weights and of the network, where their numbers differ.
+        adapted: name of the first convolution, where it was adapted to other channels; or empty.
+        channels: of the weights and of the network, there.
+        by_order: whether the tensors' names differ, and their order and shapes told them apart.
+    """
+
+    kept: int
+    total: int
+    replaced: tuple[str, ...] = ()
+    classes: tuple[int, int] | None = None
+    adapted: str = ""
+    channels: tuple[int, int] | None = None
+    by_order: bool = False
+
+    def __str__(self) -> str:
+        words = [f"{self.kept} of {self.total} tensors kept"]
+        if self.by_order:
+            words[0] += " (named differently, but alike in order and shape)"
+        if self.replaced:
+            why = "{} classes instead of {}".format(*self.classes[::-1]) if self.classes else ""
+            words.append(f"new head {', '.join(self.replaced)}{f' for {why}' if why else ''}")
+        if self.channels:
+            words.append(
+                "{} adapted from {} channels to {}".format(self.adapted, *self.channels)
+            )
+        return ", ".join(words)
+
+
+def load_weights(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    source: str,
+    head: frozenset[str] | None = None,
+    new_head: bool = False,
+) -> Fit:
     """Copies weights into a network.
+
+    Tensors whose names differ are accepted where all of them agree in order, in shape and in the
+    last part of their names.
 
     Args:
         network: on any device but the meta device.
         weights: tensors by name; a known prefix that all names share is ignored.
         source: what to call them in messages.
+        head: names of the tensors that stay as they are in the network where they do not fit. The
+            first convolution is then adapted to other channels, too. None: all must fit.
+        new_head: whether those tensors stay as they are in any case.
 
     Raises:
         WeightsError: names or shapes differ; the message lists them, with a likely reason.
@@ -92,17 +146,30 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: s
         plain = name[strip:]
         renamed = _DOTTED.sub(r"\1\2.", plain)
         given[renamed if renamed in expected else plain] = tensor
+    replaceable = frozenset(name.removeprefix(prefix) for name in head or ())
+    first = next((n for n, t in expected.items() if t.ndim == 4), "") if head is not None else ""
+    in_order = _renamed_by_order(given, expected, replaceable, first)
+    given = in_order or given
+    replaced = {
+        name
+        for name in replaceable
+        if new_head or name not in given or _differs_in(given[name], expected[name], 0)
+    }
     missing = [
         name
-        for name in expected.keys() - given.keys()
-        # Older versions of PyTorch did not count batches.
-        if not (name.startswith(_AUXILIARY) or name.endswith("num_batches_tracked"))
+        for name in expected.keys() - given.keys() - replaced
+        if not (name.startswith(_AUXILIARY) or name.endswith(_COUNTER))
     ]
     unexpected = [
         name for name in given.keys() - expected.keys() if not name.startswith(_AUXILIARY)
     ]
-    shared = [name for name in expected if name in given]
-    reshaped = [name for name in shared if given[name].shape != expected[name].shape]
+    shared = [name for name in expected if name in given and name not in replaced]
+    adapted = first if first in shared and _differs_in(given[first], expected[first], 1) else ""
+    reshaped = [
+        name
+        for name in shared
+        if given[name].shape != expected[name].shape and name != adapted
+    ]
     if missing or unexpected or reshaped:
         shapes = [
             f"{name} {_shape(given[name])} instead of {_shape(expected[name])}" for name in reshaped
@@ -118,11 +185,89 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: s
                 )
                 if names
             )
-            + _other_classes(
-                [(given[name], expected[name]) for name in reshaped], missing or unexpected
+            + _other_images(
+                [(given[name], expected[name]) for name in reshaped],
+                missing or unexpected,
+                trained=head is not None,
             )
         )
-    network.load_state_dict({prefix + name: given[name] for name in shared}, strict=False)
+    loaded = {name: given[name] for name in shared}
+    channels = None
+    if adapted:
+        channels = given[adapted].shape[1], expected[adapted].shape[1]
+        loaded[adapted] = adapt_first_convolution(given[adapted], channels[1])
+    classes = {
+        (len(given[name]), len(expected[name]))
+        for name in replaced
+        if name in given and len(given[name]) != len(expected[name])
+    }
+    network.load_state_dict({prefix + name: each for name, each in loaded.items()}, strict=False)
+    counted = [n for n in expected if not (n.startswith(_AUXILIARY) or n.endswith(_COUNTER))]
+    return Fit(
+        kept=sum(name in loaded and name != adapted for name in counted),
+        total=len(counted),
+        replaced=tuple(n for n in expected if n in replaced and not n.startswith(_AUXILIARY)),
+        classes=next(iter(classes), None),
+        adapted=adapted,
+        channels=channels,
+        by_order=in_order is not None,
+    )
+
+
+def adapt_first_convolution(weight: Tensor, channels: int) -> Tensor:
+    """The weight of a convolution that reads images, for images of other channels.
+
+    One channel is read with the sum of the kernels, so that a grey image gives what it gave with
+    equal channels; more channels with the kernels in turn, scaled to keep the size of the sum, as
+    timm's `adapt_input_conv` does.
+
+    Args:
+        weight: [O, C, H, W].
+        channels: C of the new weight.
+    """
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    given = weight.shape[1]
+    tiled = weight.repeat(1, math.ceil(channels / given), 1, 1)[:, :channels]
+    return tiled * (given / channels)
+
+
+def _renamed_by_order(
+    given: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    replaceable: frozenset[str],
+    first: str,
+) -> dict[str, Tensor] | None:
+    """The given tensors with the expected names in the same order; None where the names are those
+    that are expected, or the tensors do not agree one to one."""
+    theirs, ours = (
+        [n for n in names if not (n.startswith(_AUXILIARY) or n.endswith(_COUNTER))]
+        for names in (given, expected)
+    )
+    if len(theirs) != len(ours) or set(theirs) & set(ours):
+        return None
+    for their, our in zip(theirs, ours, strict=True):
+        old, new = given[their], expected[our]
+        fits = (
+            old.shape == new.shape
+            or (our in replaceable and _differs_in(old, new, 0))
+            or (our == first and _differs_in(old, new, 1))
+        )
+        if not fits or their.rpartition(".")[2] != our.rpartition(".")[2]:
+            return None
+    return {our: given[their] for their, our in zip(theirs, ours, strict=True)}
+
+
+def _differs_in(given: Tensor, expected: Tensor, dimension: int) -> bool:
+    """Whether the shapes differ in this dimension alone."""
+    if given.ndim != expected.ndim:
+        return False
+    differing = [
+        number
+        for number, (old, new) in enumerate(zip(given.shape, expected.shape, strict=True))
+        if old != new
+    ]
+    return differing == [dimension]
 
 
 def _common_prefix(names: Iterable[str]) -> str:
@@ -145,11 +290,22 @@ def _shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _other_classes(reshaped: Sequence[tuple[Tensor, Tensor]], others: Sequence[str]) -> str:
-    """A hint, where only the number of classes differs."""
-    pairs = {(len(given), len(expected)) for given, expected in reshaped if given.ndim}
-    same = all(given.shape[1:] == expected.shape[1:] for given, expected in reshaped)
-    if others or not same or len(pairs) != 1 or len(reshaped) > 2:
+def _other_images(
+    reshaped: Sequence[tuple[Tensor, Tensor]], others: Sequence[str], *, trained: bool
+) -> str:
+    """A hint, where only the numbers of classes or channels differ."""
+    heads = [pair for pair in reshaped if not _differs_in(*pair, 1)]
+    channels = {(given.shape[1], new.shape[1]) for given, new in reshaped if _differs_in(given, new, 1)}
+    classes = {(len(given), len(expected)) for given, expected in heads if given.ndim}
+    same = all(given.shape[1:] == expected.shape[1:] for given, expected in heads)
+    if others or not same or len(classes) > 1 or len(channels) > 1 or len(heads) > 2 or trained:
         return ""
-    ((given, expected),) = pairs
-    return f". It was probably trained on {given} classes; the data has {expected}"
+    trained_on = [
+        f"{given} {what}; the data has {expected}"
+        for what, found in (("classes", classes), ("channels", channels))
+        for given, expected in found
+    ]
+    return (
+        f". It was probably trained on {', and on '.join(trained_on)}. A training beside the "
+        "weights adapts it"
+    )

@@ -41,6 +41,7 @@ class Published:
         num_classes: K.
         normalization: of the images that they were trained on, three channels.
         fetch: loads them, from the library's cache if they are there.
+        licence: as the library states it; empty where it states none.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Published:
     num_classes: int
     normalization: Normalization
     fetch: Callable[[], Mapping[str, Tensor]]
+    licence: str = ""
 
 
 class Library(Protocol):
@@ -247,6 +249,7 @@ class _Timm:
             settings.num_classes,
             Normalization(tuple(settings.mean), tuple(settings.std)),
             fetch,
+            settings.license or "",
         )
 
     def normalization(self, name: str) -> Normalization:

@@ -1,6 +1,7 @@
 """A classifier: a backbone behind its normalisation; and how it is saved."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Self
@@ -31,7 +32,8 @@ class ClassifierCard(BaseModel):
         mean: subtracted from pixels on the scale 0 to 1, per channel.
         std: pixels are then divided by it, per channel.
         metrics: accuracies from 0 to 1, losses in nats.
-        made_by: the configuration that it was trained with.
+        made_by: the configuration that it was trained with, and under `start` where the weights
+            came from that the training began with, if it did not begin with fresh ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,6 +64,9 @@ class Classifier(nn.Module):
         backbone: the network.
         mean: per channel, on the scale 0 to 1.
         std: per channel, on the scale 0 to 1, > 0.
+
+    Attributes:
+        origin: of the weights that its training begins with; empty for fresh ones.
     """
 
     mean: Tensor
@@ -71,6 +76,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.normalization = Normalization(mean, std)
+        self.origin: Mapping[str, JsonValue] = {}
         # Not in the state dict: the normalisation belongs to the card, not to the weights.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -147,6 +153,8 @@ def describe_classifier(
     made_by: dict[str, JsonValue],
 ) -> ClassifierCard:
     """The card of a network trained on these images; `name` is the network's."""
+    if classifier.origin:
+        made_by = {**made_by, "start": dict(classifier.origin)}
     return ClassifierCard(
         backbone=name,
         class_names=data.class_names,

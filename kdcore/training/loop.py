@@ -2,21 +2,23 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kdcore.backbones.normalization import Normalization
 from kdcore.data.image_data import ImageData
 from kdcore.errors import CheckpointError, NonFiniteLossError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import keep_freed_memory
-from kdcore.networks.classifier import Classifier
+from kdcore.networks.classifier import Classifier, build_classifier
 from kdcore.teacher_cache.cache import TeacherCache
 from kdcore.training.checkpoint import read_checkpoint, write_checkpoint
 from kdcore.training.evaluation import evaluate
+from kdcore.training.fine_tuning import FineTuning
 from kdcore.training.recipe import Recipe
 from kdcore.training.report import EpochReport
 from kdcore.training.run import Meters, Run, Term
@@ -37,6 +39,7 @@ def train(
     teacher_execution: Execution = Execution(),  # noqa: B008
     cache: TeacherCache | None = None,
     parts: int = 1,
+    tuning: FineTuning = FineTuning(),  # noqa: B008
 ) -> Iterator[EpochReport]:
     """Trains a student, and yields a report after each epoch.
 
@@ -54,6 +57,7 @@ def train(
         teacher_execution: of the teacher, likewise.
         cache: of the teacher's outputs; None to run the teacher in every step.
         parts: see `kdcore.distill`.
+        tuning: which parts of the student are trained, and how.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
@@ -72,7 +76,8 @@ def train(
     if device.type == "cpu":
         keep_freed_memory()
     run = Run(
-        student, terms, teacher, data, recipe, device, execution, teacher_execution, cache, parts
+        *(student, terms, teacher, data, recipe, device),
+        *(execution, teacher_execution, cache, parts, tuning),
     )
     heldout = data.heldout.to(device)
     finished, best = 0, None
@@ -101,6 +106,8 @@ def train(
                 "accuracy": accuracy,
                 "loss": heldout_loss,
                 "student": {k: v.clone() for k, v in student.backbone.state_dict().items()},
+                "normalization": [list(each) for each in student.normalization],
+                "origin": dict(student.origin),
             }
         if checkpoint_dir is not None:
             progress = {
@@ -146,8 +153,29 @@ def _refuse_non_finite(meters: Meters, names: Sequence[str], epoch: int) -> None
     )
 
 
+def best_classifier(network: str, data: ImageData, best: Mapping[str, Any]) -> Classifier:
+    """The student of a checkpoint's best epoch, on the CPU.
+
+    Args:
+        network: its name in the catalogue.
+        data: the images that it was trained on.
+        best: as `best_student` returns it.
+
+    Raises:
+        RuntimeError: the checkpoint is of another network.
+    """
+    normalization = None
+    if "normalization" in best:  # in version 0.1.0 always that of the data
+        normalization = Normalization(*map(tuple, best["normalization"]))
+    student = build_classifier(network, data, seed=0, normalization=normalization)
+    student.origin = best.get("origin", {})
+    student.backbone.load_state_dict(best["student"])
+    return student
+
+
 def best_student(checkpoint_dir: Path) -> dict[str, Any]:
-    """The best epoch of a checkpoint: `student` (its weights), `epoch`, `accuracy` and `loss`.
+    """The best epoch of a checkpoint: `student` (its weights), `epoch`, `accuracy`, `loss`, and
+    what `best_classifier` reads.
 
     Raises:
         FileNotFoundError: the folder has no checkpoint.

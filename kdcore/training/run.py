@@ -16,6 +16,7 @@ from kdcore.execution.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import Classifier
 from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
+from kdcore.training.fine_tuning import FineTuning
 from kdcore.training.recipe import Recipe
 
 
@@ -28,15 +29,8 @@ class Term:
 
 
 def _optimizer(
-    recipe: Recipe,
-    decayed: Sequence[nn.Parameter],
-    undecayed: Sequence[nn.Parameter],
-    *,
-    captured: bool,
+    recipe: Recipe, groups: Sequence[dict[str, Any]], *, captured: bool
 ) -> torch.optim.Optimizer:
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}]
-    if undecayed:
-        groups.append({"params": undecayed, "weight_decay": 0.0})
     if recipe.optimizer == "sgd":
         sgd = torch.optim.SGD(
             groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.nesterov, fused=True
@@ -44,7 +38,7 @@ def _optimizer(
         if recipe.momentum > 0:
             # The fused step cannot create momentum for parameters whose first gradient comes later
             # than that of others, as after a preparatory stage. All momentum starts at 0 anyway.
-            for parameter in (*decayed, *undecayed):
+            for parameter in (each for group in groups for each in group["params"]):
                 sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
         return sgd
     return torch.optim.AdamW(
@@ -87,6 +81,7 @@ class Run:
         teacher_execution: Execution,
         cache: TeacherCache | None,
         parts: int,
+        tuning: FineTuning,
     ) -> None:
         self.execution, self.teacher_execution, self.parts = execution, teacher_execution, parts
         self.student = student.train()
@@ -138,13 +133,28 @@ class Run:
             for name, parameter in method.named_parameters()
             if name in method.undecayed
         }
-        self.parameters = [*student.parameters(), *self.helpers.parameters()]
+        named = dict(student.backbone.named_parameters())
+        for name in tuning.frozen:
+            named[name].requires_grad_(False)
+        self.frozen_norms = _frozen_norms(student) if tuning.frozen else []
+        trained = [each for each in student.parameters() if each.requires_grad]
+        self.parameters = [*trained, *self.helpers.parameters()]
         if not recipe.decay_norms_and_biases:
             undecayed |= {id(each) for each in self.parameters if each.ndim <= 1}
+        factors = {id(named[name]): factor for name, factor in tuning.factors.items()}
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, False): []}
+        for parameter in self.parameters:
+            key = factors.get(id(parameter), 1.0), id(parameter) in undecayed
+            groups.setdefault(key, []).append(parameter)
+        # The order is part of a checkpoint. First comes the learning rate that a report has.
+        order = sorted(groups, key=lambda key: (key[0] != 1, -key[0], key[1]))
+        self._factors = [factor for factor, _ in order]
         self.optimizer = _optimizer(
             recipe,
-            [parameter for parameter in self.parameters if id(parameter) not in undecayed],
-            [parameter for parameter in self.parameters if id(parameter) in undecayed],
+            [
+                {"params": groups[key], "weight_decay": 0.0 if key[1] else recipe.weight_decay}
+                for key in order
+            ],
             captured=self.captures,
         )
 
@@ -185,6 +195,8 @@ class Run:
     def epoch(self, epoch: int, order: Tensor, view: int, cached: CachedView | None) -> Meters:
         """Trains on the images at these positions, in this order."""
         meters = Meters(len(self.names), self.device)
+        for norm in self.frozen_norms:
+            norm.eval()
         preparing = [epoch <= method.preparation_epochs(self.epochs) for method in self.methods]
         # In a preparatory stage, the preparation alone is minimised.
         weights, counted = self.weights, [True] * len(self.names)
@@ -227,13 +239,13 @@ class Run:
         return self.recipe.learning_rate_at(progress_epochs - self.epochs_on_top)
 
     def _set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
+        for group, factor in zip(self.optimizer.param_groups, self._factors, strict=True):
             if self.captures:  # a captured step reads this tensor
                 if not isinstance(group["lr"], Tensor):
-                    group["lr"] = torch.tensor(rate, device=self.device)
-                group["lr"].fill_(rate)
+                    group["lr"] = torch.tensor(rate * factor, device=self.device)
+                group["lr"].fill_(rate * factor)
             else:
-                group["lr"] = rate
+                group["lr"] = rate * factor
 
     def _add_gradients(
         self,
@@ -280,6 +292,17 @@ class Run:
             taps = self.teacher.taps(images, self.needs, batch.labels, self.wanted.maps)
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
+
+
+def _frozen_norms(student: Classifier) -> list[nn.Module]:
+    """The modules with running statistics whose parameters are not trained."""
+    return [
+        module
+        for module in student.backbone.modules()
+        if list(module.buffers(recurse=False))
+        and (own := list(module.parameters(recurse=False)))
+        and not any(each.requires_grad for each in own)
+    ]
 
 
 def _use_batch_statistics(network: nn.Module) -> None:

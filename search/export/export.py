@@ -23,7 +23,7 @@ from kdcore.networks.classifier import (
     save_classifier,
 )
 from kdcore.training.evaluation import default_device, evaluate
-from kdcore.training.loop import best_student
+from kdcore.training.loop import best_classifier, best_student
 from search.errors import SearchError, StorageError
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate, Limits, pick
@@ -277,7 +277,7 @@ def export_rerun(
         StorageError: the folder cannot be written to.
     """
     data = open_data(config.data, workspace)
-    classifier = _best_epoch(build_classifier(config.student, data, seed=0), checkpoint)
+    classifier = _best_epoch(config.student.backbone, data, checkpoint)
     card = _card(classifier, search, label, config, data)
     with replacing(folder) as partial:
         save_classifier(partial, "student", classifier, card)
@@ -291,18 +291,17 @@ def _card(
         "trial": label,
         "config": config.model_dump(mode="json"),
     }
-    return describe_classifier(classifier, config.student, data, metrics={}, made_by=made_by)
+    return describe_classifier(classifier, config.student.backbone, data, metrics={}, made_by=made_by)
 
 
 def _student(
     label: str, backbone: str, checkpoint: str, data: ImageData, storage: Storage
 ) -> Classifier:
     """A trial's network with the weights of its best epoch, on the CPU, in evaluation mode."""
-    student = build_classifier(backbone, data, seed=0)
     with tempfile.TemporaryDirectory() as copy:
         try:
             Checkpoints(storage, checkpoint).restore(Path(copy))
-            return _best_epoch(student, Path(copy))
+            return _best_epoch(backbone, data, Path(copy))
         except (FileNotFoundError, ValueError, RuntimeError, KeyError):
             raise SearchError(
                 f"the checkpoint of trial {label} is missing or damaged: "
@@ -312,9 +311,9 @@ def _student(
             raise StorageError(f"cannot read the checkpoint of trial {label}", error) from None
 
 
-def _best_epoch(student: Classifier, checkpoint: Path) -> Classifier:
-    """Loads the weights of a local checkpoint's best epoch into its network."""
-    student.backbone.load_state_dict(best_student(checkpoint)["student"])
+def _best_epoch(backbone: str, data: ImageData, checkpoint: Path) -> Classifier:
+    """The network of a local checkpoint's best epoch."""
+    student = best_classifier(backbone, data, best_student(checkpoint))
     student.backbone.drop_auxiliary()
     return student.eval()
 

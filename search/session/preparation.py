@@ -47,14 +47,14 @@ def measure_students(
     data = open_data(experiment.data, workspace)
     executions = measured_executions(experiment, data, workspace, device)
     costs = {
-        student: measure_network(
-            student,
+        label: measure_network(
+            student.backbone,
             num_classes=data.num_classes,
             in_channels=data.in_channels,
             image_size=data.image_size,
             device=device,
         )
-        for student in experiment.students
+        for label, student in experiment.student_configs.items()
     }
     return costs, executions
 
@@ -81,7 +81,10 @@ def measured_executions(
 
     batch_size = experiment.training.batch_size
     return Executions(
-        students={student: fastest(student, batch_size) for student in experiment.students},
+        students={
+            label: fastest(student.backbone, batch_size)
+            for label, student in experiment.student_configs.items()
+        },
         teacher=fastest(experiment.teacher.backbone, None),
     )
 

@@ -171,7 +171,7 @@ class Recorder(tune.Callback):
         config = trial_config(experiment, point)
         opened = known or TrialRecord(
             number=number,
-            student=config.student,
+            student=config.student.label,
             point=point,
             objective=" + ".join(map(str, config.objective)) or CONTROL,
             state="running",
@@ -184,14 +184,14 @@ class Recorder(tune.Callback):
             opened,
             head.method_names(opened),
             {
-                "student": config.student,
+                "student": config.student.label,
                 "teacher": experiment.teacher.backbone,
                 "data": experiment.data.name,
                 "learning_rate": str(config.training.learning_rate),
                 "epochs": str(opened.epochs),
                 "seed": str(config.seed),
             },
-            head.student_costs.get(config.student),
+            head.student_costs.get(config.student.label),
         )
         self._write_within(self._log.pause)
         return opened
