@@ -105,9 +105,7 @@ class Fit:
             why = "{} classes instead of {}".format(*self.classes[::-1]) if self.classes else ""
             words.append(f"new head {', '.join(self.replaced)}{f' for {why}' if why else ''}")
         if self.channels:
-            words.append(
-                "{} adapted from {} channels to {}".format(self.adapted, *self.channels)
-            )
+            words.append("{} adapted from {} channels to {}".format(self.adapted, *self.channels))
         return ", ".join(words)
 
 
@@ -166,9 +164,7 @@ def load_weights(
     shared = [name for name in expected if name in given and name not in replaced]
     adapted = first if first in shared and _differs_in(given[first], expected[first], 1) else ""
     reshaped = [
-        name
-        for name in shared
-        if given[name].shape != expected[name].shape and name != adapted
+        name for name in shared if given[name].shape != expected[name].shape and name != adapted
     ]
     if missing or unexpected or reshaped:
         shapes = [
@@ -295,7 +291,9 @@ def _other_images(
 ) -> str:
     """A hint, where only the numbers of classes or channels differ."""
     heads = [pair for pair in reshaped if not _differs_in(*pair, 1)]
-    channels = {(given.shape[1], new.shape[1]) for given, new in reshaped if _differs_in(given, new, 1)}
+    channels = {
+        (given.shape[1], new.shape[1]) for given, new in reshaped if _differs_in(given, new, 1)
+    }
     classes = {(len(given), len(expected)) for given, expected in heads if given.ndim}
     same = all(given.shape[1:] == expected.shape[1:] for given, expected in heads)
     if others or not same or len(classes) > 1 or len(channels) > 1 or len(heads) > 2 or trained:

@@ -1,7 +1,7 @@
 """The parts of a network: which parameters belong to stem, stages and head.
 
-They are found on the meta device, so that no network has to declare them. The head is what depends on
-the number of classes; a parameter belongs to the first stage whose map depends on it.
+They are found on the meta device, so that no network has to declare them. The head is what depends
+on the number of classes; a parameter belongs to the first stage whose map depends on it.
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,10 @@ def parts_of(network: str) -> Parts:
             maps = backbone.taps(images, frozenset({Tap.MAPS})).maps
         for number, tap in enumerate(backbone.declared):
             gradients = torch.autograd.grad(
-                maps[tap.name].sum(), list(parameters.values()), retain_graph=True, allow_unused=True
+                maps[tap.name].sum(),
+                list(parameters.values()),
+                retain_graph=True,
+                allow_unused=True,
             )
             for name, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:

@@ -119,7 +119,9 @@ def _exported(backbone: str, folder: Path) -> InitialWeights:
         )
     file = folder / f"{roles[0]}.safetensors"
     digest = _digest(file)
-    made_by = {key: card.made_by[key] for key in ("search", "trial") if key in card.made_by}
+    made_by: dict[str, JsonValue] = {
+        key: card.made_by[key] for key in ("search", "trial") if key in card.made_by
+    }
     return InitialWeights(
         words=f"weights folder {folder}",
         identity={"weights": digest, "mean": list(card.mean), "std": list(card.std)},
@@ -237,7 +239,8 @@ def check_classes(weights: InitialWeights, data: ImageData) -> None:
         return
     has = f"has {weights.num_classes} classes, but the data has {data.num_classes}"
     if weights.class_names is not None and weights.num_classes == data.num_classes:
-        has = f"has the classes {_shown(weights.class_names)}, but the data {_shown(data.class_names)}"
+        theirs, ours = _shown(weights.class_names), _shown(data.class_names)
+        has = f"has the classes {theirs}, but the data has {ours}"
     raise WeightsError(
         f"{weights.words} {has}; add training, which gives it a new head, or give weights that "
         "were trained on these classes"

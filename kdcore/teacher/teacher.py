@@ -11,7 +11,6 @@ import torch
 from filelock import FileLock
 from pydantic import JsonValue
 
-from kdcore.backbones.foreign_weights import Fit
 from kdcore.backbones.normalization import Normalization
 from kdcore.data.image_data import ImageData
 from kdcore.errors import ConfigError
@@ -27,7 +26,6 @@ from kdcore.networks.classifier import (
 from kdcore.networks.initial_weights import (
     begin_with,
     check_classes,
-    expected_fit,
     initial_weights,
     normalization_for,
 )
@@ -84,18 +82,6 @@ def is_ready(folder: Path) -> bool:
 def load_teacher(folder: Path) -> Classifier:
     """Loads a ready teacher, frozen and in evaluation mode."""
     return load_classifier(folder, "teacher").requires_grad_(False)
-
-
-def check_weights(config: TeacherConfig, data: ImageData) -> Fit | None:
-    """What will become of a teacher's weights; None if it has none. Published ones are not fetched.
-
-    Raises:
-        WeightsError: they are missing or damaged, or do not fit the teacher's network.
-    """
-    if config.weights is None:
-        return None
-    weights = initial_weights(config.backbone, config.weights)
-    return expected_fit(config.backbone, weights, data, trained=config.training is not None)
 
 
 def prepare_teacher(

@@ -74,10 +74,10 @@ def fine_tuning(recipe: BaseRecipe, network: str) -> FineTuning:
             f"so at most {stages - 1}; linear_probe: true trains the head alone"
         )
     frozen = _frozen(recipe, parts)
-    factors = {name: recipe.head_learning_rate for name in parts.head}
+    factors = dict.fromkeys(parts.head, recipe.head_learning_rate)
     for name, stage in parts.stage_of.items():
         factors[name] = recipe.layer_decay ** (stages + 1 - stage)
-    taps = ()
+    taps: tuple[str, ...] = ()
     words = "all of it"
     if recipe.linear_probe:
         taps, words = (parts.stem, *parts.stages), "the head alone"

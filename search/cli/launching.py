@@ -163,6 +163,7 @@ def check(
         idle_gpus_caution,
         plan,
         recipes,
+        starts,
         tracking_caution,
     )
 
@@ -191,7 +192,7 @@ def check(
         else "no trial is stopped early"
     )
     controls = "control" if len(experiment.students) == 1 else "students' controls"
-    trained = "\n".join(recipes(experiment))
+    trained = "\n".join((*starts(prepared), *recipes(experiment)))
     on_top = " after preparatory ones" if experiment.training.preparation_on_top else ""
     print(
         f"data     {experiment.data.name}: {len(data.train):,} train, "

@@ -1,5 +1,6 @@
 """Exports the best student, and measures the exported files."""
 
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from kdcore.errors import did_you_mean
 from kdcore.networks.classifier import (
     Classifier,
     ClassifierCard,
-    build_classifier,
     describe_classifier,
     load_classifier,
     save_classifier,
@@ -123,7 +123,8 @@ def export_best(
     data = open_data(record.experiment.data, workspace_of(storage))
     config = trial_config(record.experiment, picked.point)
     config = config.model_copy(update={"seed": picked.seed})
-    classifier = _student(picked.label, picked.student, picked.checkpoint, data, storage)
+    backbone = config.student.backbone
+    classifier = _student(picked.label, backbone, picked.checkpoint, data, storage)
     card = _card(classifier, record.name, picked.label, config, data)
     with replacing(folder) as partial:
         save_classifier(partial, "student", classifier, card)
@@ -141,7 +142,9 @@ def export_best(
         others = _others(record, picked, student, data, storage)
         exported = ExportedStudent(folder, picked, student, others, data, looks, graph)
         commands = _commands(exported, record, storage, limits, form)
-        text = model_card(record, picked, (student, *others), data, looks, commands, folder)
+        text = model_card(
+            record, picked, (student, *others), data, looks, commands, folder, classifier.origin
+        )
         (partial / "README.md").write_text(text)
     return exported
 
@@ -252,9 +255,8 @@ def _others(
         if control.checkpoint == picked.checkpoint:
             accuracies = student.heldout_accuracy, student.test_accuracy
         else:
-            network = _student(
-                str(control.number), control.student, control.checkpoint, data, storage
-            )
+            backbone = record.experiment.student_configs[control.student].backbone
+            network = _student(str(control.number), backbone, control.checkpoint, data, storage)
             accuracies = _accuracies(network.to(default_device()), data, open_test)
         others.append(Score("none (control)", *accuracies))
     return tuple(others)
@@ -291,7 +293,9 @@ def _card(
         "trial": label,
         "config": config.model_dump(mode="json"),
     }
-    return describe_classifier(classifier, config.student.backbone, data, metrics={}, made_by=made_by)
+    return describe_classifier(
+        classifier, config.student.backbone, data, metrics={}, made_by=made_by
+    )
 
 
 def _student(
@@ -333,7 +337,7 @@ def _commands(
     }
     given = [f" {option} {value}" for option, value in options.items() if value is not None]
     return (
-        f"kdsearch rerun {record.name} {picked.label}{again} --out again{where}",
+        f"kdsearch rerun {record.name} {shlex.quote(picked.label)}{again} --out again{where}",
         f"kdsearch best {record.name}{''.join(given)}{where}",
     )
 

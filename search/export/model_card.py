@@ -1,8 +1,10 @@
 """The model card of an exported student, `README.md`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from kdcore.data.image_data import ImageData
 from search.experiment.space.trial_config import trial_config
@@ -29,6 +31,7 @@ def model_card(
     looks: Sequence[Look],
     commands: Sequence[str],
     folder: Path,
+    start: Mapping[str, JsonValue],
 ) -> str:
     """The card as Markdown.
 
@@ -40,6 +43,7 @@ def model_card(
         looks: those at the test split for this task.
         commands: the commands that train the student again and export it again.
         folder: the folder of the export.
+        start: where the weights came from that the student began with; empty for fresh ones.
     """
     experiment = record.experiment
     config = trial_config(experiment, picked.point)
@@ -62,6 +66,7 @@ def model_card(
         f"- data: {experiment.data.name}, {len(data.train):,} training images, digest "
         f"{data.digest}",
         f"- teacher: {experiment.teacher.backbone}, {_teacher_origin(record)}",
+        *_start_in_words(start),
         f"- objective: {picked.objective}, added to cross-entropy",
         f"- training: {config.training.model_dump_json(exclude_none=True)}",
         f"- epochs: {config.training.epochs + config.epochs_on_top}; the weights are from epoch "
@@ -165,10 +170,18 @@ def _row(record: SearchRecord, each: Confirmed) -> str:
 
 def _teacher_origin(record: SearchRecord) -> str:
     teacher = record.experiment.teacher
-    if teacher.weights is not None:
-        return f"weights {teacher.weights}"
-    assert teacher.training is not None
-    return f"trained for {teacher.training.epochs} epochs"
+    words = [] if teacher.weights is None else [f"weights {teacher.weights}"]
+    if teacher.training is not None:
+        words.append(f"trained for {teacher.training.epochs} epochs")
+    return ", then ".join(words)
+
+
+def _start_in_words(start: Mapping[str, JsonValue]) -> list[str]:
+    """A line on the weights that the student began with."""
+    if not start:
+        return []
+    details = [f"{key} {value}" for key, value in start.items() if key not in ("weights", "fit")]
+    return [f"- began with: weights {start['weights']} ({', '.join(details)}): {start['fit']}"]
 
 
 def _cost_of_confirmation(record: SearchRecord) -> str:

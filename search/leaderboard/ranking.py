@@ -14,7 +14,8 @@ class LeaderboardRow:
     Args:
         rank: from 1, among the trials with an accuracy; None for the teacher.
         trial: the trial's number; None for the teacher.
-        student: the student network; in the teacher's row, the teacher network.
+        student: the student's label; in the teacher's row, the teacher network.
+        pretrained: whether it began with weights that it was given.
         objective: the methods with their searched settings; `none` is the control.
         heldout_accuracy: of the best epoch, from 0 to 1.
         test_accuracy: mean over the fresh seeds of a confirmed student, from 0 to 1.
@@ -34,6 +35,7 @@ class LeaderboardRow:
     rank: int | None
     trial: int | None
     student: str
+    pretrained: bool
     objective: str
     heldout_accuracy: float | None
     test_accuracy: float | None
@@ -95,6 +97,11 @@ def leaderboard(record: SearchRecord, method: str = "", state: str = "") -> list
     ]
 
 
+def shows_pretrained(record: SearchRecord) -> bool:
+    """Whether a table says which students are pretrained: where a search has some."""
+    return any(each.weights for each in record.experiment.student_configs.values())
+
+
 def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
     rows = []
     if record.teacher_metrics:
@@ -106,6 +113,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
                 rank=None,
                 trial=None,
                 student=record.experiment.teacher.backbone,
+                pretrained=record.experiment.teacher.weights is not None,
                 objective="teacher",
                 heldout_accuracy=accuracy,
                 test_accuracy=None,
@@ -120,6 +128,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
             )
         )
     confirmed = {each.trial: each for each in record.confirmed if each.is_confirmed}
+    students = record.experiment.student_configs
     for position, trial in enumerate(rank(record.trials, record.confirmed), start=1):
         again = confirmed.get(trial.number)
         cost = record.student_costs.get(trial.student)
@@ -128,6 +137,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
                 rank=position if trial.heldout_accuracy is not None else None,
                 trial=trial.number,
                 student=trial.student,
+                pretrained=students[trial.student].weights is not None,
                 objective=trial.objective,
                 heldout_accuracy=trial.heldout_accuracy,
                 test_accuracy=None if again is None else again.test_accuracy,

@@ -7,7 +7,12 @@ from rich.table import Table
 
 from kdcore.networks.cost import LATENCY_BATCH
 from search.experiment.schema import CONTROL
-from search.leaderboard.ranking import LeaderboardRow, by_test_accuracy, leaderboard
+from search.leaderboard.ranking import (
+    LeaderboardRow,
+    by_test_accuracy,
+    leaderboard,
+    shows_pretrained,
+)
 from search.record.record import SearchRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
 
@@ -54,6 +59,9 @@ def leaderboard_table(
         table.add_column(column, justify="right")
     if several:
         table.add_column("student", overflow="fold")
+    pretrained = shows_pretrained(record)
+    if pretrained:
+        table.add_column("pretrained")
     table.add_column("objective", overflow="fold")
     confirmed = any(each.is_confirmed for each in record.confirmed)
     tested = ["test %"] if confirmed else []
@@ -72,6 +80,7 @@ def leaderboard_table(
             str(row.rank or ""),
             "" if row.trial is None else str(row.trial),
             *([row.student] if several else []),
+            *(["yes" if row.pretrained else ""] if pretrained else []),
             objective,
             *([spread(row.test_accuracy, row.test_deviation)] if confirmed else []),
             percent(row.heldout_accuracy),

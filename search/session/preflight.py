@@ -16,12 +16,14 @@ from kdcore.contract.published import benchmark_of
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.distill import network_pair
 from kdcore.distillation.method_check import MethodCheck
-from kdcore.errors import ConfigError
+from kdcore.distillation.start import start_in_words
+from kdcore.errors import ConfigError, WeightsError
 from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.measurement import measure_training
-from kdcore.teacher.teacher import check_weights, is_ready, teacher_folder
+from kdcore.teacher.teacher import is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
+from kdcore.training.fine_tuning import fine_tuning
 from search.errors import ExperimentError, KdsearchError, Problem
 from search.experiment.schema import CONTROL, Experiment
 from search.experiment.space.derivation import derive_space
@@ -45,6 +47,8 @@ class Prepared:
         teacher_path: the teacher's folder on this machine.
         teacher_ready: whether it is there already.
         networks: by student, its shapes beside the teacher's.
+        starts: by network, what becomes of the weights that it begins with, and what of it is
+            trained; those left out begin with fresh weights, or are ready.
     """
 
     experiment: Experiment
@@ -52,6 +56,7 @@ class Prepared:
     teacher_path: Path
     teacher_ready: bool
     networks: Mapping[str, NetworkPair]
+    starts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
     if problems:  # what follows takes seconds
         raise ExperimentError(source, problems)
     for student, networks in pairs.items():
-        one = experiment.model_copy(update={"student": student})
+        one = experiment.model_copy(update={"student": experiment.student_configs[student]})
         alone = derive_space(one, {student: networks}, source)
         problems += _refusals(one, alone.points_to_check(), networks, prepared.data)
     if problems:
@@ -155,17 +160,42 @@ def _prepared(
     teacher_path = workspace
     try:
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
-        if not is_ready(teacher_path):
-            check_weights(experiment.teacher, data)
     except ConfigError as error:
         problems.append(Problem(key="teacher.weights", message=str(error)))
+    starts = _starts(experiment, data, teacher_path, problems)
     pairs = _network_pairs(experiment, data, problems)
-    return Prepared(experiment, data, teacher_path, is_ready(teacher_path), pairs), problems
+    ready = is_ready(teacher_path)
+    return Prepared(experiment, data, teacher_path, ready, pairs, starts), problems
+
+
+def _starts(
+    experiment: Experiment, data: ImageData, teacher: Path, problems: list[Problem]
+) -> dict[str, str]:
+    """By network, what becomes of the weights that it begins with, and what of it is trained; what
+    cannot work comes to the problems. A teacher that is ready begins no more."""
+    starts = {}
+    recipe = experiment.training
+    for label, student in experiment.student_configs.items():
+        try:
+            starts[f"student {label}"] = start_in_words(student, recipe, data)
+        except ConfigError as error:
+            problems.append(Problem(key="student", message=str(error)))
+    config = experiment.teacher
+    wrong = any(problem.key.startswith("teacher") for problem in problems)
+    if not wrong and not is_ready(teacher):
+        try:
+            words = start_in_words(config, config.training, data)
+            starts = {f"teacher {config.backbone}": words, **starts}
+        except ConfigError as error:
+            key = "teacher.weights" if isinstance(error, WeightsError) else "teacher"
+            problems.append(Problem(key=key, message=str(error)))
+    return {network: words for network, words in starts.items() if words}
 
 
 def _network_problems(experiment: Experiment) -> list[Problem]:
     """Networks that their library does not have; those of the catalogue are known to be there."""
-    named = {"teacher.backbone": (experiment.teacher.backbone,), "student": experiment.students}
+    students = dict.fromkeys(each.backbone for each in experiment.student_configs.values())
+    named = {"teacher.backbone": [experiment.teacher.backbone], "student": list(students)}
     problems = []
     for key, names in named.items():
         for name in names:
@@ -181,9 +211,9 @@ def _network_pairs(
 ) -> dict[str, NetworkPair]:
     """By student; one that cannot be built is missing, and its reason among the problems."""
     pairs = {}
-    for student in experiment.students:
+    for label, student in experiment.student_configs.items():
         try:
-            pairs[student] = network_pair(student, experiment.teacher.backbone, data)
+            pairs[label] = network_pair(student.backbone, experiment.teacher.backbone, data)
         except ConfigError as error:
             problem = Problem(key="student", message=str(error))
             if problem not in problems:  # the teacher's comes with every student
@@ -207,6 +237,7 @@ def _refusals(
         networks,
         images,
         labels,
+        fine_tuning(experiment.training, student),
     )
     problems: list[Problem] = []
     for point in points:
@@ -237,8 +268,13 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
     return problems
 
 
+def starts(prepared: Prepared) -> list[str]:
+    """What each network begins with that does not begin with fresh weights, a line each."""
+    return [f"start    {network}: {words}" for network, words in prepared.starts.items()]
+
+
 def recipes(experiment: Experiment) -> list[str]:
-    """How teacher and students are trained, a line each; none for a teacher that has weights."""
+    """How teacher and students are trained, a line each; none for a teacher that is not."""
     teacher = experiment.teacher.training
     named = {"teacher": teacher, "students": experiment.training}
     return [f"recipe   {who}: {recipe}" for who, recipe in named.items() if recipe is not None]
@@ -310,9 +346,9 @@ def costs(prepared: Plan) -> list[str]:
     device = _device_of_trials(prepared.experiment)
     steps = len(data.train) // recipe.batch_size
     lines = []
-    for student in prepared.experiment.students:
+    for student, config in prepared.experiment.student_configs.items():
         cost = measure_training(
-            build_classifier(student, data, seed=0).backbone,
+            build_classifier(config.backbone, data, seed=0).backbone,
             data.image_size,
             recipe.batch_size,
             device,
