@@ -114,28 +114,61 @@ def load_weights(
     weights: Mapping[str, Tensor],
     *,
     source: str,
-    head: frozenset[str] | None = None,
+    head: frozenset[str] = frozenset(),
+    trained: bool = False,
     new_head: bool = False,
 ) -> Fit:
     """Copies weights into a network.
+
+    Args:
+        network: on any device but the meta device.
+        weights: see `match_weights`.
+        source: likewise.
+        head: likewise.
+        trained: likewise.
+        new_head: likewise.
+
+    Raises:
+        WeightsError: names or shapes differ; the message lists them, with a likely reason.
+    """
+    fit, matched = match_weights(
+        network.state_dict(), weights, source=source, head=head, trained=trained, new_head=new_head
+    )
+    network.load_state_dict(matched, strict=False)
+    return fit
+
+
+def match_weights(
+    own: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    *,
+    source: str,
+    head: frozenset[str] = frozenset(),
+    trained: bool = False,
+    new_head: bool = False,
+) -> tuple[Fit, dict[str, Tensor]]:
+    """Finds the weights of a network among given ones.
 
     Tensors whose names differ are accepted where all of them agree in order, in shape and in the
     last part of their names.
 
     Args:
-        network: on any device but the meta device.
+        own: the network's tensors by name, on any device.
         weights: tensors by name; a known prefix that all names share is ignored.
         source: what to call them in messages.
-        head: names of the tensors that stay as they are in the network where they do not fit. The
-            first convolution is then adapted to other channels, too. None: all must fit.
-        new_head: whether those tensors stay as they are in any case.
+        head: names of the network's classifier.
+        trained: whether a training follows: then the head stays as it is in the network where it
+            does not fit, and the first convolution is adapted to other channels; else all must fit.
+        new_head: whether the head stays as it is in any case.
+
+    Returns:
+        What becomes of them, and the tensors to copy into the network.
 
     Raises:
         WeightsError: names or shapes differ; the message lists them, with a likely reason.
     """
     if not weights:
         raise WeightsError(f"{source} does not fit: it has no named tensors")
-    own = network.state_dict()
     prefix = _common_prefix(own)
     expected = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
     strip = len(_common_prefix(weights))
@@ -144,13 +177,13 @@ def load_weights(
         plain = name[strip:]
         renamed = _DOTTED.sub(r"\1\2.", plain)
         given[renamed if renamed in expected else plain] = tensor
-    replaceable = frozenset(name.removeprefix(prefix) for name in head or ())
-    first = next((n for n, t in expected.items() if t.ndim == 4), "") if head is not None else ""
-    in_order = _renamed_by_order(given, expected, replaceable, first)
+    head = frozenset(name.removeprefix(prefix) for name in head)
+    first = next((name for name, tensor in expected.items() if tensor.ndim == 4), "")
+    in_order = _renamed_by_order(given, expected, head, first)
     given = in_order or given
     replaced = {
         name
-        for name in replaceable
+        for name in (head if trained else ())
         if new_head or name not in given or _differs_in(given[name], expected[name], 0)
     }
     missing = [
@@ -162,7 +195,8 @@ def load_weights(
         name for name in given.keys() - expected.keys() if not name.startswith(_AUXILIARY)
     ]
     shared = [name for name in expected if name in given and name not in replaced]
-    adapted = first if first in shared and _differs_in(given[first], expected[first], 1) else ""
+    adapts = trained and first in shared and _differs_in(given[first], expected[first], 1)
+    adapted = first if adapts else ""
     reshaped = [
         name for name in shared if given[name].shape != expected[name].shape and name != adapted
     ]
@@ -184,7 +218,7 @@ def load_weights(
             + _other_images(
                 [(given[name], expected[name]) for name in reshaped],
                 missing or unexpected,
-                trained=head is not None,
+                trained=trained,
             )
         )
     loaded = {name: given[name] for name in shared}
@@ -197,9 +231,8 @@ def load_weights(
         for name in replaced
         if name in given and len(given[name]) != len(expected[name])
     }
-    network.load_state_dict({prefix + name: each for name, each in loaded.items()}, strict=False)
     counted = [n for n in expected if not (n.startswith(_AUXILIARY) or n.endswith(_COUNTER))]
-    return Fit(
+    fit = Fit(
         kept=sum(name in loaded and name != adapted for name in counted),
         total=len(counted),
         replaced=tuple(n for n in expected if n in replaced and not n.startswith(_AUXILIARY)),
@@ -208,6 +241,7 @@ def load_weights(
         channels=channels,
         by_order=in_order is not None,
     )
+    return fit, {prefix + name: tensor for name, tensor in loaded.items()}
 
 
 def adapt_first_convolution(weight: Tensor, channels: int) -> Tensor:
@@ -231,7 +265,7 @@ def adapt_first_convolution(weight: Tensor, channels: int) -> Tensor:
 def _renamed_by_order(
     given: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
-    replaceable: frozenset[str],
+    head: frozenset[str],
     first: str,
 ) -> dict[str, Tensor] | None:
     """The given tensors with the expected names in the same order; None where the names are those
@@ -246,7 +280,7 @@ def _renamed_by_order(
         old, new = given[their], expected[our]
         fits = (
             old.shape == new.shape
-            or (our in replaceable and _differs_in(old, new, 0))
+            or (our in head and _differs_in(old, new, 0))
             or (our == first and _differs_in(old, new, 1))
         )
         if not fits or their.rpartition(".")[2] != our.rpartition(".")[2]:

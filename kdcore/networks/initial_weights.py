@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from kdcore.backbones.catalogue import constructor_of
-from kdcore.backbones.foreign_weights import Fit, load_weights, read_weights
+from kdcore.backbones.foreign_weights import Fit, load_weights, match_weights, read_weights
 from kdcore.backbones.libraries import published_weights, usual_normalization
 from kdcore.backbones.normalization import Normalization
 from kdcore.backbones.parts import head_of
@@ -166,7 +166,8 @@ def begin_with(
         classifier.backbone,
         weights.read(),
         source=weights.words,
-        head=head_of(network) if trained else None,
+        head=head_of(network),
+        trained=trained,
         new_head=trained and not weights.has_classes_of(data),
     )
     classifier.origin = {**weights.origin, "fit": str(fit)}
@@ -220,13 +221,15 @@ def expected_fit(network: str, weights: InitialWeights, data: ImageData, *, trai
             given = constructor_of(network)(weights.num_classes, data.in_channels).state_dict()
     if not weights.is_published:
         given = {name: tensor.to("meta") for name, tensor in weights.read().items()}
-    return load_weights(
-        target,
+    fit, _ = match_weights(
+        target.state_dict(),
         given,
         source=weights.words,
-        head=head_of(network) if trained else None,
+        head=head_of(network),
+        trained=trained,
         new_head=trained and not weights.has_classes_of(data),
     )
+    return fit
 
 
 def check_classes(weights: InitialWeights, data: ImageData) -> None:

@@ -83,7 +83,7 @@ def fine_tuning(recipe: BaseRecipe, network: str) -> FineTuning:
         taps, words = (parts.stem, *parts.stages), "the head alone"
     elif recipe.frozen_stages:
         taps = (parts.stem, *parts.stages[: recipe.frozen_stages])
-        words = f"all but the stem and {', '.join(taps[1:])}"
+        words = f"all but {', '.join(taps)}"
     return FineTuning(frozen, frozenset(taps), factors, recipe.linear_probe, words)
 
 
