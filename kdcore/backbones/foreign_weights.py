@@ -338,6 +338,6 @@ def _other_images(
         for given, expected in found
     ]
     return (
-        f". It was probably trained on {', and on '.join(trained_on)}. A training beside the "
-        "weights adapts it"
+        f". It was probably trained on {', and on '.join(trained_on)}. Add training, "
+        "which adapts the weights"
     )

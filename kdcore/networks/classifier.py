@@ -32,8 +32,9 @@ class ClassifierCard(BaseModel):
         mean: subtracted from pixels on the scale 0 to 1, per channel.
         std: pixels are then divided by it, per channel.
         metrics: accuracies from 0 to 1, losses in nats.
-        made_by: the configuration that it was trained with, and under `start` where the weights
-            came from that the training began with, if it did not begin with fresh ones.
+        made_by: the configuration that it was trained with.
+        start: where the weights came from that it began with, and what became of them; empty for
+            fresh ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +47,7 @@ class ClassifierCard(BaseModel):
     std: tuple[Annotated[float, Field(gt=0)], ...]
     metrics: dict[str, float] = {}
     made_by: dict[str, JsonValue] = {}
+    start: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
     def _one_number_for_each_channel(self) -> Self:
@@ -153,8 +155,6 @@ def describe_classifier(
     made_by: dict[str, JsonValue],
 ) -> ClassifierCard:
     """The card of a network trained on these images; `name` is the network's."""
-    if classifier.origin:
-        made_by = {**made_by, "start": dict(classifier.origin)}
     return ClassifierCard(
         backbone=name,
         class_names=data.class_names,
@@ -164,6 +164,7 @@ def describe_classifier(
         std=classifier.normalization.std,
         metrics=metrics,
         made_by=made_by,
+        start=dict(classifier.origin),
     )
 
 

@@ -156,7 +156,8 @@ def refusal(state: object, path: Path) -> str:
 def test_other_classes_are_named_as_the_likely_reason(tmp_path: Path) -> None:
     assert refusal(network(1000).state_dict(), tmp_path / "w.pt") == (
         "2 of another shape (fc.weight 1000x64 instead of 5x64, fc.bias 1000 instead of 5). "
-        "It was probably trained on 1000 classes; the data has 5"
+        "It was probably trained on 1000 classes; the data has 5. Add training, which adapts the "
+        "weights"
     )
 
 

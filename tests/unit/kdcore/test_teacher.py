@@ -431,7 +431,7 @@ def test_published_weights_of_other_classes_are_refused_before_they_are_fetched(
     backbone: str, weights: str, digits: ImageData, tmp_path: Path
 ) -> None:
     config = TeacherConfig(backbone=backbone, weights=weights)
-    with pytest.raises(ValueError, match=r"has 1000 classes, but the data has 10; give"):
+    with pytest.raises(ValueError, match=r"has 1000 classes, but the data has 10; add training"):
         teacher_folder(config, digits, tmp_path)
 
 
@@ -497,10 +497,10 @@ def test_a_mean_for_other_channels_is_refused(digits: ImageData, tmp_path: Path)
 @pytest.mark.parametrize(
     ("origin", "message"),
     [
-        ({}, "needs either weights or training, but neither is given"),
+        ({}, "needs weights, training or both, but neither is given"),
         (
-            {"weights": "w.pt", "training": {"epochs": 1}},
-            "needs either weights or training, but both are given",
+            {"training": {"epochs": 1, "frozen_stages": 1}},
+            "training.frozen_stages is 1, but teacher resnet8 begins with fresh weights",
         ),
         ({"training": {"epochs": 0}}, "training.epochs"),
         ({"training": {"epochs": 1}, "seed": -1}, "seed"),
@@ -515,7 +515,7 @@ def test_a_mean_for_other_channels_is_refused(digits: ImageData, tmp_path: Path)
     ],
     ids=[
         "neither",
-        "both",
+        "nothing to freeze",
         "epochs",
         "seed",
         "unknown",
@@ -525,7 +525,7 @@ def test_a_mean_for_other_channels_is_refused(digits: ImageData, tmp_path: Path)
         "deviation",
     ],
 )
-def test_a_teacher_without_exactly_one_origin_is_refused(
+def test_a_teacher_whose_origin_cannot_be_is_refused(
     origin: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValidationError, match=message):
