@@ -201,6 +201,7 @@ def match_weights(
         name for name in shared if given[name].shape != expected[name].shape and name != adapted
     ]
     if missing or unexpected or reshaped:
+        pairs = {name: (given[name], expected[name]) for name in reshaped}
         shapes = [
             f"{name} {_shape(given[name])} instead of {_shape(expected[name])}" for name in reshaped
         ]
@@ -215,11 +216,8 @@ def match_weights(
                 )
                 if names
             )
-            + _other_images(
-                [(given[name], expected[name]) for name in reshaped],
-                missing or unexpected,
-                trained=trained,
-            )
+            + ("" if trained else _other_images(pairs, first, missing or unexpected))
+        )
         )
     loaded = {name: given[name] for name in shared}
     channels = None
@@ -321,23 +319,22 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def _other_images(
-    reshaped: Sequence[tuple[Tensor, Tensor]], others: Sequence[str], *, trained: bool
+    reshaped: Mapping[str, tuple[Tensor, Tensor]], first: str, others: Sequence[str]
 ) -> str:
-    """A hint, where only the numbers of classes or channels differ."""
-    heads = [pair for pair in reshaped if not _differs_in(*pair, 1)]
-    channels = {
-        (given.shape[1], new.shape[1]) for given, new in reshaped if _differs_in(given, new, 1)
-    }
-    classes = {(len(given), len(expected)) for given, expected in heads if given.ndim}
-    same = all(given.shape[1:] == expected.shape[1:] for given, expected in heads)
-    if others or not same or len(classes) > 1 or len(channels) > 1 or len(heads) > 2 or trained:
+    """A hint, where only the number of classes differs, or that of channels, or both."""
+    rest = dict(reshaped)
+    given, expected = rest.pop(first, (None, None))
+    trained_on = []
+    if given is not None and expected is not None:
+        if not _differs_in(given, expected, 1):
+            return ""
+        trained_on.append(f"{given.shape[1]} channels; the data has {expected.shape[1]}")
+    classes = {(len(given), len(expected)) for given, expected in rest.values() if given.ndim}
+    same = all(_differs_in(*pair, 0) for pair in rest.values())
+    if others or not same or len(classes) > 1 or len(rest) > 2:
         return ""
-    trained_on = [
-        f"{given} {what}; the data has {expected}"
-        for what, found in (("classes", classes), ("channels", channels))
-        for given, expected in found
-    ]
+    trained_on += [f"{given} classes; the data has {expected}" for given, expected in classes]
     return (
-        f". It was probably trained on {', and on '.join(trained_on)}. Add training, "
-        "which adapts the weights"
+        f". It was probably trained on {', and on '.join(trained_on)}. Add training, which adapts "
+        "the weights"
     )

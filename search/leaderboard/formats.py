@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kdcore.errors import did_you_mean
 from search.errors import SearchError
 from search.experiment.schema import CONTROL
-from search.leaderboard.ranking import LeaderboardRow, leaderboard, shows_pretrained
+from search.leaderboard.ranking import LeaderboardRow, leaderboard, pretrained_students
 from search.record.record import SearchRecord
 from search.record.wording import markdown_table, percent, points, spread
 
@@ -43,7 +43,7 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
     """Rows as a Markdown table; accuracies in percent, gains in percentage points."""
     several = len(record.experiment.students) > 1
     confirmed = any(each.is_confirmed for each in record.confirmed)
-    pretrained = shows_pretrained(record)
+    pretrained = bool(pretrained_students(record))
     names = ["rank", "trial", *(["student"] if several else [])]
     names += [*(["pretrained"] if pretrained else []), "objective"]
     names += [*(["test %"] if confirmed else []), "held-out %", "gain", "epochs", "status"]

@@ -97,9 +97,11 @@ def leaderboard(record: SearchRecord, method: str = "", state: str = "") -> list
     ]
 
 
-def shows_pretrained(record: SearchRecord) -> bool:
-    """Whether a table says which students are pretrained: where a search has some."""
-    return any(each.weights for each in record.experiment.student_configs.values())
+def pretrained_students(record: SearchRecord) -> frozenset[str]:
+    """The labels of the students that begin with weights; only where there are some do tables have
+    a column for it."""
+    students = record.experiment.student_configs.items()
+    return frozenset(label for label, student in students if student.weights is not None)
 
 
 def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
@@ -128,7 +130,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
             )
         )
     confirmed = {each.trial: each for each in record.confirmed if each.is_confirmed}
-    students = record.experiment.student_configs
+    pretrained = pretrained_students(record)
     for position, trial in enumerate(rank(record.trials, record.confirmed), start=1):
         again = confirmed.get(trial.number)
         cost = record.student_costs.get(trial.student)
@@ -137,7 +139,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
                 rank=position if trial.heldout_accuracy is not None else None,
                 trial=trial.number,
                 student=trial.student,
-                pretrained=students[trial.student].weights is not None,
+                pretrained=trial.student in pretrained,
                 objective=trial.objective,
                 heldout_accuracy=trial.heldout_accuracy,
                 test_accuracy=None if again is None else again.test_accuracy,

@@ -11,7 +11,7 @@ from search.leaderboard.ranking import (
     LeaderboardRow,
     by_test_accuracy,
     leaderboard,
-    shows_pretrained,
+    pretrained_students,
 )
 from search.record.record import SearchRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
@@ -59,7 +59,7 @@ def leaderboard_table(
         table.add_column(column, justify="right")
     if several:
         table.add_column("student", overflow="fold")
-    pretrained = shows_pretrained(record)
+    pretrained = bool(pretrained_students(record))
     if pretrained:
         table.add_column("pretrained")
     table.add_column("objective", overflow="fold")
