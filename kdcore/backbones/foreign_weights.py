@@ -218,7 +218,6 @@ def match_weights(
             )
             + ("" if trained else _other_images(pairs, first, missing or unexpected))
         )
-        )
     loaded = {name: given[name] for name in shared}
     channels = None
     if adapted:

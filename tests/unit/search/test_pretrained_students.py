@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,14 @@ from safetensors.torch import save_file
 
 from kdcore import distill
 from kdcore.backbones.catalogue import build_backbone
+from kdcore.backbones.normalization import Normalization
 from kdcore.data.image_data import ImageData
-from kdcore.networks.classifier import build_classifier, describe_classifier, save_classifier
-from kdcore.networks.classifier import load_card
+from kdcore.networks.classifier import (
+    build_classifier,
+    describe_classifier,
+    load_card,
+    save_classifier,
+)
 from search.cli.launching import check
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
@@ -26,6 +33,7 @@ from search.leaderboard.ranking import leaderboard
 from search.leaderboard.tables import leaderboard_table
 from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage
+from search.record.trial_checkpoints import Checkpoints, trial_folder
 from search.session.preflight import Plan, plan, starts
 from tests.synthetic import finished_search
 
@@ -82,11 +90,11 @@ def test_check_tells_what_is_kept_replaced_adapted_and_trained(
     printed = capsys.readouterr().out
     new_head = "new head fc.weight, fc.bias for 10 classes instead of 5"
     assert (
-        f"\nstart    teacher resnet14: weights file {big}: 80 of 82 tensors kept, {new_head}; "
+        f"\nstart    teacher resnet14: weights file {big}: 75 of 77 tensors kept, {new_head}; "
         "trained: the head alone\n"
     ) in printed
     assert (
-        f"\nstart    student resnet8 (small.safetensors): weights file {small}: 49 of 52 tensors "
+        f"\nstart    student resnet8 (small.safetensors): weights file {small}: 44 of 47 tensors "
         f"kept, {new_head}, conv1.weight adapted from 3 channels to 1; trained: all but stem, "
         "stage1\n"
     ) in printed
@@ -150,7 +158,7 @@ def test_what_cannot_work_is_told_before_anything_is_launched(tmp_path: Path) ->
         assert problem.key == key
         assert words in problem.message
     assert starts(planned(tmp_path, student=student)) == [
-        f"start    student resnet8 (fine.safetensors): weights file {fine}: 52 of 52 tensors kept; "
+        f"start    student resnet8 (fine.safetensors): weights file {fine}: 47 of 47 tensors kept; "
         "trained: all of it"
     ]
     assert starts(planned(tmp_path)) == []
@@ -200,12 +208,9 @@ def test_the_leaderboard_says_who_is_pretrained_where_somebody_is() -> None:
 def test_an_exported_student_tells_where_it_began_and_needs_those_weights_no_more(
     digits: ImageData, tmp_path: Path
 ) -> None:
-    from kdcore.backbones.normalization import Normalization
-
     first = tmp_path / "first-1" / "best"
-    given = build_classifier(
-        "resnet8", digits, seed=3, normalization=Normalization((0.25,), (0.5,))
-    )
+    own = Normalization((0.25,), (0.5,))
+    given = build_classifier("resnet8", digits, seed=3, normalization=own)
     card = describe_classifier(given, "resnet8", digits, {}, {"search": "first-1", "trial": "3"})
     save_classifier(first, "student", given, card)
     experiment = {
@@ -213,10 +218,24 @@ def test_an_exported_student_tells_where_it_began_and_needs_those_weights_no_mor
         "student": {"backbone": "resnet8", "weights": str(first)},
         "training": {"epochs": 2, "acceleration": "off"},
     }
-    record = finished_search([trial(0, "resnet8 (first-1/best)")], experiment)
-    config = trial_config(record.experiment, record.trials[0].point)
-    storage = Storage(str(tmp_path / "runs"))
-    folder = tmp_path / "runs" / "searches" / "task-1" / "checkpoints" / "trial_000"
-    reports = list(
-        distill(config, workspace=tmp_path / "runs", checkpoint_dir=folder / "000002")
+    label = "resnet8 (first-1/best)"
+    config = trial_config(finished_search((), experiment).experiment, trial(0, label).point)
+    reports = list(distill(config, workspace=tmp_path / "runs", checkpoint_dir=tmp_path / "run"))
+    storage, place = Storage(str(tmp_path / "runs")), trial_folder("task-1", 0)
+    Checkpoints(storage, place).save(tmp_path / "run", [asdict(report) for report in reports])
+    best = reports[-1]
+    trained = trial(0, label, best.best_heldout_accuracy).model_copy(
+        update={"checkpoint": place, "best_epoch": best.best_epoch}
     )
+    shutil.rmtree(first)
+    exported = export_best(
+        finished_search((trained,), experiment), storage, tmp_path / "best", open_test=False
+    )
+    card = load_card(exported.folder, "student")
+    assert (card.backbone, card.mean, card.std) == ("resnet8", *own)
+    assert card.start["weights"] == "first-1/best"
+    assert (card.start["search"], card.start["trial"]) == ("first-1", "3")
+    text = (exported.folder / "README.md").read_text()
+    assert f"# {label}, distilled from resnet20" in text
+    assert "- began with: weights first-1/best (sha256 " in text
+    assert "search first-1, trial 3): 47 of 47 tensors kept\n" in text
