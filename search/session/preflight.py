@@ -18,7 +18,7 @@ from kdcore.distillation.distill import network_pair
 from kdcore.distillation.method_check import MethodCheck
 from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
-from kdcore.networks.classifier import build_classifier
+from kdcore.networks.classifier import ClassifierCard, build_classifier
 from kdcore.networks.measurement import measure_training
 from kdcore.teacher.teacher import check_weights, is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
@@ -29,6 +29,7 @@ from search.experiment.space.point import Point
 from search.experiment.space.published import accompanied
 from search.experiment.space.space import Space
 from search.experiment.space.trial_config import trial_config
+from search.leaderboard.teacher_lead import known_caution
 from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
@@ -266,6 +267,19 @@ def cautions(experiment: Experiment) -> list[str]:
         f"training.schedule: constant for the search, more grace_epochs, or asha: null; kdsearch "
         f"replay shows what other settings would have cost",
     ]
+
+
+def teacher_caution(prepared: Plan, storage: Storage) -> list[str]:
+    """What earlier searches tell of a teacher that is ready: whether their controls reach it."""
+    if not prepared.teacher_ready:
+        return []
+    card = ClassifierCard.model_validate_json((prepared.teacher_path / "teacher.json").read_bytes())
+    accuracy = card.metrics.get("heldout_accuracy")
+    if accuracy is None:
+        return []
+    images = len(prepared.data.heldout)
+    caution = known_caution(prepared.experiment, accuracy, images, storage)
+    return [caution] if caution else []
 
 
 def idle_gpus_caution(experiment: Experiment, gpus: int, place: str) -> list[str]:
