@@ -52,7 +52,7 @@ class Lamb(torch.optim.Optimizer):
                 state["step"] = torch.zeros((), dtype=torch.float64, device=each.device)
                 state["exp_avg"] = torch.zeros_like(each)
                 state["exp_avg_sq"] = torch.zeros_like(each)
-        gradients = [each.grad for each in parameters]
+        gradients = [each.grad for each in parameters if each.grad is not None]
         steps, means, squares = (
             [self.state[each][name] for each in parameters]
             for name in ("step", "exp_avg", "exp_avg_sq")

@@ -214,7 +214,7 @@ class Run:
         images_in_step = self.images_in_step
         order = order[: self.steps * images_in_step]
         views = self.split.views(order, view, self.batch_size)
-        batches = zip(views, order.split(self.batch_size), strict=True)
+        batches = zip(views, torch.split(order, self.batch_size), strict=True)
 
         def step(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
             self.optimizer.zero_grad(set_to_none=True)
@@ -235,7 +235,8 @@ class Run:
                 self.average.update()
 
         def whole_step(images: Tensor, positions: Tensor) -> None:
-            step(zip(images.split(self.batch_size), positions.split(self.batch_size), strict=True))
+            split = (torch.split(whole, self.batch_size) for whole in (images, positions))
+            step(zip(*split, strict=True))
 
         captured: CapturedStep | None = None
         for number in range(self.steps):
