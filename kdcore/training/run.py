@@ -1,12 +1,12 @@
 """A training run: its networks and optimiser, its steps, and the state that a checkpoint holds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from kdcore.backbones.tracing.torch_private import MOMENTUM
 from kdcore.contract.method import Method
@@ -16,7 +16,10 @@ from kdcore.execution.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import Classifier
 from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
+from kdcore.training.average import WeightAverage
 from kdcore.training.fine_tuning import FineTuning
+from kdcore.training.labels import label_loss
+from kdcore.training.lamb import Lamb
 from kdcore.training.recipe import Recipe
 
 
@@ -41,6 +44,8 @@ def _optimizer(
             for parameter in (each for group in groups for each in group["params"]):
                 sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
         return sgd
+    if recipe.optimizer == "lamb":
+        return Lamb(groups, recipe.learning_rate, recipe.betas)
     return torch.optim.AdamW(
         groups, recipe.learning_rate, recipe.betas, fused=True, capturable=captured
     )
@@ -84,6 +89,8 @@ class Run:
         tuning: FineTuning,
     ) -> None:
         self.execution, self.teacher_execution, self.parts = execution, teacher_execution, parts
+        if recipe.drop_path is not None:
+            student.backbone.set_drop_path(recipe.drop_path)
         self.student = student.train()
         self.methods = [term.method for term in terms]
         self.helpers = nn.ModuleList(self.methods).train()
@@ -97,6 +104,7 @@ class Run:
             self.run_student = torch.compile(student.taps, dynamic=False)
         execution.place(self.student, device)
         execution.place(self.helpers, device)
+        self.average = WeightAverage(student, recipe.ema_decay) if recipe.ema_decay else None
         self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
         pairs = [pair for method in self.methods for pair in method.pairs]
         self.student_maps = frozenset(pair.student for pair in pairs)
@@ -126,37 +134,30 @@ class Run:
         self.epochs = self.epochs_on_top + recipe.epochs
         self.split = data.train.to(device)
         self.batch_size = min(recipe.batch_size, len(self.split))
-        self.steps = len(self.split) // self.batch_size
+        batches = len(self.split) // self.batch_size
+        self.accumulation = min(recipe.accumulation, batches)
+        self.steps = batches // self.accumulation
         undecayed = {
             id(parameter)
             for method in self.methods
             for name, parameter in method.named_parameters()
             if name in method.undecayed
         }
-        named = dict(student.backbone.named_parameters())
-        for name in tuning.frozen:
-            named[name].requires_grad_(False)
-        self.frozen_norms = _frozen_norms(student) if tuning.frozen else []
+        self.frozen_norms = _freeze(student, tuning.frozen)
         trained = [each for each in student.parameters() if each.requires_grad]
         self.parameters = [*trained, *self.helpers.parameters()]
         if not recipe.decay_norms_and_biases:
             undecayed |= {id(each) for each in self.parameters if each.ndim <= 1}
-        factors = {id(named[name]): factor for name, factor in tuning.factors.items()}
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, False): []}
-        for parameter in self.parameters:
-            key = factors.get(id(parameter), 1.0), id(parameter) in undecayed
-            groups.setdefault(key, []).append(parameter)
-        # The order is part of a checkpoint. First comes the learning rate that a report has.
-        order = sorted(groups, key=lambda key: (key[0] != 1, -key[0], key[1]))
-        self._factors = [factor for factor, _ in order]
-        self.optimizer = _optimizer(
-            recipe,
-            [
-                {"params": groups[key], "weight_decay": 0.0 if key[1] else recipe.weight_decay}
-                for key in order
-            ],
-            captured=self.captures,
-        )
+        named = student.backbone.named_parameters()
+        factors = {id(each): tuning.factors.get(name, 1.0) for name, each in named}
+        groups = _groups(self.parameters, undecayed, factors, recipe.weight_decay)
+        self._factors = [factor for factor, _ in groups]
+        self.optimizer = _optimizer(recipe, [group for _, group in groups], captured=self.captures)
+
+    @property
+    def images_in_step(self) -> int:
+        """Images in a step of the optimiser."""
+        return self.batch_size * self.accumulation
 
     def state(self) -> dict[str, Any]:
         """Everything that later epochs depend on."""
@@ -165,6 +166,7 @@ class Run:
             "helpers": self.helpers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            **({"average": self.average.state()} if self.average else {}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -174,6 +176,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.restore(state["average"])
 
     def cached_view(self, view: int) -> CachedView | None:
         """The teacher's cached outputs for a view; if there are none, places the teacher."""
@@ -205,31 +209,43 @@ class Run:
             weights = torch.tensor([float(counts) for counts in counted], device=self.device)
         for method in self.methods:
             method.begin_epoch(epoch, self.epochs)
-        order = order[: self.steps * self.batch_size]
+        images_in_step = self.images_in_step
+        order = order[: self.steps * images_in_step]
         views = self.split.views(order, view, self.batch_size)
+        batches = zip(views, torch.split(order, self.batch_size), strict=True)
 
-        def step(images: Tensor, positions: Tensor) -> None:
+        def step(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
             self.optimizer.zero_grad(set_to_none=True)
-            for part, places in zip(
-                images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
-            ):
-                batch = Batch(self.split.labels[places], places, epoch, self.epochs)
-                share = len(places) / len(positions)
-                self._add_gradients(part, batch, cached, weights, counted, meters, share)
+            for images, positions in batches:
+                for part, places in zip(
+                    images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
+                ):
+                    batch = Batch(self.split.labels[places], places, epoch, self.epochs)
+                    share = len(places) / images_in_step
+                    self._add_gradients(part, batch, cached, weights, counted, meters, share)
             meters.step += 1
             if self.recipe.gradient_clip_norm is not None:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            if self.average:
+                self.average.update()
+
+        def whole_step(images: Tensor, positions: Tensor) -> None:
+            split = (torch.split(whole, self.batch_size) for whole in (images, positions))
+            step(zip(*split, strict=True))
 
         captured: CapturedStep | None = None
-        for number, images in enumerate(views):
-            positions = order[number * self.batch_size : (number + 1) * self.batch_size]
+        for number in range(self.steps):
             self._set_rate(self._rate_at(epoch - 1 + (number + 0.5) / self.steps))
-            if self.captures and number == WARMUP_STEPS:
-                captured = CapturedStep(step, images, positions)
-            (captured or step)(images, positions)
+            of_step = islice(batches, self.accumulation)
+            if not self.captures or number < WARMUP_STEPS:
+                step(of_step)
+                continue
+            images, positions = map(torch.cat, zip(*of_step, strict=True))
+            captured = captured or CapturedStep(whole_step, images, positions)
+            captured(images, positions)
         return meters
 
     def _rate_at(self, progress_epochs: float) -> float:
@@ -263,9 +279,12 @@ class Run:
         with self.execution.autocast(self.device):
             student_taps = self.run_student(images, self.needs, labels, self.student_maps)
             teacher_taps = self._teacher_taps(images, batch, cached, student_taps)
-            terms = [cross_entropy(student_taps.logits.to(full), labels)]
+            smoothing = self.recipe.label_smoothing
+            terms = [label_loss(student_taps.logits.to(full), labels, smoothing=smoothing)]
             if auxiliary := student_taps.auxiliary_logits:
-                losses = [cross_entropy(logits.to(full), labels) for logits in auxiliary]
+                losses = [
+                    label_loss(logits.to(full), labels, smoothing=smoothing) for logits in auxiliary
+                ]
                 terms.append(torch.stack(losses).sum())
             terms += [method(student_taps, teacher_taps, batch).to(full) for method in self.methods]
         # Terms that do not count give no gradient at all. With zero gradients, weight decay would
@@ -294,14 +313,48 @@ class Run:
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
 
 
-def _frozen_norms(student: Classifier) -> list[nn.Module]:
-    """The modules with running statistics whose parameters are not trained."""
+def _freeze(student: Classifier, names: Container[str]) -> list[nn.Module]:
+    """Keeps these parameters as they are; returns the modules whose running statistics must stay,
+    too, which are in evaluation mode."""
+    frozen = set()
+    for name, parameter in student.backbone.named_parameters():
+        if name in names:
+            frozen.add(parameter.requires_grad_(False))
     return [
         module
         for module in student.backbone.modules()
         if list(module.buffers(recurse=False))
-        and (own := list(module.parameters(recurse=False)))
-        and not any(each.requires_grad for each in own)
+        and (own := set(module.parameters(recurse=False)))
+        and own <= frozen
+    ]
+
+
+def _groups(
+    parameters: Iterable[nn.Parameter],
+    undecayed: Container[int],
+    factors: Mapping[int, float],
+    weight_decay: float,
+) -> list[tuple[float, dict[str, Any]]]:
+    """Parameters with the same factor on the learning rate and the same decay, with that factor.
+
+    The order is part of a checkpoint. First are those with a factor of 1, which a report has.
+
+    Args:
+        parameters: that are trained.
+        undecayed: ids of those without weight decay.
+        factors: by id; 1 for those left out.
+        weight_decay: of all others.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, False): []}
+    for parameter in parameters:
+        key = factors.get(id(parameter), 1.0), id(parameter) in undecayed
+        groups.setdefault(key, []).append(parameter)
+    return [
+        (
+            factor,
+            {"params": groups[factor, spared], "weight_decay": 0.0 if spared else weight_decay},
+        )
+        for factor, spared in sorted(groups, key=lambda key: (key[0] != 1, -key[0], key[1]))
     ]
 
 

@@ -13,6 +13,7 @@ from search.leaderboard.ranking import (
     leaderboard,
     pretrained_students,
 )
+from search.leaderboard.teacher_lead import no_method_won, teacher_caution
 from search.record.record import SearchRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
 
@@ -45,6 +46,11 @@ def leaderboard_table(
     below = [] if several else _costs(record)
     if len(shown) < len(rows):
         below.append(f"{len(rows) - len(shown):,} more rows: --all or --format csv gives them")
+    below += [f"The search ended early: {record.ended}."] if record.ended else []
+    if verdict := no_method_won(record):
+        below.append(f"{verdict[0].upper()}{verdict[1:]}.")
+    if caution := teacher_caution(record):
+        below.append(f"Caution: {caution}")
     table = Table(
         title=f"{record.name} ({record.state})",
         title_justify="left",

@@ -16,10 +16,9 @@ from kdcore.contract.published import benchmark_of
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.distill import network_pair
 from kdcore.distillation.method_check import MethodCheck
-from kdcore.distillation.start import start_in_words
-from kdcore.errors import ConfigError, WeightsError
+from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
-from kdcore.networks.classifier import build_classifier
+from kdcore.networks.classifier import ClassifierCard, build_classifier
 from kdcore.networks.measurement import measure_training
 from kdcore.teacher.teacher import is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
@@ -31,10 +30,11 @@ from search.experiment.space.point import Point
 from search.experiment.space.published import accompanied
 from search.experiment.space.space import Space
 from search.experiment.space.trial_config import trial_config
+from search.leaderboard.teacher_lead import known_caution
 from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
-from search.session.preparation import measured_executions
+from search.session.preparation import measured_executions, starts_in_words
 
 
 @dataclass(frozen=True)
@@ -162,34 +162,15 @@ def _prepared(
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
     except ConfigError as error:
         problems.append(Problem(key="teacher.weights", message=str(error)))
-    starts = _starts(experiment, data, teacher_path, problems)
+    wrong = any(problem.key.startswith("teacher") for problem in problems)
+    begins = not wrong and not is_ready(teacher_path)
+    starts, more = starts_in_words(experiment, data, teacher_begins=begins)
+    problems += more
     pairs = _network_pairs(experiment, data, problems)
+    networks = dict.fromkeys(experiment.student_configs[label].backbone for label in pairs)
+    problems += _drop_path_problems(experiment, networks, data)
     ready = is_ready(teacher_path)
     return Prepared(experiment, data, teacher_path, ready, pairs, starts), problems
-
-
-def _starts(
-    experiment: Experiment, data: ImageData, teacher: Path, problems: list[Problem]
-) -> dict[str, str]:
-    """By network, what becomes of the weights that it begins with, and what of it is trained; what
-    cannot work comes to the problems. A teacher that is ready begins no more."""
-    starts = {}
-    recipe = experiment.training
-    for label, student in experiment.student_configs.items():
-        try:
-            starts[f"student {label}"] = start_in_words(student, recipe, data)
-        except ConfigError as error:
-            problems.append(Problem(key="student", message=str(error)))
-    config = experiment.teacher
-    wrong = any(problem.key.startswith("teacher") for problem in problems)
-    if not wrong and not is_ready(teacher):
-        try:
-            words = start_in_words(config, config.training, data)
-            starts = {f"teacher {config.backbone}": words, **starts}
-        except ConfigError as error:
-            key = "teacher.weights" if isinstance(error, WeightsError) else "teacher"
-            problems.append(Problem(key=key, message=str(error)))
-    return {network: words for network, words in starts.items() if words}
 
 
 def _network_problems(experiment: Experiment) -> list[Problem]:
@@ -219,6 +200,26 @@ def _network_pairs(
             if problem not in problems:  # the teacher's comes with every student
                 problems.append(problem)
     return pairs
+
+
+def _drop_path_problems(
+    experiment: Experiment, students: Iterable[str], data: ImageData
+) -> list[Problem]:
+    """Networks without the stochastic depth that their recipe asks for."""
+    teacher = experiment.teacher
+    asked = [("training", name, experiment.training.drop_path) for name in students]
+    if teacher.training is not None:
+        asked.append(("teacher.training", teacher.backbone, teacher.training.drop_path))
+    problems = []
+    for key, name, rate in asked:
+        if rate is None:
+            continue
+        try:
+            with torch.device("meta"):
+                constructor_of(name)(data.num_classes, data.in_channels).set_drop_path(rate)
+        except ConfigError as error:
+            problems.append(Problem(key=f"{key}.drop_path", message=f"{name}: {error}"))
+    return problems
 
 
 def _refusals(
@@ -302,6 +303,19 @@ def cautions(experiment: Experiment) -> list[str]:
         f"training.schedule: constant for the search, more grace_epochs, or asha: null; kdsearch "
         f"replay shows what other settings would have cost",
     ]
+
+
+def teacher_caution(prepared: Plan, storage: Storage) -> list[str]:
+    """What earlier searches tell of a teacher that is ready: whether their controls reach it."""
+    if not prepared.teacher_ready:
+        return []
+    card = ClassifierCard.model_validate_json((prepared.teacher_path / "teacher.json").read_bytes())
+    accuracy = card.metrics.get("heldout_accuracy")
+    if accuracy is None:
+        return []
+    images = len(prepared.data.heldout)
+    caution = known_caution(prepared.experiment, accuracy, images, storage)
+    return [caution] if caution else []
 
 
 def idle_gpus_caution(experiment: Experiment, gpus: int, place: str) -> list[str]:

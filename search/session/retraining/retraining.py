@@ -76,7 +76,7 @@ def run_again(
     data = open_data(config.data, workspace_of(storage))
     student = best_classifier(config.student.backbone, data, best)
     test_accuracy, _ = evaluate(student.to(default_device()), data.test)
-    batch_size = config.training.batch_size
+    images_in_step = config.training.images_in_step
     run = ConfirmationRun(
         seed=seed,
         accuracies=tuple(report["heldout_accuracy"] for report in reports),
@@ -85,7 +85,7 @@ def run_again(
         best_epoch=best["epoch"],
         test_accuracy=test_accuracy,
         train_seconds=sum(report["epoch_seconds"] for report in reports),
-        images=len(reports) * (len(data.train) // batch_size) * batch_size,
+        images=len(reports) * (len(data.train) // images_in_step) * images_in_step,
         checkpoint=folder,
     )
     return run, reports

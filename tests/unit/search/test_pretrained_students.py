@@ -236,6 +236,6 @@ def test_an_exported_student_tells_where_it_began_and_needs_those_weights_no_mor
     assert card.start["weights"] == "first-1/best"
     assert (card.start["search"], card.start["trial"]) == ("first-1", "3")
     text = (exported.folder / "README.md").read_text()
-    assert f"# {label}, distilled from resnet20" in text
+    assert f"# {label}, trained without a teacher" in text
     assert "- began with: weights first-1/best (sha256 " in text
     assert "search first-1, trial 3): 47 of 47 tensors kept\n" in text
