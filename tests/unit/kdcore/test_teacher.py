@@ -16,13 +16,14 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from kdcore import DataConfig, Recipe, TeacherConfig
+from kdcore import DataConfig, Recipe, StudentConfig, TeacherConfig
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.libraries import published_weights, usual_normalization
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.data.split import TableSplit
 from kdcore.errors import WeightsError
 from kdcore.networks.classifier import load_card
+from kdcore.networks.initial_weights import build_student
 from kdcore.teacher.teacher import is_ready, load_teacher, prepare_teacher, teacher_folder
 from kdcore.training.evaluation import evaluate
 
@@ -362,6 +363,18 @@ def test_published_weights_are_taken_from_where_the_library_keeps_them(
     assert card.mean == pytest.approx((mean,))  # gray: the average of three
     assert TeacherConfig.model_validate(card.made_by) == config
     assert load_teacher(folder)(digits.heldout.images[:2]).shape == (2, 10)
+
+
+def test_a_student_begins_with_what_the_library_keeps(hub: Path, digits: ImageData) -> None:
+    state = published_state()
+    torch.save(state, hub / "second-00000000.pth")
+    config = StudentConfig(backbone=LIBRARY_NETWORK, weights="DEFAULT")
+    student = build_student(config, digits, seed=0)
+    begins = student.backbone.state_dict()
+    assert all(torch.equal(begins[f"network.{name}"], value) for name, value in state.items())
+    assert student.normalization.mean == pytest.approx((fmean(IMAGENET_MEAN),))
+    assert student.origin["weights"] == "DIGITS_V2"  # never the alias
+    assert student.origin["source"] == "https://host/second-00000000.pth"
 
 
 def test_an_alias_has_the_folder_of_the_weights_that_it_names(
