@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from kdcore.backbones.tracing.torch_private import MOMENTUM
 from kdcore.contract.method import Method
@@ -15,6 +14,7 @@ from kdcore.data.image_data import ImageData
 from kdcore.execution.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import Classifier
+from kdcore.operations.labels import label_loss
 from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
 from kdcore.training.recipe import Recipe
 
@@ -195,13 +195,15 @@ class Run:
             method.begin_epoch(epoch, self.epochs)
         order = order[: self.steps * self.batch_size]
         views = self.split.views(order, view, self.batch_size)
+        classes, mixed = self.split.classes(view)
 
         def step(images: Tensor, positions: Tensor) -> None:
             self.optimizer.zero_grad(set_to_none=True)
             for part, places in zip(
                 images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
             ):
-                batch = Batch(self.split.labels[places], places, epoch, self.epochs)
+                second = None if mixed is None else mixed.at(places)
+                batch = Batch(classes[places], places, epoch, self.epochs, second)
                 share = len(places) / len(positions)
                 self._add_gradients(part, batch, cached, weights, counted, meters, share)
             meters.step += 1
@@ -249,11 +251,13 @@ class Run:
         labels = batch.labels
         full = weights.dtype  # float32, unless PyTorch's default is another
         with self.execution.autocast(self.device):
-            student_taps = self.run_student(images, self.needs, labels, self.student_maps)
+            student_taps = self.run_student(
+                images, self.needs, labels, self.student_maps, batch.mixed
+            )
             teacher_taps = self._teacher_taps(images, batch, cached, student_taps)
-            terms = [cross_entropy(student_taps.logits.to(full), labels)]
+            terms = [label_loss(student_taps.logits.to(full), labels, batch.mixed)]
             if auxiliary := student_taps.auxiliary_logits:
-                losses = [cross_entropy(logits.to(full), labels) for logits in auxiliary]
+                losses = [label_loss(logits.to(full), labels, batch.mixed) for logits in auxiliary]
                 terms.append(torch.stack(losses).sum())
             terms += [method(student_taps, teacher_taps, batch).to(full) for method in self.methods]
         # Terms that do not count give no gradient at all. With zero gradients, weight decay would
@@ -277,7 +281,9 @@ class Run:
         if cached is not None:
             return cached.at(batch.indices)
         with torch.no_grad(), self.teacher_execution.autocast(self.device):
-            taps = self.teacher.taps(images, self.needs, batch.labels, self.wanted.maps)
+            taps = self.teacher.taps(
+                images, self.needs, batch.labels, self.wanted.maps, batch.mixed
+            )
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
 
