@@ -30,6 +30,7 @@ from kdcore.data.augmentation.steps import (
     Step,
     check_size,
     expanded,
+    mixes,
     parse_augmentation,
     resizes,
     written,
@@ -184,6 +185,11 @@ class DataConfig(BaseModel):
         resized = DATA_SETS[self.name].usual_views == RESIZED_CROP
         crop = RandomResizedCrop() if resized else PadCrop()
         return expanded(self.augmentation, (crop, Flip()) if flip else (crop,))
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, and so their labels."""
+        return mixes(self.augmentation)
 
     @field_serializer("augmentation")
     def _as_in_a_file(self, augmentation: Augmentation | None) -> Any:

@@ -105,15 +105,15 @@ class StreamedSplit(Split):
         return self.store.partners(self.image_ids.cpu(), positions, drawn)
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        return self._decoded(self.image_ids.split(size), None, size, _processes(self.device))
+        return self._decoded(torch.split(self.image_ids, size), None, size, _processes(self.device))
 
     def views(self, order: Tensor, view: int, size: int) -> Iterator[Tensor]:
-        own = self.image_ids[order].split(size)
+        own = torch.split(self.image_ids[order], size)
         mixing = self.mixing(order, view)
         if mixing is None:
             yield from self._decoded(own, view, size, _processes(self.device))
             return
-        partners = self.image_ids[mixing.partners.to(self.image_ids.device)].split(size)
+        partners = torch.split(self.image_ids.cpu()[mixing.partners], size)
         both = [batch for pair in zip(own, partners, strict=True) for batch in pair]
         decoded = self._decoded(both, view, size, _processes(self.device))
         for part, images in zip(mixing.split(size), decoded, strict=False):
@@ -123,7 +123,7 @@ class StreamedSplit(Split):
         """Count, sum [3] and sum of squares [3] of all pixels, unaugmented, int64."""
         count, total, squares = 0, torch.zeros(3, dtype=torch.int64), torch.zeros(3).long()
         # Done once, often by a process that does not train, so without a pool.
-        for images in self._decoded(self.image_ids.split(_PART), None, _PART, 0):
+        for images in self._decoded(torch.split(self.image_ids, _PART), None, _PART, 0):
             pixels = images.transpose(0, 1).flatten(1).long()
             count += pixels.shape[1]
             total += pixels.sum(1)

@@ -263,11 +263,11 @@ def parse_augmentation(value: Any) -> Augmentation | None:
         names = (*PRESETS, PAD_CROP, RESIZED_CROP)
         if value in names:
             return value
-        advice = (
-            f"write it as a list: [{value}]" if value in STEPS else f"choose {', '.join(names)}"
-        )
+        if value in STEPS:
+            raise ConfigError(f"{value!r} is a step, and steps stand in a list; write [{value}]")
         raise ConfigError(
-            f"unknown preset {value!r}{did_you_mean(value, names)} A step stands in a list; {advice}"
+            f"unknown preset {value!r}{did_you_mean(value, names)} The presets are "
+            f"{', '.join(names)}; others are a list of steps"
         )
     if not isinstance(value, Iterable) or isinstance(value, Mapping):
         raise ConfigError(f"is {value!r}, but must be a preset's name or a list of steps")
