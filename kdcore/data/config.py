@@ -28,7 +28,6 @@ from kdcore.data.augmentation.steps import (
     PadCrop,
     RandomResizedCrop,
     Step,
-    check_size,
     expanded,
     mixes,
     parse_augmentation,
@@ -166,8 +165,6 @@ class DataConfig(BaseModel):
                 f"augmentation has no {RandomResizedCrop.name}, but {self.name} has images of any "
                 f"size; begin the list with it"
             )
-        if isinstance(self.augmentation, tuple) and self.image_size is not None:
-            check_size(self.augmentation, *self.image_size)
 
     @property
     def decodes_once(self) -> bool:

@@ -102,4 +102,4 @@ def affine(images: Tensor, matrices: Tensor) -> Tensor:
     there = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     index = torch.where(there, row * width + column, 0).long().flatten(1)[:, None]
     moved = images.flatten(2).gather(2, index.expand(-1, images.shape[1], -1)).view_as(images)
-    return moved.masked_fill_(~there[:, None], 0)
+    return torch.where(there[:, None], moved, 0)

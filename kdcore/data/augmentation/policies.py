@@ -62,7 +62,7 @@ def _solarize(images: Tensor, magnitudes: Tensor) -> Tensor:
     return colour.solarize(images, (255 * (1 - magnitudes) - 1e-9).ceil().long())
 
 
-_OPERATIONS: Mapping[str, _Operation] = {
+OPERATIONS: Mapping[str, _Operation] = {
     "identity": lambda images, magnitudes: images,
     "shear_x": _shear_x,
     "shear_y": _shear_y,
@@ -80,7 +80,7 @@ _OPERATIONS: Mapping[str, _Operation] = {
 }
 """By name, in torchvision's order."""
 
-_UNSIGNED = ("posterize", "solarize")
+UNSIGNED = ("posterize", "solarize")
 
 
 def highest(images: Tensor, *, wide: bool) -> Mapping[str, float]:
@@ -100,7 +100,7 @@ def highest(images: Tensor, *, wide: bool) -> Mapping[str, float]:
 
 def operate(name: str, images: Tensor, magnitudes: Tensor) -> Tensor:
     """An operation with a magnitude for each image, [n], float64."""
-    return _OPERATIONS[name](images, magnitudes)
+    return OPERATIONS[name](images, magnitudes)
 
 
 def _one_each(
@@ -109,12 +109,12 @@ def _one_each(
     """Each image by its own operation, with its share of the largest magnitude, [B]."""
     changed = torch.empty_like(images)
     largest = highest(images, wide=wide)
-    for number, name in enumerate(_OPERATIONS):
+    for number, name in enumerate(OPERATIONS):
         rows = (operation == number).nonzero().flatten()
         if not len(rows):
             continue
         magnitudes = shares[rows] * largest.get(name, 0.0)
-        if name not in _UNSIGNED:
+        if name not in UNSIGNED:
             magnitudes = magnitudes * signs[rows]
         there = rows.to(images.device)
         changed[there] = operate(name, images[there], magnitudes)
@@ -126,7 +126,7 @@ def rand_augment(step: RandAugment, images: Tensor, draws: Draws) -> Tensor:
     share = step.magnitude / (step.num_magnitude_bins - 1)
     shares = torch.full((len(images),), share, dtype=torch.float64)
     for number in range(step.num_ops):
-        operation = draws.below(2 * number, len(_OPERATIONS))
+        operation = draws.below(2 * number, len(OPERATIONS))
         signs = 1.0 - 2.0 * draws.below(2 * number + 1, 2)
         images = _one_each(images, operation, shares, signs, wide=False)
     return images
@@ -134,7 +134,7 @@ def rand_augment(step: RandAugment, images: Tensor, draws: Draws) -> Tensor:
 
 def trivial_augment(step: TrivialAugment, images: Tensor, draws: Draws) -> Tensor:
     """One operation, with any magnitude."""
-    operation = draws.below(0, len(_OPERATIONS))
+    operation = draws.below(0, len(OPERATIONS))
     signs = 1.0 - 2.0 * draws.below(1, 2)
     level = draws.below(2, step.num_magnitude_bins)
     shares = level.double() / (step.num_magnitude_bins - 1)
