@@ -95,7 +95,8 @@ def affine(images: Tensor, matrices: Tensor) -> Tensor:
 
     def source(row: Tensor, side: int) -> Tensor:
         along, down, shift = (part.view(-1, 1, 1) for part in row.unbind(1))
-        return (along * x + down * y + (shift + (side - 1) / 2)).round_()
+        exact: Tensor = along * x + down * y + (shift + (side - 1) / 2)
+        return exact.round_()
 
     matrices = matrices.to(images.device)
     column, row = source(matrices[:, 0], width), source(matrices[:, 1], height)
