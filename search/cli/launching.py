@@ -93,14 +93,30 @@ def confirm(
 
 
 def _show_end(found: "Search", storage: str) -> None:
-    """Prints the leaderboard, and exports the best student."""
+    """Prints the leaderboard, and exports the best student.
+
+    Raises:
+        typer.Exit: the search was cut off (130), ended because its teacher does not lead, or has
+            no finished trial (1).
+    """
     from search.leaderboard.tables import confirmed_table, leaderboard_table
+    from search.leaderboard.teacher_lead import broken_demand, what_to_do
 
     record = found.record
     console().print(leaderboard_table(record))
     if record.confirmed:
         console().print(confirmed_table(record))
     option = "" if storage == "runs" else f" --storage {storage}"
+    if (lead := broken_demand(record)) is not None:
+        print(
+            f"The search ended early, as search.teacher_must_lead is true, and {lead}.\n"
+            f"{what_to_do(record.experiment.teacher)} That is another search. "
+            f"kdsearch resume {record.name}{option} --set search.teacher_must_lead=false goes on "
+            f"with this one all the same; kdsearch best {record.name}{option} exports its best "
+            f"finished trial."
+        )
+        _show_link(found, option)
+        raise typer.Exit(1)
     if record.state != "finished":
         print(
             f"The search ended early. kdsearch resume {record.name}{option} continues it; "
@@ -163,6 +179,7 @@ def check(
         idle_gpus_caution,
         plan,
         recipes,
+        teacher_caution,
         tracking_caution,
     )
 
@@ -214,6 +231,7 @@ def check(
     console().print(table)
     for line in (*costs(prepared), *executions(prepared, place)):
         print(line)
-    for caution in (*cautions(prepared.experiment), *idle, *tracking_caution(tracking_uri)):
+    found = (*cautions(prepared.experiment), *teacher_caution(prepared, place), *idle)
+    for caution in (*found, *tracking_caution(tracking_uri)):
         print(f"caution: {caution}")
     print(f"{file} can be launched")

@@ -79,6 +79,7 @@ def export_and_show(found: "Search", **options: Any) -> "ExportedStudent":
         found: the search.
         options: as `Search.best` takes them.
     """
+    from search.leaderboard.teacher_lead import no_method_won
     from search.record.looks import looks_in_words
     from search.record.wording import percent, spread
 
@@ -99,6 +100,9 @@ def export_and_show(found: "Search", **options: Any) -> "ExportedStudent":
         named += f" with seed {picked.seed} of {len(again.test_accuracies)}"
         if opened:
             named += f" (test {spread(again.test_accuracy, again.test_deviation)} %)"
+    if picked.is_control:
+        verdict = no_method_won(found.record, picked.student)
+        named += f", the control ({verdict})" if verdict else ", the control"
     print(f"best student: {named}, exported to {exported.folder}")
     console().print(table)
     if exported.graph:

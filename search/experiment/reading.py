@@ -119,7 +119,11 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 # What may change in a search that has begun: its trials stay comparable.
 _BUDGETS = tuple(
-    f"search.{key}" for key in ("trials", "hours", "gpu_hours", "cpu_hours", "concurrent_trials")
+    f"search.{key}"
+    for key in (
+        *("trials", "hours", "gpu_hours", "cpu_hours", "concurrent_trials"),
+        "teacher_must_lead",
+    )
 )
 
 

@@ -112,6 +112,8 @@ class SearchConfig(Closed):
             trials, where these fit into the space.
         combinations: candidates of different slots that also run together at the start, at their
             published settings, after each has run alone.
+        teacher_must_lead: end the search once a control has finished that has passed the teacher,
+            or is within noise of it: then there may be nothing to teach.
     """
 
     trials: int = Field(ge=1)
@@ -123,6 +125,7 @@ class SearchConfig(Closed):
     cpu_hours: float | None = Field(None, gt=0)
     warm_start: tuple[str, ...] = ()
     combinations: tuple[tuple[str, ...], ...] = ()
+    teacher_must_lead: bool = False
 
 
 class Confirm(Closed):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from kdcore.networks.cost import NetworkCost
 from search.errors import SearchError
-from search.experiment.schema import Option
+from search.experiment.schema import CONTROL, Option
 from search.leaderboard.ranking import by_test_accuracy, rank
 from search.record.record import Confirmed, SearchRecord
 from search.record.wording import percent
@@ -66,6 +66,10 @@ class Candidate:
     test_accuracy: float | None
     checkpoint: str
     confirmed: Confirmed | None = None
+
+    @property
+    def is_control(self) -> bool:
+        return self.objective == CONTROL
 
     @property
     def accuracy(self) -> float:

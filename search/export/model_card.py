@@ -7,6 +7,7 @@ from pathlib import Path
 from kdcore.data.image_data import ImageData
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate
+from search.leaderboard.teacher_lead import no_method_won
 from search.record.looks import Look, looks_in_words
 from search.record.record import Confirmed, SearchRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
@@ -45,10 +46,11 @@ def model_card(
     config = trial_config(experiment, picked.point)
     height, width = data.image_size
     lines = [
-        f"# {picked.student}, distilled from {experiment.teacher.backbone}",
+        f"# {picked.student}, {_origin(record, picked)}",
         "",
         f"A classifier of {data.num_classes} classes for {data.in_channels}x{height}x{width} "
         f"images, the best of {len(record.trials)} trials of the search `{record.name}`.",
+        *_control(record, picked),
         "",
         *_scores(scores),
         "",
@@ -62,7 +64,9 @@ def model_card(
         f"- data: {experiment.data.name}, {len(data.train):,} training images, digest "
         f"{data.digest}",
         f"- teacher: {experiment.teacher.backbone}, {_teacher_origin(record)}",
-        f"- objective: {picked.objective}, added to cross-entropy",
+        "- objective: cross-entropy alone"
+        if picked.is_control
+        else f"- objective: {picked.objective}, added to cross-entropy",
         f"- training: {config.training.model_dump_json(exclude_none=True)}",
         f"- epochs: {config.training.epochs + config.epochs_on_top}; the weights are from epoch "
         f"{picked.best_epoch}",
@@ -94,6 +98,20 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _origin(record: SearchRecord, picked: Candidate) -> str:
+    if picked.is_control:
+        return "trained without a teacher"
+    return f"distilled from {record.experiment.teacher.backbone}"
+
+
+def _control(record: SearchRecord, picked: Candidate) -> list[str]:
+    """Says that this student is the search's control, if it is."""
+    if not picked.is_control:
+        return []
+    verdict = no_method_won(record, picked.student)
+    return [f"It is the control of that search{f': {verdict}' if verdict else ''}."]
 
 
 def _scores(scores: Sequence[Score]) -> list[str]:

@@ -14,4 +14,5 @@ def how_far(search: LiveRecord | SearchRecord) -> str:
     words = f"{', '.join(states)} of {live.head.experiment.search.trials}"
     if live.best is None or live.best.heldout_accuracy is None:
         return words
-    return f"{words} | best {percent(live.best.heldout_accuracy)} % (trial {live.best.number})"
+    which = f"trial {live.best.number}{', the control' if live.best.is_control else ''}"
+    return f"{words} | best {percent(live.best.heldout_accuracy)} % ({which})"

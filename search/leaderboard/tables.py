@@ -8,6 +8,7 @@ from rich.table import Table
 from kdcore.networks.cost import LATENCY_BATCH
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import LeaderboardRow, by_test_accuracy, leaderboard
+from search.leaderboard.teacher_lead import no_method_won, teacher_caution
 from search.record.record import SearchRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
 
@@ -40,6 +41,11 @@ def leaderboard_table(
     below = [] if several else _costs(record)
     if len(shown) < len(rows):
         below.append(f"{len(rows) - len(shown):,} more rows: --all or --format csv gives them")
+    below += [f"The search ended early: {record.ended}."] if record.ended else []
+    if verdict := no_method_won(record):
+        below.append(f"{verdict[0].upper()}{verdict[1:]}.")
+    if caution := teacher_caution(record):
+        below.append(f"Caution: {caution}")
     table = Table(
         title=f"{record.name} ({record.state})",
         title_justify="left",

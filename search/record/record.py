@@ -185,6 +185,7 @@ class SearchRecord(_Record):
         state: of the search as a whole.
         teacher: the teacher's folder, relative to the storage.
         teacher_metrics: `heldout_accuracy` and `heldout_loss`.
+        heldout_images: how many there are; 0 before that is known, and in version 0.1.0.
         student_costs: by student, measured where trials run.
         executions: decided once, measured where trials run; none: before that, and in version
             0.1.0, where each machine decided for itself.
@@ -208,6 +209,7 @@ class SearchRecord(_Record):
     state: Literal["running", "finished", "interrupted", "failed"]
     teacher: str | None = None
     teacher_metrics: dict[str, float] = {}
+    heldout_images: int = 0
     student_costs: dict[str, NetworkCost] = {}
     executions: Executions | None = None
     tracking_uri: str

@@ -1,11 +1,14 @@
 """The summary of a search, which is the description of its run in MLflow."""
 
-import math
-import statistics
-from fractions import Fraction
-
+from search.experiment.schema import CONTROL
 from search.leaderboard.formats import as_markdown
 from search.leaderboard.ranking import by_test_accuracy, leaderboard, rank
+from search.leaderboard.teacher_lead import (
+    gap_closed,
+    no_method_won,
+    teacher_caution,
+    teacher_lead,
+)
 from search.record.record import Confirmed, SearchRecord, TrialRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
 
@@ -15,9 +18,6 @@ SUMMARY, TABLE = "summary.md", "leaderboard.json"
 # A description in MLflow has at most 8,000 characters, including the links to the pictures.
 _MOST_ROWS = 12
 _LONGEST_TABLE = 5500  # characters
-
-# Twice ImageNet's training part. Shares of fewer images are exact in float64.
-_MOST_IMAGES = 2_500_000
 
 
 def summary(record: SearchRecord) -> str:
@@ -29,6 +29,10 @@ def summary(record: SearchRecord) -> str:
     confirmed = [each for each in by_test_accuracy(record.confirmed) if each.is_confirmed]
     if confirmed:
         parts.insert(0, _confirmed(record, confirmed[0]))
+    if verdict := no_method_won(record):
+        parts.insert(0, f"**{verdict[0].upper()}{verdict[1:]}.**")
+    if caution := teacher_caution(record):
+        parts.append(f"**Caution:** {caution}")
     rows = leaderboard(record)[:_MOST_ROWS]
     while len(table := _spaced(as_markdown(record, rows))) > _LONGEST_TABLE:
         rows = rows[:-1]
@@ -53,12 +57,14 @@ def _best(record: SearchRecord, best: TrialRecord) -> str:
     experiment = record.experiment
     unfinished = "" if best.state == "finished" else f" ({best.state} at epoch {best.epochs_done})"
     text = (
-        f"**{best.student}** with **{best.objective}** reaches **{percent(best.heldout_accuracy)} "
-        f"%** on the held-out images of {experiment.data.name} (trial {best.number}{unfinished})."
+        f"**{best.student}** {_taught(best)} reaches **{percent(best.heldout_accuracy)} %** on the "
+        f"held-out images of {experiment.data.name} (trial {best.number}{unfinished})."
     )
     control = record.control_of(best.student)
     teacher = record.teacher_metrics.get("heldout_accuracy")
-    if control is None or control.heldout_accuracy is None:
+    if control is not None and control.number == best.number:
+        pass  # it is its own control
+    elif control is None or control.heldout_accuracy is None:
         text += " Its control has not finished, so the gain is not known yet."
     else:
         text += f" Without distillation it reaches {percent(control.heldout_accuracy)} %"
@@ -66,79 +72,31 @@ def _best(record: SearchRecord, best: TrialRecord) -> str:
         text += "." if gain is None else f", so the gain is {points(gain)} percentage points."
     if teacher is not None:
         text += f" The teacher {experiment.teacher.backbone} reaches {percent(teacher)} %"
-        share = gap_closed(record, best)
+        share, lead = gap_closed(record, best), teacher_lead(record, best.student)
         if share is not None:
             text += f"; the student closes {100 * share:.0f} % of the gap"
-        elif _lead_is_noise(record, best.student):
+        elif lead is not None and lead.is_noise:
             text += ", which differs from the control by no more than noise"
         text += "."
     return text + " Changing the seed alone shifts accuracy by a few tenths of a point."
+
+
+def _taught(student: TrialRecord | Confirmed) -> str:
+    if student.objective == CONTROL:
+        return "trained without a teacher (the control)"
+    return f"with **{student.objective}**"
 
 
 def _confirmed(record: SearchRecord, best: Confirmed) -> str:
     """The test accuracy and gain of the best confirmed student."""
     gain = gain_in_words(record.confirmed_gain(best))
     return (
-        f"Trained again with {len(best.test_accuracies)} fresh seeds, **{best.student}** with "
-        f"**{best.objective}** reaches **{spread(best.test_accuracy, best.test_deviation)} %** on "
-        f"the test split"
+        f"Trained again with {len(best.test_accuracies)} fresh seeds, **{best.student}** "
+        f"{_taught(best)} reaches **{spread(best.test_accuracy, best.test_deviation)} %** on the "
+        f"test split"
         + (f"; gain over the control, in percentage points: {gain}. " if gain else ". ")
         + WINNERS_CURSE
     )
-
-
-def gap_closed(record: SearchRecord, trial: TrialRecord) -> float | None:
-    """A trial's gain as a share of the teacher's lead over the control.
-
-    None if that lead is no more than noise or less than nothing, or while there is no gain.
-    """
-    gain, lead = record.gain(trial), _teachers_lead(record, trial.student)
-    if gain is None or lead is None or lead <= 0 or _lead_is_noise(record, trial.student):
-        return None
-    return gain / lead
-
-
-def _teachers_lead(record: SearchRecord, student: str) -> float | None:
-    """The teacher's held-out accuracy minus that of a student's control."""
-    teacher, control = record.teacher_metrics.get("heldout_accuracy"), record.control_of(student)
-    if teacher is None or control is None or control.heldout_accuracy is None:
-        return None
-    return teacher - control.heldout_accuracy
-
-
-def _lead_is_noise(record: SearchRecord, student: str) -> bool:
-    """Whether the teacher and a student's control differ by no more than two standard errors.
-
-    Those of two shares of the same number of images, or of the control's confirmed seeds where
-    these spread more.
-    """
-    lead, control = _teachers_lead(record, student), record.control_of(student)
-    if lead is None or control is None or control.heldout_accuracy is None:
-        return False
-    accuracies = control.heldout_accuracy, control.heldout_accuracy + lead
-    variance = sum(share * (1 - share) for share in accuracies) / heldout_images(record)
-    for each in record.confirmed:
-        seeds = [run.heldout_accuracy for run in each.runs if run.heldout_accuracy is not None]
-        if each.role == "control" and each.student == student and len(seeds) >= 2:
-            variance = max(variance, statistics.variance(seeds))
-    return abs(lead) <= 2 * math.sqrt(variance)
-
-
-def heldout_images(record: SearchRecord) -> int:
-    """How many images are held out, or a divisor of that, so that noise is rather overestimated.
-
-    The record does not say. But each accuracy is a share of them: their least common denominator
-    divides their number, and with a few different accuracies it is the number.
-    """
-    known = {trial.heldout_accuracy for trial in record.trials}
-    known.add(record.teacher_metrics.get("heldout_accuracy"))
-    denominator = 1
-    for accuracy in sorted(each for each in known if each is not None):
-        part = Fraction(accuracy).limit_denominator(_MOST_IMAGES).denominator
-        together = math.lcm(denominator, part)
-        if together <= _MOST_IMAGES:
-            denominator = together
-    return denominator
 
 
 def _states(record: SearchRecord) -> str:

@@ -13,6 +13,7 @@ from search.cluster.machines import gpus
 from search.errors import ExperimentError, Problem, SearchError
 from search.experiment.reading import check_name, with_budgets
 from search.experiment.schema import Confirm, Experiment
+from search.leaderboard.teacher_lead import broken_demand, what_to_do
 from search.record.files import interrupted, read_record
 from search.record.owner import Owner, owned
 from search.record.record import SearchRecord
@@ -131,10 +132,11 @@ def resume(
         storage: where it is kept.
         address: of a Ray cluster; none: Ray is started on this machine.
         more_trials: number of trials to add.
-        overrides: of the budgets, like `search.hours=4`.
+        overrides: of the budgets, like `search.hours=4`, or of `search.teacher_must_lead`.
 
     Raises:
-        SearchError: there is no such search, it still runs, or its budget is spent.
+        SearchError: there is no such search, it still runs, its budget is spent, or its teacher
+            must lead and does not.
         ExperimentError: the experiment cannot be run any more.
         ClusterError, SearchFailedError: as `launch`.
     """
@@ -152,6 +154,12 @@ def resume(
         changes = {"experiment": experiment, "state": "running", "ended": ""}
         record = interrupted(record).model_copy(update=changes)
         unfinished = sum(not trial.unfinished for trial in record.trials) < search.trials
+        if unfinished and (lead := broken_demand(record)):
+            raise SearchError(
+                f"{name} has ended, as search.teacher_must_lead is true, and {lead}. "
+                f"{what_to_do(experiment.teacher)} That is another search; to go on with this "
+                f"one all the same: --set search.teacher_must_lead=false"
+            )
         if unfinished and record.spent_budget:
             raise SearchError(
                 f"{record.spent_budget}, {record.cost} in all; "

@@ -18,7 +18,7 @@ from kdcore.distillation.distill import network_pair
 from kdcore.distillation.method_check import MethodCheck
 from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
-from kdcore.networks.classifier import build_classifier
+from kdcore.networks.classifier import ClassifierCard, build_classifier
 from kdcore.networks.measurement import measure_training
 from kdcore.teacher.teacher import check_weights, is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
@@ -29,6 +29,7 @@ from search.experiment.space.point import Point
 from search.experiment.space.published import accompanied
 from search.experiment.space.space import Space
 from search.experiment.space.trial_config import trial_config
+from search.leaderboard.teacher_lead import known_caution
 from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
@@ -160,6 +161,7 @@ def _prepared(
     except ConfigError as error:
         problems.append(Problem(key="teacher.weights", message=str(error)))
     pairs = _network_pairs(experiment, data, problems)
+    problems += _drop_path_problems(experiment, tuple(pairs), data)
     return Prepared(experiment, data, teacher_path, is_ready(teacher_path), pairs), problems
 
 
@@ -189,6 +191,26 @@ def _network_pairs(
             if problem not in problems:  # the teacher's comes with every student
                 problems.append(problem)
     return pairs
+
+
+def _drop_path_problems(
+    experiment: Experiment, students: Iterable[str], data: ImageData
+) -> list[Problem]:
+    """Networks without the stochastic depth that their recipe asks for."""
+    teacher = experiment.teacher
+    asked = [("training", name, experiment.training.drop_path) for name in students]
+    if teacher.training is not None:
+        asked.append(("teacher.training", teacher.backbone, teacher.training.drop_path))
+    problems = []
+    for key, name, rate in asked:
+        if rate is None:
+            continue
+        try:
+            with torch.device("meta"):
+                constructor_of(name)(data.num_classes, data.in_channels).set_drop_path(rate)
+        except ConfigError as error:
+            problems.append(Problem(key=f"{key}.drop_path", message=f"{name}: {error}"))
+    return problems
 
 
 def _refusals(
@@ -266,6 +288,19 @@ def cautions(experiment: Experiment) -> list[str]:
         f"training.schedule: constant for the search, more grace_epochs, or asha: null; kdsearch "
         f"replay shows what other settings would have cost",
     ]
+
+
+def teacher_caution(prepared: Plan, storage: Storage) -> list[str]:
+    """What earlier searches tell of a teacher that is ready: whether their controls reach it."""
+    if not prepared.teacher_ready:
+        return []
+    card = ClassifierCard.model_validate_json((prepared.teacher_path / "teacher.json").read_bytes())
+    accuracy = card.metrics.get("heldout_accuracy")
+    if accuracy is None:
+        return []
+    images = len(prepared.data.heldout)
+    caution = known_caution(prepared.experiment, accuracy, images, storage)
+    return [caution] if caution else []
 
 
 def idle_gpus_caution(experiment: Experiment, gpus: int, place: str) -> list[str]:

@@ -13,6 +13,7 @@ from search.errors import LostSearchError
 from search.experiment.schema import CONTROL
 from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import trial_config
+from search.leaderboard.teacher_lead import teacher_lead, what_to_do
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
 from search.record.owner import HEARTBEAT, Owner
@@ -201,10 +202,22 @@ class Recorder(tune.Callback):
         self._tracker.end_trial(ended)
         if ended.is_control:
             self._tracker.log_gains(self._search.record, ended.student)
+            self._judge_teacher(ended)
         self._tracker.log_cost(self._search.head, self._search.ended)
         self._tracker.log_runs_table(self._search)
         self._progress.trial_ended(ended, self._search)
         self._write_within(self._log.pause)
+
+    def _judge_teacher(self, control: TrialRecord) -> None:
+        """Says that the teacher does not lead a student, and ends the search where it must."""
+        lead = teacher_lead(self._search.record, control.student)
+        if control.state != "finished" or lead is None or not lead.is_missing:
+            return
+        experiment = self._search.head.experiment
+        self._progress.say(f"caution: {lead}. {what_to_do(experiment.teacher)}")
+        if experiment.search.teacher_must_lead and not self._search.head.ended:
+            self._search.update(ended=f"{lead}, and search.teacher_must_lead is true")
+            self._stop.made = True
 
     def _write_within(self, seconds: float) -> None:
         self._due = min(self._due, time.monotonic() + seconds)

@@ -21,6 +21,7 @@ from search.errors import KdsearchError, LostSearchError, SearchFailedError
 from search.experiment.schema import Confirm
 from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import epochs_on_top
+from search.leaderboard.teacher_lead import broken_demand, teacher_caution
 from search.record.files import read_record
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
@@ -76,7 +77,7 @@ class Session:
         # back. One that failed is not used again.
         self._reuse_actors = True
         self._search = LiveRecord(record)
-        self._search.update(host=socket.gethostname())
+        self._search.update(host=socket.gethostname(), heldout_images=len(prepared.data.heldout))
         self._record_log = RecordLog(storage, record.name, owner)
         home = local_home(storage)
         self._folder = home / "searches" / record.name
@@ -130,7 +131,8 @@ class Session:
                 self._retrain(retrain_only, ended)
             else:
                 self._run_trials()
-                if self._search.head.state == "finished" and experiment.confirm is not None:
+                finished = self._search.head.state == "finished"
+                if finished and experiment.confirm and not broken_demand(self._search.record):
                     self._confirm(experiment.confirm)
         except LostSearchError:
             self._tracker.abandon()
@@ -304,6 +306,8 @@ class Session:
         self._progress.search_started(self._search)
         if search.warm_start:
             self._progress.say(f"warm start: {searcher.adopted} trials of earlier searches fit")
+        if caution := teacher_caution(self._search.record):  # of a search that is resumed
+            self._progress.say(f"caution: {caution}")
         with stopping_cleanly(request, self._progress.say), retrying_lost_processes():
             tuner.fit()
         if callback.lost is not None:

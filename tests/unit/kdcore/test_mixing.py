@@ -127,6 +127,9 @@ def test_the_loss_of_mixed_labels_is_that_of_their_shares() -> None:
     assert torch.allclose(label_losses(logits, labels, mixed), expected)
     assert torch.allclose(label_loss(logits, labels, mixed), expected.mean())
     assert torch.allclose(label_loss(logits, labels, mixed, reduction="sum"), expected.sum())
+    smoothed = 0.8 * targets + 0.2 / 5
+    value = label_loss(logits, labels, mixed, smoothing=0.2)
+    assert torch.allclose(value, cross_entropy(logits, smoothed))
 
 
 def test_a_share_of_one_is_no_mixing_to_the_bit() -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from search.leaderboard.teacher_lead import gap_closed, heldout_images
 from search.record.live_record import LiveRecord
 from search.record.record import ConfirmationRun, Confirmed, SearchRecord
 from search.report.files import write_report
 from search.report.reporter import Reporter
-from search.report.summary import SUMMARY, TABLE, gap_closed, heldout_images, summary
+from search.report.summary import SUMMARY, TABLE, summary
 from tests.synthetic import made_up_search
 
 

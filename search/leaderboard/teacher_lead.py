@@ -1,0 +1,220 @@
+"""Whether a teacher has anything to teach: its lead over what a student reaches alone."""
+
+import math
+import statistics
+from dataclasses import dataclass
+from fractions import Fraction
+
+from kdcore import TeacherConfig
+from search.errors import KdsearchError
+from search.experiment.schema import Experiment
+from search.leaderboard.ranking import by_test_accuracy, rank
+from search.record.files import read_record, search_names
+from search.record.looks import images_of
+from search.record.record import Confirmed, SearchRecord, TrialRecord
+from search.record.storage import Storage
+from search.record.wording import percent
+
+# Twice ImageNet's training part. Shares of fewer images are exact in float64.
+_MOST_IMAGES = 2_500_000
+_MOST_STUDENTS = 3  # that are spoken of one by one
+
+
+@dataclass(frozen=True)
+class TeacherLead:
+    """A teacher beside a student that was trained without it.
+
+    Args:
+        teacher: the teacher network.
+        student: the student network.
+        teacher_accuracy: held out, a share of 1.
+        control_accuracy: held out, of the student trained alone, a share of 1.
+        noise: two standard errors of the difference, a share of 1.
+        search: the search that trained the student alone; empty for the one that is spoken of.
+    """
+
+    teacher: str
+    student: str
+    teacher_accuracy: float
+    control_accuracy: float
+    noise: float
+    search: str = ""
+
+    @property
+    def size(self) -> float:
+        """The teacher's accuracy minus the student's, a share of 1."""
+        return self.teacher_accuracy - self.control_accuracy
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the two differ by no more than noise."""
+        return abs(self.size) <= self.noise
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the student alone has passed the teacher, or is within noise of it."""
+        return self.size <= self.noise
+
+    def __str__(self) -> str:
+        """What is wrong with a lead that is missing."""
+        teacher, alone = percent(self.teacher_accuracy), percent(self.control_accuracy)
+        where = f" in {self.search}" if self.search else ""
+        if self.size < 0:
+            return (
+                f"the student {self.student} alone has passed its teacher {self.teacher}: "
+                f"{alone} % held out{where}, the teacher {teacher} %"
+            )
+        return (
+            f"the teacher {self.teacher} may have nothing to teach {self.student}: its {teacher} % "
+            f"held out are within noise ({100 * self.noise:.2f} points) of the {alone} % that the "
+            f"student reaches alone{where}"
+        )
+
+
+def teacher_lead(record: SearchRecord, student: str) -> TeacherLead | None:
+    """The teacher beside a student's control; none before both are known."""
+    teacher, control = record.teacher_metrics.get("heldout_accuracy"), record.control_of(student)
+    if teacher is None or control is None or control.heldout_accuracy is None:
+        return None
+    noise = _noise((teacher, control.heldout_accuracy), heldout_images(record))
+    for each in record.confirmed:
+        seeds = [run.heldout_accuracy for run in each.runs if run.heldout_accuracy is not None]
+        if each.role == "control" and each.student == student and len(seeds) >= 2:
+            noise = max(noise, 2 * statistics.stdev(seeds))
+    name = record.experiment.teacher.backbone
+    return TeacherLead(name, student, teacher, control.heldout_accuracy, noise)
+
+
+def _noise(accuracies: tuple[float, float], images: int) -> float:
+    """Two standard errors of the difference of two shares of the same number of images."""
+    return 2 * math.sqrt(sum(share * (1 - share) for share in accuracies) / images)
+
+
+def missing_leads(record: SearchRecord) -> list[TeacherLead]:
+    """By student, where the teacher does not lead."""
+    leads = [teacher_lead(record, student) for student in record.experiment.students]
+    return [lead for lead in leads if lead is not None and lead.is_missing]
+
+
+def broken_demand(record: SearchRecord) -> TeacherLead | None:
+    """The first lead that `search.teacher_must_lead` asks for and that is missing, if any."""
+    if not record.experiment.search.teacher_must_lead:
+        return None
+    return next(iter(missing_leads(record)), None)
+
+
+def teacher_caution(record: SearchRecord) -> str:
+    """What is wrong with the teacher, and what to do; empty where it leads its students."""
+    return _caution(missing_leads(record), record.experiment.teacher)
+
+
+def known_caution(
+    experiment: Experiment, teacher_accuracy: float, images: int, storage: Storage
+) -> str:
+    """The same for a search that has not begun, by the controls of earlier ones: those of its
+    students on the same images, trained for no more epochs than it would train them.
+
+    Args:
+        experiment: the search.
+        teacher_accuracy: of its teacher held out, a share of 1.
+        images: number of those that are held out.
+        storage: with the earlier searches; a record that cannot be read is left out.
+    """
+    best: dict[str, TeacherLead] = {}
+    teacher = experiment.teacher.backbone
+    for name in search_names(storage):
+        try:
+            earlier = read_record(storage, name)
+        except KdsearchError:
+            continue
+        if images_of(earlier.experiment.data) != images_of(experiment.data):
+            continue
+        for student in experiment.students:
+            control = earlier.control_of(student)
+            if control is None or control.epochs > experiment.training.epochs:
+                continue
+            alone = control.heldout_accuracy or 0.0
+            if student not in best or alone > best[student].control_accuracy:
+                noise = _noise((teacher_accuracy, alone), images)
+                best[student] = TeacherLead(
+                    teacher, student, teacher_accuracy, alone, noise, search=name
+                )
+    return _caution([lead for lead in best.values() if lead.is_missing], experiment.teacher)
+
+
+def _caution(missing: list[TeacherLead], teacher: TeacherConfig) -> str:
+    if not missing:
+        return ""
+    words = "; ".join(map(str, missing[:_MOST_STUDENTS]))
+    more = len(missing) - _MOST_STUDENTS
+    words += f"; so it is with {more} more of the students" if more > 0 else ""
+    return f"{words}. {what_to_do(teacher)}"
+
+
+def what_to_do(teacher: TeacherConfig) -> str:
+    """How to come by a teacher that leads, in a sentence."""
+    ways = ["pretrained weights (teacher.weights)"]
+    if teacher.weights is not None:
+        ways = [f"other weights (teacher.weights is {teacher.weights})"]
+    if teacher.training is not None:
+        ways.append(f"more epochs (teacher.training.epochs is {teacher.training.epochs})")
+    return f"Give the teacher {', '.join(ways)} or another network (teacher.backbone)."
+
+
+def gap_closed(record: SearchRecord, trial: TrialRecord) -> float | None:
+    """A trial's gain as a share of the teacher's lead over the control.
+
+    None if that lead is no more than noise or less than nothing, or while there is no gain.
+    """
+    gain, lead = record.gain(trial), teacher_lead(record, trial.student)
+    if gain is None or lead is None or lead.is_missing:
+        return None
+    return gain / lead.size
+
+
+def heldout_images(record: SearchRecord) -> int:
+    """How many images are held out.
+
+    Where the record does not say, as in version 0.1.0, a divisor of that, so that noise is rather
+    overestimated: each accuracy is a share of them, so their least common denominator divides their
+    number, and with a few different accuracies it is the number.
+    """
+    if record.heldout_images:
+        return record.heldout_images
+    known = {trial.heldout_accuracy for trial in record.trials}
+    known.add(record.teacher_metrics.get("heldout_accuracy"))
+    denominator = 1
+    for accuracy in sorted(each for each in known if each is not None):
+        part = Fraction(accuracy).limit_denominator(_MOST_IMAGES).denominator
+        together = math.lcm(denominator, part)
+        if together <= _MOST_IMAGES:
+            denominator = together
+    return denominator
+
+
+def no_method_won(record: SearchRecord, student: str | None = None) -> str:
+    """Says that the best student is a control; empty where a method won, or none was tried yet.
+
+    Args:
+        record: the search.
+        student: the network that is spoken of; none: all.
+    """
+    of_it: list[TrialRecord] = [
+        trial
+        for trial in record.trials
+        if student in (None, trial.student) and trial.heldout_accuracy is not None
+    ]
+    tested: list[Confirmed] = [
+        each
+        for each in by_test_accuracy(record.confirmed)
+        if student in (None, each.student) and each.is_confirmed
+    ]
+    best = next(iter(rank(tuple(of_it), record.confirmed)), None)
+    if best is None or not best.is_control or all(trial.is_control for trial in of_it):
+        return ""
+    if tested and tested[0].role != "control":  # a published setting that the search did not try
+        return ""
+    several = len(record.experiment.students) > 1
+    so_far = " so far" if record.state == "running" else ""
+    whom = f" {best.student}" if several else ""
+    return f"no method beat training{whom} without a teacher{so_far}"
