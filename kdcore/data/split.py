@@ -178,7 +178,7 @@ class TableSplit(Split):
         return mixing.pixels(images, self._augmented(mixing.partners, view))
 
     def _augmented(self, positions: Tensor, view: int) -> Tensor:
-        images, image_ids = self.images[positions], self.image_ids[positions]
+        images, image_ids = self.images.index_select(0, positions), self.image_ids[positions]
         if self.steps is not None:
             return augmented(images, image_ids, self.steps, seed=self.view_seed, view=view)
         return crop_and_flip(

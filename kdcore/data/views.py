@@ -39,6 +39,10 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ _shifted(bits, 31)
 
 
+RESOLUTION = 1 << 31
+"""Of uniform numbers: the most that `draw` gives."""
+
+
 def draw(seed: int, view: int, image_ids: Tensor, number: int, below: int) -> Tensor:
     """Independent uniform integers, one per image.
 
@@ -55,7 +59,8 @@ def draw(seed: int, view: int, image_ids: Tensor, number: int, below: int) -> Te
     key = torch.tensor(seed, dtype=torch.int64)
     for word in (view, number):
         key = _mix(key ^ word)
-    return _shifted(_mix(_mix(image_ids ^ key.item())), 33) % below
+    bits = _shifted(_mix(_mix(image_ids ^ key.item())), 33)
+    return bits if below == RESOLUTION else bits % below
 
 
 def padded_crop(images: Tensor, padding: int, row: Tensor, column: Tensor) -> Tensor:
@@ -97,9 +102,6 @@ def crop_and_flip(
 _AREAS = (0.08, 1.0)
 _RATIOS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-
-RESOLUTION = 1 << 31
-"""Of uniform numbers."""
 
 DRAWS_OF_A_PATCH = 3 + 2 * _ATTEMPTS
 

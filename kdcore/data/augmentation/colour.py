@@ -46,10 +46,12 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with the mean grey of the image, which has factor 0."""
-    # The mean is no multiple of anything, so its product needs float64.
-    mean = _luma(images).sum((1, 2, 3), keepdim=True, dtype=torch.float64)
-    mean = (mean / (images.shape[2] * images.shape[3])).float().double()
-    return _to_bytes((images * factor).double().add_(mean * (1 - factor.double())))
+    total = _luma(images).sum((1, 2, 3), keepdim=True, dtype=torch.float64)
+    mean = total / (images.shape[2] * images.shape[3])
+    # The other summand is a multiple of 2^-12, and the sum is rounded down to a whole number: what
+    # is below 2^-12 changes nothing.
+    offset = (mean * (1 - factor.double()) * _FACTOR_STEPS).floor_() / _FACTOR_STEPS
+    return _to_bytes((images * factor).add_(offset.float()))
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Inverts pixels from a threshold on, [n], int64, 0 to 255."""
-    thresholds = threshold.to(torch.int16).view(-1, 1, 1, 1).to(images.device)
+    thresholds = threshold.to(torch.uint8).view(-1, 1, 1, 1).to(images.device)
     return torch.where(images >= thresholds, images.bitwise_not(), images)
 
 
@@ -126,16 +128,18 @@ def autocontrast(images: Tensor) -> Tensor:
 
 def equalize(images: Tensor) -> Tensor:
     """Equalises the histogram of each channel, in whole numbers as Pillow does."""
-    pixels = images.flatten(2).long()
-    histogram = pixels.new_zeros(*pixels.shape[:2], 256)
-    histogram.scatter_add_(2, pixels, torch.ones_like(pixels))
-    counts = histogram.cumsum(2)
-    brightest = pixels.amax(2, keepdim=True)
-    step = (pixels.shape[2] - histogram.gather(2, brightest)) // 255
+    channels, size = images.flatten(0, 1).flatten(1), images.shape[2] * images.shape[3]
+    # All histograms are one, with a range of their own for each channel.
+    starts = torch.arange(len(channels), device=images.device)[:, None] * 256
+    places = channels + starts
+    histogram = places.flatten().bincount(minlength=256 * len(channels)).view(-1, 256)
+    counts = histogram.cumsum(1)
+    brightest = channels.amax(1, keepdim=True).long()
+    step = (size - histogram.gather(1, brightest)) // 255
     table = ((counts + step // 2) // step.clamp(min=1)).clamp_(max=255)
-    table = pad(table[..., :-1], (1, 0)).to(torch.uint8)
-    table = torch.where(step > 0, table, torch.arange(256, device=images.device).to(torch.uint8))
-    return table.gather(2, pixels).view_as(images)
+    table = pad(table[:, :-1], (1, 0))
+    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
+    return table.to(torch.uint8).flatten().index_select(0, places.flatten()).view_as(images)
 
 
 def blur(images: Tensor, kernels: Tensor) -> Tensor:

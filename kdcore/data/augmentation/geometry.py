@@ -81,26 +81,22 @@ def resized_patches(images: Tensor, patches: Sequence[tuple[int, int, int, int]]
     return resized.to(images.device)
 
 
-def affine(images: Tensor, matrices: Tensor) -> Tensor:
+def affine(images: Tensor, matrix: Sequence[float]) -> Tensor:
     """Moves pixels to nearest neighbours, with black outside.
 
     Args:
         images: of one size.
-        matrices: [n, 2, 3], float64: where a pixel comes from, in pixels from the centre.
+        matrix: [2 * 3], where a pixel comes from, in pixels from the centre.
     """
     height, width = images.shape[2:]
-    options = {"dtype": torch.float64, "device": images.device}
-    x = torch.arange(width, **options) - (width - 1) / 2  # type: ignore[call-overload]
-    y = (torch.arange(height, **options) - (height - 1) / 2)[:, None]  # type: ignore[call-overload]
+    x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+    y = (torch.arange(height, dtype=torch.float64) - (height - 1) / 2)[:, None]
 
-    def source(row: Tensor, side: int) -> Tensor:
-        along, down, shift = (part.view(-1, 1, 1) for part in row.unbind(1))
-        exact: Tensor = along * x + down * y + (shift + (side - 1) / 2)
-        return exact.round_()
+    def source(side: int, along: float, down: float, shift: float) -> Tensor:
+        return (along * x + down * y + (shift + (side - 1) / 2)).round_()
 
-    matrices = matrices.to(images.device)
-    column, row = source(matrices[:, 0], width), source(matrices[:, 1], height)
+    column, row = source(width, *matrix[:3]), source(height, *matrix[3:])
     there = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    index = torch.where(there, row * width + column, 0).long().flatten(1)[:, None]
-    moved = images.flatten(2).gather(2, index.expand(-1, images.shape[1], -1)).view_as(images)
-    return torch.where(there[:, None], moved, 0)
+    index = torch.where(there, row * width + column, 0).long().flatten().to(images.device)
+    moved = images.flatten(2).index_select(2, index).view_as(images)
+    return moved.mul_(there.to(torch.uint8).to(images.device))

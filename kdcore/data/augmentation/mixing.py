@@ -85,8 +85,9 @@ class Mixing:
         rows = (self.parts < _WHOLE).nonzero().flatten()
         if len(rows):
             own = self.parts[rows].int().view(-1, 1, 1, 1)
-            total = images[rows] * own + partners[rows] * (_WHOLE - own)
-            mixed[rows] = ((total + _WHOLE // 2) >> 15).to(torch.uint8)
+            whole, other = (each.index_select(0, rows) for each in (images, partners))
+            total = whole * own + other * (_WHOLE - own)
+            mixed.index_copy_(0, rows, ((total + _WHOLE // 2) >> 15).to(torch.uint8))
         return mixed
 
     def classes(self, own: Tensor, partners: Tensor) -> tuple[Tensor, Mixed]:

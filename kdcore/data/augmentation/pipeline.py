@@ -17,6 +17,7 @@ from kdcore.data.augmentation.geometry import (
     mirrored,
     resized_patches,
 )
+from kdcore.data.augmentation.groups import by_groups
 from kdcore.data.augmentation.policies import rand_augment, trivial_augment
 from kdcore.data.augmentation.steps import (
     Blur,
@@ -106,16 +107,19 @@ def _color_jitter(step: ColorJitter, images: Tensor, draws: Draws) -> Tensor:
         for number, (name, limits) in enumerate(ranges.items())
         if limits is not None
     }
-    images = images.clone()
+
+    def adjust(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda some, rows: _ADJUSTMENTS[name](
+            some, colour.factors(factors[name][rows], some.device)
+        )
+
     for turn in range(len(ranges)):
-        for number, name in enumerate(ranges):
-            if name not in factors:
-                continue
-            rows = (order[:, turn] == number).nonzero().flatten()
-            if len(rows):
-                there = rows.to(images.device)
-                factor = colour.factors(factors[name][rows], images.device)
-                images[there] = _ADJUSTMENTS[name](images[there], factor)
+        groups = [
+            ((order[:, turn] == number).nonzero().flatten(), adjust(name))
+            for number, name in enumerate(ranges)
+            if name in factors
+        ]
+        images = by_groups(images, groups)
     return images
 
 
@@ -137,10 +141,8 @@ def _random_erasing(step: RandomErasing, images: Tensor, draws: Draws) -> Tensor
 
 
 def _gray(step: Gray, images: Tensor, draws: Draws) -> Tensor:
-    rows = draws.happens(0, step.p).nonzero().flatten().to(images.device)
-    images = images.clone()
-    images[rows] = colour.gray(images[rows])
-    return images
+    rows = draws.happens(0, step.p).nonzero().flatten()
+    return by_groups(images, [(rows, lambda some, rows: colour.gray(some))])
 
 
 def _blur(step: Blur, images: Tensor, draws: Draws) -> Tensor:

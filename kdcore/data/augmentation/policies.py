@@ -1,7 +1,7 @@
 """RandAugment (arXiv:1909.13719) and TrivialAugment (arXiv:2103.10158), as torchvision has them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,44 +9,34 @@ from torch import Tensor
 from kdcore.data.augmentation import colour
 from kdcore.data.augmentation.draws import Draws
 from kdcore.data.augmentation.geometry import affine
+from kdcore.data.augmentation.groups import by_groups
 from kdcore.data.augmentation.steps import RandAugment, TrivialAugment
 
 # An operation takes images and a magnitude for each, [n], float64.
 _Operation = Callable[[Tensor, Tensor], Tensor]
 
 
-def _matrices(magnitudes: Tensor) -> Tensor:
-    """[n, 2, 3], float64, which leave every pixel where it is."""
-    return torch.eye(2, 3, dtype=torch.float64).repeat(len(magnitudes), 1, 1)
+def _moved(matrix_of: Callable[[float, int, int], Sequence[float]]) -> _Operation:
+    """Moves pixels by a matrix for each magnitude, height and width."""
+
+    def move(images: Tensor, magnitudes: Tensor) -> Tensor:
+        def by(magnitude: float) -> Callable[[Tensor, Tensor], Tensor]:
+            matrix = matrix_of(magnitude, images.shape[2], images.shape[3])
+            return lambda some, rows: affine(some, matrix)
+
+        # Few are different, so the pixels' way is found once for each.
+        different = sorted(set(magnitudes.tolist()))
+        return by_groups(
+            images,
+            ((((magnitudes == each).nonzero().flatten()), by(each)) for each in different),
+        )
+
+    return move
 
 
-def _shear_x(images: Tensor, magnitudes: Tensor) -> Tensor:
-    matrices = _matrices(magnitudes)
-    matrices[:, 0, 1] = magnitudes
-    matrices[:, 0, 2] = magnitudes * (images.shape[2] / 2)  # about the upper left corner
-    return affine(images, matrices)
-
-
-def _shear_y(images: Tensor, magnitudes: Tensor) -> Tensor:
-    matrices = _matrices(magnitudes)
-    matrices[:, 1, 0] = magnitudes
-    matrices[:, 1, 2] = magnitudes * (images.shape[3] / 2)
-    return affine(images, matrices)
-
-
-def _translate(row: int) -> _Operation:
-    def translate(images: Tensor, magnitudes: Tensor) -> Tensor:
-        matrices = _matrices(magnitudes)
-        matrices[:, row, 2] = -magnitudes.trunc()
-        return affine(images, matrices)
-
-    return translate
-
-
-def _rotate(images: Tensor, magnitudes: Tensor) -> Tensor:
-    angles = [math.radians(degrees) for degrees in magnitudes.tolist()]
-    rows = [[[math.cos(a), -math.sin(a), 0.0], [math.sin(a), math.cos(a), 0.0]] for a in angles]
-    return affine(images, torch.tensor(rows, dtype=torch.float64))
+def _rotation(degrees: float, height: int, width: int) -> Sequence[float]:
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return cosine, -sine, 0.0, sine, cosine, 0.0
 
 
 def _blended(blend: Callable[[Tensor, Tensor], Tensor]) -> _Operation:
@@ -64,11 +54,12 @@ def _solarize(images: Tensor, magnitudes: Tensor) -> Tensor:
 
 OPERATIONS: Mapping[str, _Operation] = {
     "identity": lambda images, magnitudes: images,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate(0),
-    "translate_y": _translate(1),
-    "rotate": _rotate,
+    # About the upper left corner.
+    "shear_x": _moved(lambda share, height, width: (1, share, share * (height / 2), 0, 1, 0)),
+    "shear_y": _moved(lambda share, height, width: (1, 0, 0, share, 1, share * (width / 2))),
+    "translate_x": _moved(lambda pixels, height, width: (1, 0, -math.trunc(pixels), 0, 1, 0)),
+    "translate_y": _moved(lambda pixels, height, width: (1, 0, 0, 0, 1, -math.trunc(pixels))),
+    "rotate": _moved(_rotation),
     "brightness": _blended(colour.brightness),
     "color": _blended(colour.saturation),
     "contrast": _blended(colour.contrast),
@@ -107,18 +98,24 @@ def _one_each(
     images: Tensor, operation: Tensor, shares: Tensor, signs: Tensor, *, wide: bool
 ) -> Tensor:
     """Each image by its own operation, with its share of the largest magnitude, [B]."""
-    changed = torch.empty_like(images)
     largest = highest(images, wide=wide)
-    for number, name in enumerate(OPERATIONS):
-        rows = (operation == number).nonzero().flatten()
-        if not len(rows):
-            continue
-        magnitudes = shares[rows] * largest.get(name, 0.0)
-        if name not in UNSIGNED:
-            magnitudes = magnitudes * signs[rows]
-        there = rows.to(images.device)
-        changed[there] = operate(name, images[there], magnitudes)
-    return changed
+
+    def change(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+        def by_name(some: Tensor, rows: Tensor) -> Tensor:
+            magnitudes = shares[rows] * largest.get(name, 0.0)
+            if name not in UNSIGNED:
+                magnitudes = magnitudes * signs[rows]
+            return operate(name, some, magnitudes)
+
+        return by_name
+
+    return by_groups(
+        images,
+        (
+            ((operation == number).nonzero().flatten(), change(name))
+            for number, name in enumerate(OPERATIONS)
+        ),
+    )
 
 
 def rand_augment(step: RandAugment, images: Tensor, draws: Draws) -> Tensor:
