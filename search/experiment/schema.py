@@ -17,7 +17,7 @@ from pydantic import (
 from kdcore import CacheConfig, DataConfig, StudentConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
 from kdcore.contract.published import Benchmark
-from kdcore.methods import check_method
+from kdcore.methods import check_method, check_mixing
 from kdcore.training.recipe import BaseRecipe
 
 CONTROL = "none"
@@ -264,6 +264,12 @@ class Experiment(Closed):
         for label, student in self.student_configs.items():
             if student.weights is None:
                 self.training.check_fresh(f"student {label}")
+        return self
+
+    @model_validator(mode="after")
+    def _methods_that_take_mixed_images(self) -> Self:
+        if self.data.mixes:
+            check_mixing(name for slot in self.objective for name in slot)
         return self
 
     @model_validator(mode="after")
