@@ -8,6 +8,7 @@ transparent over a background.
 """
 
 import io
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,20 +68,57 @@ class DecodingTask:
     background: Colour = WHITE
 
 
-def decode_task(task: DecodingTask) -> Tensor:
+@dataclass
+class Work:
+    """Seconds that were spent on images.
+
+    Args:
+        decoding: reading and decoding them.
+        augmenting: everything else.
+    """
+
+    decoding: float = 0.0
+    augmenting: float = 0.0
+
+    def add(self, other: "Work") -> None:
+        self.decoding += other.decoding
+        self.augmenting += other.augmenting
+
+    def opened(self, image: EncodedImage, background: Colour) -> "Image":
+        """An image, decoded on this account; see `opened_image`."""
+        started = time.perf_counter()
+        opened = opened_image(image, background)
+        self.decoding += time.perf_counter() - started
+        return opened
+
+
+def timed_task(task: DecodingTask) -> tuple[Tensor, Work]:
+    """As `decode_task`, with the work that it was."""
+    work, started = Work(), time.perf_counter()
+    pixels = decode_task(task, work)
+    work.augmenting = time.perf_counter() - started - work.decoding
+    return pixels, work
+
+
+def decode_task(task: DecodingTask, work: Work | None = None) -> Tensor:
     """Decodes the images of a task: [n, 3, height, width], uint8.
+
+    Args:
+        task: which images, and what is shown of them.
+        work: on whose account.
 
     Raises:
         DataError: an image is damaged; the message says where it is stored.
     """
+    work = work or Work()
     pixels = torch.empty(len(task.images), 3, *task.size, dtype=torch.uint8)
     if task.view is None:
         for image, place in zip(task.images, pixels, strict=True):
-            place.copy_(centre_crop(opened_image(image, task.background), task.size))
+            place.copy_(centre_crop(work.opened(image, task.background), task.size))
         return pixels
     draws = patch_draws(task.view_seed, task.view, torch.tensor(task.image_ids)).tolist()
     for image, place, row in zip(task.images, pixels, draws, strict=True):
-        opened = opened_image(image, task.background)
+        opened = work.opened(image, task.background)
         top, left, height, width = patch_of(row, opened.height, opened.width)
         patch = _resized(opened.crop((left, top, left + width, top + height)), *task.size)
         place.copy_(patch.flip(2) if is_mirrored(row) else patch)

@@ -47,6 +47,10 @@ class Split(ABC):
         """All positions [N], int64, shuffled by PyTorch's global random state."""
         return torch.randperm(len(self))
 
+    def decoding_share(self) -> float:
+        """Share of reading and decoding in the work for images since this was asked last."""
+        return 0.0
+
     @abstractmethod
     def to(self, device: torch.device) -> "Split":
         """The same split with its labels, ids and batches on another device."""

@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, open_or_make
 from kdcore.data.colour import WHITE, Colour
-from kdcore.data.decoding import DecodingTask, EncodedImage, is_transparent
+from kdcore.data.decoding import DecodingTask, EncodedImage, Work, is_transparent
 from kdcore.data.decoding_pool import decode_in_order
 from kdcore.data.source import Collection, PixelStatistics
 from kdcore.data.split import Split
@@ -74,6 +74,7 @@ class StreamedSplit(Split):
         view_seed: of the augmentation.
         device: of the batches.
         background: behind transparent images.
+        work: for its images, since it was asked last.
     """
 
     store: ImageStore
@@ -83,6 +84,13 @@ class StreamedSplit(Split):
     view_seed: int
     device: torch.device
     background: Colour = WHITE
+    work: Work = field(default_factory=Work, compare=False)
+
+    def decoding_share(self) -> float:
+        seconds = self.work.decoding + self.work.augmenting
+        share = self.work.decoding / seconds if seconds else 0.0
+        self.work.decoding = self.work.augmenting = 0.0
+        return share
 
     def sides(self) -> tuple[int, int]:
         return self.image_size
@@ -125,7 +133,7 @@ class StreamedSplit(Split):
     ) -> Iterator[Tensor]:
         batches = torch.split(image_ids.cpu(), size)
         encoded = self.store.read(image_ids.cpu())
-        pixels = decode_in_order(
+        decoded = decode_in_order(
             (
                 DecodingTask(
                     tuple(islice(encoded, len(ids))),
@@ -148,7 +156,9 @@ class StreamedSplit(Split):
                 len(batch), 3, *self.image_size, dtype=torch.uint8, pin_memory=pinned
             )
             for place in torch.split(images, _PART):
-                place.numpy()[:] = next(pixels).numpy()
+                pixels, work = next(decoded)
+                self.work.add(work)
+                place.numpy()[:] = pixels.numpy()
             yield images.to(self.device, non_blocking=True)
 
 

@@ -17,6 +17,7 @@ from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import Classifier
 from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
 from kdcore.training.recipe import Recipe
+from kdcore.training.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,16 @@ class Run:
             return "live"
         return "computed" if cached.computed else "cached"
 
-    def epoch(self, epoch: int, order: Tensor, view: int, cached: CachedView | None) -> Meters:
+    def epoch(
+        self,
+        epoch: int,
+        order: Tensor,
+        view: int,
+        cached: CachedView | None,
+        timeline: Timeline,
+    ) -> Meters:
         """Trains on the images at these positions, in this order."""
+        self.timeline = timeline
         meters = Meters(len(self.names), self.device)
         preparing = [epoch <= method.preparation_epochs(self.epochs) for method in self.methods]
         # In a preparatory stage, the preparation alone is minimised.
@@ -194,7 +203,7 @@ class Run:
         for method in self.methods:
             method.begin_epoch(epoch, self.epochs)
         order = order[: self.steps * self.batch_size]
-        views = self.split.views(order, view, self.batch_size)
+        views = timeline.steps(self.split.views(order, view, self.batch_size))
 
         def step(images: Tensor, positions: Tensor) -> None:
             self.optimizer.zero_grad(set_to_none=True)
@@ -250,7 +259,11 @@ class Run:
         full = weights.dtype  # float32, unless PyTorch's default is another
         with self.execution.autocast(self.device):
             student_taps = self.run_student(images, self.needs, labels, self.student_maps)
-            teacher_taps = self._teacher_taps(images, batch, cached, student_taps)
+            teacher_taps = student_taps  # a placeholder, if no term reads any
+            if self.teacher is not None:
+                self.timeline.mark("student")
+                teacher_taps = self._teacher_taps(self.teacher, images, batch, cached)
+                self.timeline.mark("teacher")
             terms = [cross_entropy(student_taps.logits.to(full), labels)]
             if auxiliary := student_taps.auxiliary_logits:
                 losses = [cross_entropy(logits.to(full), labels) for logits in auxiliary]
@@ -269,15 +282,13 @@ class Run:
         meters.add(values.detach(), weighted.detach(), student_taps.logits.detach(), labels, share)
 
     def _teacher_taps(
-        self, images: Tensor, batch: Batch, cached: CachedView | None, student_taps: Taps
+        self, teacher: Classifier, images: Tensor, batch: Batch, cached: CachedView | None
     ) -> Taps:
-        """The teacher's outputs; the student's, as a placeholder, if no term reads any."""
-        if self.teacher is None:
-            return student_taps
+        """The teacher's outputs, cached or computed."""
         if cached is not None:
             return cached.at(batch.indices)
         with torch.no_grad(), self.teacher_execution.autocast(self.device):
-            taps = self.teacher.taps(images, self.needs, batch.labels, self.wanted.maps)
+            taps = teacher.taps(images, self.needs, batch.labels, self.wanted.maps)
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
 
