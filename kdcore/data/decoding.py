@@ -19,11 +19,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kdcore.data.colour import WHITE, Colour
+from kdcore.data.kept_pixels import KeptPixels
 from kdcore.data.views import is_mirrored, patch_draws, patch_of
 from kdcore.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    Picture = Image | np.ndarray  # RGB; [H, W, 3], uint8
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -40,11 +43,11 @@ class EncodedImage:
 
     Args:
         place: where it is stored, for messages.
-        content: its bytes, or the file with them.
+        content: its bytes, the file with them, or its pixels, if these are kept.
     """
 
     place: str
-    content: bytes | Path
+    content: bytes | Path | KeptPixels
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,11 @@ class Work:
         self.decoding += other.decoding
         self.augmenting += other.augmenting
 
-    def opened(self, image: EncodedImage, background: Colour) -> "Image":
-        """An image, decoded on this account; see `opened_image`."""
+    def opened(self, image: EncodedImage, background: Colour) -> "Picture":
+        """An image, decoded on this account unless it is kept decoded; see `opened_image`."""
         started = time.perf_counter()
-        opened = opened_image(image, background)
+        kept = image.content
+        opened = kept.read() if isinstance(kept, KeptPixels) else opened_image(image, background)
         self.decoding += time.perf_counter() - started
         return opened
 
@@ -119,13 +123,26 @@ def decode_task(task: DecodingTask, work: Work | None = None) -> Tensor:
     draws = patch_draws(task.view_seed, task.view, torch.tensor(task.image_ids)).tolist()
     for image, place, row in zip(task.images, pixels, draws, strict=True):
         opened = work.opened(image, task.background)
-        top, left, height, width = patch_of(row, opened.height, opened.width)
-        patch = _resized(opened.crop((left, top, left + width, top + height)), *task.size)
+        patch = _resized(cropped(opened, *patch_of(row, *sides_of(opened))), *task.size)
         place.copy_(patch.flip(2) if is_mirrored(row) else patch)
     return pixels
 
 
-def centre_crop(image: "Image", size: tuple[int, int]) -> Tensor:
+def sides_of(picture: "Picture") -> tuple[int, int]:
+    """Height and width of a picture."""
+    if isinstance(picture, np.ndarray):
+        return picture.shape[0], picture.shape[1]
+    return picture.height, picture.width
+
+
+def cropped(picture: "Picture", top: int, left: int, height: int, width: int) -> "Picture":
+    """A part of a picture."""
+    if isinstance(picture, np.ndarray):
+        return picture[top : top + height, left : left + width]
+    return picture.crop((left, top, left + width, top + height))
+
+
+def centre_crop(image: "Picture", size: tuple[int, int]) -> Tensor:
     """Resizes an image so that it covers 256/224 of a size, and crops the centre.
 
     Args:
@@ -136,16 +153,18 @@ def centre_crop(image: "Image", size: tuple[int, int]) -> Tensor:
         [3, height, width], uint8.
     """
     least_height, least_width = (round(side * _MARGIN[0] / _MARGIN[1]) for side in size)
-    if image.height * least_width <= image.width * least_height:
-        resized = _resized(image, least_height, image.width * least_height // image.height)
+    height, width = sides_of(image)
+    if height * least_width <= width * least_height:
+        resized = _resized(image, least_height, width * least_height // height)
     else:
-        resized = _resized(image, image.height * least_width // image.width, least_width)
+        resized = _resized(image, height * least_width // width, least_width)
     top, left = round((resized.shape[1] - size[0]) / 2), round((resized.shape[2] - size[1]) / 2)
     return resized[:, top : top + size[0], left : left + size[1]]
 
 
-def _resized(image: "Image", height: int, width: int) -> Tensor:
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+def _resized(image: "Picture", height: int, width: int) -> Tensor:
+    # A copy has the same layout in memory, wherever the pixels come from, and so the same bits.
+    pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)[None]
     return interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0]
 
 
@@ -198,6 +217,7 @@ def decode(content: bytes, background: Colour = WHITE) -> "Image":
 
 
 def _content_of(image: EncodedImage) -> bytes:
+    assert not isinstance(image.content, KeptPixels)
     return image.content.read_bytes() if isinstance(image.content, Path) else image.content
 
 
