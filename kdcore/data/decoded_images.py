@@ -36,7 +36,9 @@ class DecodedImages(ImageStore):
 
     Args:
         store: of all images, encoded.
-        path: of the pixels.
+        path: of the pixels, one image after the other.
+        inode: of that file.
+        begins: [n], int64, the first byte of each image.
         heights: [n], int64, in pixels.
         widths: likewise.
         checksums: [n], int64, CRC-32 of each image's pixels.
@@ -57,8 +59,9 @@ class DecodedImages(ImageStore):
             if not is_kept:
                 yield next(others)
                 continue
-            place = (int(column[image_id]) for column in (self.begins, self.heights, self.widths))
-            pixels = KeptPixels(self.path, self.inode, *place, int(self.checksums[image_id]))
+            columns = (self.begins, self.heights, self.widths, self.checksums)
+            begin, height, width, checksum = (int(column[image_id]) for column in columns)
+            pixels = KeptPixels(self.path, self.inode, begin, height, width, checksum)
             yield EncodedImage(f"image {image_id} in {self.path}", pixels)
 
     def perhaps_transparent(self) -> Tensor:
@@ -131,7 +134,7 @@ def _decoded(images: StreamedCollection, path: Path, room: int) -> pa.RecordBatc
                 if room < 0:
                     break
                 file.write(pixels.data)
-                rows.append((*pixels.shape[:2], zlib.crc32(pixels)))
+                rows.append((*pixels.shape[:2], zlib.crc32(pixels.data)))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

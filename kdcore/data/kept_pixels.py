@@ -39,7 +39,7 @@ class KeptPixels:
         place = self.path, self.inode
         pixels = _mapped(*place)[self.begin : self.begin + 3 * self.height * self.width]
         if (*place, self.begin) not in _verified:
-            if zlib.crc32(pixels) != self.crc32:
+            if zlib.crc32(pixels.data) != self.crc32:
                 raise DataError(
                     f"damaged file of decoded images {self.path}: the checksum of the pixels from "
                     f"byte {self.begin} on is wrong; remove the file, and it is made again"
