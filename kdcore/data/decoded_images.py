@@ -70,6 +70,9 @@ class DecodedImages(ImageStore):
     def shuffled(self, image_ids: Tensor) -> Tensor:
         return self.store.shuffled(image_ids)  # as without, so that nothing changes
 
+    def partners(self, image_ids: Tensor, positions: Tensor, drawn: Tensor) -> Tensor:
+        return self.store.partners(image_ids, positions, drawn)
+
 
 def kept_decoded(images: StreamedCollection, gigabytes: float | None) -> StreamedCollection:
     """The same images, of which as many as fit are kept decoded.

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from kdcore.data.augmentation.draws import Draws
+from kdcore.data.augmentation.pipeline import augmented, drawn_patches
+from kdcore.data.augmentation.steps import RandomResizedCrop, Step
 from kdcore.data.colour import WHITE, Colour
 from kdcore.data.kept_pixels import KeptPixels
 from kdcore.data.views import is_mirrored, patch_draws, patch_of
@@ -61,6 +64,7 @@ class DecodingTask:
         view_seed: of the augmentation.
         view: which view; None for unaugmented images.
         background: behind transparent images.
+        steps: of the views, if they are not the usual ones; the first resizes a patch.
     """
 
     images: tuple[EncodedImage, ...]
@@ -69,6 +73,7 @@ class DecodingTask:
     view_seed: int
     view: int | None
     background: Colour = WHITE
+    steps: tuple[Step, ...] | None = None
 
 
 @dataclass
@@ -120,12 +125,27 @@ def decode_task(task: DecodingTask, work: Work | None = None) -> Tensor:
         for image, place in zip(task.images, pixels, strict=True):
             place.copy_(centre_crop(work.opened(image, task.background), task.size))
         return pixels
+    if task.steps is not None:
+        return _with_steps(task, task.steps, task.view, pixels, work)
     draws = patch_draws(task.view_seed, task.view, torch.tensor(task.image_ids)).tolist()
     for image, place, row in zip(task.images, pixels, draws, strict=True):
         opened = work.opened(image, task.background)
         patch = _resized(cropped(opened, *patch_of(row, *sides_of(opened))), *task.size)
         place.copy_(patch.flip(2) if is_mirrored(row) else patch)
     return pixels
+
+
+def _with_steps(
+    task: DecodingTask, steps: tuple[Step, ...], view: int, pixels: Tensor, work: Work
+) -> Tensor:
+    crop, image_ids = steps[0], torch.tensor(task.image_ids)
+    assert isinstance(crop, RandomResizedCrop)  # DataConfig decodes others once
+    opened = [work.opened(image, task.background) for image in task.images]
+    sizes = [sides_of(image) for image in opened]
+    patches = drawn_patches(crop, sizes, Draws(task.view_seed, view, image_ids, 0))
+    for image, place, patch in zip(opened, pixels, patches, strict=True):
+        place.copy_(_resized(cropped(image, *patch), *task.size))
+    return augmented(pixels, image_ids, steps, seed=task.view_seed, view=view, begin=1)
 
 
 def sides_of(picture: "Picture") -> tuple[int, int]:

@@ -30,7 +30,9 @@ class EpochReport:
             or reading cached ones), `student` (forward, backward, step), `evaluation` and
             `checkpoint`. Decoding processes work ahead, so that only what training waits for
             counts; it is divided as they divided their work. See `Timeline` for GPUs.
-        parts: into which each batch was split (gradient accumulation).
+        parts: into which each batch was split, where a whole one did not fit into memory.
+        of_average: whether the held-out numbers are of the moving average of the student's weights,
+            as it was better than the weights themselves.
     """
 
     epoch: int
@@ -47,4 +49,5 @@ class EpochReport:
     teacher: Literal["none", "live", "computed", "cached"] = "none"
     teacher_seconds_saved: float = 0.0
     parts: int = 1
+    of_average: bool = False
     seconds_by_part: Mapping[str, float] = field(default_factory=dict, compare=False)

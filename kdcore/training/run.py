@@ -1,12 +1,12 @@
 """A training run: its networks and optimiser, its steps, and the state that a checkpoint holds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from kdcore.backbones.tracing.torch_private import MOMENTUM
 from kdcore.contract.method import Method
@@ -15,7 +15,10 @@ from kdcore.data.image_data import ImageData
 from kdcore.execution.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import Classifier
+from kdcore.operations.labels import label_loss
 from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
+from kdcore.training.average import WeightAverage
+from kdcore.training.lamb import Lamb
 from kdcore.training.recipe import Recipe
 from kdcore.training.timeline import Timeline
 
@@ -48,6 +51,8 @@ def _optimizer(
             for parameter in (*decayed, *undecayed):
                 sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
         return sgd
+    if recipe.optimizer == "lamb":
+        return Lamb(groups, recipe.learning_rate, recipe.betas)
     return torch.optim.AdamW(
         groups, recipe.learning_rate, recipe.betas, fused=True, capturable=captured
     )
@@ -90,6 +95,8 @@ class Run:
         parts: int,
     ) -> None:
         self.execution, self.teacher_execution, self.parts = execution, teacher_execution, parts
+        if recipe.drop_path is not None:
+            student.backbone.set_drop_path(recipe.drop_path)
         self.student = student.train()
         self.methods = [term.method for term in terms]
         self.helpers = nn.ModuleList(self.methods).train()
@@ -103,6 +110,7 @@ class Run:
             self.run_student = torch.compile(student.taps, dynamic=False)
         execution.place(self.student, device)
         execution.place(self.helpers, device)
+        self.average = WeightAverage(student, recipe.ema_decay) if recipe.ema_decay else None
         self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
         pairs = [pair for method in self.methods for pair in method.pairs]
         self.student_maps = frozenset(pair.student for pair in pairs)
@@ -132,7 +140,9 @@ class Run:
         self.epochs = self.epochs_on_top + recipe.epochs
         self.split = data.train.to(device)
         self.batch_size = min(recipe.batch_size, len(self.split))
-        self.steps = len(self.split) // self.batch_size
+        batches = len(self.split) // self.batch_size
+        self.accumulation = min(recipe.accumulation, batches)
+        self.steps = batches // self.accumulation
         undecayed = {
             id(parameter)
             for method in self.methods
@@ -149,6 +159,11 @@ class Run:
             captured=self.captures,
         )
 
+    @property
+    def images_in_step(self) -> int:
+        """Images in a step of the optimiser."""
+        return self.batch_size * self.accumulation
+
     def state(self) -> dict[str, Any]:
         """Everything that later epochs depend on."""
         return {
@@ -156,6 +171,7 @@ class Run:
             "helpers": self.helpers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            **({"average": self.average.state()} if self.average else {}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -165,6 +181,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.restore(state["average"])
 
     def cached_view(self, view: int) -> CachedView | None:
         """The teacher's cached outputs for a view; if there are none, places the teacher."""
@@ -202,31 +220,46 @@ class Run:
             weights = torch.tensor([float(counts) for counts in counted], device=self.device)
         for method in self.methods:
             method.begin_epoch(epoch, self.epochs)
-        order = order[: self.steps * self.batch_size]
+        images_in_step = self.images_in_step
+        order = order[: self.steps * images_in_step]
         views = timeline.steps(self.split.views(order, view, self.batch_size))
+        batches = zip(views, torch.split(order, self.batch_size), strict=True)
+        classes, mixed = self.split.classes(view)
 
-        def step(images: Tensor, positions: Tensor) -> None:
+        def step(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
             self.optimizer.zero_grad(set_to_none=True)
-            for part, places in zip(
-                images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
-            ):
-                batch = Batch(self.split.labels[places], places, epoch, self.epochs)
-                share = len(places) / len(positions)
-                self._add_gradients(part, batch, cached, weights, counted, meters, share)
+            for images, positions in batches:
+                for part, places in zip(
+                    images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
+                ):
+                    second = None if mixed is None else mixed.at(places)
+                    batch = Batch(classes[places], places, epoch, self.epochs, second)
+                    share = len(places) / images_in_step
+                    self._add_gradients(part, batch, cached, weights, counted, meters, share)
             meters.step += 1
             if self.recipe.gradient_clip_norm is not None:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            if self.average:
+                self.average.update()
+
+        def whole_step(images: Tensor, positions: Tensor) -> None:
+            split = (torch.split(whole, self.batch_size) for whole in (images, positions))
+            step(zip(*split, strict=True))
 
         captured: CapturedStep | None = None
-        for number, images in enumerate(views):
-            positions = order[number * self.batch_size : (number + 1) * self.batch_size]
+        for number in range(self.steps):
             self._set_rate(self._rate_at(epoch - 1 + (number + 0.5) / self.steps))
-            if self.captures and number == WARMUP_STEPS:
-                captured = CapturedStep(step, images, positions)
-            (captured or step)(images, positions)
+            of_step = islice(batches, self.accumulation)
+            if not self.captures or number < WARMUP_STEPS:
+                step(of_step)
+                continue
+            images, positions = map(torch.cat, zip(*of_step, strict=True))
+            captured = captured or CapturedStep(whole_step, images, positions)
+            captured(images, positions)
+        timeline.mark("student")
         return meters
 
     def _rate_at(self, progress_epochs: float) -> float:
@@ -258,16 +291,23 @@ class Run:
         labels = batch.labels
         full = weights.dtype  # float32, unless PyTorch's default is another
         with self.execution.autocast(self.device):
-            student_taps = self.run_student(images, self.needs, labels, self.student_maps)
+            student_taps = self.run_student(
+                images, self.needs, labels, self.student_maps, batch.mixed
+            )
             teacher_taps = student_taps  # a placeholder, if no term reads any
             if self.teacher is not None:
                 self.timeline.mark("student")
                 teacher_taps = self._teacher_taps(self.teacher, images, batch, cached)
                 self.timeline.mark("teacher")
-            terms = [cross_entropy(student_taps.logits.to(full), labels)]
-            if auxiliary := student_taps.auxiliary_logits:
-                losses = [cross_entropy(logits.to(full), labels) for logits in auxiliary]
-                terms.append(torch.stack(losses).sum())
+            smoothing = self.recipe.label_smoothing
+            every_logits = student_taps.logits, *student_taps.auxiliary_logits
+            first, *auxiliary = (
+                label_loss(logits.to(full), labels, batch.mixed, smoothing=smoothing)
+                for logits in every_logits
+            )
+            terms = [first]
+            if auxiliary:
+                terms.append(torch.stack(auxiliary).sum())
             terms += [method(student_taps, teacher_taps, batch).to(full) for method in self.methods]
         # Terms that do not count give no gradient at all. With zero gradients, weight decay would
         # shrink waiting weights by a factor of exp(-0.05 / (1 - 0.9) * 5e-4 * 23,430 steps) =
@@ -288,7 +328,7 @@ class Run:
         if cached is not None:
             return cached.at(batch.indices)
         with torch.no_grad(), self.teacher_execution.autocast(self.device):
-            taps = teacher.taps(images, self.needs, batch.labels, self.wanted.maps)
+            taps = teacher.taps(images, self.needs, batch.labels, self.wanted.maps, batch.mixed)
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
 

@@ -92,6 +92,11 @@ def test_pixels_are_the_same_whether_all_some_or_none_are_kept(
     assert kept_numbers[2] == 0
     again = opened(roots[name], tmp_path, name, decoded_gb=1e-9)
     assert same(shown(again), expected)
+    mixed = {"augmentation": "strong"}
+    assert same(
+        shown(opened(roots[name], tmp_path, name, decoded_gb=1, **mixed)),
+        shown(opened(roots[name], tmp_path, name, **mixed)),
+    )
 
 
 def test_another_process_and_its_decoders_share_the_file(
