@@ -24,6 +24,7 @@ from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
 from kdcore.data.config import DataConfig
+from kdcore.data.decoded_images import kept_decoded
 from kdcore.data.decoding import EncodedImage
 from kdcore.data.small_images import decoded_once
 from kdcore.data.source import Collection, Source
@@ -149,7 +150,9 @@ class ImageFolderSource(Source):
             path, "list of files", lambda: _list(root, folders, classes), collection
         )
         images = images.with_test_split(config.test_fraction).over(config.background)
-        return decoded_once(images) if config.decodes_once else images
+        if config.decodes_once:
+            return decoded_once(images)
+        return kept_decoded(images, config.decoded_gb)
 
 
 def _check_number_of(classes: tuple[str, ...], folder: Path) -> None:

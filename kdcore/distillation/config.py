@@ -89,7 +89,7 @@ class TrialConfig(BaseModel):
     def identity(self) -> str:
         """A text that is equal for two trials exactly if their configurations are. A factor of 1
         for cross-entropy is not written: it is what version 0.1.0 had."""
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json", exclude={"data": {"decoded_gb"}})
         for term in content["objective"]:
             if term["params"]["cross_entropy"] == 1:
                 del term["params"]["cross_entropy"]

@@ -67,7 +67,7 @@ def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> P
     identity = [
         origin,
         data.digest,
-        data.config.model_dump(mode="json", exclude={"root", "download"}),
+        data.config.model_dump(mode="json", exclude={"root", "download", "decoded_gb"}),
     ]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     network = config.backbone.replace("/", "-")

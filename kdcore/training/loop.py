@@ -22,6 +22,7 @@ from kdcore.training.fine_tuning import FineTuning
 from kdcore.training.recipe import Recipe
 from kdcore.training.report import EpochReport
 from kdcore.training.run import Meters, Run, Term
+from kdcore.training.timeline import Timeline
 
 
 def train(
@@ -88,15 +89,19 @@ def train(
 
     for epoch in range(finished + 1, run.epochs + 1):
         started = time.perf_counter()
+        timeline = Timeline(device)
         view = data.view_of(epoch)
         cached = run.cached_view(view)
+        timeline.mark("teacher")
         # Each epoch has a random state of its own, so that checkpoints need none and a resumed run
         # draws the same numbers.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_epoch_seed(seed, epoch))
-            meters = run.epoch(epoch, data.train.shuffled().to(device), view, cached)
+            meters = run.epoch(epoch, data.train.shuffled().to(device), view, cached, timeline)
+        decoding_share = data.train.decoding_share()
         _refuse_non_finite(meters, run.names, epoch)
         accuracy, heldout_loss = evaluate(student, heldout)
+        timeline.mark("evaluation")
         if not math.isfinite(heldout_loss):
             raise NonFiniteLossError(
                 f"the held-out loss is not finite after epoch {epoch}; lower the learning rate"
@@ -126,6 +131,7 @@ def train(
                 "best": best,
             }
             write_checkpoint(checkpoint_dir, run.state() | progress)
+            timeline.mark("checkpoint")
         means = (meters.sums / run.steps).tolist()
         yield EpochReport(
             epoch=epoch,
@@ -143,6 +149,7 @@ def train(
             teacher_seconds_saved=cached.seconds_saved if cached is not None else 0.0,
             parts=parts,
             of_average=of_average,
+            seconds_by_part=timeline.seconds(decoding_share),
         )
     if run.average is not None and nothing_held_out:
         student.backbone.load_state_dict(run.average.network.backbone.state_dict())

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -252,6 +253,10 @@ def _refusals(
     return problems
 
 
+def _images(experiment: Experiment) -> dict[str, Any]:
+    return experiment.data.model_dump(exclude={"decoded_gb"})
+
+
 def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Problem]:
     """Earlier searches that are not there, or whose accuracies cannot be compared."""
     problems = []
@@ -262,7 +267,7 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
         except KdsearchError as error:
             message = str(error)
         else:
-            if earlier.data != experiment.data:
+            if _images(earlier) != _images(experiment):
                 message = f"search {name!r} had other data, so its accuracies cannot be compared"
         if message:
             problems.append(Problem(key=f"search.warm_start.{number}", message=message))

@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from ray import tune
@@ -98,6 +99,9 @@ class Recorder(tune.Callback):
             "train_seconds": known.train_seconds + report.epoch_seconds,
             "views_computed": known.views_computed + (report.teacher == "computed"),
             "views_cached": known.views_cached + (report.teacher == "cached"),
+            "seconds_by_part": dict(
+                Counter(known.seconds_by_part) + Counter(report.seconds_by_part)
+            ),
             "teacher_seconds_saved": known.teacher_seconds_saved + report.teacher_seconds_saved,
         }
         if report.best_epoch == report.epoch:

@@ -92,9 +92,10 @@ def finished(
 
 
 def timeless(reports: list[EpochReport]) -> list[dict[str, Any]]:
-    """The reports without the one number that no two runs share."""
+    """The reports without the times, which no two runs share."""
+    times = {"epoch_seconds", "seconds_by_part"}
     return [
-        {field: value for field, value in asdict(report).items() if field != "epoch_seconds"}
+        {field: value for field, value in asdict(report).items() if field not in times}
         for report in reports
     ]
 
