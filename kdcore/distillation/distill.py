@@ -152,4 +152,5 @@ def distill(
         teacher_execution=teacher_execution or Execution(),
         cache=cache,
         parts=parts,
+        metric=config.metric,
     )

@@ -27,7 +27,7 @@ from kdcore.networks.classifier import (
     save_classifier,
 )
 from kdcore.teacher.config import TeacherConfig
-from kdcore.training.evaluation import default_device, evaluate
+from kdcore.training.evaluation import default_device, evaluate_classes, heldout_metrics
 from kdcore.training.loop import best_student, train
 from kdcore.training.report import EpochReport
 
@@ -157,8 +157,7 @@ def prepare_teacher(
         else:
             _load_weights(teacher.backbone, config)
         teacher.to(device)
-        accuracy, loss = evaluate(teacher, data.heldout)
-        metrics = {"heldout_accuracy": accuracy, "heldout_loss": loss}
+        metrics = heldout_metrics(evaluate_classes(teacher, data.heldout))
         made_by = config.model_dump(mode="json")
         card = describe_classifier(teacher, config.backbone, data, metrics, made_by)
         partial = folder.with_name(f"{folder.name}.partial")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kdcore.errors import did_you_mean
 from search.errors import SearchError
 from search.experiment.schema import CONTROL
-from search.leaderboard.ranking import LeaderboardRow, leaderboard
+from search.leaderboard.ranking import LeaderboardRow, further_columns, leaderboard
 from search.record.record import SearchRecord
 from search.record.wording import markdown_table, percent, points, spread
 
@@ -26,6 +26,8 @@ _TYPES = {
     "student": "string",
     "objective": "string",
     "heldout_accuracy": "float64",
+    "heldout_balanced_accuracy": "float64",
+    "heldout_top5": "float64",
     "test_accuracy": "float64",
     "test_deviation": "float64",
     "seeds": "int32",
@@ -42,8 +44,10 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
     """Rows as a Markdown table; accuracies in percent, gains in percentage points."""
     several = len(record.experiment.students) > 1
     confirmed = any(each.is_confirmed for each in record.confirmed)
+    further = further_columns(record)
     names = ["rank", "trial", *(["student"] if several else []), "objective"]
-    names += [*(["test %"] if confirmed else []), "held-out %", "gain", "epochs", "status"]
+    names += [*(["test %"] if confirmed else []), "held-out %", *further.values()]
+    names += ["gain", "epochs", "status"]
     lines = [names]
     for row in rows:
         network = "teacher" if row.trial is None else row.objective
@@ -53,7 +57,9 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
         cells += [row.student] if several else []
         cells += [f"{network} (control)" if network == CONTROL else network]
         cells += [spread(row.test_accuracy, row.test_deviation)] if confirmed else []
-        cells += [percent(row.heldout_accuracy), points(row.gain), row.epochs, row.status]
+        cells += [percent(row.heldout_accuracy)]
+        cells += [percent(getattr(row, field)) for field in further]
+        cells += [points(row.gain), row.epochs, row.status]
         lines.append(cells)
     return markdown_table(lines) + "\n"
 

@@ -7,7 +7,12 @@ from rich.table import Table
 
 from kdcore.networks.cost import LATENCY_BATCH
 from search.experiment.schema import CONTROL
-from search.leaderboard.ranking import LeaderboardRow, by_test_accuracy, leaderboard
+from search.leaderboard.ranking import (
+    LeaderboardRow,
+    by_test_accuracy,
+    further_columns,
+    leaderboard,
+)
 from search.leaderboard.teacher_lead import no_method_won, teacher_caution
 from search.record.record import SearchRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
@@ -63,7 +68,14 @@ def leaderboard_table(
     table.add_column("objective", overflow="fold")
     confirmed = any(each.is_confirmed for each in record.confirmed)
     tested = ["test %"] if confirmed else []
-    numbers = [*tested, "held-out %", "gain", *(["parameters", "ms"] if several else [])]
+    further = further_columns(record)
+    numbers = [
+        *tested,
+        "held-out %",
+        *further.values(),
+        "gain",
+        *(["parameters", "ms"] if several else []),
+    ]
     for column in (*numbers, "epochs", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
@@ -81,6 +93,7 @@ def leaderboard_table(
             objective,
             *([spread(row.test_accuracy, row.test_deviation)] if confirmed else []),
             percent(row.heldout_accuracy),
+            *(percent(getattr(row, field)) for field in further),
             points(row.gain),
             *([_count(row.parameters), _milliseconds(row.latency_ms)] if several else []),
             row.epochs,

@@ -221,6 +221,8 @@ def _metrics(report: Mapping[str, Any]) -> dict[str, float]:
     terms = values.pop("train_terms")
     for name in ("epoch", "epochs", "teacher", "teacher_seconds_saved", "parts"):
         values.pop(name, None)
+    # Not defined, or of no average; an entry of an earlier version has fewer.
+    values = {name: value for name, value in values.items() if value not in (None, False)}
     return values | {f"train_{name}": value for name, value in terms.items()}
 
 

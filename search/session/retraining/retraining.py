@@ -15,7 +15,7 @@ from kdcore.data.image_data import open_data
 from kdcore.errors import NonFiniteLossError
 from kdcore.networks.classifier import build_classifier
 from kdcore.teacher_cache.patience import patiently
-from kdcore.training.evaluation import default_device, evaluate
+from kdcore.training.evaluation import default_device, evaluate_classes
 from kdcore.training.loop import best_student
 from kdcore.training.report import EpochReport
 from search.experiment.schema import Experiment
@@ -77,7 +77,8 @@ def run_again(
     data = open_data(config.data, workspace_of(storage))
     student = build_classifier(config.student, data, seed=0)
     student.backbone.load_state_dict(best["student"])
-    test_accuracy, _ = evaluate(student.to(default_device()), data.test)
+    tested = evaluate_classes(student.to(default_device()), data.test)
+    metric = config.metric
     images_in_step = config.training.images_in_step
     run = ConfirmationRun(
         seed=seed,
@@ -85,7 +86,11 @@ def run_again(
         heldout_accuracy=best["accuracy"],
         heldout_loss=best["loss"],
         best_epoch=best["epoch"],
-        test_accuracy=test_accuracy,
+        test_accuracy=tested.accuracy,
+        test_balanced_accuracy=tested.balanced_accuracy,
+        test_top5=tested.top5,
+        heldout_score=None if metric == "accuracy" else best["score"],
+        test_score=None if metric == "accuracy" else tested.by(metric),
         train_seconds=sum(report["epoch_seconds"] for report in reports),
         images=len(reports) * (len(data.train) // images_in_step) * images_in_step,
         checkpoint=folder,
