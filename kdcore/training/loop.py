@@ -82,7 +82,8 @@ def train(
     finished, best = 0, None
     if state is not None:
         run.restore(state)
-        finished, best = state["epoch"], state["best"]
+        # A checkpoint of before knows accuracies alone.
+        finished, best = state["epoch"], {"score": state["best"]["accuracy"], **state["best"]}
 
     for epoch in range(finished + 1, run.epochs + 1):
         started = time.perf_counter()
@@ -105,11 +106,7 @@ def train(
             of_average = nothing_held_out or _place(averaged, metric) > _place(found, metric)
             if of_average:
                 found, result = averaged, run.average.network
-        # A checkpoint of before knows accuracies alone.
-        if best is None or _place(found, metric) > (
-            best.get("score", best["accuracy"]),
-            -best["loss"],
-        ):
+        if best is None or _place(found, metric) > (best["score"], -best["loss"]):
             best = {
                 "epoch": epoch,
                 "accuracy": found.accuracy,

@@ -6,6 +6,9 @@ from kdcore.errors import did_you_mean
 from search.errors import SearchError
 from search.record.record import Confirmed, SearchRecord, TrialRecord, place
 
+METRIC_HEADS = {"balanced_accuracy": "balanced %", "top5": "top-5 %"}
+"""By metric other than the accuracy, the head of its column."""
+
 
 @dataclass(frozen=True)
 class LeaderboardRow:
@@ -164,8 +167,7 @@ def _status(trial: TrialRecord) -> str:
 def further_columns(record: SearchRecord) -> dict[str, str]:
     """By field of a row, the heads of columns beside the accuracy: of what is ranked by, and of
     balanced accuracy where classes are unequal."""
-    heads = {"heldout_balanced_accuracy": "balanced %", "heldout_top5": "top-5 %"}
-    shown = {f"heldout_{record.experiment.search.metric}"}
+    shown = {record.experiment.search.metric}
     if record.unequal_classes:
-        shown.add("heldout_balanced_accuracy")
-    return {field: head for field, head in heads.items() if field in shown}
+        shown.add("balanced_accuracy")
+    return {f"heldout_{name}": head for name, head in METRIC_HEADS.items() if name in shown}

@@ -8,6 +8,7 @@ from rich.table import Table
 from kdcore.networks.cost import LATENCY_BATCH
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import (
+    METRIC_HEADS,
     LeaderboardRow,
     by_test_accuracy,
     further_columns,
@@ -126,7 +127,9 @@ def confirmed_table(record: SearchRecord) -> Table:
     )
     table.add_column("trial")
     table.add_column("objective", overflow="fold")
-    for column in ("seeds", "searched %", "held-out %", "test %"):
+    metric = record.experiment.search.metric
+    by_metric = [] if metric == "accuracy" else [f"test {METRIC_HEADS[metric]}"]
+    for column in ("seeds", "searched %", "held-out %", "test %", *by_metric):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("gain", overflow="fold")
     searched = {
@@ -142,6 +145,7 @@ def confirmed_table(record: SearchRecord) -> Table:
             percent(searched.get(each.trial)) if each.trial is not None else "",
             percent(each.heldout_accuracy) if seeds else "",
             spread(each.test_accuracy, each.test_deviation) if each.is_confirmed else "",
+            *(percent(each.test_score) if each.is_confirmed else "" for _ in by_metric),
             gain_in_words(record.confirmed_gain(each)),
             style="bold" if each.role == "control" else "",
         )
