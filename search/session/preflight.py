@@ -24,6 +24,7 @@ from kdcore.networks.measurement import measure_training
 from kdcore.teacher.teacher import is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
 from kdcore.training.fine_tuning import fine_tuning
+from kdcore.training.metric import check_metric
 from search.errors import ExperimentError, KdsearchError, Problem
 from search.experiment.schema import CONTROL, Experiment
 from search.experiment.space.derivation import derive_space
@@ -158,6 +159,10 @@ def _prepared(
         benchmark = benchmark_of(data.image_size)
         experiment = experiment.model_copy(update={"published": benchmark})
     problems = _storage_problems(storage) + _warm_start_problems(experiment, storage)
+    try:
+        check_metric(experiment.search.metric, data.num_classes)
+    except ConfigError as error:
+        problems.append(Problem(key="search.metric", message=str(error)))
     teacher_path = workspace
     try:
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
@@ -269,6 +274,8 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
         else:
             if _images(earlier) != _images(experiment):
                 message = f"search {name!r} had other data, so its accuracies cannot be compared"
+            elif earlier.search.metric != experiment.search.metric:
+                message = f"search {name!r} ranked by {earlier.search.metric}, this one does not"
         if message:
             problems.append(Problem(key=f"search.warm_start.{number}", message=message))
     return problems

@@ -106,6 +106,10 @@ class Recorder(tune.Callback):
         }
         if report.best_epoch == report.epoch:
             changes["heldout_loss"] = report.heldout_loss
+            changes["heldout_balanced_accuracy"] = report.heldout_balanced_accuracy
+            changes["heldout_top5"] = report.heldout_top5
+        if (score := report.score_by(self._search.head.experiment.search.metric)) is not None:
+            changes["scores"] = (*known.scores, score)
         known = known.model_copy(update=changes)
         self._search.put(known)
         self._tracker.log_epoch(known.number, report, self._search.gain(known))
