@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from kdcore.backbones.drop_path import DropPath, check_drop_path, rates_by_depth
 from kdcore.contract.taps import Tap, TapInfo, Taps
 
 
@@ -77,6 +78,20 @@ class Backbone(nn.Module):
         Several where their outputs are concatenated. Taps without a norm are missing.
         """
         return {}
+
+    def set_drop_path(self, rate: float) -> None:
+        """Sets stochastic depth, which rises linearly to this rate at the last residual block.
+
+        Args:
+            rate: 0 to 1.
+
+        Raises:
+            NetworkError: the rate is above 0, but the network has none.
+        """
+        blocks = [module for module in self.modules() if isinstance(module, DropPath)]
+        check_drop_path(rate, len(blocks))
+        for block, its_rate in zip(blocks, rates_by_depth(rate, len(blocks)), strict=True):
+            block.rate = its_rate
 
     def drop_auxiliary(self) -> None:
         """Removes the auxiliary classifiers."""

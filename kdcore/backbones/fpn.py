@@ -146,6 +146,10 @@ class PyramidClassifier(Backbone):
             if own and own <= unread:
                 self.set_submodule(name, nn.Identity())
 
+    def set_drop_path(self, rate: float) -> None:
+        """That of the body; see `Backbone.set_drop_path`."""
+        self.body.set_drop_path(rate)
+
     def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
         body = self.body.norms().items()
         return {name: norms for name, norms in body if name == self.stem.name}

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.drop_path import check_drop_path
 from kdcore.backbones.foreign_weights import read_weights
+from kdcore.backbones.library_drop_path import library_rates, put_drop_paths
 from kdcore.backbones.names import library_name
 from kdcore.backbones.normalization import Normalization
 from kdcore.backbones.tracing.graph import forbid_writes
@@ -341,6 +343,24 @@ class LibraryNetwork(Backbone):
         self.stages = self._traced.taps[1:]
         self.embedding_width = self._traced.embedding_width
 
+    def set_drop_path(self, rate: float) -> None:
+        """Stochastic depth where the library has it, with its schedule of rates.
+
+        Args:
+            rate: as the library's option, `stochastic_depth_prob` or `drop_path_rate`.
+
+        Raises:
+            NetworkError: the rate is above 0, but the network has none, or other taps with it.
+        """
+        rates = _drop_path_rates(self._name, self.num_classes, rate)
+        check_drop_path(rate, len(rates))
+        if rates:
+            traced, _ = _traced(self._name, dropping=True)
+            if (traced.taps, traced.norms) != (self._traced.taps, self._traced.norms):
+                raise NetworkError("with stochastic depth its maps are found elsewhere")
+            self._traced = traced
+        put_drop_paths(self.network, rates)
+
     def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
         modules: dict[str, Any] = dict(self.network.named_modules())
         return {
@@ -391,15 +411,24 @@ def _built(name: str, num_classes: int) -> nn.Module:
             return library.build(network, num_classes).to("meta")
 
 
+def _drop_path_rates(name: str, num_classes: int, rate: float) -> Mapping[str, float]:
+    found = library_name(name)
+    assert found is not None
+    return library_rates(*found, num_classes, rate, partial(_built, name, num_classes))
+
+
 @cache
-def _traced(name: str) -> tuple[TracedNetwork, tuple[int, int]]:
-    """Traces a network once per process; returns its native size too."""
+def _traced(name: str, *, dropping: bool = False) -> tuple[TracedNetwork, tuple[int, int]]:
+    """Traces a network once per process, once more with stochastic depth; returns its native size
+    too."""
     found = library_of(name)
     assert found is not None
     library, network = found
     num_classes = 7  # arbitrary: taps do not depend on it
     with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
         twin = _built(name, num_classes)
+        if dropping:  # at an arbitrary rate; modules keep their own
+            put_drop_paths(twin, _drop_path_rates(name, num_classes, 0.1))
         size = library.native_size(network, twin)
         try:
             return library.trace(twin, num_classes, size), size

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone, spatial_mean
+from kdcore.backbones.drop_path import DropPath
 from kdcore.contract.taps import TapInfo
 
 # Table 2 by resolution: expansion, output channels at full width, blocks, stride of the first.
@@ -58,12 +59,15 @@ class InvertedResidual(nn.Module):
         self.depthwise = _convolution(width, width, 3, stride, groups=width)
         self.project = _convolution(width, out_channels)
         self.relu = nn.ReLU6()
-        self.has_shortcut = stride == 1 and in_channels == out_channels
+        self.drop_path = DropPath() if stride == 1 and in_channels == out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         wide = self.relu(self.depthwise(self.relu(self.expand(x))))
         narrow: Tensor = self.project(wide)
-        return x + narrow if self.has_shortcut else narrow
+        if self.drop_path is None:  # the block has no shortcut
+            return narrow
+        kept: Tensor = self.drop_path(narrow)
+        return x + kept
 
 
 class MobileNetV2(Backbone):

@@ -13,6 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.drop_path import DropPath
 from kdcore.contract.taps import TapInfo
 
 
@@ -37,6 +38,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
         self.downsample = _shortcut(in_channels, width, stride)
+        self.drop_path = DropPath()
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -44,8 +46,9 @@ class BasicBlock(nn.Module):
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
-        residual: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return residual + (x if self.downsample is None else self.downsample(x))
+        residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        kept: Tensor = self.drop_path(residual)
+        return kept + (x if self.downsample is None else self.downsample(x))
 
 
 class Bottleneck(nn.Module):
@@ -64,6 +67,7 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU()
         self.downsample = _shortcut(in_channels, out_channels, stride)
+        self.drop_path = DropPath()
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -73,8 +77,8 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x1 = self.relu(self.bn1(self.conv1(x)))
         x2 = self.relu(self.bn2(self.conv2(x1)))
-        residual: Tensor = self.bn3(self.conv3(x2))
-        return residual + (x if self.downsample is None else self.downsample(x))
+        kept: Tensor = self.drop_path(self.bn3(self.conv3(x2)))
+        return kept + (x if self.downsample is None else self.downsample(x))
 
 
 class ResNet(Backbone):

@@ -15,6 +15,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.drop_path import DropPath
 from kdcore.contract.taps import TapInfo
 
 _NOTE_OF_SUM = "residual sum, before norm and ReLU; only by name"
@@ -39,6 +40,7 @@ class PreactivationBlock(nn.Module):
             else nn.Conv2d(in_channels, width, 1, stride, bias=False)
         )
         self.bn2 = nn.BatchNorm2d(width)
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor, activated: Tensor) -> tuple[Tensor, Tensor]:
         """The block's sum, and that sum normalised; both [B, width, H / stride, W / stride].
@@ -47,8 +49,9 @@ class PreactivationBlock(nn.Module):
             x: [B, in_channels, H, W], the previous sum, which an identity shortcut carries.
             activated: the same, normalised and activated, which a projection shortcut reads.
         """
-        residual: Tensor = self.conv2(self.relu(self.bn1(self.conv1(activated))))
-        x = residual + (x if self.shortcut is None else self.shortcut(activated))
+        residual = self.conv2(self.relu(self.bn1(self.conv1(activated))))
+        kept: Tensor = self.drop_path(residual)
+        x = kept + (x if self.shortcut is None else self.shortcut(activated))
         return x, self.bn2(x)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveInt,
@@ -17,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from kdcore.data.colour import Colour, colour_of
 from kdcore.data.registry import DATA_SETS, PAD_CROP
 from kdcore.errors import ConfigError, did_you_mean
 
@@ -59,6 +61,11 @@ class DataConfig(BaseModel):
         image_column: for Parquet files, the column of encoded images; by default `image`.
         label_column: for Parquet files, the column of classes, integers or strings; by default
             `label`.
+        background: for folders and Parquet files, the colour behind transparent images: a name
+            like `white`, `#rrggbb`, or `[red, green, blue]`, 0 to 255; by default white. Colour
+            profiles are ignored. Where an image is transparent, the background is part of the
+            data's digest: earlier versions dropped transparency, and their tables, statistics,
+            teachers and cached outputs of such data are made again. Those of other data stay valid.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +83,7 @@ class DataConfig(BaseModel):
     test_fraction: float | None = Field(None, gt=0, lt=1)
     image_column: str | None = None
     label_column: str | None = None
+    background: Annotated[Colour, BeforeValidator(colour_of)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -119,8 +127,11 @@ class DataConfig(BaseModel):
     def _without_the_default_augmentation(
         self, serialize: SerializerFunctionWrapHandler
     ) -> dict[str, Any]:
-        """Leaves the usual augmentation out: what was made before it could be chosen still fits."""
+        """Leaves the usual augmentation out, and no background: what was made before they could be
+        chosen still fits."""
         content: dict[str, Any] = serialize(self)
+        if self.background is None:
+            content.pop("background", None)
         if self.augmentation == DATA_SETS[self.name].settings.get("augmentation"):
             content.pop("augmentation", None)
         return content

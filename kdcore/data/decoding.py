@@ -2,6 +2,9 @@
 
 Pillow decodes: torchvision's decoders are deprecated since version 0.29, and its PNG decoder kills
 the process on some damaged files. PyTorch resizes, with antialiasing.
+
+Images are shown as a viewer shows them, but for colour profiles: upright, at 8 bits, and what is
+transparent over a background.
 """
 
 import io
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from kdcore.data.colour import WHITE, Colour
 from kdcore.data.views import is_mirrored, patch_draws, patch_of
 from kdcore.errors import DataError
 
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+
+# The factor to 8 bits from 2 or 4 bits of grey, by Pillow's name for these.
+_LEVELS = {"L;2": 85, "L;4": 17}
 
 # Evaluation crops 224 pixels out of 256, as is usual since Krizhevsky et al., NeurIPS 2012.
 _MARGIN = (256, 224)
@@ -49,6 +56,7 @@ class DecodingTask:
         size: height and width of the result.
         view_seed: of the augmentation.
         view: which view; None for unaugmented images.
+        background: behind transparent images.
     """
 
     images: tuple[EncodedImage, ...]
@@ -56,6 +64,7 @@ class DecodingTask:
     size: tuple[int, int]
     view_seed: int
     view: int | None
+    background: Colour = WHITE
 
 
 def decode_task(task: DecodingTask) -> Tensor:
@@ -67,11 +76,11 @@ def decode_task(task: DecodingTask) -> Tensor:
     pixels = torch.empty(len(task.images), 3, *task.size, dtype=torch.uint8)
     if task.view is None:
         for image, place in zip(task.images, pixels, strict=True):
-            place.copy_(centre_crop(opened_image(image), task.size))
+            place.copy_(centre_crop(opened_image(image, task.background), task.size))
         return pixels
     draws = patch_draws(task.view_seed, task.view, torch.tensor(task.image_ids)).tolist()
     for image, place, row in zip(task.images, pixels, draws, strict=True):
-        opened = opened_image(image)
+        opened = opened_image(image, task.background)
         top, left, height, width = patch_of(row, opened.height, opened.width)
         patch = _resized(opened.crop((left, top, left + width, top + height)), *task.size)
         place.copy_(patch.flip(2) if is_mirrored(row) else patch)
@@ -102,15 +111,18 @@ def _resized(image: "Image", height: int, width: int) -> Tensor:
     return interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0]
 
 
-def opened_image(image: EncodedImage) -> "Image":
+def opened_image(image: EncodedImage, background: Colour = WHITE) -> "Image":
     """Decodes an image, upright and RGB.
+
+    Args:
+        image: JPEG, PNG, WebP or BMP.
+        background: behind it, where it is transparent.
 
     Raises:
         DataError: it is damaged; the message says where it is stored.
     """
     try:
-        content = image.content.read_bytes() if isinstance(image.content, Path) else image.content
-        return decode(content)
+        return decode(_content_of(image), background)
     # Pillow's errors have no common base: OSError, ValueError, SyntaxError and others.
     except Exception as error:
         reason = (str(error) or repr(error)).splitlines()[0]
@@ -119,23 +131,76 @@ def opened_image(image: EncodedImage) -> "Image":
         ) from None
 
 
-def decode(content: bytes) -> "Image":
-    """Decodes to an upright RGB image. Transparency is dropped, grey becomes RGB.
+def is_transparent(image: EncodedImage) -> bool:
+    """Whether the background shows through somewhere; False if the image is damaged.
+
+    Pixels are decoded only where the header allows for transparency.
+    """
+    try:
+        opened = _opened(_content_of(image))
+        return opened.has_transparency_data and _over(opened, WHITE)[1]
+    except Exception:  # as above; whoever trains on the image is told its name
+        return False
+
+
+def decode(content: bytes, background: Colour = WHITE) -> "Image":
+    """Decodes to an upright RGB image. Grey becomes RGB, and 16 bits lose the lower 8.
 
     Args:
         content: JPEG, PNG, WebP or BMP.
+        background: behind it, where it is transparent.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError  # not needed for image tables
+    from PIL import ImageOps
+
+    image = _opened(content)
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.has_transparency_data:
+        return _over(image, background)[0]
+    return _at_8_bits(image).convert("RGB")
+
+
+def _content_of(image: EncodedImage) -> bytes:
+    return image.content.read_bytes() if isinstance(image.content, Path) else image.content
+
+
+def _opened(content: bytes) -> "Image":
+    """An image whose pixels are not decoded yet."""
+    from PIL import Image, UnidentifiedImageError  # not needed for image tables
 
     if not content:
         raise DataError("it is empty")
     try:
-        image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
     except UnidentifiedImageError:
         raise DataError(f"it is none of {', '.join(_FORMATS)}") from None
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P":  # convert() to RGB would warn about transparent palettes
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    # Pillow converts the pixels of a PNG to 8 bits, but not the level or colour that a PNG without
+    # alpha may declare transparent.
+    key, raw_mode = image.info.get("transparency"), image.tile and image.tile[0].args
+    if key is not None and raw_mode in _LEVELS:
+        image.info["transparency"] = key * _LEVELS[raw_mode]
+    elif key is not None and raw_mode == "I;16B":
+        image.info["transparency"] = key >> 8
+    elif key is not None and raw_mode == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    return image
+
+
+def _over(image: "Image", background: Colour) -> tuple["Image", bool]:
+    """A transparent image over a background, and whether that shows through."""
+    from PIL import Image
+
+    layer = _at_8_bits(image).convert("RGBA")
+    shown = Image.new("RGB", image.size, background)
+    shown.paste(layer, mask=layer)  # rounds to the nearest, unlike Image.alpha_composite
+    return shown, layer.getchannel("A").getextrema() != (255, 255)
+
+
+def _at_8_bits(image: "Image") -> "Image":
+    """16 bits of grey, which convert() would clip at 255, lose the lower 8; others stay."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    levels = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    levels.info = image.info
+    return levels

@@ -6,8 +6,9 @@ contains the class folders. Without a test split, a share of the images is set a
 
 Files are recognised by suffix; folder names are class names. Images are read only when they are
 needed. The list of files is cached until a class folder is modified, which overwriting a file does
-not do. The digest is of names and sizes. Small images of one size can be decoded once, into an
-image table: `augmentation: pad_crop`.
+not do. The digest is of names and sizes, and of the background where an image is transparent; files
+that end in .jpg or .jpeg are not looked at for that. Small images of one size can be decoded once,
+into an image table: `augmentation: pad_crop`.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
@@ -30,7 +32,8 @@ from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollect
 from kdcore.errors import DataError, did_you_mean
 
 _SCHEMA_VERSION = 1
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_OPAQUE = (".jpg", ".jpeg")
+SUFFIXES = (*_OPAQUE, ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Files(ImageStore):
         for image_id in image_ids.tolist():
             path = self.root / os.fsdecode(self.names[image_id].as_py())
             yield EncodedImage(str(path), path)
+
+    def perhaps_transparent(self) -> Tensor:
+        suffixes = tuple(suffix.encode() for suffix in _OPAQUE)
+        opaque = (name.lower().endswith(suffixes) for name in self.names.to_pylist())
+        return torch.tensor([i for i, known in enumerate(opaque) if not known], dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ class ImageFolderSource(Source):
         images = open_or_make(
             path, "list of files", lambda: _list(root, folders, classes), collection
         )
-        images = images.with_test_split(config.test_fraction)
+        images = images.with_test_split(config.test_fraction).over(config.background)
         return decoded_once(images) if config.augmentation == PAD_CROP else images
 
 

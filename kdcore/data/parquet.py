@@ -8,8 +8,9 @@ test split: `test`, or without it `validation` or `val`, which are otherwise ign
 split, a share of the images is set aside for it.
 
 Classes are the sorted labels of the training part, or those named in Hugging Face's schema. Only
-the label columns are read at first; they are cached until path, size or time of a file changes.
-The digest is of names and sizes of the files, of labels and splits.
+the label columns, and 256 MiB of images at most, are read at first; what they tell is cached until
+path, size or time of a file changes. The digest is of names and sizes of the files, of labels and
+splits, and of the background where one of those images is transparent.
 
 A row cannot be read without its row group, so images are shuffled in a moving window; see `Rows`.
 Files whose rows are sorted by class should have row groups of a few megabytes. Small images of one
@@ -18,6 +19,7 @@ size can be decoded once, into an image table: `augmentation: pad_crop`.
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,6 +104,13 @@ class Rows(ImageStore):
         begin = (begin - _WINDOW_BYTES / 2).clamp(0, total - _WINDOW_BYTES)
         place = torch.rand(len(group), dtype=torch.float64) * _WINDOW_BYTES
         return (begin[group] + place).argsort(stable=True)
+
+    def perhaps_transparent(self) -> Tensor:
+        """All images, if they fit into one window; else those of row groups at even distances."""
+        sizes = torch.tensor([size for _, _, size in self.row_groups], dtype=torch.float64)
+        total = float(sizes[self.group].sum())
+        distance = max(1, math.ceil(total / _WINDOW_BYTES))
+        return (self.group % distance == 0).nonzero().flatten()
 
     def read(self, image_ids: Tensor) -> Iterator[EncodedImage]:
         groups, rows = self.group[image_ids], self.row[image_ids]
@@ -233,7 +242,7 @@ class ParquetSource(Source):
 
         path = cache_path.with_name(f"{cache_path.name}.arrow")
         images = open_or_make(path, "list of rows", make, collection)
-        images = images.with_test_split(config.test_fraction)
+        images = images.with_test_split(config.test_fraction).over(config.background)
         return decoded_once(images) if config.augmentation == PAD_CROP else images
 
 

@@ -51,6 +51,7 @@ DATA_SETS: Mapping[str, DataSet] = {
             "image_size": (224, 224),
             "augmentation": RESIZED_CROP,
             "test_fraction": None,
+            "background": None,
         },
     ),
     "parquet": DataSet(
@@ -59,6 +60,7 @@ DATA_SETS: Mapping[str, DataSet] = {
             "image_size": (224, 224),
             "augmentation": RESIZED_CROP,
             "test_fraction": None,
+            "background": None,
             "image_column": "image",
             "label_column": "label",
         },

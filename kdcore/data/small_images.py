@@ -53,12 +53,12 @@ def _pixels(images: StreamedCollection) -> Tensor:
     count = len(images.labels)
     encoded = images.store.read(torch.arange(count))
     first = next(encoded)
-    opened = opened_image(first)
+    opened = opened_image(first, images.background)
     pixels = _room_for(count, opened)
     pixels[0] = _tensor_of(opened)
 
     def decode(image: EncodedImage, place: Tensor) -> None:
-        opened = opened_image(image)
+        opened = opened_image(image, images.background)
         if opened.size != (place.shape[2], place.shape[1]):
             raise DataError(
                 f"image {image.place} is {opened.height}x{opened.width}, but {first.place} "

@@ -1,7 +1,10 @@
 """Data sets larger than memory: images are read and decoded ahead of training."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +14,8 @@ import torch
 from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, open_or_make
-from kdcore.data.decoding import DecodingTask, EncodedImage
+from kdcore.data.colour import WHITE, Colour
+from kdcore.data.decoding import DecodingTask, EncodedImage, is_transparent
 from kdcore.data.decoding_pool import decode_in_order
 from kdcore.data.source import Collection, PixelStatistics
 from kdcore.data.split import Split
@@ -24,6 +28,10 @@ _PART = 16
 _MOST_PROCESSES = 16
 
 _SAMPLE = 2048
+
+# For looking at images once, by a process that does not train.
+_THREADS = 4
+_AT_ONCE = 64
 
 # Names of the parts. The first of TESTS that is there is the test split, others are ignored: the
 # images that rank trials are always held out of the training part.
@@ -41,6 +49,10 @@ class ImageStore(ABC):
     @abstractmethod
     def read(self, image_ids: Tensor) -> Iterator[EncodedImage]:
         """Yields the images with these ids [n], int64, in this order, reading them lazily."""
+
+    @abstractmethod
+    def perhaps_transparent(self) -> Tensor:
+        """The ids [n], int64, of images to look at to know whether any is transparent."""
 
     def shuffled(self, image_ids: Tensor) -> Tensor:
         """A random order [n], int64, of these images, by PyTorch's global random state."""
@@ -61,6 +73,7 @@ class StreamedSplit(Split):
         image_size: height and width of the crops.
         view_seed: of the augmentation.
         device: of the batches.
+        background: behind transparent images.
     """
 
     store: ImageStore
@@ -69,6 +82,7 @@ class StreamedSplit(Split):
     image_size: tuple[int, int]
     view_seed: int
     device: torch.device
+    background: Colour = WHITE
 
     def sides(self) -> tuple[int, int]:
         return self.image_size
@@ -119,6 +133,7 @@ class StreamedSplit(Split):
                     self.image_size,
                     self.view_seed,
                     view,
+                    self.background,
                 )
                 for batch in batches
                 for ids in torch.split(batch, _PART)
@@ -155,11 +170,13 @@ class StreamedCollection(Collection):
         store: of the images.
         view_seed: of the augmentation.
         cache_path: of the cached statistics, without suffix.
+        background: behind transparent images.
     """
 
     store: ImageStore
     view_seed: int
     cache_path: Path
+    background: Colour = WHITE
 
     def split(self, positions: Tensor) -> StreamedSplit:
         return StreamedSplit(
@@ -169,6 +186,7 @@ class StreamedCollection(Collection):
             self.image_size,
             self.view_seed,
             positions.device,
+            self.background,
         )
 
     def with_test_split(self, test_fraction: float | None) -> "StreamedCollection":
@@ -197,6 +215,36 @@ class StreamedCollection(Collection):
             )
         return replace(self, is_test=stratified_mask(self.labels, images, _TEST_SEED))
 
+    def over(self, background: Colour | None) -> "StreamedCollection":
+        """The same images over a background, with a digest that tells so if one is transparent.
+
+        Earlier versions dropped transparency, so what was made of transparent images then
+        (tables, statistics, teachers and their outputs) must not be taken for what is made now. Of
+        other images everything stays valid, whatever the background.
+
+        Args:
+            background: from the configuration; None for white.
+        """
+        background = background or WHITE
+        if not self._any_transparent():
+            return replace(self, background=background)
+        digest = hashlib.sha256(json.dumps([self.digest, "over", background]).encode())
+        return replace(self, background=background, digest=digest.hexdigest()[:16])
+
+    def _any_transparent(self) -> bool:
+        """Whether an image is transparent, which is looked up once."""
+        candidates = self.store.perhaps_transparent()
+        if len(candidates) == 0:
+            return False
+
+        def look() -> pa.RecordBatch:
+            return pa.record_batch({"any": [_any_transparent(self.store, candidates)]})
+
+        path = self.cache_path.with_name(f"{self.cache_path.name}-transparent.arrow")
+        return open_or_make(
+            path, "note on transparent images", look, lambda batch: bool(batch["any"][0].as_py())
+        )
+
     def statistics(self, positions: Tensor) -> PixelStatistics:
         """Estimates mean and deviation on 2,048 images, the same ones for the same split."""
         with torch.random.fork_rng(devices=[]):
@@ -218,3 +266,12 @@ class StreamedCollection(Collection):
             estimate,
             lambda batch: (tuple(batch["mean"].to_pylist()), tuple(batch["std"].to_pylist())),
         )
+
+
+def _any_transparent(store: ImageStore, image_ids: Tensor) -> bool:
+    encoded = store.read(image_ids)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="looking") as pool:
+        while some := list(islice(encoded, _AT_ONCE)):
+            if any(pool.map(is_transparent, some)):
+                return True
+    return False

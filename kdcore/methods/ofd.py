@@ -141,7 +141,10 @@ class OFD(Method):
 
     paper: ClassVar[str] = "arXiv:1904.01866"
     published: ClassVar[Mapping[Benchmark, Published]] = {
-        "cifar": Published("mdistiller, mdistiller/engine/cfg.py"),
+        "cifar": Published(
+            "mdistiller, mdistiller/engine/cfg.py and mdistiller/distillers/OFD.py",
+            {"teacher_bn": "batch"},
+        ),
         "imagenet": Published(
             "overhaul-distillation, ImageNet/train_with_distillation.py",
             {"weight": 0.0001, "teacher_bn": "batch"},

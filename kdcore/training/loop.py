@@ -41,7 +41,8 @@ def train(
     """Trains a student, and yields a report after each epoch.
 
     Args:
-        student: trained in place; ends with the weights of the last epoch, not the best.
+        student: trained in place; ends with the weights of the last epoch, not the best; where
+            nothing is held out, with their moving average, if there is one.
         terms: added to cross-entropy.
         teacher: frozen and in evaluation mode; None if no term needs one.
         data: the images.
@@ -74,7 +75,7 @@ def train(
     run = Run(
         student, terms, teacher, data, recipe, device, execution, teacher_execution, cache, parts
     )
-    heldout = data.heldout.to(device)
+    heldout, nothing_held_out = data.heldout.to(device), data.config.heldout_fraction == 0
     finished, best = 0, None
     if state is not None:
         run.restore(state)
@@ -95,12 +96,19 @@ def train(
             raise NonFiniteLossError(
                 f"the held-out loss is not finite after epoch {epoch}; lower the learning rate"
             )
-        if best is None or (accuracy, -heldout_loss) > (best["accuracy"], -best["loss"]):
+        result, of_average = student, False
+        if run.average is not None:
+            averaged = evaluate(run.average.network, heldout)
+            # Without held-out images, a choice would be made on the test split.
+            of_average = nothing_held_out or _better(averaged, (accuracy, heldout_loss))
+            if of_average:
+                result, (accuracy, heldout_loss) = run.average.network, averaged
+        if best is None or _better((accuracy, heldout_loss), (best["accuracy"], best["loss"])):
             best = {
                 "epoch": epoch,
                 "accuracy": accuracy,
                 "loss": heldout_loss,
-                "student": {k: v.clone() for k, v in student.backbone.state_dict().items()},
+                "student": {k: v.clone() for k, v in result.backbone.state_dict().items()},
             }
         if checkpoint_dir is not None:
             progress = {
@@ -117,7 +125,7 @@ def train(
             epochs=run.epochs,
             train_loss=means[0],
             train_terms=dict(zip(run.names, means[1:], strict=True)),
-            train_accuracy=meters.right.item() / (run.steps * run.batch_size),
+            train_accuracy=meters.right.item() / (run.steps * run.images_in_step),
             heldout_accuracy=accuracy,
             heldout_loss=heldout_loss,
             best_heldout_accuracy=best["accuracy"],
@@ -127,7 +135,15 @@ def train(
             teacher=run.teacher_source(cached),
             teacher_seconds_saved=cached.seconds_saved if cached is not None else 0.0,
             parts=parts,
+            of_average=of_average,
         )
+    if run.average is not None and nothing_held_out:
+        student.backbone.load_state_dict(run.average.network.backbone.state_dict())
+
+
+def _better(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Whether the first of two pairs of accuracy and loss is better; the loss breaks ties."""
+    return (first[0], -first[1]) > (second[0], -second[1])
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

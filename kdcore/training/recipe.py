@@ -28,12 +28,20 @@ _USED_BY = {
     "gamma": ("schedule", ("step",)),
     "minimum_learning_rate": ("schedule", ("cosine", "step")),
     "nesterov": ("optimizer", ("sgd",)),
-    "betas": ("optimizer", ("adamw",)),
+    "betas": ("optimizer", ("adamw", "lamb")),
 }
 
 # Keys that came after version 0.1.0. At their defaults they are not written, so that what was
 # trained before is still known by its recipe.
-_LATER_KEYS = (*_USED_BY, "decay_norms_and_biases", "preparation_on_top")
+_LATER_KEYS = (
+    *_USED_BY,
+    "decay_norms_and_biases",
+    "preparation_on_top",
+    "label_smoothing",
+    "ema_decay",
+    "drop_path",
+    "accumulation",
+)
 
 # Keys that count epochs; those of a named recipe keep their share of other `epochs`.
 _IN_EPOCHS = ("milestones", "warmup_epochs")
@@ -52,11 +60,15 @@ class BaseRecipe(BaseModel):
 
     Args:
         epochs: passes over the training images.
-        batch_size: images in a step; an incomplete last batch is dropped.
-        optimizer: `sgd` with momentum, or `adamw`.
+        batch_size: images that are trained on at once; an incomplete last batch is dropped.
+        accumulation: batches in a step of the optimiser, whose gradients are averaged; an
+            incomplete last step is dropped. Batch norms, and methods that compare the images of a
+            batch, see one batch at a time.
+        optimizer: `sgd` with momentum, `adamw`, or `lamb`.
         momentum: of SGD.
         nesterov: Nesterov's momentum, for SGD.
-        betas: of AdamW, for the means of gradients and of their squares; by default 0.9 and 0.999.
+        betas: of AdamW and LAMB, for the means of gradients and of their squares; by default 0.9
+            and 0.999.
         weight_decay: of all parameters.
         decay_norms_and_biases: whether it is also of parameters with one dimension, those of norms
             and biases, in student and helpers.
@@ -70,6 +82,15 @@ class BaseRecipe(BaseModel):
         warmup_epochs: epochs of linear warm-up of the learning rate, from zero.
         gradient_clip_norm: maximum norm of the gradients of student and helpers together; None for
             no clipping.
+        label_smoothing: share of the target that all classes have in equal parts, in cross-entropy
+            with the labels; the methods' terms, and held-out losses, are as without.
+        ema_decay: of an exponential moving average of the student's weights, updated after each
+            step; after n steps the decay is at most (1 + n) / (10 + n). The better of the average
+            and the weights, on the held-out images, is the epoch's result; where nothing is held
+            out, the average is. None for no average.
+        drop_path: probability at the last block of skipping it for an image (stochastic depth),
+            from 0 at the first; None for the library's own, which is 0 but for some networks of
+            torchvision.
         preparation_on_top: whether the preparatory stages of methods come before these epochs, at
             the learning rate itself, after which the schedule begins; else the first of these
             epochs are theirs. Their length is a share of `epochs` either way; warm-ups of other
@@ -86,7 +107,8 @@ class BaseRecipe(BaseModel):
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(64, ge=2)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    accumulation: int = Field(1, ge=1)
+    optimizer: Literal["sgd", "adamw", "lamb"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
     betas: tuple[_Beta, _Beta] = (0.9, 0.999)
@@ -98,6 +120,9 @@ class BaseRecipe(BaseModel):
     minimum_learning_rate: float = Field(0.0, ge=0)
     warmup_epochs: float = Field(0.0, ge=0)
     gradient_clip_norm: float | None = Field(None, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    drop_path: float | None = Field(None, ge=0, lt=1)
     preparation_on_top: bool = False
     acceleration: Literal["auto", "off"] = "auto"
     compile: bool = False
@@ -170,6 +195,11 @@ class BaseRecipe(BaseModel):
                 f"learning_rate, which is {learning_rate}"
             )
 
+    @property
+    def images_in_step(self) -> int:
+        """Images in a step of the optimiser."""
+        return self.batch_size * self.accumulation
+
     def epochs_on_top(self, methods: "Iterable[Params]") -> int:
         """Epochs of the preparatory stages of methods that come before the recipe's.
 
@@ -188,7 +218,8 @@ class BaseRecipe(BaseModel):
         """
         words = [
             f"{self.epochs} epochs",
-            f"batch {self.batch_size}",
+            f"batch {self.batch_size}"
+            + (f" times {self.accumulation} a step" if self.accumulation > 1 else ""),
             f"{self.optimizer} {learning_rate}",
         ]
         if self.optimizer == "sgd":
@@ -207,6 +238,12 @@ class BaseRecipe(BaseModel):
             words.append(f"{self.schedule}{floor}")
         if self.gradient_clip_norm is not None:
             words.append(f"clipped at {self.gradient_clip_norm:g}")
+        if self.label_smoothing:
+            words.append(f"labels smoothed by {self.label_smoothing:g}")
+        if self.ema_decay is not None:
+            words.append(f"moving average of weights {self.ema_decay:g}")
+        if self.drop_path is not None:
+            words.append(f"drop path {self.drop_path:g}")
         if self.preparation_on_top:
             words.append("preparatory epochs on top")
         return ", ".join(words)

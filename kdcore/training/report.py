@@ -24,7 +24,9 @@ class EpochReport:
         teacher: where its outputs came from: `cached`, `computed` into the cache in this epoch,
             `live` in every step, or `none` if no term needs them.
         teacher_seconds_saved: seconds that the cached outputs had taken to compute.
-        parts: into which each batch was split (gradient accumulation).
+        parts: into which each batch was split, where a whole one did not fit into memory.
+        of_average: whether the held-out numbers are of the moving average of the student's weights,
+            as it was better than the weights themselves.
     """
 
     epoch: int
@@ -41,3 +43,4 @@ class EpochReport:
     teacher: Literal["none", "live", "computed", "cached"] = "none"
     teacher_seconds_saved: float = 0.0
     parts: int = 1
+    of_average: bool = False

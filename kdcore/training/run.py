@@ -1,12 +1,12 @@
 """A training run: its networks and optimiser, its steps, and the state that a checkpoint holds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from kdcore.backbones.tracing.torch_private import MOMENTUM
 from kdcore.contract.method import Method
@@ -16,6 +16,9 @@ from kdcore.execution.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import Classifier
 from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
+from kdcore.training.average import WeightAverage
+from kdcore.training.labels import label_loss
+from kdcore.training.lamb import Lamb
 from kdcore.training.recipe import Recipe
 
 
@@ -47,6 +50,8 @@ def _optimizer(
             for parameter in (*decayed, *undecayed):
                 sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
         return sgd
+    if recipe.optimizer == "lamb":
+        return Lamb(groups, recipe.learning_rate, recipe.betas)
     return torch.optim.AdamW(
         groups, recipe.learning_rate, recipe.betas, fused=True, capturable=captured
     )
@@ -89,6 +94,8 @@ class Run:
         parts: int,
     ) -> None:
         self.execution, self.teacher_execution, self.parts = execution, teacher_execution, parts
+        if recipe.drop_path is not None:
+            student.backbone.set_drop_path(recipe.drop_path)
         self.student = student.train()
         self.methods = [term.method for term in terms]
         self.helpers = nn.ModuleList(self.methods).train()
@@ -102,6 +109,7 @@ class Run:
             self.run_student = torch.compile(student.taps, dynamic=False)
         execution.place(self.student, device)
         execution.place(self.helpers, device)
+        self.average = WeightAverage(student, recipe.ema_decay) if recipe.ema_decay else None
         self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
         pairs = [pair for method in self.methods for pair in method.pairs]
         self.student_maps = frozenset(pair.student for pair in pairs)
@@ -131,7 +139,9 @@ class Run:
         self.epochs = self.epochs_on_top + recipe.epochs
         self.split = data.train.to(device)
         self.batch_size = min(recipe.batch_size, len(self.split))
-        self.steps = len(self.split) // self.batch_size
+        batches = len(self.split) // self.batch_size
+        self.accumulation = min(recipe.accumulation, batches)
+        self.steps = batches // self.accumulation
         undecayed = {
             id(parameter)
             for method in self.methods
@@ -148,6 +158,11 @@ class Run:
             captured=self.captures,
         )
 
+    @property
+    def images_in_step(self) -> int:
+        """Images in a step of the optimiser."""
+        return self.batch_size * self.accumulation
+
     def state(self) -> dict[str, Any]:
         """Everything that later epochs depend on."""
         return {
@@ -155,6 +170,7 @@ class Run:
             "helpers": self.helpers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            **({"average": self.average.state()} if self.average else {}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -164,6 +180,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.restore(state["average"])
 
     def cached_view(self, view: int) -> CachedView | None:
         """The teacher's cached outputs for a view; if there are none, places the teacher."""
@@ -193,31 +211,43 @@ class Run:
             weights = torch.tensor([float(counts) for counts in counted], device=self.device)
         for method in self.methods:
             method.begin_epoch(epoch, self.epochs)
-        order = order[: self.steps * self.batch_size]
+        images_in_step = self.images_in_step
+        order = order[: self.steps * images_in_step]
         views = self.split.views(order, view, self.batch_size)
+        batches = zip(views, torch.split(order, self.batch_size), strict=True)
 
-        def step(images: Tensor, positions: Tensor) -> None:
+        def step(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
             self.optimizer.zero_grad(set_to_none=True)
-            for part, places in zip(
-                images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
-            ):
-                batch = Batch(self.split.labels[places], places, epoch, self.epochs)
-                share = len(places) / len(positions)
-                self._add_gradients(part, batch, cached, weights, counted, meters, share)
+            for images, positions in batches:
+                for part, places in zip(
+                    images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
+                ):
+                    batch = Batch(self.split.labels[places], places, epoch, self.epochs)
+                    share = len(places) / images_in_step
+                    self._add_gradients(part, batch, cached, weights, counted, meters, share)
             meters.step += 1
             if self.recipe.gradient_clip_norm is not None:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            if self.average:
+                self.average.update()
+
+        def whole_step(images: Tensor, positions: Tensor) -> None:
+            split = (torch.split(whole, self.batch_size) for whole in (images, positions))
+            step(zip(*split, strict=True))
 
         captured: CapturedStep | None = None
-        for number, images in enumerate(views):
-            positions = order[number * self.batch_size : (number + 1) * self.batch_size]
+        for number in range(self.steps):
             self._set_rate(self._rate_at(epoch - 1 + (number + 0.5) / self.steps))
-            if self.captures and number == WARMUP_STEPS:
-                captured = CapturedStep(step, images, positions)
-            (captured or step)(images, positions)
+            of_step = islice(batches, self.accumulation)
+            if not self.captures or number < WARMUP_STEPS:
+                step(of_step)
+                continue
+            images, positions = map(torch.cat, zip(*of_step, strict=True))
+            captured = captured or CapturedStep(whole_step, images, positions)
+            captured(images, positions)
         return meters
 
     def _rate_at(self, progress_epochs: float) -> float:
@@ -251,9 +281,12 @@ class Run:
         with self.execution.autocast(self.device):
             student_taps = self.run_student(images, self.needs, labels, self.student_maps)
             teacher_taps = self._teacher_taps(images, batch, cached, student_taps)
-            terms = [cross_entropy(student_taps.logits.to(full), labels)]
+            smoothing = self.recipe.label_smoothing
+            terms = [label_loss(student_taps.logits.to(full), labels, smoothing=smoothing)]
             if auxiliary := student_taps.auxiliary_logits:
-                losses = [cross_entropy(logits.to(full), labels) for logits in auxiliary]
+                losses = [
+                    label_loss(logits.to(full), labels, smoothing=smoothing) for logits in auxiliary
+                ]
                 terms.append(torch.stack(losses).sum())
             terms += [method(student_taps, teacher_taps, batch).to(full) for method in self.methods]
         # Terms that do not count give no gradient at all. With zero gradients, weight decay would

@@ -161,6 +161,7 @@ def _prepared(
     except ConfigError as error:
         problems.append(Problem(key="teacher.weights", message=str(error)))
     pairs = _network_pairs(experiment, data, problems)
+    problems += _drop_path_problems(experiment, tuple(pairs), data)
     return Prepared(experiment, data, teacher_path, is_ready(teacher_path), pairs), problems
 
 
@@ -190,6 +191,26 @@ def _network_pairs(
             if problem not in problems:  # the teacher's comes with every student
                 problems.append(problem)
     return pairs
+
+
+def _drop_path_problems(
+    experiment: Experiment, students: Iterable[str], data: ImageData
+) -> list[Problem]:
+    """Networks without the stochastic depth that their recipe asks for."""
+    teacher = experiment.teacher
+    asked = [("training", name, experiment.training.drop_path) for name in students]
+    if teacher.training is not None:
+        asked.append(("teacher.training", teacher.backbone, teacher.training.drop_path))
+    problems = []
+    for key, name, rate in asked:
+        if rate is None:
+            continue
+        try:
+            with torch.device("meta"):
+                constructor_of(name)(data.num_classes, data.in_channels).set_drop_path(rate)
+        except ConfigError as error:
+            problems.append(Problem(key=f"{key}.drop_path", message=f"{name}: {error}"))
+    return problems
 
 
 def _refusals(

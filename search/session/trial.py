@@ -88,7 +88,9 @@ def as_result(report: Mapping[str, Any], saved: int) -> dict[str, Any]:
         report: of the epoch, as `EpochReport`'s fields.
         saved: the epoch of the newest checkpoint on the storage.
     """
-    whole = EpochReport(**{name: report[name] for name in EpochReport.__annotations__})
+    # A checkpoint of an earlier version has reports without the later fields.
+    known = EpochReport.__annotations__.keys() & report.keys()
+    whole = EpochReport(**{name: report[name] for name in known})
     return {METRIC: report[METRIC], TIME: report[TIME], SAVED: saved, REPORT: whole}
 
 

@@ -11,9 +11,8 @@ What differs from the published code, as read there and here:
 - crd draws negatives with replacement, at most as many as there are images outside the largest
   class; theirs without. Its bank begins with directions, theirs with uniform numbers. Theirs adds
   1e-7 to denominators, which makes a loss on CIFAR-100 larger by 0.01.
-- ofd leaves the teacher in evaluation mode unless `teacher_bn` is `batch`. mdistiller's is in
-  training mode, so the comparison has `batch`; the teacher's running statistics, which nothing
-  reads, move there and not here. Connectors begin with PyTorch's initial weights, theirs with He's.
+- The running statistics of ofd's teacher, which nothing reads, move there and not here. Connectors
+  begin with PyTorch's initial weights, theirs with He's.
 - dkd's weight of non-targets is 8 unless it is set; mdistiller's file of this pair has 2, as has
   ours in `experiments/published`.
 """

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from kdcore.backbones.drop_path import DropPath
 from kdcore.backbones.tracing.torch_private import BATCH_NORMS, modules_around
 
 _OUT_OF_PLACE: Mapping[Any, Any] = {
@@ -42,7 +43,8 @@ class Tracer(fx.Tracer):
         self._leaf_modules = leaf_modules
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return isinstance(module, self._leaf_modules) or super().is_leaf_module(module, path)
+        own = isinstance(module, (DropPath, *self._leaf_modules))
+        return own or super().is_leaf_module(module, path)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from kdcore.backbones.drop_path import DropPath
 from kdcore.backbones.tracing.graph import Sizes, first_input, normalized
 from kdcore.backbones.tracing.torch_private import DROPOUTS, function_of, modules_around
 from kdcore.contract.taps import TapInfo
@@ -74,7 +75,7 @@ class TapFinder:
     def _drops(self, node: fx.Node) -> bool:
         """Whether the node is an identity in evaluation."""
         module = self._module(node)
-        return node.target in _DROPPING or isinstance(module, (nn.Identity, DROPOUTS))
+        return node.target in _DROPPING or isinstance(module, (nn.Identity, DROPOUTS, DropPath))
 
     def _undropped(self, node: fx.Node) -> fx.Node:
         while self._drops(node):

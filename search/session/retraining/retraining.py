@@ -78,7 +78,7 @@ def run_again(
     student = build_classifier(config.student, data, seed=0)
     student.backbone.load_state_dict(best["student"])
     test_accuracy, _ = evaluate(student.to(default_device()), data.test)
-    batch_size = config.training.batch_size
+    images_in_step = config.training.images_in_step
     run = ConfirmationRun(
         seed=seed,
         accuracies=tuple(report["heldout_accuracy"] for report in reports),
@@ -87,7 +87,7 @@ def run_again(
         best_epoch=best["epoch"],
         test_accuracy=test_accuracy,
         train_seconds=sum(report["epoch_seconds"] for report in reports),
-        images=len(reports) * (len(data.train) // batch_size) * batch_size,
+        images=len(reports) * (len(data.train) // images_in_step) * images_in_step,
         checkpoint=folder,
     )
     return run, reports

@@ -1,7 +1,9 @@
 """Small photographs that tests make themselves: in folders of files, and as Parquet."""
 
 import io
-from collections.abc import Mapping
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +29,25 @@ def encoded(image: Image.Image, kind: str = "JPEG", **settings: object) -> bytes
     content = io.BytesIO()
     image.save(content, kind, **settings)
     return content.getvalue()
+
+
+def png(
+    width: int,
+    depth: int,
+    colour: int,
+    rows: Sequence[bytes],
+    chunks: Sequence[tuple[bytes, bytes]] = (),
+) -> bytes:
+    """A PNG of any bit depth and colour type, as its specification has it; Pillow writes few."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def write_folders(root: Path, parts: Mapping[str, int], classes: tuple[str, ...] = CLASSES) -> Path:

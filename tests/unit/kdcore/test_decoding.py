@@ -1,7 +1,8 @@
 """Encoded images become pixels: formats, orientation, crops, and files that are damaged."""
 
 import io
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from kdcore.data.decoding import DecodingTask, EncodedImage, centre_crop, decode, decode_task
+from kdcore.data.colour import WHITE
+from kdcore.data.decoding import (
+    DecodingTask,
+    EncodedImage,
+    centre_crop,
+    decode,
+    decode_task,
+    is_transparent,
+)
 from kdcore.data.views import is_mirrored, patch_draws, patch_of
-from tests.unit.kdcore.photographs import encoded, photograph
+from tests.unit.kdcore.photographs import encoded, photograph, png
 
 PHOTOGRAPH = photograph(0)
 
@@ -33,11 +42,6 @@ def _grey_16() -> bytes:
     return encoded(Image.fromarray(levels), "PNG")
 
 
-def _transparent_palette() -> bytes:
-    degrees = bytes(range(64))
-    return encoded(PHOTOGRAPH.quantize(64), "PNG", transparency=degrees)
-
-
 FORMATS: dict[str, tuple[bytes, Tensor]] = {
     "png": (encoded(PHOTOGRAPH, "PNG"), pixels_of(PHOTOGRAPH)),
     "webp": (encoded(PHOTOGRAPH, "WEBP", lossless=True), pixels_of(PHOTOGRAPH)),
@@ -50,7 +54,6 @@ FORMATS: dict[str, tuple[bytes, Tensor]] = {
         pixels_of(PHOTOGRAPH),
     ),
     "palette": (encoded(PHOTOGRAPH.quantize(64), "PNG"), pixels_of(PHOTOGRAPH.quantize(64))),
-    "transparent palette": (_transparent_palette(), pixels_of(PHOTOGRAPH.quantize(64))),
     "black and white": (
         encoded(PHOTOGRAPH.convert("1"), "PNG"),
         pixels_of(PHOTOGRAPH.convert("1")),
@@ -74,6 +77,153 @@ def test_jpegs_of_every_mode_come_back_as_rgb(mode: str) -> None:
     expected = pixels_of(PHOTOGRAPH.convert("L") if mode == "L" else PHOTOGRAPH)
     assert shown.shape == expected.shape
     assert (shown.float() - expected.float()).abs().mean() < 3
+
+
+# Colours, alpha and background of pixels in one row -> what a viewer shows.
+BLACK_BEHIND, BLUE_BEHIND = (0, 0, 0), (0, 0, 255)
+
+
+def over(colour: Sequence[int], alpha: int, background: Sequence[int]) -> list[int]:
+    """A pixel over another, to the nearest."""
+    return [
+        int((level * alpha + behind * (255 - alpha)) / 255 + 0.5)
+        for level, behind in zip(colour, background, strict=True)
+    ]
+
+
+def words(*values: int) -> bytes:
+    return struct.pack(f">{len(values)}H", *values)
+
+
+LEVELS = (0, 1, 100, 128, 200, 254, 255)
+COLOURS = [(255, 0, 0), (7, 77, 177), (0, 0, 0), (255, 255, 255), (0, 200, 0), (1, 2, 3), (9, 8, 7)]
+PIXELS = list(zip(COLOURS, LEVELS, strict=True))
+GREYS = list(zip([(v, v, v) for v in (0, 10, 90, 128, 200, 254, 255)], LEVELS, strict=True))
+PALETTE = (b"PLTE", b"".join(map(bytes, COLOURS)))
+
+
+def webp() -> bytes:
+    image = Image.frombytes("RGBA", (7, 1), b"".join(bytes((*c, a)) for c, a in PIXELS))
+    return encoded(image, "WEBP", lossless=True, exact=True)
+
+
+# Name -> file, and colour and alpha of each of its pixels; the files hold exactly these.
+TRANSPARENT: dict[str, tuple[bytes, list[tuple[tuple[int, int, int], int]]]] = {
+    "rgb, alpha": (png(7, 8, 6, [b"".join(bytes((*c, a)) for c, a in PIXELS)]), PIXELS),
+    "rgb, alpha, 16 bits": (
+        png(7, 16, 6, [b"".join(words(*(257 * v for v in (*c, a))) for c, a in PIXELS)]),
+        PIXELS,
+    ),
+    "grey, alpha": (png(7, 8, 4, [b"".join(bytes((c[0], a)) for c, a in GREYS)]), GREYS),
+    "grey, alpha, 16 bits": (
+        png(7, 16, 4, [b"".join(words(257 * c[0], 257 * a) for c, a in GREYS)]),
+        GREYS,
+    ),
+    "webp": (webp(), PIXELS),
+    "palette with alpha": (
+        png(7, 8, 3, [bytes(range(7))], [PALETTE, (b"tRNS", bytes(LEVELS))]),
+        PIXELS,
+    ),
+    "palette with alpha of some": (
+        png(7, 4, 3, [b"\x01\x23\x45\x60"], [PALETTE, (b"tRNS", bytes(LEVELS[:3]))]),
+        [(c, a if i < 3 else 255) for i, (c, a) in enumerate(PIXELS)],
+    ),
+    "palette with a transparent colour": (
+        png(2, 1, 3, [b"\x40"], [PALETTE, (b"tRNS", b"\0")]),
+        [(COLOURS[0], 0), (COLOURS[1], 255)],
+    ),
+    "rgb with a transparent colour": (
+        png(2, 8, 2, [bytes((1, 2, 3, 1, 2, 4))], [(b"tRNS", words(1, 2, 3))]),
+        [((1, 2, 3), 0), ((1, 2, 4), 255)],
+    ),
+    "rgb, 16 bits, with a transparent colour": (
+        png(2, 16, 2, [words(256, 512, 768, 1, 2, 3)], [(b"tRNS", words(256, 512, 768))]),
+        [((1, 2, 3), 0), ((0, 0, 0), 255)],
+    ),
+    "black and white with a transparent level": (
+        png(8, 1, 0, [b"\xa0"], [(b"tRNS", words(1))]),
+        [((255,) * 3, 0), ((0,) * 3, 255)] * 2 + [((0,) * 3, 255)] * 4,
+    ),
+    "grey, 2 bits, with a transparent level": (
+        png(4, 2, 0, [b"\x1b"], [(b"tRNS", words(2))]),
+        [((0,) * 3, 255), ((85,) * 3, 255), ((170,) * 3, 0), ((255,) * 3, 255)],
+    ),
+    "grey, 4 bits, with a transparent level": (
+        png(2, 4, 0, [b"\x5a"], [(b"tRNS", words(5))]),
+        [((85,) * 3, 0), ((170,) * 3, 255)],
+    ),
+    "grey, 8 bits, with a transparent level": (
+        png(2, 8, 0, [b"\x05\xa0"], [(b"tRNS", words(5))]),
+        [((5,) * 3, 0), ((160,) * 3, 255)],
+    ),
+    "grey, 16 bits, with a transparent level": (
+        png(2, 16, 0, [words(257 * 9, 257 * 90)], [(b"tRNS", words(257 * 9))]),
+        [((9,) * 3, 0), ((90,) * 3, 255)],
+    ),
+}
+
+
+def row_of(content: bytes, background: tuple[int, int, int]) -> list[list[int]]:
+    return pixels_of(decode(content, background))[:, 0].T.tolist()
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_transparent_images_are_shown_over_the_background(name: str) -> None:
+    content, pixels = TRANSPARENT[name]
+    assert is_transparent(EncodedImage("", content))
+    assert decode(content).mode == "RGB"
+    assert row_of(content, WHITE) == [over(*pixel, (255, 255, 255)) for pixel in pixels]
+    assert torch.equal(decoded(content), pixels_of(decode(content, WHITE)))
+    for background in (BLACK_BEHIND, BLUE_BEHIND):
+        assert row_of(content, background) == [over(*pixel, background) for pixel in pixels]
+
+
+def test_opaque_images_do_not_show_the_background() -> None:
+    photograph = encoded(PHOTOGRAPH.convert("CMYK"))
+    for content in (*(content for content, _ in FORMATS.values()), photograph):
+        assert not is_transparent(EncodedImage("", content))
+        assert torch.equal(pixels_of(decode(content, BLUE_BEHIND)), decoded(content))
+    assert not is_transparent(EncodedImage("", b"no image"))
+    assert not is_transparent(EncodedImage("", TRANSPARENT["rgb, alpha"][0][:60]))
+
+
+def test_16_bits_of_each_colour_lose_the_lower_8() -> None:
+    content = png(2, 16, 2, [words(257 * 7, 257 * 77, 257 * 177, 0xFFFF, 0x01FF, 0)])
+    assert row_of(content, WHITE) == [[7, 77, 177], [255, 1, 0]]
+
+
+def test_a_task_shows_its_background() -> None:
+    content = png(1, 8, 6, [bytes(4)])
+    for view in (None, 0):
+        task = DecodingTask((EncodedImage("", content),), (0,), (2, 2), 0, view, BLUE_BEHIND)
+        assert (decode_task(task)[0] == torch.tensor(BLUE_BEHIND)[:, None, None]).all()
+
+
+def test_the_ink_of_a_jpeg_is_inverted_as_adobes_is_with_and_without_its_marker() -> None:
+    """255 is no ink, as Adobe writes it, and as browsers take every such file."""
+    ink = (40, 200, 90, 60)
+    marked = encoded(Image.new("CMYK", (16, 16), ink), quality=100)
+    place = marked.index(b"\xff\xee\0\x0eAdobe")
+    *colours, black = (255 - each for each in ink)
+    expected = torch.tensor([each * black / 255 for each in colours])
+    for content in (marked, marked[:place] + marked[place + 16 :]):
+        assert (decoded(content).float() - expected[:, None, None]).abs().max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_transparent_photograph_is_turned_with_its_alpha(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    image = PHOTOGRAPH.convert("RGBA")
+    half = Image.new("L", image.size, 255)
+    half.paste(0, (0, 0, image.width, image.height // 2))
+    image.putalpha(half)
+    settings = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    shown = decoded(encoded(image, kind, exif=exif, **settings))
+    turned = pixels_of(PHOTOGRAPH.transpose(Image.Transpose.ROTATE_270))
+    white = image.height // 2
+    assert torch.equal(shown[:, :, :-white], turned[:, :, :-white])
+    assert (shown[:, :, -white:] == 255).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

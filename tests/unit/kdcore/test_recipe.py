@@ -62,6 +62,9 @@ LATER: tuple[dict[str, Any], ...] = (
     {"optimizer": "adamw", "betas": (0.8, 0.95)},
     {"schedule": "step", "milestones": (1, 2), "gamma": 0.3, "minimum_learning_rate": 0.001},
     {"preparation_on_top": True},
+    {"optimizer": "lamb", "label_smoothing": 0.1},
+    {"ema_decay": 0.9, "drop_path": 0.5},
+    {"accumulation": 2},
 )
 
 
@@ -195,7 +198,10 @@ def test_a_key_that_nothing_uses_or_that_cannot_be_is_refused_with_the_reason() 
         ),
         ({"epochs": 9, "optimizer": "adamw", "nesterov": True}, "only optimizer sgd uses it"),
         ({"epochs": 9, "nesterov": True, "momentum": 0}, "needs momentum > 0"),
-        ({"epochs": 9, "betas": [0.8, 0.9]}, "[0.8, 0.9], but only optimizer adamw uses it"),
+        (
+            {"epochs": 9, "betas": [0.8, 0.9]},
+            "[0.8, 0.9], but only optimizer adamw or lamb uses it",
+        ),
         ({"epochs": 9, "optimizer": "adamw", "betas": [0.9, 1]}, "less than 1"),
         ({"epochs": 9, "minimum_learning_rate": 0.05}, "must be below learning_rate"),
         (step | {"milestones": []}, "at least 1 item"),
@@ -205,6 +211,12 @@ def test_a_key_that_nothing_uses_or_that_cannot_be_is_refused_with_the_reason() 
         (step | {"milestones": [3, 3]}, order),
         (step | {"milestones": [2, 5], "warmup_epochs": 2}, f"{order} 2"),
         (step | {"gamma": 1}, "less than 1"),
+        ({"epochs": 9, "label_smoothing": 1}, "less than 1"),
+        ({"epochs": 9, "ema_decay": 1}, "less than 1"),
+        ({"epochs": 9, "ema_decay": 0}, "greater than 0"),
+        ({"epochs": 9, "drop_path": 1}, "less than 1"),
+        ({"epochs": 9, "drop_path": -0.1}, "greater than or equal to 0"),
+        ({"epochs": 9, "accumulation": 0}, "greater than or equal to 1"),
     ):
         with Case(keys):
             assert words in refusal(**keys)
@@ -253,6 +265,12 @@ def test_a_recipe_in_words() -> None:
     assert str(recipe(epochs=10, minimum_learning_rate=1e-5, gradient_clip_norm=1, **keys)) == (
         "10 epochs, batch 64, adamw 0.05, betas 0.9 and 0.999, weight decay 0.0005 but not of "
         "norms and biases, warm-up 2, cosine to 1e-05, clipped at 1"
+    )
+    assert str(
+        recipe(epochs=2, accumulation=4, label_smoothing=0.1, ema_decay=0.99, drop_path=0)
+    ) == (
+        "2 epochs, batch 64 times 4 a step, sgd 0.05, momentum 0.9, weight decay 0.0005, cosine, "
+        "labels smoothed by 0.1, moving average of weights 0.99, drop path 0"
     )
     assert "step, times 0.1 after epochs 7, 8, 9" in str(
         recipe(epochs=10, warmup_epochs=2, schedule="step")
@@ -304,7 +322,8 @@ def in_float64(
     student: Classifier, method: Method, teacher: Classifier, data: ImageData, how: Recipe
 ) -> list[Tensor]:
     """The parameters after a training of which each epoch is one step, by the equations of SGD
-    (Sutskever et al., 2013, as PyTorch writes them) and of AdamW (arXiv:1711.05101)."""
+    (Sutskever et al., 2013, as PyTorch writes them), of AdamW (arXiv:1711.05101) and of LAMB
+    (arXiv:1904.00962)."""
     student, method, teacher = student.double(), method.double(), teacher.double()
     parameters = [*student.parameters(), *method.parameters()]
     never = {id(each) for name, each in method.named_parameters() if name in method.undecayed}
@@ -318,7 +337,10 @@ def in_float64(
         with torch.no_grad():
             taught = teacher.taps(images, method.needs, labels)
         term = method(taps, taught, Batch(labels, places, epoch, how.epochs))
-        loss = cross_entropy(taps.logits, labels) + method.params.weight * term
+        hard = cross_entropy(taps.logits, labels)
+        even = -taps.logits.log_softmax(1).mean()  # over images and classes
+        labelled = (1 - how.label_smoothing) * hard + how.label_smoothing * even
+        loss = labelled + method.params.weight * term
         gradients = torch.autograd.grad(loss, parameters)
         rate = how.learning_rate_at(epoch - 0.5)
         with torch.no_grad():
@@ -334,7 +356,15 @@ def in_float64(
                     one, two = how.betas
                     mean.copy_(one * mean + (1 - one) * slope)
                     square.copy_(two * square + (1 - two) * slope**2)
-                    straight = (square / (1 - two**epoch)).sqrt() + 1e-8
+                    straight = (square / (1 - two**epoch)).sqrt()
+                    if how.optimizer == "lamb":
+                        change = mean / (1 - one**epoch) / (straight + 1e-6)
+                        if decay:
+                            change += decay * each
+                            change *= each.norm() / change.norm() if each.norm() else 1
+                        each.sub_(rate * change)
+                        continue
+                    straight += 1e-8
                     each.copy_(
                         (1 - rate * decay) * each - rate * mean / (1 - one**epoch) / straight
                     )
@@ -349,6 +379,8 @@ def test_steps_are_those_of_a_loop_in_float64(teacher: Classifier, one_batch: Im
         {"nesterov": True, "decay_norms_and_biases": False, "momentum": 0.7},
         {"schedule": "step", "milestones": (1, 2), "gamma": 0.3},
         {"optimizer": "adamw", "betas": (0.6, 0.9), "decay_norms_and_biases": False},
+        {"optimizer": "lamb", "betas": (0.6, 0.9), "decay_norms_and_biases": False},
+        {"optimizer": "lamb", "label_smoothing": 0.2},
     ):
         with Case(keys):
             how = recipe(epochs=4, learning_rate=0.02, weight_decay=0.5, **keys)

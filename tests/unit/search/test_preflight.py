@@ -83,6 +83,18 @@ def test_weights_are_opened_before_anything_is_launched(tmp_path: Path) -> None:
             planned(tmp_path, teacher={"backbone": "resnet20", "weights": str(weights)})
 
 
+def test_stochastic_depth_is_refused_by_name_where_a_network_has_none(tmp_path: Path) -> None:
+    teacher = {"backbone": "vgg8", "training": {"epochs": 2, "drop_path": 0.2}}
+    training = {"epochs": 3, "drop_path": 0.1}
+    with pytest.raises(ExperimentError) as caught:
+        planned(tmp_path, teacher=teacher, student=["resnet8", "vgg8"], training=training)
+    rule = "but the network has no residual branches to drop; leave it out"
+    assert caught.value.lines() == [
+        f"task.yaml: training.drop_path: vgg8: drop_path is 0.1, {rule}",
+        f"task.yaml: teacher.training.drop_path: vgg8: drop_path is 0.2, {rule}",
+    ]
+
+
 def test_published_weights_of_other_classes_are_refused(tmp_path: Path) -> None:
     teacher = {"backbone": "torchvision/resnet18", "weights": "IMAGENET1K_V1"}
     with pytest.raises(ExperimentError, match=r"teacher\.weights: .* has 1000 classes"):
