@@ -1,4 +1,4 @@
-"""`kdsearch init` for a folder, Parquet files and a data set: `kdsearch check` takes what it writes."""
+"""`kdsearch init` for a folder, Parquet files and a data set: its files can be launched."""
 
 from pathlib import Path
 
