@@ -20,7 +20,7 @@ distillation helps on these images. All else can be searched later. So:
 - **Methods.** Those that read logits and embeddings fit every pair of networks and cost nearly
   nothing, as the teacher's outputs are cached. Those that read maps come where a GPU pays for them.
 - **Trials.** Twice as many as there are controls and published settings, so that the sampler has
-  something to learn from and as many trials to use it.
+  something to learn from and as many trials to use it. Where time is short, these go first.
 - **No early stopping.** With so few trials little is saved by it, and under a cosine schedule early
   accuracies favour what learns quickly over what ends best.
 - **Budget.** From the measured step of each network on a trial's cores: epochs times steps, half as
@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search.experiment.proposal.images import FoundImages, class_counts
+from search.experiment.proposal.kinds import IMAGENET_SIDE, LARGE, SMALL, Network
 from search.experiment.proposal.machine import Machine
 from search.experiment.schema import CONTROL
 
@@ -72,53 +73,16 @@ class Line:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Networks to choose from, the smallest first.
-
-    Args:
-        teachers: their names.
-        students: likewise.
-        learning_rate: for a batch of 64.
-        what: which they are, in words.
-    """
-
-    teachers: Sequence[str]
-    students: Sequence[str]
-    learning_rate: float
-    what: str
-
-
-_IMAGENET_SIDE = 64
-_SMALL = _Pool(
-    ("resnet32", "resnet56", "resnet8x4", "wrn_40_2", "resnet32x4"),
-    ("resnet8", "resnet14", "resnet20", "wrn_16_2", "resnet8x4"),
-    0.1,
-    "of CIFAR's literature, whose first layers keep the resolution",
-)
-_LARGE = _Pool(
-    ("resnet18", "resnet34", "resnet50"),
-    (
-        "torchvision/shufflenet_v2_x0_5",
-        "torchvision/mobilenet_v3_small",
-        "torchvision/shufflenet_v2_x1_0",
-        "torchvision/mobilenet_v2",
-        "resnet18",
-    ),
-    0.05,
-    "in ImageNet's form",
-)
-_STUDENTS_SHARE = 0.25  # of the teacher's multiply-adds, at most
-
 _SIDES = (224, 192, 160, 128, 96, 64, 48, 32)
 _HELDOUT, _FEWEST_HELDOUT, _MOST_HELDOUT = 0.1, 500, 0.25
-_METHODS = ("kd", "dkd", "nkd", "rkd")
-_METHODS_OF_MAPS = ("at", "crd", "reviewkd")
-_FEWEST_EPOCHS, _MOST_EPOCHS = 15, 100
-_IMAGES_ON_CPU, _IMAGES_ON_GPU = 200_000, 4_000_000  # seen by a student in a trial
 _BATCH, _STEPS = 64, 10
 _TEACHERS_SHARE = 0.25  # of the time
 _AROUND_A_STEP = 1.5  # evaluation, images and teacher, beside the step
+
+# Methods beside the control, and how often as many trials as there are first ones: what gives way
+# where even the smallest images would take too long.
+_METHODS_OF_MAPS = ("at", "crd", "reviewkd")
+_SEARCHES = ((("kd", "dkd", "nkd", "rkd"), 2), (("kd", "dkd", "rkd"), 1), (("kd", "dkd"), 1))
 
 
 class Proposal:
@@ -138,21 +102,17 @@ class Proposal:
         self, images: FoundImages, machine: Machine, hours: float, measure: Measure
     ) -> None:
         self._images, self._machine, self._measure = images, machine, measure
-        self._seconds = 3600 * hours
+        self._teachers_seconds = 3600 * hours * _TEACHERS_SHARE
+        self._trials_seconds = 3600 * hours * (1 - _TEACHERS_SHARE)
         self._heldout = _heldout_fraction(images.training_images)
-        heldout = round(self._heldout * images.training_images)
-        self._training = max(1, images.training_images - heldout)
+        self._training = images.training_images - round(self._heldout * images.training_images)
         self._batch = _batch_size(self._training)
-        seen = _IMAGES_ON_GPU if machine.gpus else _IMAGES_ON_CPU
-        epochs = round(seen / self._training)
-        self._epochs = min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, epochs))
-        self._methods = [CONTROL, *_METHODS, *(_METHODS_OF_MAPS if machine.gpus else ())]
         self._at_a_time = 2 * machine.gpus or machine.cores
         self._threads = max(1, machine.cores // self._at_a_time)
-        self._size, self._train_images = self._chosen_size()
-        self._pool = _pool(self._size)
-        self._teacher, self._teacher_epochs = self._chosen_teacher()
-        self._students = self._chosen_students()
+        self._used = self._training
+        self._choose_search()
+        self._choose_teacher()
+        self._choose_students()
         self.lines = (*self._data(), *self._networks(), *self._training_lines(), *self._search())
 
     # What is chosen.
@@ -166,77 +126,70 @@ class Proposal:
         short = min(found.height, found.width)
         return [(side, side) for side in _SIDES if side <= short] or [(short, short)]
 
-    def _chosen_size(self) -> tuple[tuple[int, int], int | None]:
-        """Height and width, and how many images train where not all of them can."""
-        needed = 0.0
-        for size in self._sizes:
-            needed = self._trials_seconds(_pool(size).students[:1], size, self._training)
-            if needed <= self._for_trials:
-                return size, None
-        fitting = int(self._training * self._for_trials / needed)
-        return self._sizes[-1], max(2 * len(self._images.classes), self._batch, fitting)
+    def _choose_search(self) -> None:
+        """The largest images, most methods and most trials for which a smallest student has time;
+        fewer images, where it never has."""
+        for methods, self._times in _SEARCHES:
+            self._methods = [CONTROL, *methods]
+            if self._machine.gpus:
+                self._methods += _METHODS_OF_MAPS
+            for size in self._sizes:
+                self._size = size
+                self._kind = LARGE if min(self._size) >= IMAGENET_SIDE else SMALL
+                seen = self._kind.images_on_cpu
+                if self._machine.gpus:
+                    seen = self._kind.images_on_gpu
+                fewest, most = self._kind.epochs
+                self._epochs = min(most, max(fewest, round(seen / self._training)))
+                needed = self._seconds_of_trials(self._kind.students[:1])
+                if needed <= self._trials_seconds:
+                    return
+        fitting = int(self._training * self._trials_seconds / needed)
+        enough = max(2 * len(self._images.classes), self._batch, fitting)
+        self._used = min(self._training, enough)
 
-    def _chosen_teacher(self) -> tuple[str, int]:
+    def _choose_teacher(self) -> None:
         """The largest that can be trained in its share of the time, and for how many epochs."""
-        chosen, epochs = self._pool.teachers[0], 2 * self._epochs
-        for name in self._pool.teachers:
-            if self._teacher_seconds(name, epochs) > _TEACHERS_SHARE * self._seconds:
+        self._teacher, epochs = self._kind.teachers[0], 2 * self._epochs
+        for network in self._kind.teachers:
+            if self._seconds_of_teacher(network, epochs) > self._teachers_seconds:
                 break
-            chosen = name
-        most = int(_TEACHERS_SHARE * self._seconds / self._teacher_seconds(chosen, 1))
-        return chosen, max(_FEWEST_EPOCHS, min(epochs, most))
+            self._teacher = network
+        most = int(self._teachers_seconds / self._seconds_of_teacher(self._teacher, 1))
+        self._teacher_epochs = max(self._kind.epochs[0], min(epochs, most))
 
-    def _chosen_students(self) -> list[str]:
+    def _choose_students(self) -> None:
         """The largest one or two that are small beside the teacher and fit into the time."""
-        teacher = self._cost(self._teacher).multiply_adds
-        small = [
-            name
-            for name in self._pool.students
-            if self._cost(name).multiply_adds <= _STUDENTS_SHARE * teacher
-        ]
-        chosen = list(self._pool.students[:1])
-        for name in small:
-            for tried in ([*chosen[-1:], name], [name]):
-                seconds = self._trials_seconds(list(dict.fromkeys(tried)), self._size, self._used)
-                if seconds <= self._for_trials:
-                    chosen = list(dict.fromkeys(tried))
+        most = self._kind.share * self._cost(self._teacher).multiply_adds
+        small = [each for each in self._kind.students if self._cost(each).multiply_adds <= most]
+        self._students = list(self._kind.students[:1])
+        for network in small:
+            for several in ([*self._students[-1:], network], [network]):
+                tried = list(dict.fromkeys(several))
+                if self._seconds_of_trials(tried) <= self._trials_seconds:
+                    self._students = tried
                     break
-        return chosen
 
     # What it costs.
 
-    @property
-    def _used(self) -> int:
-        """Number of images that train."""
-        return self._train_images or self._training
+    def _cost(self, network: Network) -> Cost:
+        """On a trial's share of the machine."""
+        return self._measure(network.backbone, self._size, self._batch, self._threads)
 
-    @property
-    def _for_trials(self) -> float:
-        return (1 - _TEACHERS_SHARE) * self._seconds
-
-    def _cost(self, name: str) -> Cost:
-        """As a trial's network."""
-        return self._measure(name, self._size, self._batch, self._threads)
-
-    def _teacher_seconds(self, name: str, epochs: int) -> float:
-        """Of its training."""
+    def _seconds_of_training(self, network: Network, epochs: int) -> float:
         steps = epochs * self._used / self._batch
-        faster = max(1.0, self._machine.cores / self._threads / 2)
-        if self._machine.gpus:
-            faster = 1.0
-        return steps * self._cost(name).seconds * _AROUND_A_STEP / faster
+        return steps * self._cost(network).seconds * _AROUND_A_STEP
 
-    def _trials_seconds(self, students: Sequence[str], size: tuple[int, int], images: int) -> float:
+    def _seconds_of_teacher(self, network: Network, epochs: int) -> float:
+        """With all cores, of which half of the speed is taken to be lost."""
+        faster = 1.0 if self._machine.gpus else self._machine.cores / self._threads / 2
+        return self._seconds_of_training(network, epochs) / max(1.0, faster)
+
+    def _seconds_of_trials(self, students: Sequence[Network]) -> float:
         """Of all trials of these students, on all of the machine."""
-        steps = self._epochs * images / self._batch
-        trials = 2 * len(self._methods) / self._at_a_time
-        return (
-            sum(
-                trials * steps * self._measure(name, size, self._batch, self._threads).seconds
-                for name in students
-            )
-            * _AROUND_A_STEP
-        )
+        trials = self._times * len(self._methods)
+        each = [self._seconds_of_training(student, self._epochs) for student in students]
+        return trials * sum(each) / self._at_a_time
 
     # What is written.
 
@@ -262,30 +215,34 @@ class Proposal:
         error = 100 * math.sqrt(0.8 * 0.2 / max(1, heldout))
         reason = f"{heldout:,} images rank the trials; one standard error of 80 % is {error:.1f}"
         lines.append(Line(("data", "heldout_fraction"), self._heldout, f"{reason} points"))
-        if self._train_images is not None:
+        if self._used < self._training:
             reason = f"of {self._training:,}: more would not be done in time"
-            lines.append(Line(("data", "train_images"), self._train_images, reason))
+            lines.append(Line(("data", "train_images"), self._used, reason))
         return lines
 
     def _networks(self) -> list[Line]:
         cost = self._cost(self._teacher)
-        hours = self._teacher_seconds(self._teacher, self._teacher_epochs) / 3600
+        hours = self._seconds_of_teacher(self._teacher, self._teacher_epochs) / 3600
         reason = (
-            f"{self._pool.what}; {cost.multiply_adds / 1e6:,.0f} million multiply-adds, about "
+            f"{self._kind.what}; {cost.multiply_adds / 1e6:,.0f} million multiply-adds, about "
             f"{_rounded(hours):g} h to train"
         )
         epochs = "as many as fit into a quarter of the time"
-        if self._teacher_epochs >= 2 * self._epochs:
+        if self._teacher_epochs == 2 * self._epochs:
             epochs = "twice a student's: all trials live on it"
         shares = [
-            f"{self._cost(name).multiply_adds / cost.multiply_adds:.0%}" for name in self._students
+            f"{self._cost(each).multiply_adds / cost.multiply_adds:.0%}" for each in self._students
         ]
-        student = self._students if len(self._students) > 1 else self._students[0]
+        values = [each.value for each in self._students]
         return [
-            Line(("teacher", "backbone"), self._teacher, reason),
+            Line(("teacher", "backbone"), self._teacher.backbone, reason),
             Line(("teacher", "training", "epochs"), self._teacher_epochs, epochs),
             *self._recipe(("teacher", "training")),
-            Line(("student",), student, f"{' and '.join(shares)} of the teacher's multiply-adds"),
+            Line(
+                ("student",),
+                values if len(values) > 1 else values[0],
+                f"{' and '.join(shares)} of the teacher's multiply-adds",
+            ),
         ]
 
     def _training_lines(self) -> list[Line]:
@@ -302,32 +259,30 @@ class Proposal:
         ]
 
     def _recipe(self, path: tuple[str, ...]) -> list[Line]:
-        rate = self._pool.learning_rate * self._batch / _BATCH
         steps = f"{self._used // self._batch:,} steps an epoch"
-        return [
-            Line((*path, "batch_size"), self._batch, steps),
-            Line((*path, "learning_rate"), rate, "usual for SGD from fresh weights, at this batch"),
-            Line((*path, "warmup_epochs"), 1, "fresh weights do not bear the full rate at once"),
-        ]
+        lines = [Line((*path, "batch_size"), self._batch, steps)]
+        for key, (value, reason) in self._kind.recipe.items():
+            scale = self._batch / _BATCH if key == "learning_rate" else 1
+            lines.append(Line((*path, key), value * scale, reason))
+        return lines
 
     def _search(self) -> list[Line]:
         machine, first = self._machine, len(self._methods) * len(self._students)
-        need = max(self._cost(name).memory_bytes for name in self._students)
+        need = max(self._cost(each).memory_bytes for each in self._students)
         places = self._at_a_time
         if not machine.gpus:  # a process of PyTorch alone takes a gigabyte
             places = max(1, min(places, int(machine.memory_bytes / 2 // (need + 2**30))))
-        seconds = self._trials_seconds(self._students, self._size, self._used)
-        hours = _rounded(seconds * self._at_a_time / places / 3600)
+        hours = self._seconds_of_trials(self._students) * self._at_a_time / places / 3600
+        trials = f"{first} are controls and published settings"
+        if self._times > 1:
+            trials += "; as many more for the sampler"
         lines = [
-            Line(
-                ("search", "trials"),
-                2 * first,
-                f"{first} are controls and published settings; as many more for the sampler",
-            ),
+            Line(("search", "trials"), self._times * first, trials),
             Line(
                 ("search", "hours"),
-                _rounded(self._for_trials / 3600),
-                f"ends the trials at the latest; by the measured step they take {hours:g} h",
+                _rounded(self._trials_seconds / 3600),
+                f"ends the trials at the latest; by the measured step they take {_rounded(hours):g}"
+                f" h",
             ),
             Line(
                 ("search", "asha"),
@@ -354,10 +309,6 @@ def _batch_size(images: int) -> int:
     """A power of two, from 8 to 64; fewer than 8 only where there are not even so many images."""
     fitting = 2 ** int(math.log2(max(8, images / _STEPS)))
     return max(2, min(_BATCH, fitting, images))
-
-
-def _pool(size: tuple[int, int]) -> _Pool:
-    return _LARGE if min(size) >= _IMAGENET_SIDE else _SMALL
 
 
 def _rounded(number: float) -> float:
