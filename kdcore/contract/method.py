@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import wraps
 from types import MappingProxyType
-from typing import ClassVar, ParamSpec
+from typing import ClassVar, Literal, ParamSpec
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,6 +51,10 @@ class Params(BaseModel):
         return min(max(1, round(share * epochs)), epochs - 1) if share > 0 else 0
 
 
+Mixing = Literal["no labels", "soft targets", "dominant class", "refused"]
+"""What a method makes of images that are mixed of two: it reads no labels; both classes by their
+shares; the class with the larger share; or it cannot be trained on them."""
+
 _Params = Params  # inside Method, the name Params is the subclass's own
 
 
@@ -68,6 +72,7 @@ class Method(nn.Module):
             constructor sets it, and the class declares all of them.
         batch_symmetric: whether the loss is the same for a batch in another order.
         zero_at_equality: whether the loss without helpers is 0 where both networks agree.
+        mixing: what becomes of the labels of mixed images; `no labels` for methods that read none.
         undecayed: names of parameters that are excluded from weight decay.
         epochs_on_top: epochs that come before those of the recipe, set by the training where
             preparatory stages are no part of the budget.
@@ -82,6 +87,7 @@ class Method(nn.Module):
     needs: frozenset[Tap]
     batch_symmetric: ClassVar[bool] = True
     zero_at_equality: ClassVar[bool] = True
+    mixing: ClassVar[Mixing] = "no labels"
     undecayed: ClassVar[frozenset[str]] = frozenset()
     Params: ClassVar[type[_Params]] = _Params
     params: _Params

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,18 +100,41 @@ class Taps:
         )
 
 
+class Mixed(NamedTuple):
+    """The second classes of images that are mixed of two.
+
+    Args:
+        labels: [B], int64 classes, which may be the first ones too.
+        shares: [B], float32, of the first class, 0.5 to 1.
+    """
+
+    labels: Tensor
+    shares: Tensor
+
+    def at(self, positions: Tensor) -> "Mixed":
+        """That of the images at these positions."""
+        return Mixed(self.labels[positions], self.shares[positions])
+
+    def expected(self, of_the_first: Tensor, of_the_second: Tensor) -> Tensor:
+        """The mean, [B], of values [B] for the first class and for the second, by their shares; a
+        share of 1 gives the first value to the bit."""
+        return of_the_first + (1 - self.shares) * (of_the_second - of_the_first)
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a method is given beside the networks' outputs.
 
     Args:
-        labels: [B], int64 classes.
+        labels: [B], int64 classes; of mixed images the class with the larger share.
         indices: [B], int64 positions of the images in the training split, 0 to N-1.
         epoch: the current epoch, from 1.
         epochs: the trial's budget of epochs.
+        mixed: the second classes; None if images are not mixed.
     """
 
     labels: Tensor
     indices: Tensor
     epoch: int
     epochs: int
+    mixed: Mixed | None = None

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -13,13 +13,29 @@ from pydantic import (
     Field,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    field_serializer,
     field_validator,
     model_serializer,
     model_validator,
 )
 
+from kdcore.data.augmentation.steps import (
+    BASIC,
+    PAD_CROP,
+    RESIZED_CROP,
+    Augmentation,
+    Flip,
+    PadCrop,
+    RandomResizedCrop,
+    Step,
+    expanded,
+    mixes,
+    parse_augmentation,
+    resizes,
+    written,
+)
 from kdcore.data.colour import Colour, colour_of
-from kdcore.data.registry import DATA_SETS, PAD_CROP
+from kdcore.data.registry import DATA_SETS, DataSet
 from kdcore.errors import ConfigError, did_you_mean
 
 
@@ -33,6 +49,16 @@ def _check_name(name: str) -> str:
 
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def _decodes_once(augmentation: Any, data_set: DataSet) -> bool:
+    """Whether these views are of a table of pixels."""
+    try:
+        parsed = parse_augmentation(augmentation)
+    except ConfigError:  # told where the field is checked
+        parsed = None
+    resized = None if parsed is None else resizes(parsed)
+    return data_set.usual_views == PAD_CROP if resized is None else not resized
 
 
 class DataConfig(BaseModel):
@@ -52,10 +78,16 @@ class DataConfig(BaseModel):
         view_seed: of the augmentation.
         image_size: height and width in pixels of the crops, for data sets with images of any size;
             by default 224 by 224.
-        augmentation: of such data sets. `resized_crop`: images are decoded while a trial trains,
-            and views are random resized crops. `pad_crop`: images must have one size, are decoded
-            once, and views are crops after padding by an eighth of the shorter side, 4 pixels for
-            32x32. Both mirror half of the images.
+        augmentation: a preset or a list of steps, each a name or a name with its parameters, which
+            are those of torchvision.transforms.v2. The presets: `basic`, the data set's usual
+            views; `imagenet` adds colours to resized crops; `strong` adds RandAugment, random
+            erasing, mixup and CutMix to the usual views; `patient`, resized crops and mixup
+            (arXiv:2106.05237). The steps are in `kdcore.data.augmentation.steps`. Data sets of
+            images of any size have two more. `resized_crop`: images are decoded while a trial
+            trains, and views are random resized crops. `pad_crop`: images must have one size, are
+            decoded once, and views are crops after padding by an eighth of the shorter side, 4
+            pixels for 32x32. Both mirror half of the images. There, a list with
+            `random_resized_crop` decodes while training, and any other once.
         test_fraction: share of the images in the test split, for data sets without one; by default
             0.1. The split is stratified and does not depend on `split_seed`.
         image_column: for Parquet files, the column of encoded images; by default `image`.
@@ -79,7 +111,7 @@ class DataConfig(BaseModel):
     views: int | None = Field(None, ge=1)
     view_seed: int = Field(0, ge=0, lt=2**32)
     image_size: tuple[PositiveInt, PositiveInt] | None = None
-    augmentation: Literal["resized_crop", "pad_crop"] | None = None
+    augmentation: Annotated[Augmentation | None, BeforeValidator(parse_augmentation)] = None
     test_fraction: float | None = Field(None, gt=0, lt=1)
     image_column: str | None = None
     label_column: str | None = None
@@ -90,9 +122,12 @@ class DataConfig(BaseModel):
     def _defaults_of_the_data_set(cls, value: Any) -> Any:
         if not isinstance(value, Mapping) or value.get("name") not in list(DATA_SETS):
             return value
-        settings = DATA_SETS[value["name"]].settings
+        data_set = DATA_SETS[value["name"]]
+        settings = data_set.settings
+        if value.get("augmentation") == BASIC:
+            value = {**value, "augmentation": None}
         filled = {**value, **{k: v for k, v in settings.items() if value.get(k) is None}}
-        if filled.get("augmentation") == PAD_CROP and "augmentation" in settings:
+        if "augmentation" in settings and _decodes_once(filled["augmentation"], data_set):
             filled["image_size"] = value.get("image_size")  # images stay as they are
         return filled
 
@@ -108,7 +143,7 @@ class DataConfig(BaseModel):
     def _only_what_the_data_set_takes(self) -> Self:
         source = DATA_SETS[self.name]
         for other in DATA_SETS.values():
-            for field in other.settings.keys() - source.settings.keys():
+            for field in other.settings.keys() - source.settings.keys() - {"augmentation"}:
                 if getattr(self, field) is not None:
                     raise ConfigError(
                         f"{field} is {getattr(self, field)}, but {self.name} has no such setting; "
@@ -116,12 +151,53 @@ class DataConfig(BaseModel):
                     )
         if isinstance(self.root, str) and not source.takes_uri:
             raise ConfigError(f"root is {self.root!r}, but {self.name} reads local folders only")
-        if self.augmentation == PAD_CROP and self.image_size is not None:
+        self._check_augmentation(source)
+        return self
+
+    def _check_augmentation(self, source: DataSet) -> None:
+        choice = "augmentation" in source.settings
+        if not choice and self.augmentation in (PAD_CROP, RESIZED_CROP):
             raise ConfigError(
-                f"image_size is {self.image_size}, but augmentation is {PAD_CROP}, which takes "
+                f"augmentation is {self.augmentation}, but {self.name} has no such setting; leave "
+                f"it out"
+            )
+        if self.decodes_once and choice and self.image_size is not None:
+            said = self.augmentation if isinstance(self.augmentation, str) else "a list of steps"
+            raise ConfigError(
+                f"image_size is {self.image_size}, but augmentation is {said}, which takes "
                 f"images as they are; leave one of them out"
             )
-        return self
+        if not choice and source.usual_views == RESIZED_CROP and self.decodes_once:
+            raise ConfigError(
+                f"augmentation has no {RandomResizedCrop.name}, but {self.name} has images of any "
+                f"size; begin the list with it"
+            )
+
+    @property
+    def decodes_once(self) -> bool:
+        """Whether images of any size are decoded once, into a table, and not while training."""
+        return _decodes_once(self.augmentation, DATA_SETS[self.name])
+
+    def steps(self, *, flip: bool = True) -> tuple[Step, ...] | None:
+        """All steps of the views; None for the data set's usual ones.
+
+        Args:
+            flip: whether the usual views are mirrored at random.
+        """
+        if self.augmentation in (None, PAD_CROP, RESIZED_CROP):
+            return None
+        resized = DATA_SETS[self.name].usual_views == RESIZED_CROP
+        crop = RandomResizedCrop() if resized else PadCrop()
+        return expanded(self.augmentation, (crop, Flip()) if flip else (crop,))
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, and so their labels."""
+        return mixes(self.augmentation)
+
+    @field_serializer("augmentation")
+    def _as_in_a_file(self, augmentation: Augmentation | None) -> Any:
+        return written(augmentation)
 
     @model_serializer(mode="wrap")
     def _without_the_default_augmentation(

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from kdcore.data.augmentation.draws import Draws
+from kdcore.data.augmentation.pipeline import augmented, drawn_patches
+from kdcore.data.augmentation.steps import RandomResizedCrop, Step
 from kdcore.data.colour import WHITE, Colour
 from kdcore.data.views import is_mirrored, patch_draws, patch_of
 from kdcore.errors import DataError
@@ -57,6 +60,7 @@ class DecodingTask:
         view_seed: of the augmentation.
         view: which view; None for unaugmented images.
         background: behind transparent images.
+        steps: of the views, if they are not the usual ones; the first resizes a patch.
     """
 
     images: tuple[EncodedImage, ...]
@@ -65,6 +69,7 @@ class DecodingTask:
     view_seed: int
     view: int | None
     background: Colour = WHITE
+    steps: tuple[Step, ...] | None = None
 
 
 def decode_task(task: DecodingTask) -> Tensor:
@@ -78,6 +83,8 @@ def decode_task(task: DecodingTask) -> Tensor:
         for image, place in zip(task.images, pixels, strict=True):
             place.copy_(centre_crop(opened_image(image, task.background), task.size))
         return pixels
+    if task.steps is not None:
+        return _with_steps(task, task.steps, task.view, pixels)
     draws = patch_draws(task.view_seed, task.view, torch.tensor(task.image_ids)).tolist()
     for image, place, row in zip(task.images, pixels, draws, strict=True):
         opened = opened_image(image, task.background)
@@ -85,6 +92,18 @@ def decode_task(task: DecodingTask) -> Tensor:
         patch = _resized(opened.crop((left, top, left + width, top + height)), *task.size)
         place.copy_(patch.flip(2) if is_mirrored(row) else patch)
     return pixels
+
+
+def _with_steps(task: DecodingTask, steps: tuple[Step, ...], view: int, pixels: Tensor) -> Tensor:
+    crop, image_ids = steps[0], torch.tensor(task.image_ids)
+    assert isinstance(crop, RandomResizedCrop)  # DataConfig decodes others once
+    opened = [opened_image(image, task.background) for image in task.images]
+    sizes = [(image.height, image.width) for image in opened]
+    patches = drawn_patches(crop, sizes, Draws(task.view_seed, view, image_ids, 0))
+    for image, place, (top, left, height, width) in zip(opened, pixels, patches, strict=True):
+        patch = image.crop((left, top, left + width, top + height))
+        place.copy_(_resized(patch, *task.size))
+    return augmented(pixels, image_ids, steps, seed=task.view_seed, view=view, begin=1)
 
 
 def centre_crop(image: "Image", size: tuple[int, int]) -> Tensor:

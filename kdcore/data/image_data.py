@@ -4,6 +4,7 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdcore.data.augmentation.steps import check_size
 from kdcore.data.config import DataConfig
 from kdcore.data.source import Source
 from kdcore.data.split import Split
@@ -77,6 +78,7 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
             )
         source.download(config.root)
     images = source.open(config, workspace)
+    check_size(config.steps() or (), *images.image_size)
     training_part = (~images.is_test).nonzero().flatten()
     heldout_images = round(config.heldout_fraction * len(training_part))
     heldout, rest = stratified_halves(

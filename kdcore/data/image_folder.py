@@ -25,7 +25,6 @@ from torch import Tensor
 from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
 from kdcore.data.config import DataConfig
 from kdcore.data.decoding import EncodedImage
-from kdcore.data.registry import PAD_CROP
 from kdcore.data.small_images import decoded_once
 from kdcore.data.source import Collection, Source
 from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
@@ -141,6 +140,7 @@ class ImageFolderSource(Source):
                 digest=metadata_of(batch)["digest"],
                 store=Files(root, batch["name"]),
                 view_seed=config.view_seed,
+                steps=config.steps(),
                 cache_path=cache_path,
             )
 
@@ -149,7 +149,7 @@ class ImageFolderSource(Source):
             path, "list of files", lambda: _list(root, folders, classes), collection
         )
         images = images.with_test_split(config.test_fraction).over(config.background)
-        return decoded_once(images) if config.augmentation == PAD_CROP else images
+        return decoded_once(images) if config.decodes_once else images
 
 
 def _check_number_of(classes: tuple[str, ...], folder: Path) -> None:

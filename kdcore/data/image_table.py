@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
+from kdcore.data.augmentation.steps import Step, padded
 from kdcore.data.config import DataConfig
 from kdcore.data.source import Collection, PixelStatistics, Source
 from kdcore.data.split import TableSplit
@@ -47,12 +48,14 @@ class ImageTable(Collection):
         view_seed: of the augmentation.
         crop_padding: pixels of black border for random crops.
         flip: whether to mirror images at random.
+        steps: of the views in place of crop and flip, if any.
     """
 
     images: Tensor
     view_seed: int
     crop_padding: int
     flip: bool
+    steps: tuple[Step, ...] | None = None
 
     def split(self, positions: Tensor) -> TableSplit:
         return TableSplit(
@@ -62,6 +65,7 @@ class ImageTable(Collection):
             self.view_seed,
             self.crop_padding,
             self.flip,
+            self.steps,
         )
 
     def statistics(self, positions: Tensor) -> PixelStatistics:
@@ -117,6 +121,7 @@ class TableSource(Source):
             view_seed=config.view_seed,
             padding_of=lambda height, width: self.crop_padding,
             flip=self.flip,
+            steps=config.steps(flip=self.flip),
         )
 
 
@@ -128,6 +133,7 @@ def open_table(
     view_seed: int,
     padding_of: Callable[[int, int], int],
     flip: bool,
+    steps: tuple[Step, ...] | None = None,
 ) -> ImageTable:
     """Opens the table in a file; creates it if it is missing or damaged.
 
@@ -138,6 +144,7 @@ def open_table(
         view_seed: of the augmentation.
         padding_of: pixels of black border for images of this height and width.
         flip: whether to mirror images at random.
+        steps: of the views in place of crop and flip, if any.
     """
 
     def table(batch: pa.RecordBatch) -> ImageTable:
@@ -156,6 +163,7 @@ def open_table(
             view_seed=view_seed,
             crop_padding=padding_of(height, width),
             flip=flip,
+            steps=steps and padded(steps, padding_of(height, width)),
         )
 
     return open_or_make(path, "image table", lambda: _batch_of(read()), table)

@@ -36,7 +36,6 @@ from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
 from kdcore.data.decoding import EncodedImage
-from kdcore.data.registry import PAD_CROP
 from kdcore.data.small_images import decoded_once
 from kdcore.data.source import Collection, Source
 from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
@@ -104,6 +103,16 @@ class Rows(ImageStore):
         begin = (begin - _WINDOW_BYTES / 2).clamp(0, total - _WINDOW_BYTES)
         place = torch.rand(len(group), dtype=torch.float64) * _WINDOW_BYTES
         return (begin[group] + place).argsort(stable=True)
+
+    def partners(self, image_ids: Tensor, positions: Tensor, drawn: Tensor) -> Tensor:
+        """Of data that does not fit into a window, images of the same row group."""
+        sizes = torch.tensor([size for _, _, size in self.row_groups], dtype=torch.float64)
+        group = self.group[image_ids]
+        if float(sizes[group].sum()) <= _WINDOW_BYTES:
+            return super().partners(image_ids, positions, drawn)
+        counts = group.bincount(minlength=len(sizes))
+        first, own = counts.cumsum(0) - counts, group[positions]
+        return group.argsort(stable=True)[first[own] + drawn % counts[own]]
 
     def perhaps_transparent(self) -> Tensor:
         """All images, if they fit into one window; else those of row groups at even distances."""
@@ -237,13 +246,14 @@ class ParquetSource(Source):
                     tensor_of(batch["row"].to_numpy()),
                 ),
                 view_seed=config.view_seed,
+                steps=config.steps(),
                 cache_path=cache_path,
             )
 
         path = cache_path.with_name(f"{cache_path.name}.arrow")
         images = open_or_make(path, "list of rows", make, collection)
         images = images.with_test_split(config.test_fraction).over(config.background)
-        return decoded_once(images) if config.augmentation == PAD_CROP else images
+        return decoded_once(images) if config.decodes_once else images
 
 
 def _unreadable(root: Path | str, error: Exception) -> DataError:

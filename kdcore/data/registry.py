@@ -7,11 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-PAD_CROP = "pad_crop"
-"""Decode small images of one size once, and augment them as is usual for CIFAR."""
-
-RESIZED_CROP = "resized_crop"
-"""Decode images of any size while training, and augment them as is usual for ImageNet."""
+from kdcore.data.augmentation.steps import PAD_CROP, RESIZED_CROP
 
 
 @dataclass(frozen=True)
@@ -22,11 +18,13 @@ class DataSet:
         summary: one line.
         settings: fields of `DataConfig` that not all data sets have, with their defaults.
         takes_uri: whether its root may be a URI.
+        usual_views: those of the data set where `augmentation` says nothing else.
     """
 
     summary: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     takes_uri: bool = False
+    usual_views: str = PAD_CROP
 
 
 DATA_SETS: Mapping[str, DataSet] = {
@@ -44,6 +42,7 @@ DATA_SETS: Mapping[str, DataSet] = {
     "imagenet": DataSet(
         "1,331,167 photographs of any size, in 1,000 classes",
         settings={"image_size": (224, 224)},
+        usual_views=RESIZED_CROP,
     ),
     "image_folder": DataSet(
         "image files of any size, in one folder for each class",
@@ -53,6 +52,7 @@ DATA_SETS: Mapping[str, DataSet] = {
             "test_fraction": None,
             "background": None,
         },
+        usual_views=RESIZED_CROP,
     ),
     "parquet": DataSet(
         "images of any size in Parquet files, in a folder or a bucket",
@@ -65,6 +65,7 @@ DATA_SETS: Mapping[str, DataSet] = {
             "label_column": "label",
         },
         takes_uri=True,
+        usual_views=RESIZED_CROP,
     ),
 }
 """By name, in the order in which they are listed."""

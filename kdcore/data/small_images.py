@@ -45,6 +45,7 @@ def decoded_once(images: StreamedCollection) -> ImageTable:
         # As in the field: 4 pixels for CIFAR's 32, 12 for STL-10's 96.
         padding_of=lambda height, width: min(height, width) // 8,
         flip=True,
+        steps=images.steps,
     )
 
 
@@ -62,7 +63,7 @@ def _pixels(images: StreamedCollection) -> Tensor:
         if opened.size != (place.shape[2], place.shape[1]):
             raise DataError(
                 f"image {image.place} is {opened.height}x{opened.width}, but {first.place} "
-                f"{place.shape[1]}x{place.shape[2]}, and augmentation: pad_crop needs images of "
+                f"{place.shape[1]}x{place.shape[2]}, and these views need images of "
                 f"one size; {_OTHERWISE}"
             )
         place.copy_(_tensor_of(opened))
@@ -78,7 +79,7 @@ def _room_for(count: int, image: "Image") -> Tensor:
     if size > _MOST_BYTES:
         raise DataError(
             f"{count} images of {image.height}x{image.width} are {size / 2**30:.1f} GiB of pixels, "
-            f"but augmentation: pad_crop holds at most {_MOST_BYTES // 2**30} GiB in memory; "
+            f"but these views hold at most {_MOST_BYTES // 2**30} GiB in memory; "
             f"{_OTHERWISE}"
         )
     return torch.empty(count, 3, image.height, image.width, dtype=torch.uint8)

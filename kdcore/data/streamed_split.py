@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, open_or_make
+from kdcore.data.augmentation.steps import Flip, RandomResizedCrop, Step, recipe_of
 from kdcore.data.colour import WHITE, Colour
 from kdcore.data.decoding import DecodingTask, EncodedImage, is_transparent
 from kdcore.data.decoding_pool import decode_in_order
@@ -58,13 +59,17 @@ class ImageStore(ABC):
         """A random order [n], int64, of these images, by PyTorch's global random state."""
         return torch.randperm(len(image_ids))
 
+    def partners(self, image_ids: Tensor, positions: Tensor, drawn: Tensor) -> Tensor:
+        """As `Split.partners` for a split with these images [N]: those that it is cheap to read."""
+        return drawn % len(image_ids)
+
 
 @dataclass(frozen=True)
 class StreamedSplit(Split):
     """A split whose images are decoded when they are needed.
 
-    Training views are random resized crops, mirrored half of the time (Szegedy et al., 2014,
-    arXiv:1409.4842); `batches` gives centre crops.
+    Unless there are steps, training views are random resized crops, mirrored half of the time
+    (Szegedy et al., 2014, arXiv:1409.4842); `batches` gives centre crops.
 
     Args:
         store: of the images.
@@ -74,6 +79,7 @@ class StreamedSplit(Split):
         view_seed: of the augmentation.
         device: of the batches.
         background: behind transparent images.
+        steps: of the views, if they are not the usual ones; the first resizes a patch.
     """
 
     store: ImageStore
@@ -83,6 +89,10 @@ class StreamedSplit(Split):
     view_seed: int
     device: torch.device
     background: Colour = WHITE
+    steps: tuple[Step, ...] | None = None
+
+    def all_steps(self) -> tuple[Step, ...]:
+        return (RandomResizedCrop(), Flip()) if self.steps is None else self.steps
 
     def sides(self) -> tuple[int, int]:
         return self.image_size
@@ -90,6 +100,8 @@ class StreamedSplit(Split):
     @property
     def view_recipe(self) -> str:
         height, width = self.image_size
+        if self.steps is not None:
+            return f"seed {self.view_seed}, to {height}x{width}, {recipe_of(self.steps)}"
         return f"seed {self.view_seed}, random resized crop to {height}x{width}, flip"
 
     def shuffled(self) -> Tensor:
@@ -103,17 +115,29 @@ class StreamedSplit(Split):
             device=device,
         )
 
+    def partners(self, positions: Tensor, drawn: Tensor) -> Tensor:
+        return self.store.partners(self.image_ids.cpu(), positions, drawn)
+
     def batches(self, size: int) -> Iterator[Tensor]:
-        return self._decoded(self.image_ids, None, size, _processes(self.device))
+        return self._decoded(torch.split(self.image_ids, size), None, size, _processes(self.device))
 
     def views(self, order: Tensor, view: int, size: int) -> Iterator[Tensor]:
-        return self._decoded(self.image_ids[order], view, size, _processes(self.device))
+        own = torch.split(self.image_ids[order], size)
+        mixing = self.mixing(order, view)
+        if mixing is None:
+            yield from self._decoded(own, view, size, _processes(self.device))
+            return
+        partners = torch.split(self.image_ids.cpu()[mixing.partners], size)
+        both = [batch for pair in zip(own, partners, strict=True) for batch in pair]
+        decoded = self._decoded(both, view, size, _processes(self.device))
+        for part, images in zip(mixing.split(size), decoded, strict=False):
+            yield part.to(self.device).pixels(images, next(decoded))
 
     def sums(self) -> tuple[int, Tensor, Tensor]:
         """Count, sum [3] and sum of squares [3] of all pixels, unaugmented, int64."""
         count, total, squares = 0, torch.zeros(3, dtype=torch.int64), torch.zeros(3).long()
         # Done once, often by a process that does not train, so without a pool.
-        for images in self._decoded(self.image_ids, None, _PART, processes=0):
+        for images in self._decoded(torch.split(self.image_ids, _PART), None, _PART, 0):
             pixels = images.transpose(0, 1).flatten(1).long()
             count += pixels.shape[1]
             total += pixels.sum(1)
@@ -121,10 +145,11 @@ class StreamedSplit(Split):
         return count, total, squares
 
     def _decoded(
-        self, image_ids: Tensor, view: int | None, size: int, processes: int
+        self, batches: Sequence[Tensor], view: int | None, size: int, processes: int
     ) -> Iterator[Tensor]:
-        batches = torch.split(image_ids.cpu(), size)
-        encoded = self.store.read(image_ids.cpu())
+        """Batches of at most `size` images, before they are mixed."""
+        batches = [batch.cpu() for batch in batches]
+        encoded = self.store.read(torch.cat(batches))
         pixels = decode_in_order(
             (
                 DecodingTask(
@@ -134,6 +159,7 @@ class StreamedSplit(Split):
                     self.view_seed,
                     view,
                     self.background,
+                    self.steps,
                 )
                 for batch in batches
                 for ids in torch.split(batch, _PART)
@@ -171,12 +197,14 @@ class StreamedCollection(Collection):
         view_seed: of the augmentation.
         cache_path: of the cached statistics, without suffix.
         background: behind transparent images.
+        steps: of the views, if they are not the usual ones.
     """
 
     store: ImageStore
     view_seed: int
     cache_path: Path
     background: Colour = WHITE
+    steps: tuple[Step, ...] | None = None
 
     def split(self, positions: Tensor) -> StreamedSplit:
         return StreamedSplit(
@@ -187,6 +215,7 @@ class StreamedCollection(Collection):
             self.view_seed,
             positions.device,
             self.background,
+            self.steps,
         )
 
     def with_test_split(self, test_fraction: float | None) -> "StreamedCollection":

@@ -39,6 +39,10 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ _shifted(bits, 31)
 
 
+RESOLUTION = 1 << 31
+"""Of uniform numbers: the most that `draw` gives."""
+
+
 def draw(seed: int, view: int, image_ids: Tensor, number: int, below: int) -> Tensor:
     """Independent uniform integers, one per image.
 
@@ -55,7 +59,16 @@ def draw(seed: int, view: int, image_ids: Tensor, number: int, below: int) -> Te
     key = torch.tensor(seed, dtype=torch.int64)
     for word in (view, number):
         key = _mix(key ^ word)
-    return _shifted(_mix(_mix(image_ids ^ key.item())), 33) % below
+    bits = _shifted(_mix(_mix(image_ids ^ key.item())), 33)
+    return bits if below == RESOLUTION else bits % below
+
+
+def padded_crop(images: Tensor, padding: int, row: Tensor, column: Tensor) -> Tensor:
+    """Crops [B, C, H, W] to its own size after black padding, at rows [B] and columns [B]."""
+    height, width = images.shape[2:]
+    # A strided view of all crops of all images, from which each image takes one.
+    crops = pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    return crops[torch.arange(len(images), device=images.device), :, row, column]
 
 
 def crop_and_flip(
@@ -74,12 +87,9 @@ def crop_and_flip(
     Returns:
         [B, C, H, W], the usual augmentation of CIFAR; the same on every device.
     """
-    height, width = images.shape[2:]
     if crop_padding:
-        # A strided view of all crops of all images, from which each image takes one.
-        crops = pad(images, (crop_padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
         row, column = (draw(seed, view, image_ids, n, 2 * crop_padding + 1) for n in (1, 2))
-        images = crops[torch.arange(len(images), device=images.device), :, row, column]
+        images = padded_crop(images, crop_padding, row, column)
     if flip:
         mirrored = draw(seed, view, image_ids, 0, 2).bool()
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
@@ -92,7 +102,8 @@ def crop_and_flip(
 _AREAS = (0.08, 1.0)
 _RATIOS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-_RESOLUTION = 1 << 31
+
+DRAWS_OF_A_PATCH = 3 + 2 * _ATTEMPTS
 
 
 def patch_draws(seed: int, view: int, image_ids: Tensor) -> Tensor:
@@ -107,9 +118,9 @@ def patch_draws(seed: int, view: int, image_ids: Tensor) -> Tensor:
         [B, 3 + 2 * 10], float64 in [0, 1): whether to mirror, the patch's vertical and horizontal
         position, and area and aspect ratio of each attempt.
     """
-    numbers = range(3 + 2 * _ATTEMPTS)
-    drawn = [draw(seed, view, image_ids, number, _RESOLUTION) for number in numbers]
-    return torch.stack(drawn, 1).double() / _RESOLUTION
+    numbers = range(DRAWS_OF_A_PATCH)
+    drawn = [draw(seed, view, image_ids, number, RESOLUTION) for number in numbers]
+    return torch.stack(drawn, 1).double() / RESOLUTION
 
 
 def is_mirrored(draws: Sequence[float]) -> bool:
@@ -117,28 +128,36 @@ def is_mirrored(draws: Sequence[float]) -> bool:
     return draws[0] < 0.5
 
 
-def patch_of(draws: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
+def patch_of(
+    draws: Sequence[float],
+    height: int,
+    width: int,
+    areas: tuple[float, float] = _AREAS,
+    ratios: tuple[float, float] = _RATIOS,
+) -> tuple[int, int, int, int]:
     """The patch of an image in a view.
 
     Args:
         draws: the image's row of `patch_draws`.
         height: of the image, in pixels.
         width: likewise.
+        areas: smallest and largest share of the image's area.
+        ratios: smallest and largest ratio of width to height.
 
     Returns:
         Top and left edge, height and width of the patch.
     """
     vertical, horizontal = draws[1:3]
-    low, high = map(math.log, _RATIOS)
+    low, high = map(math.log, ratios)
     for area, ratio in zip(draws[3::2], draws[4::2], strict=True):
-        pixels = height * width * (_AREAS[0] + area * (_AREAS[1] - _AREAS[0]))
+        pixels = height * width * (areas[0] + area * (areas[1] - areas[0]))
         aspect = math.exp(low + ratio * (high - low))
         patch_height, patch_width = round((pixels / aspect) ** 0.5), round((pixels * aspect) ** 0.5)
         if 0 < patch_height <= height and 0 < patch_width <= width:
             break
     else:
-        patch_height = min(height, round(width / _RATIOS[0]))
-        patch_width = min(width, round(height * _RATIOS[1]))
+        patch_height = min(height, round(width / ratios[0]))
+        patch_width = min(width, round(height * ratios[1]))
         vertical = horizontal = 0.5
     top = int(vertical * (height - patch_height + 1))
     left = int(horizontal * (width - patch_width + 1))

@@ -19,7 +19,7 @@ from kdcore.backbones.names import check_backbone
 from kdcore.contract.method import Params
 from kdcore.data.config import DataConfig
 from kdcore.errors import ConfigError
-from kdcore.methods import CATALOGUE, check_method
+from kdcore.methods import CATALOGUE, check_method, check_mixing
 from kdcore.teacher.config import TeacherConfig
 from kdcore.teacher_cache.config import CacheConfig
 from kdcore.training.recipe import Recipe
@@ -101,6 +101,12 @@ class TrialConfig(BaseModel):
         if len(set(methods)) < len(methods):
             twice = next(name for name in methods if methods.count(name) > 1)
             raise ConfigError(f"objective lists {twice!r} twice; list each method once")
+        return self
+
+    @model_validator(mode="after")
+    def _methods_that_take_mixed_images(self) -> Self:
+        if self.data.mixes:
+            check_mixing(term.method for term in self.objective)
         return self
 
     @model_validator(mode="after")

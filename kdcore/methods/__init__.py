@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from kdcore.contract.catalogue import Catalogue
@@ -10,7 +11,7 @@ from kdcore.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from kdcore.contract.method import Method
 
-__all__ = ["CATALOGUE", "check_method"]
+__all__ = ["CATALOGUE", "check_method", "check_mixing"]
 
 
 def _load(name: str) -> "type[Method]":
@@ -43,3 +44,17 @@ def check_method(name: str) -> str:
             f"The catalogue has {', '.join(CATALOGUE)}"
         )
     return name
+
+
+def check_mixing(methods: Iterable[str]) -> None:
+    """Checks that these methods can be trained on images that are mixed of two.
+
+    Raises:
+        ConfigError: one of them cannot.
+    """
+    for name in methods:
+        if CATALOGUE[name].mixing == "refused":
+            raise ConfigError(
+                f"objective has {name}, but data.augmentation mixes images, of which {name} cannot "
+                f"learn; leave one of them out"
+            )

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 
 from kdcore.contract import method
 from kdcore.contract.layer_pairs import ALL, resolve_layers
-from kdcore.contract.method import Method, full_precision
+from kdcore.contract.method import Method, Mixing, full_precision
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, LayerChoice, Span
@@ -104,6 +104,7 @@ class AT(Method):
         "imagenet": Published("mdistiller, configs/imagenet/r34_r18/at.yaml"),
     }
     needs: frozenset[Tap] = frozenset({Tap.MAPS, Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT})
+    mixing: ClassVar[Mixing] = "soft targets"  # of the cross-entropy whose gradient it reads
 
     class Params(method.Params):
         """The parameters of AT.

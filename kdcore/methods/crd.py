@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
 from kdcore.contract import method
-from kdcore.contract.method import Method, full_precision
+from kdcore.contract.method import Method, Mixing, full_precision
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, Span
@@ -244,6 +244,7 @@ class CRD(Method):
     }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
     batch_symmetric: ClassVar[bool] = False
+    mixing: ClassVar[Mixing] = "dominant class"
 
     class Params(method.Params):
         """The parameters of CRD.

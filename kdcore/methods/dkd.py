@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kdcore.contract import method
-from kdcore.contract.method import Method, full_precision
+from kdcore.contract.method import Method, Mixing, full_precision
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, Span
-from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.contract.taps import Batch, Mixed, Tap, Taps
 from kdcore.operations.logits import (
     check_classes,
     softened_divergence,
@@ -40,6 +40,7 @@ def dkd_loss(
     nontarget_weight: float,
     temperature: float,
     standardize: bool = False,
+    mixed: Mixed | None = None,
 ) -> Tensor:
     """KL(teacher || student) in two parts with free weights: target vs rest, and among the rest.
 
@@ -54,6 +55,8 @@ def dkd_loss(
         nontarget_weight: of NCKD, the paper's beta, >= 0.
         temperature: > 0; its square keeps the scale of gradients.
         standardize: whether to standardise each image's logits to mean 0 and deviation 1 first.
+        mixed: the second classes, if images are mixed. Each of the two is the target once, and the
+            two values are averaged by the shares: the mean over a target that is drawn by them.
 
     Returns:
         Scalar, nats, mean over the batch. Zero when both logits are equal up to a shift of each
@@ -61,15 +64,32 @@ def dkd_loss(
     """
     if standardize:
         student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
-    student_target, student_others = target_and_others(student_logits / temperature, labels)
-    teacher_target, teacher_others = target_and_others(teacher_logits / temperature, labels)
+    student_logits, teacher_logits = student_logits / temperature, teacher_logits / temperature
+    weights = target_weight, nontarget_weight
+    losses = _of_targets(student_logits, teacher_logits, labels, *weights)
+    if mixed is not None:
+        other = _of_targets(student_logits, teacher_logits, mixed.labels, *weights)
+        losses = mixed.expected(losses, other)
+    return losses.mean() * temperature**2
+
+
+def _of_targets(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    target_weight: float,
+    nontarget_weight: float,
+) -> Tensor:
+    """The weighted sum of both parts, [B]."""
+    student_target, student_others = target_and_others(student_logits, labels)
+    teacher_target, teacher_others = target_and_others(teacher_logits, labels)
     # log(p / (1 - p)) of the target. The log of the sum of the non-targets' softmax, as in the
     # published code, is -inf for a confident student.
     target = _target_divergence(
         student_target - student_others.logsumexp(1), teacher_target - teacher_others.logsumexp(1)
     )
     nontarget = softened_divergence(student_others, teacher_others, 1.0)
-    return (target_weight * target + nontarget_weight * nontarget).mean() * temperature**2
+    return target_weight * target + nontarget_weight * nontarget
 
 
 class DKD(Method):
@@ -84,6 +104,7 @@ class DKD(Method):
         ),
     }
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
+    mixing: ClassVar[Mixing] = "soft targets"
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 20.0, log=True)] = 1.0
@@ -112,4 +133,5 @@ class DKD(Method):
             nontarget_weight=self.params.nontarget_weight,
             temperature=self.params.temperature,
             standardize=self.params.standardize,
+            mixed=batch.mixed,
         )

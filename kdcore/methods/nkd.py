@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, nll_loss
 
 from kdcore.contract import method
-from kdcore.contract.method import Method, full_precision
+from kdcore.contract.method import Method, Mixing, full_precision
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
-from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.contract.taps import Batch, Mixed, Tap, Taps
 from kdcore.operations.logits import check_classes, target_and_others
 
 
@@ -27,6 +27,7 @@ def nkd_loss(
     *,
     nontarget_weight: float,
     temperature: float,
+    mixed: Mixed | None = None,
 ) -> Tensor:
     """Cross-entropy weighted by the teacher's target probability, and one among non-targets.
 
@@ -39,20 +40,29 @@ def nkd_loss(
         labels: [B], int64 classes, the targets.
         nontarget_weight: of the second part, the paper's gamma, >= 0.
         temperature: > 0, of the second part, which is multiplied by its square.
+        mixed: the second classes, if images are mixed. Each of the two is the target once, and the
+            two values are averaged by the shares: the mean over a target that is drawn by them.
 
     Returns:
         Scalar, nats, mean over the batch. Positive even when both logits are equal; the second part
         is then minimal, the teacher's entropy among non-targets.
     """
-    target_probability = (
-        log_softmax(teacher_logits, dim=1).gather(1, labels[:, None]).squeeze(1).exp()
-    )
-    target_loss = nll_loss(log_softmax(student_logits, dim=1), labels, reduction="none")
-    _, student_others = target_and_others(student_logits / temperature, labels)
-    _, teacher_others = target_and_others(teacher_logits / temperature, labels)
-    others_loss = -(teacher_others.softmax(1) * log_softmax(student_others, dim=1)).sum(1)
-    weighted_others = nontarget_weight * temperature**2 * others_loss
-    return (target_probability * target_loss + weighted_others).mean()
+
+    def of_targets(targets: Tensor) -> Tensor:
+        target_probability = (
+            log_softmax(teacher_logits, dim=1).gather(1, targets[:, None]).squeeze(1).exp()
+        )
+        target_loss = nll_loss(log_softmax(student_logits, dim=1), targets, reduction="none")
+        _, student_others = target_and_others(student_logits / temperature, targets)
+        _, teacher_others = target_and_others(teacher_logits / temperature, targets)
+        others_loss = -(teacher_others.softmax(1) * log_softmax(student_others, dim=1)).sum(1)
+        weighted_others = nontarget_weight * temperature**2 * others_loss
+        return target_probability * target_loss + weighted_others
+
+    losses = of_targets(labels)
+    if mixed is not None:
+        losses = mixed.expected(losses, of_targets(mixed.labels))
+    return losses.mean()
 
 
 class NKD(Method):
@@ -68,6 +78,7 @@ class NKD(Method):
     }
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
     zero_at_equality: ClassVar[bool] = False
+    mixing: ClassVar[Mixing] = "soft targets"
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 10.0, log=True)] = 1.0
@@ -88,4 +99,5 @@ class NKD(Method):
             batch.labels,
             nontarget_weight=self.params.nontarget_weight,
             temperature=self.params.temperature,
+            mixed=batch.mixed,
         )

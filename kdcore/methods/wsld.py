@@ -8,14 +8,14 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from kdcore.contract import method
-from kdcore.contract.method import Method, full_precision
+from kdcore.contract.method import Method, Mixing, full_precision
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
-from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.contract.taps import Batch, Mixed, Tap, Taps
+from kdcore.operations.labels import label_losses
 from kdcore.operations.logits import check_classes, softened_divergence
 
 # Lower bound for the teacher's cross-entropy, nats, by which the student's is divided.
@@ -23,16 +23,23 @@ _SMALLEST_LOSS = 1e-7
 
 
 @torch.no_grad()
-def _soft_label_weight(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+def _soft_label_weight(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, mixed: Mixed | None
+) -> Tensor:
     """1 - exp(-(student's cross-entropy) / (teacher's)), [B]."""
-    student = cross_entropy(student_logits, labels, reduction="none")
-    teacher = cross_entropy(teacher_logits, labels, reduction="none")
+    student = label_losses(student_logits, labels, mixed)
+    teacher = label_losses(teacher_logits, labels, mixed)
     return -torch.expm1(-student / teacher.clamp(min=_SMALLEST_LOSS))
 
 
 @full_precision
 def wsld_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    mixed: Mixed | None = None,
 ) -> Tensor:
     """KD's divergence with a weight per image, smaller where the student beats the teacher.
 
@@ -45,12 +52,14 @@ def wsld_loss(
         labels: [B], int64 classes, for the weights.
         temperature: > 0, of the divergence, not of the weights; its square keeps the scale of
             gradients.
+        mixed: the second classes, if images are mixed; the weights' cross-entropies are then those
+            of both classes, by their shares.
 
     Returns:
         Scalar, nats, mean over the batch. Zero when both logits are equal up to a shift of each
         row, and for images that the student classifies with certainty.
     """
-    weights = _soft_label_weight(student_logits, teacher_logits, labels)
+    weights = _soft_label_weight(student_logits, teacher_logits, labels, mixed)
     return (weights * softened_divergence(student_logits, teacher_logits, temperature)).mean()
 
 
@@ -66,6 +75,7 @@ class WSLD(Method):
         ),
     }
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
+    mixing: ClassVar[Mixing] = "soft targets"
 
     class Params(method.Params):
         # 2.25 with temperature 4 on CIFAR-100, 2.5 with 2 on ImageNet.
@@ -80,5 +90,9 @@ class WSLD(Method):
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         return wsld_loss(
-            student.logits, teacher.logits, batch.labels, temperature=self.params.temperature
+            student.logits,
+            teacher.logits,
+            batch.labels,
+            temperature=self.params.temperature,
+            mixed=batch.mixed,
         )

@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.normalization import Normalization
-from kdcore.contract.taps import Tap, Taps
+from kdcore.contract.taps import Mixed, Tap, Taps
 from kdcore.data.image_data import ImageData
 from kdcore.errors import WeightsError
+from kdcore.operations.labels import label_loss
 
 
 class ClassifierCard(BaseModel):
@@ -88,6 +88,7 @@ class Classifier(nn.Module):
         needs: frozenset[Tap],
         labels: Tensor,
         named: frozenset[str] = frozenset(),
+        mixed: Mixed | None = None,
     ) -> Taps:
         """Runs the network, once more for each input gradient; see `Backbone.taps`.
 
@@ -96,15 +97,16 @@ class Classifier(nn.Module):
             needs: the kinds of output to return.
             labels: [B], int64, for input gradients.
             named: names of taps, as in `Backbone.taps`.
+            mixed: the second classes, for input gradients.
         """
         normalized = self.normalize(images)
         if Tap.INPUT_GRADIENT not in needs:
             return self.backbone.taps(normalized, needs, named)
-        taps, gradient = self._with_input_gradient(normalized, needs, labels, named)
+        taps, gradient = self._with_input_gradient(normalized, needs, labels, named, mixed)
         flipped = None
         if Tap.FLIPPED_INPUT_GRADIENT in needs:
             _, flipped = self._with_input_gradient(
-                normalized.flip(3), frozenset(), labels, frozenset()
+                normalized.flip(3), frozenset(), labels, frozenset(), mixed
             )
         return replace(taps, input_gradient=gradient, flipped_input_gradient=flipped)
 
@@ -114,12 +116,13 @@ class Classifier(nn.Module):
         needs: frozenset[Tap],
         labels: Tensor,
         named: frozenset[str],
+        mixed: Mixed | None,
     ) -> tuple[Taps, Tensor]:
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             pixels = normalized.detach().requires_grad_()
             taps = self.backbone.taps(pixels, needs, named)
-            loss = cross_entropy(taps.logits.float(), labels, reduction="sum")
+            loss = label_loss(taps.logits.float(), labels, mixed, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, pixels, create_graph=differentiable)
         return taps if differentiable else taps.detach(), gradient
 

@@ -15,9 +15,9 @@ from kdcore.data.image_data import ImageData
 from kdcore.execution.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import Classifier
+from kdcore.operations.labels import label_loss
 from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
 from kdcore.training.average import WeightAverage
-from kdcore.training.labels import label_loss
 from kdcore.training.lamb import Lamb
 from kdcore.training.recipe import Recipe
 
@@ -215,6 +215,7 @@ class Run:
         order = order[: self.steps * images_in_step]
         views = self.split.views(order, view, self.batch_size)
         batches = zip(views, torch.split(order, self.batch_size), strict=True)
+        classes, mixed = self.split.classes(view)
 
         def step(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
             self.optimizer.zero_grad(set_to_none=True)
@@ -222,7 +223,8 @@ class Run:
                 for part, places in zip(
                     images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
                 ):
-                    batch = Batch(self.split.labels[places], places, epoch, self.epochs)
+                    second = None if mixed is None else mixed.at(places)
+                    batch = Batch(classes[places], places, epoch, self.epochs, second)
                     share = len(places) / images_in_step
                     self._add_gradients(part, batch, cached, weights, counted, meters, share)
             meters.step += 1
@@ -279,15 +281,19 @@ class Run:
         labels = batch.labels
         full = weights.dtype  # float32, unless PyTorch's default is another
         with self.execution.autocast(self.device):
-            student_taps = self.run_student(images, self.needs, labels, self.student_maps)
+            student_taps = self.run_student(
+                images, self.needs, labels, self.student_maps, batch.mixed
+            )
             teacher_taps = self._teacher_taps(images, batch, cached, student_taps)
             smoothing = self.recipe.label_smoothing
-            terms = [label_loss(student_taps.logits.to(full), labels, smoothing=smoothing)]
-            if auxiliary := student_taps.auxiliary_logits:
-                losses = [
-                    label_loss(logits.to(full), labels, smoothing=smoothing) for logits in auxiliary
-                ]
-                terms.append(torch.stack(losses).sum())
+            every_logits = student_taps.logits, *student_taps.auxiliary_logits
+            first, *auxiliary = (
+                label_loss(logits.to(full), labels, batch.mixed, smoothing=smoothing)
+                for logits in every_logits
+            )
+            terms = [first]
+            if auxiliary:
+                terms.append(torch.stack(auxiliary).sum())
             terms += [method(student_taps, teacher_taps, batch).to(full) for method in self.methods]
         # Terms that do not count give no gradient at all. With zero gradients, weight decay would
         # shrink waiting weights by a factor of exp(-0.05 / (1 - 0.9) * 5e-4 * 23,430 steps) =
@@ -310,7 +316,9 @@ class Run:
         if cached is not None:
             return cached.at(batch.indices)
         with torch.no_grad(), self.teacher_execution.autocast(self.device):
-            taps = self.teacher.taps(images, self.needs, batch.labels, self.wanted.maps)
+            taps = self.teacher.taps(
+                images, self.needs, batch.labels, self.wanted.maps, batch.mixed
+            )
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
 

@@ -17,7 +17,7 @@ from pydantic import (
 from kdcore import CacheConfig, DataConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
 from kdcore.contract.published import Benchmark
-from kdcore.methods import check_method
+from kdcore.methods import check_method, check_mixing
 from kdcore.training.recipe import BaseRecipe
 
 CONTROL = "none"
@@ -240,6 +240,12 @@ class Experiment(Closed):
         if seen == {CONTROL}:
             raise ValueError(f"has only {CONTROL!r}, but needs a method to search")
         return slots
+
+    @model_validator(mode="after")
+    def _methods_that_take_mixed_images(self) -> Self:
+        if self.data.mixes:
+            check_mixing(name for slot in self.objective for name in slot)
+        return self
 
     @model_validator(mode="after")
     def _rungs_within_budget(self) -> Self:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,6 +34,9 @@ EPOCHS = 3
 
 # All methods in one objective: few steps will do.
 TOGETHER = {"batch_size": 96}
+
+# Those that read the labels of mixed images.
+READ_LABELS = [name for name, method in CATALOGUE.items() if method.mixing != "no labels"]
 
 every_method = pytest.mark.parametrize("name", CATALOGUE)
 
@@ -378,6 +382,21 @@ def test_a_run_that_was_killed_in_an_epoch_goes_on_with_the_same_bits(
     resumed = list(distill(config, workspace=workspace, checkpoint_dir=tmp_path, device=CPU))
     assert [report.epoch for report in resumed] == [3]
     assert timeless(resumed) == timeless(expected)[2:]
+
+
+@pytest.mark.parametrize("preset", ["strong", "patient"])
+def test_with_mixed_images_a_run_goes_on_with_the_same_bits(
+    preset: str, configure: Configure, workspace: Path, tmp_path: Path
+) -> None:
+    content = configure(*READ_LABELS).model_dump()
+    content["data"] |= {"augmentation": preset, "train_images": 96}
+    config = TrialConfig.model_validate(content)
+    whole = list(distill(config, workspace=workspace, device=CPU))
+    first = distill(config, workspace=workspace, checkpoint_dir=tmp_path, device=CPU)
+    begun = list(islice(first, 1))
+    first.close()
+    rest = list(distill(config, workspace=workspace, checkpoint_dir=tmp_path, device=CPU))
+    assert timeless([*begun, *rest]) == timeless(whole)
 
 
 @pytest.mark.parametrize(

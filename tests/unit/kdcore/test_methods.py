@@ -29,7 +29,7 @@ from kdcore.contract.method import Method, Params
 from kdcore.contract.network_pair import NetworkPair, Shapes
 from kdcore.contract.published import BENCHMARKS
 from kdcore.contract.searched import Choice, LayerChoice, Span
-from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.contract.taps import Batch, Mixed, Tap, Taps
 from kdcore.distillation.config import TermConfig
 from kdcore.distillation.distill import build_terms
 from kdcore.methods import CATALOGUE, check_method
@@ -487,3 +487,47 @@ def test_another_object_goes_on_from_the_state_with_the_same_bits(name: str) -> 
                 assert step(method, outputs, number) == step(other.method, outputs, number)
             states = method.state_dict(), other.method.state_dict()
             assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+# Images that are mixed of two
+
+
+def loss_and_gradients(method: Method, student: Taps, teacher: Taps, batch: Batch) -> list[Tensor]:
+    state = copy.deepcopy(method.state_dict())
+    shown = leaves(student)
+    loss = loss_of(method, shown, teacher, batch)
+    if loss.requires_grad:
+        loss.backward()
+    method.load_state_dict(state)
+    gradients = [value.grad for value in (*shown.tensors(), *method.parameters())]
+    method.zero_grad()
+    return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+
+@every_method
+def test_a_method_does_with_mixed_images_what_it_says(name: str) -> None:
+    """Two classes of which one has all the share are one class, to the bit."""
+    others = (batch_of(IMAGES).labels + torch.tensor([1, 2, 3, 4, 5, 6])) % 10
+    for this, method, student, teacher in every_variant(name, pairs=[PAIRS[1]]):
+        with this:
+            for batch in batches(method):
+                plain, *of_one_class = (
+                    loss_and_gradients(method, student, teacher, replace(batch, **changes))
+                    for changes in (
+                        {},
+                        {"mixed": Mixed(others, torch.ones(IMAGES))},
+                        {"mixed": Mixed(others, torch.full((IMAGES,), 0.6))},
+                        {"labels": others, "mixed": Mixed(others, torch.full((IMAGES,), 0.6))},
+                    )
+                )
+                same = [
+                    all(torch.equal(one, other) for one, other in zip(plain, each, strict=True))
+                    for each in of_one_class
+                ]
+                assert same[0]
+                if method.mixing == "no labels":
+                    assert all(same)
+                if method.mixing == "dominant class":
+                    assert same[1]
+                if method.mixing == "soft targets" and Tap.LOGITS in method.needs:
+                    assert not same[1]

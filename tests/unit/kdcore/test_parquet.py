@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from kdcore import DataConfig
 from kdcore.data import parquet
+from kdcore.data.augmentation.steps import Mixup, RandomResizedCrop
 from kdcore.data.image_data import ImageData, open_data, source_of
 from tests.unit.kdcore.photographs import (
     CLASSES,
@@ -395,6 +397,21 @@ def test_an_epoch_reads_each_row_group_once(windowed: tuple[ImageData, list[int]
         shown = sum(len(batch) for batch in data.train.views(order, 0, 16))
         assert shown == len(data.train)
         assert sorted(read) == sorted(set(data.train.store.group[data.train.image_ids].tolist()))
+
+
+def test_partners_in_mixing_are_of_the_row_group_that_is_read_anyway(
+    windowed: tuple[ImageData, list[int]],
+) -> None:
+    data, read = windowed
+    split = replace(data.train, steps=(RandomResizedCrop(), Mixup()))
+    groups = split.store.group[split.image_ids]
+    mixing = split.mixing(torch.arange(len(split)), 0)
+    assert torch.equal(groups[mixing.partners], groups)
+    assert len(set(mixing.partners.tolist())) > len(split) / 2
+    torch.manual_seed(0)
+    read.clear()
+    assert sum(map(len, split.views(split.shuffled(), 0, 16))) == len(split)
+    assert sorted(read) == sorted(set(groups.tolist()))
 
 
 def test_a_window_mixes_many_row_groups(windowed: tuple[ImageData, list[int]]) -> None:

@@ -20,11 +20,11 @@ from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.drop_path import DropPath
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.errors import NetworkError
+from kdcore.operations.labels import label_loss
 from kdcore.teacher.teacher import load_teacher, prepare_teacher, teacher_folder
 from kdcore.training.average import WeightAverage
 from kdcore.training.checkpoint import read_checkpoint
 from kdcore.training.evaluation import evaluate
-from kdcore.training.labels import label_loss
 from kdcore.training.lamb import Lamb
 from kdcore.training.loop import best_student, train
 from tests.cases import Case

@@ -7,25 +7,34 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import resized_crop
 
 from kdcore import DataConfig
 from kdcore.data import decoding_pool
+from kdcore.data.augmentation.draws import Draws
+from kdcore.data.augmentation.pipeline import drawn_patches
+from kdcore.data.augmentation.steps import PRESETS, RandomResizedCrop
 from kdcore.data.decoding_pool import decode_in_order
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.data.streamed_split import StreamedSplit
+from tests.cases import Case
 from tests.unit.kdcore.photographs import write_folders
 
 SIZE = (32, 40)
 
 
-def opened(root: Path, workspace: Path) -> ImageData:
-    config = DataConfig(name="image_folder", root=root, image_size=SIZE, heldout_fraction=0.25)
-    return open_data(config, workspace)
+def opened(root: Path, workspace: Path, **settings: Any) -> ImageData:
+    content = {"name": "image_folder", "root": root, "image_size": SIZE, "heldout_fraction": 0.25}
+    return open_data(DataConfig.model_validate(content | settings), workspace)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +92,48 @@ def test_views_are_the_same_in_any_batch_and_order_whoever_decodes(
         assert torch.equal(torch.cat(batches), whole[order])
         assert torch.equal(torch.cat(list(data.train.batches(size))), plain)
     assert set(decoding_pool._pools) >= ({count} if count else set())
+
+
+def test_views_of_every_preset_are_the_same_whoever_decodes(
+    root: Path, workspace: Path, processes: Callable[[int], None]
+) -> None:
+    for preset in PRESETS[1:]:
+        split = opened(root, workspace, augmentation=preset).train
+        assert isinstance(split, StreamedSplit)
+        processes(0)
+        whole = all_views(split, 3)
+        mixing = split.mixing(torch.arange(len(split)), 3)
+        alone = replace(split, steps=tuple(s for s in split.all_steps() if not s.mixes))
+        unmixed = all_views(alone, 3)
+        if mixing is not None:
+            unmixed = mixing.pixels(unmixed, unmixed[mixing.partners])
+        assert torch.equal(whole, unmixed)
+        processes(2)
+        order = torch.randperm(len(split))
+        for size in (1, 17, 64):
+            with Case(f"{preset}, batches of {size}"):
+                assert torch.equal(torch.cat(list(split.views(order, 3, size))), whole[order])
+
+
+def test_a_list_of_the_usual_steps_shows_other_patches_of_the_same_kind(
+    data: ImageData, root: Path, workspace: Path
+) -> None:
+    """The pixels are those of torchvision: a patch of the decoded image, resized."""
+    listed = opened(root, workspace, augmentation=["random_resized_crop"]).train
+    assert isinstance(listed, StreamedSplit)
+    views = all_views(listed, 2)
+    files = sorted((root / "train").glob("*/*.jpg"))
+    draws = Draws(0, 2, listed.image_ids, 0)
+    sizes = []
+    pictures = []
+    for number in listed.image_ids.tolist():
+        with Image.open(files[number]) as picture:
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        pictures.append(pixels)
+        sizes.append((pixels.shape[1], pixels.shape[2]))
+    patches = drawn_patches(RandomResizedCrop(), sizes, draws)
+    for picture, patch, view in zip(pictures, patches, views, strict=True):
+        assert torch.equal(view, resized_crop(picture, *patch, size=list(SIZE), antialias=True))
 
 
 def test_every_image_is_shown_exactly_once_in_an_epoch(data: ImageData) -> None:

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from kdcore import CacheConfig, DataConfig, EpochReport, TeacherConfig, TrialConfig, distill
 from kdcore.contract.taps import Tap, Taps
+from kdcore.data.augmentation.steps import PRESETS, Flip, PadCrop, expanded
 from kdcore.data.image_data import ImageData
+from kdcore.data.split import TableSplit
 from kdcore.execution.execution import Execution, Precision
 from kdcore.methods import CATALOGUE
 from kdcore.methods.kd import kd_loss
@@ -31,6 +33,7 @@ from kdcore.teacher_cache import files
 from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
 from kdcore.teacher_cache.files import FOLDER, cached_files
 from kdcore.teacher_cache.patience import PATIENCE_SECONDS
+from tests.cases import Case
 
 CPU = torch.device("cpu")
 MAPS = Wanted(
@@ -49,10 +52,14 @@ def run(
     """Distils with a cache, or none."""
 
     def reports(
-        method: str, cache: CacheConfig | None, folder: Path = workspace, **settings: Any
+        method: str,
+        cache: CacheConfig | None,
+        folder: Path = workspace,
+        data: DataConfig = digits_config,
+        **settings: Any,
     ) -> list[EpochReport]:
         config = TrialConfig(
-            data=digits_config,
+            data=data,
             teacher=teacher_config,
             student="resnet8",
             objective=[{"method": method}],
@@ -116,6 +123,42 @@ def test_every_method_learns_from_the_cache_what_the_live_teacher_teaches(
     with_cache = run(name, CacheConfig(precision="float32"))
     assert {report.teacher for report in with_cache} <= {"computed", "cached"}
     assert_alike(with_cache, live)
+
+
+def with_preset(digits: ImageData, preset: str) -> ImageData:
+    assert isinstance(digits.train, TableSplit)
+    steps = expanded(preset, (PadCrop(padding=1), Flip()))
+    return replace(digits, train=replace(digits.train, steps=steps))
+
+
+@torch.no_grad()
+def test_of_every_preset_the_cache_is_the_live_teacher_to_the_bit(
+    make: Make, digits: ImageData, teacher_dir: Path
+) -> None:
+    teacher, keys = load_teacher(teacher_dir), set()
+    for preset in PRESETS:
+        with Case(preset):
+            data = with_preset(digits, preset)
+            cache = make(data=data, precision="float32")
+            keys.add(cache.key)
+            everything = torch.arange(len(data.train))
+            kept = given(cache.view(1, LOGITS)).at(everything)
+            (images,) = data.train.views(everything, 1, len(everything))
+            assert torch.equal(kept.logits, teacher(images))
+    assert len(keys) == len(PRESETS)
+
+
+def test_of_every_preset_a_trial_learns_from_the_cache_what_the_live_teacher_teaches(
+    run: Run, digits_config: DataConfig
+) -> None:
+    for preset in PRESETS[1:]:
+        with Case(preset):
+            content = digits_config.model_dump() | {"augmentation": preset, "train_images": 96}
+            data = DataConfig.model_validate(content)
+            live = run("dkd", None, data=data)
+            with_cache = run("dkd", CacheConfig(precision="float32"), data=data)
+            assert {report.teacher for report in with_cache} <= {"computed", "cached"}
+            assert_alike(with_cache, live)
 
 
 def test_residual_sums_are_kept_where_they_are_named(
