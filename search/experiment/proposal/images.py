@@ -235,7 +235,8 @@ def _sample(images: StreamedCollection) -> tuple[list[tuple[int, int]], bool]:
         DataError: some cannot be read.
     """
     count = len(images.labels)
-    ids = torch.linspace(0, count - 1, min(count, _SAMPLE)).long().unique()
+    tried = min(count, _SAMPLE)
+    ids = torch.arange(tried) * count // tried
     sizes: list[tuple[int, int]] = []
     is_grey, damaged = True, []
     for image in images.store.read(ids):

@@ -55,8 +55,16 @@ def _fresh(teachers: Sequence[str], students: Sequence[str], rate: float, what: 
         "learning_rate": (rate, "usual for SGD from fresh weights, at this batch"),
         "warmup_epochs": (1, "fresh weights do not bear the full rate at once"),
     }
-    networks = [[Network(name) for name in names] for names in (teachers, students)]
-    return Kind(*networks, 0.25, recipe, 200_000, 4_000_000, (15, 100), what)
+    return Kind(
+        teachers=[Network(name) for name in teachers],
+        students=[Network(name) for name in students],
+        share=0.25,
+        recipe=recipe,
+        images_on_cpu=200_000,
+        images_on_gpu=4_000_000,
+        epochs=(15, 100),
+        what=what,
+    )
 
 
 SMALL = _fresh(

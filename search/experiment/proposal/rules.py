@@ -16,6 +16,7 @@ distillation helps on these images. All else can be searched later. So:
 - **Epochs.** What counts is how many images are seen: some hundred thousand on a CPU, a few million
   on a GPU, in no fewer epochs than a cosine schedule needs to be one. The teacher gets twice as
   many, since all trials live on it.
+- **Views.** Crops, mirrored; where an image is seen fifty times or more, in other colours too.
 - **Batch.** 64 as in CIFAR's literature; fewer where an epoch would have less than ten steps.
 - **Methods.** Those that read logits and embeddings fit every pair of networks and cost nearly
   nothing, as the teacher's outputs are cached. Those that read maps come where a GPU pays for them.
@@ -33,6 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdcore.data.augmentation.steps import BASIC
 from search.experiment.proposal.images import FoundImages, class_counts
 from search.experiment.proposal.kinds import IMAGENET_SIDE, LARGE, SMALL, Network
 from search.experiment.proposal.machine import Machine
@@ -76,6 +78,7 @@ class Line:
 _SIDES = (224, 192, 160, 128, 96, 64, 48, 32)
 _HELDOUT, _FEWEST_HELDOUT, _MOST_HELDOUT = 0.1, 500, 0.25
 _BATCH, _STEPS = 64, 10
+_MANY_EPOCHS = 50
 _TEACHERS_SHARE = 0.25  # of the time
 _AROUND_A_STEP = 1.5  # evaluation, images and teacher, beside the step
 
@@ -211,6 +214,7 @@ class Proposal:
             if self._size != self._sizes[0]:
                 reason = "larger ones would not be done in time: a step costs with the square"
             lines.append(Line(("data", "image_size"), list(self._size), reason))
+            lines.append(self._views())
         heldout = round(self._heldout * found.training_images)
         error = 100 * math.sqrt(0.8 * 0.2 / max(1, heldout))
         reason = f"{heldout:,} images rank the trials; one standard error of 80 % is {error:.1f}"
@@ -219,6 +223,13 @@ class Proposal:
             reason = f"of {self._training:,}: more would not be done in time"
             lines.append(Line(("data", "train_images"), self._used, reason))
         return lines
+
+    def _views(self) -> Line:
+        if self._epochs < _MANY_EPOCHS:
+            reason = "crops and mirroring are enough for so few epochs"
+            return Line(("data", "augmentation"), BASIC, reason)
+        reason = f"each image is seen {self._epochs} times, so its colours vary too"
+        return Line(("data", "augmentation"), "imagenet", reason)
 
     def _networks(self) -> list[Line]:
         cost = self._cost(self._teacher)
@@ -307,13 +318,13 @@ def _heldout_fraction(images: int) -> float:
 
 def _batch_size(images: int) -> int:
     """A power of two, from 8 to 64; fewer than 8 only where there are not even so many images."""
-    fitting = 2 ** int(math.log2(max(8, images / _STEPS)))
+    fitting = 1 << int(math.log2(max(8, images / _STEPS)))
     return max(2, min(_BATCH, fitting, images))
 
 
 def _rounded(number: float) -> float:
     """Two significant digits, upwards."""
-    unit = 10 ** (math.floor(math.log10(number)) - 1)
+    unit = math.pow(10, math.floor(math.log10(number)) - 1)
     return round(math.ceil(number / unit - 1e-9) * unit, 10)
 
 

@@ -149,6 +149,14 @@ def test_even_very_few_images_make_steps_and_an_experiment() -> None:
             )
 
 
+def test_colours_vary_where_an_image_is_seen_often() -> None:
+    for images, preset in ((3_000, "imagenet"), (10_000, "basic")):
+        experiment, reasons = proposed(found(images))
+        written = experiment.model_dump(mode="json")["data"]
+        assert written.get("augmentation", "basic") == preset
+        assert reasons["data", "augmentation"]
+
+
 def test_what_trials_occupy_fits_the_machine() -> None:
     laptop, _ = proposed(found(4000))
     assert (laptop.resources.cpus, laptop.resources.gpus) == (1, 0)
