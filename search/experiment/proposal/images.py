@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from kdcore import DataConfig
+from kdcore.data.augmentation.steps import PAD_CROP
 from kdcore.data.decoding import opened_image
 from kdcore.data.image_data import source_of
 from kdcore.data.image_folder import SUFFIXES, folders_in
-from kdcore.data.registry import DATA_SETS, PAD_CROP
+from kdcore.data.registry import DATA_SETS
 from kdcore.data.streamed_split import TESTS, TRAIN, StreamedCollection
 from kdcore.errors import DataError, did_you_mean
 
