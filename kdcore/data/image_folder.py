@@ -33,7 +33,7 @@ from kdcore.errors import DataError, did_you_mean
 
 _SCHEMA_VERSION = 1
 _OPAQUE = (".jpg", ".jpeg")
-_SUFFIXES = (*_OPAQUE, ".png", ".webp", ".bmp")
+SUFFIXES = (*_OPAQUE, ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _list(root: Path, folders: list[ClassFolder], classes: tuple[str, ...]) -> p
         if not files:
             raise DataError(
                 f"class folder {root / folder.name} has no files that end in "
-                f"{', '.join(_SUFFIXES)}; add some or remove it"
+                f"{', '.join(SUFFIXES)}; add some or remove it"
             )
         for name, size in files:
             digest.update(b"%s\0%d\0" % (name, size))
@@ -208,7 +208,7 @@ def _files_of(root: Path, folder: ClassFolder) -> list[tuple[bytes, int]]:
         return sorted(
             (os.fsencode(f"{folder.name}/{entry.name}"), entry.stat().st_size)
             for entry in entries
-            if entry.name.lower().endswith(_SUFFIXES) and entry.is_file()
+            if entry.name.lower().endswith(SUFFIXES) and entry.is_file()
         )
 
 
