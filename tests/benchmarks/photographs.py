@@ -3,7 +3,7 @@
     python -m tests.benchmarks.photographs [--images N] [--side N] [--threads N] [--student NAME]
 
 Synthetic JPEGs of 500x375 pixels, and, where Debian's package openclipart-png is installed, its
-transparent PNGs. The two take turns. Then an epoch of a student trains on each, which says what
+transparent PNGs. Decoding and keeping take turns. Then an epoch of a student trains on each, which says what
 part of it images take. A table is printed, and `runs/bench/photographs.json` written.
 """
 
@@ -32,7 +32,7 @@ _MOST_PIXELS = 4_000_000  # a few of openclipart's are posters
 
 
 def write_jpegs(root: Path, images: int) -> Iterator[Path]:
-    """Pictures with the detail of photographs: about 100 kB each."""
+    """Pictures with some detail: about 50 kB each."""
     generator = torch.Generator().manual_seed(0)
     for number in range(images):
         pixels = torch.zeros(1, 3, 375, 500)
