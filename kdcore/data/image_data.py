@@ -11,6 +11,9 @@ from kdcore.data.split import Split
 from kdcore.data.stratified import stratified_halves
 from kdcore.errors import ConfigError, DataError
 
+# Digits as people write them differ by less, street numbers by twice as much.
+_UNEQUAL = 1.5
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -44,6 +47,12 @@ class ImageData:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def has_unequal_classes(self) -> bool:
+        """Whether a class has more than one and a half times the training images of another."""
+        images = self.train.labels.bincount(minlength=self.num_classes)
+        return bool(images.max() > _UNEQUAL * images.min())
 
     def view_of(self, epoch: int) -> int:
         """The view of the training images in an epoch, which counts from 1."""

@@ -22,6 +22,7 @@ from kdcore.methods import CATALOGUE, check_method, check_mixing
 from kdcore.networks.config import StudentConfig
 from kdcore.teacher.config import TeacherConfig
 from kdcore.teacher_cache.config import CacheConfig
+from kdcore.training.metric import Metric
 from kdcore.training.recipe import Recipe
 
 
@@ -68,6 +69,7 @@ class TrialConfig(BaseModel):
         training: the recipe.
         seed: of the initial weights of student and helpers, and of the order of the images.
         cache: of the teacher's outputs; None to run the teacher in every step.
+        metric: of the held-out images, by which the best epoch is chosen.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +81,7 @@ class TrialConfig(BaseModel):
     training: Recipe
     seed: int = Field(0, ge=0, lt=2**32)
     cache: CacheConfig | None = None
+    metric: Metric = "accuracy"
 
     @property
     def epochs_on_top(self) -> int:
@@ -88,8 +91,11 @@ class TrialConfig(BaseModel):
     @property
     def identity(self) -> str:
         """A text that is equal for two trials exactly if their configurations are. A factor of 1
-        for cross-entropy is not written: it is what version 0.1.0 had."""
-        content = self.model_dump(mode="json")
+        for cross-entropy is not written: it is what version 0.1.0 had; nor is the accuracy as
+        metric."""
+        content = self.model_dump(mode="json", exclude={"data": {"decoded_gb"}})
+        if self.metric == "accuracy":
+            del content["metric"]
         for term in content["objective"]:
             if term["params"]["cross_entropy"] == 1:
                 del term["params"]["cross_entropy"]

@@ -162,6 +162,7 @@ def distill(
         cache=cache,
         parts=parts,
         tuning=tuning,
+        metric=config.metric,
     )
 
 

@@ -30,7 +30,7 @@ from kdcore.networks.initial_weights import (
     normalization_for,
 )
 from kdcore.teacher.config import TeacherConfig
-from kdcore.training.evaluation import default_device, evaluate
+from kdcore.training.evaluation import default_device, evaluate_classes, heldout_metrics
 from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.loop import best_student, train
 from kdcore.training.report import EpochReport
@@ -67,7 +67,7 @@ def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> P
     identity = [
         origin,
         data.digest,
-        data.config.model_dump(mode="json", exclude={"root", "download"}),
+        data.config.model_dump(mode="json", exclude={"root", "download", "decoded_gb"}),
     ]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     network = config.backbone.replace("/", "-")
@@ -142,8 +142,7 @@ def prepare_teacher(
             if data.config.heldout_fraction:
                 teacher.backbone.load_state_dict(best_student(training_dir)["student"])
         teacher.to(device)
-        accuracy, loss = evaluate(teacher, data.heldout)
-        metrics = {"heldout_accuracy": accuracy, "heldout_loss": loss}
+        metrics = heldout_metrics(evaluate_classes(teacher, data.heldout))
         made_by = config.model_dump(mode="json")
         card = describe_classifier(teacher, config.backbone, data, metrics, made_by)
         partial = folder.with_name(f"{folder.name}.partial")

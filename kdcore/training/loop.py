@@ -17,11 +17,13 @@ from kdcore.execution.fastest import keep_freed_memory
 from kdcore.networks.classifier import Classifier, build_classifier
 from kdcore.teacher_cache.cache import TeacherCache
 from kdcore.training.checkpoint import read_checkpoint, write_checkpoint
-from kdcore.training.evaluation import evaluate
+from kdcore.training.evaluation import Evaluation, evaluate_classes
 from kdcore.training.fine_tuning import FineTuning
+from kdcore.training.metric import Metric
 from kdcore.training.recipe import Recipe
 from kdcore.training.report import EpochReport
 from kdcore.training.run import Meters, Run, Term
+from kdcore.training.timeline import Timeline
 
 
 def train(
@@ -40,6 +42,7 @@ def train(
     cache: TeacherCache | None = None,
     parts: int = 1,
     tuning: FineTuning = FineTuning(),  # noqa: B008
+    metric: Metric = "accuracy",
 ) -> Iterator[EpochReport]:
     """Trains a student, and yields a report after each epoch.
 
@@ -59,6 +62,7 @@ def train(
         cache: of the teacher's outputs; None to run the teacher in every step.
         parts: see `kdcore.distill`.
         tuning: which parts of the student are trained, and how.
+        metric: by which the best epoch is chosen.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
@@ -84,35 +88,40 @@ def train(
     finished, best = 0, None
     if state is not None:
         run.restore(state)
-        finished, best = state["epoch"], state["best"]
+        # A checkpoint of before knows accuracies alone.
+        finished, best = state["epoch"], {"score": state["best"]["accuracy"], **state["best"]}
 
     for epoch in range(finished + 1, run.epochs + 1):
         started = time.perf_counter()
+        timeline = Timeline(device)
         view = data.view_of(epoch)
         cached = run.cached_view(view)
+        timeline.mark("teacher")
         # Each epoch has a random state of its own, so that checkpoints need none and a resumed run
         # draws the same numbers.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_epoch_seed(seed, epoch))
-            meters = run.epoch(epoch, data.train.shuffled().to(device), view, cached)
+            meters = run.epoch(epoch, data.train.shuffled().to(device), view, cached, timeline)
+        decoding_share = data.train.decoding_share()
         _refuse_non_finite(meters, run.names, epoch)
-        accuracy, heldout_loss = evaluate(student, heldout)
-        if not math.isfinite(heldout_loss):
+        found, result, of_average = evaluate_classes(student, heldout), student, False
+        if not math.isfinite(found.loss):
             raise NonFiniteLossError(
                 f"the held-out loss is not finite after epoch {epoch}; lower the learning rate"
             )
-        result, of_average = student, False
         if run.average is not None:
-            averaged = evaluate(run.average.network, heldout)
+            averaged = evaluate_classes(run.average.network, heldout)
             # Without held-out images, a choice would be made on the test split.
-            of_average = nothing_held_out or _better(averaged, (accuracy, heldout_loss))
+            of_average = nothing_held_out or _place(averaged, metric) > _place(found, metric)
             if of_average:
-                result, (accuracy, heldout_loss) = run.average.network, averaged
-        if best is None or _better((accuracy, heldout_loss), (best["accuracy"], best["loss"])):
+                found, result = averaged, run.average.network
+        timeline.mark("evaluation")
+        if best is None or _place(found, metric) > (best["score"], -best["loss"]):
             best = {
                 "epoch": epoch,
-                "accuracy": accuracy,
-                "loss": heldout_loss,
+                "accuracy": found.accuracy,
+                "loss": found.loss,
+                "score": found.by(metric),
                 "student": {k: v.clone() for k, v in result.backbone.state_dict().items()},
                 "normalization": [list(each) for each in student.normalization],
                 "origin": dict(student.origin),
@@ -126,6 +135,7 @@ def train(
                 "best": best,
             }
             write_checkpoint(checkpoint_dir, run.state() | progress)
+            timeline.mark("checkpoint")
         means = (meters.sums / run.steps).tolist()
         yield EpochReport(
             epoch=epoch,
@@ -133,8 +143,8 @@ def train(
             train_loss=means[0],
             train_terms=dict(zip(run.names, means[1:], strict=True)),
             train_accuracy=meters.right.item() / (run.steps * run.images_in_step),
-            heldout_accuracy=accuracy,
-            heldout_loss=heldout_loss,
+            heldout_accuracy=found.accuracy,
+            heldout_loss=found.loss,
             best_heldout_accuracy=best["accuracy"],
             best_epoch=best["epoch"],
             learning_rate=float(run.optimizer.param_groups[0]["lr"]),
@@ -143,14 +153,18 @@ def train(
             teacher_seconds_saved=cached.seconds_saved if cached is not None else 0.0,
             parts=parts,
             of_average=of_average,
+            seconds_by_part=timeline.seconds(decoding_share),
+            heldout_balanced_accuracy=found.balanced_accuracy,
+            heldout_top5=found.top5,
+            best_score=best["score"] if metric != "accuracy" else None,
         )
     if run.average is not None and nothing_held_out:
         student.backbone.load_state_dict(run.average.network.backbone.state_dict())
 
 
-def _better(first: tuple[float, float], second: tuple[float, float]) -> bool:
-    """Whether the first of two pairs of accuracy and loss is better; the loss breaks ties."""
-    return (first[0], -first[1]) > (second[0], -second[1])
+def _place(found: Evaluation, metric: Metric) -> tuple[float, float]:
+    """Is larger for the better of two evaluations; the loss breaks ties."""
+    return found.by(metric), -found.loss
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

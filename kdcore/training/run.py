@@ -21,6 +21,7 @@ from kdcore.training.average import WeightAverage
 from kdcore.training.fine_tuning import FineTuning
 from kdcore.training.lamb import Lamb
 from kdcore.training.recipe import Recipe
+from kdcore.training.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,16 @@ class Run:
             return "live"
         return "computed" if cached.computed else "cached"
 
-    def epoch(self, epoch: int, order: Tensor, view: int, cached: CachedView | None) -> Meters:
+    def epoch(
+        self,
+        epoch: int,
+        order: Tensor,
+        view: int,
+        cached: CachedView | None,
+        timeline: Timeline,
+    ) -> Meters:
         """Trains on the images at these positions, in this order."""
+        self.timeline = timeline
         meters = Meters(len(self.names), self.device)
         for norm in self.frozen_norms:
             norm.eval()
@@ -211,7 +220,7 @@ class Run:
             method.begin_epoch(epoch, self.epochs)
         images_in_step = self.images_in_step
         order = order[: self.steps * images_in_step]
-        views = self.split.views(order, view, self.batch_size)
+        views = timeline.steps(self.split.views(order, view, self.batch_size))
         batches = zip(views, torch.split(order, self.batch_size), strict=True)
         classes, mixed = self.split.classes(view)
 
@@ -248,6 +257,7 @@ class Run:
             images, positions = map(torch.cat, zip(*of_step, strict=True))
             captured = captured or CapturedStep(whole_step, images, positions)
             captured(images, positions)
+        timeline.mark("student")
         return meters
 
     def _rate_at(self, progress_epochs: float) -> float:
@@ -282,7 +292,11 @@ class Run:
             student_taps = self.run_student(
                 images, self.needs, labels, self.student_maps, batch.mixed
             )
-            teacher_taps = self._teacher_taps(images, batch, cached, student_taps)
+            teacher_taps = student_taps  # a placeholder, if no term reads any
+            if self.teacher is not None:
+                self.timeline.mark("student")
+                teacher_taps = self._teacher_taps(self.teacher, images, batch, cached)
+                self.timeline.mark("teacher")
             smoothing = self.recipe.label_smoothing
             every_logits = student_taps.logits, *student_taps.auxiliary_logits
             first, *auxiliary = (
@@ -306,17 +320,13 @@ class Run:
         meters.add(values.detach(), weighted.detach(), student_taps.logits.detach(), labels, share)
 
     def _teacher_taps(
-        self, images: Tensor, batch: Batch, cached: CachedView | None, student_taps: Taps
+        self, teacher: Classifier, images: Tensor, batch: Batch, cached: CachedView | None
     ) -> Taps:
-        """The teacher's outputs; the student's, as a placeholder, if no term reads any."""
-        if self.teacher is None:
-            return student_taps
+        """The teacher's outputs, cached or computed."""
         if cached is not None:
             return cached.at(batch.indices)
         with torch.no_grad(), self.teacher_execution.autocast(self.device):
-            taps = self.teacher.taps(
-                images, self.needs, batch.labels, self.wanted.maps, batch.mixed
-            )
+            taps = teacher.taps(images, self.needs, batch.labels, self.wanted.maps, batch.mixed)
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
 

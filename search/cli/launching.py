@@ -214,7 +214,7 @@ def check(
     print(
         f"data     {experiment.data.name}: {len(data.train):,} train, "
         f"{len(data.heldout):,} held out, {len(data.test):,} test; {data.num_classes} classes\n"
-        f"views    {', then '.join(map(str, data.train.all_steps())) or 'as the images are'}\n"
+        f"views    {', '.join(map(str, data.train.all_steps())) or 'as the images are'}\n"
         f"teacher  {experiment.teacher.backbone}, "
         f"{'ready' if prepared.teacher_ready else 'to be prepared'}\n"
         f"student  {', '.join(experiment.students)}\n"

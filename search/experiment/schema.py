@@ -18,6 +18,7 @@ from kdcore import CacheConfig, DataConfig, StudentConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
 from kdcore.contract.published import Benchmark
 from kdcore.methods import check_method, check_mixing
+from kdcore.training.metric import Metric
 from kdcore.training.recipe import BaseRecipe
 
 CONTROL = "none"
@@ -110,6 +111,8 @@ class SearchConfig(Closed):
         cpu_hours: core-hours of the trials, where they use no GPU; null: no limit.
         warm_start: names of earlier searches on the same data. The sampler learns from their
             trials, where these fit into the space.
+        metric: what trials are ranked and stopped by, on the held-out images: `accuracy`,
+            `balanced_accuracy` (the mean of the classes' recalls) or, from 20 classes on, `top5`.
         combinations: candidates of different slots that also run together at the start, at their
             published settings, after each has run alone.
         teacher_must_lead: end the search once a control has finished that has passed the teacher,
@@ -124,6 +127,7 @@ class SearchConfig(Closed):
     gpu_hours: float | None = Field(None, gt=0)
     cpu_hours: float | None = Field(None, gt=0)
     warm_start: tuple[str, ...] = ()
+    metric: Metric = "accuracy"
     combinations: tuple[tuple[str, ...], ...] = ()
     teacher_must_lead: bool = False
 

@@ -111,7 +111,10 @@ def _best_seed(confirmed: Confirmed) -> Candidate:
     # Choosing by the test split would make its accuracy too high.
     run = max(
         (run for run in confirmed.runs if run.test_accuracy is not None),
-        key=lambda run: (run.heldout_accuracy or 0.0, -(run.heldout_loss or 0.0)),
+        key=lambda run: (
+            run.heldout_accuracy or 0.0 if run.heldout_score is None else run.heldout_score,
+            -(run.heldout_loss or 0.0),
+        ),
     )
     assert run.heldout_accuracy is not None
     assert run.best_epoch is not None

@@ -3,9 +3,9 @@
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -22,11 +22,12 @@ from kdcore.networks.classifier import (
     load_classifier,
     save_classifier,
 )
-from kdcore.training.evaluation import default_device, evaluate
+from kdcore.training.evaluation import Evaluation, default_device, evaluate_classes
 from kdcore.training.loop import best_classifier, best_student
 from search.errors import SearchError, StorageError
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate, Limits, pick
+from search.export.class_table import CONFUSION
 from search.export.graph_formats import GRAPHS, measure_graph
 from search.export.model_card import Score, model_card
 from search.record.looks import Look, looks_at, record_look
@@ -42,10 +43,15 @@ _TOLERANCE = 0.001
 # As a share of the largest logit. A graph sums in another order, but also in float32.
 _LOGIT_TOLERANCE = 1e-3
 
+CONTROL_ROW = "none (control)"
+
 WEIGHTS = "safetensors"
 """The format of every export; a graph is a second file."""
 
-_FILES = ("student.safetensors", "student.json", "README.md", *(g.file for g in GRAPHS.values()))
+_FILES = (
+    *("student.safetensors", "student.json", "README.md", CONFUSION),
+    *(g.file for g in GRAPHS.values()),
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ def export_best(
     limits: Limits | None = None,
     form: str = WEIGHTS,
     open_test: bool = True,
+    picture: Callable[[Evaluation, Sequence[str], Path], None] | None = None,
 ) -> ExportedStudent:
     """Exports the best student within the limits.
 
@@ -107,6 +114,8 @@ def export_best(
         limits: of size, latency and accuracy; None sets no limits.
         form: `safetensors`, or a graph in addition: `onnx` or `torch_export`.
         open_test: false keeps the test split shut.
+        picture: draws the confusion matrix on the test split, for classes of these names, into a
+            file; None draws none.
 
     Raises:
         SearchError: there is no such format, no trial has finished, no student is within the
@@ -139,11 +148,21 @@ def export_best(
             metrics["test_accuracy"] = student.test_accuracy
         card = card.model_copy(update={"metrics": metrics})
         (partial / "student.json").write_text(card.model_dump_json(indent=2) + "\n")
+        if picture is not None and student.test is not None:
+            picture(student.test, data.class_names, partial / CONFUSION)
         others = _others(record, picked, student, data, storage)
         exported = ExportedStudent(folder, picked, student, others, data, looks, graph)
         commands = _commands(exported, record, storage, limits, form)
         text = model_card(
-            record, picked, (student, *others), data, looks, commands, folder, classifier.origin
+            record,
+            picked,
+            (student, *others),
+            data,
+            looks,
+            commands,
+            folder,
+            classifier.origin,
+            pictured=picture is not None,
         )
         (partial / "README.md").write_text(text)
     return exported
@@ -177,7 +196,8 @@ def measure_files(
         SearchError: a file is damaged, or does not reproduce the recorded accuracies.
     """
     classifier = load_student(folder)
-    accuracies = _accuracies(classifier.to(default_device()), data, open_test)
+    score = _score(picked.objective, classifier.to(default_device()), data, open_test)
+    accuracies = score.heldout_accuracy, score.test_accuracy
     _check_accuracies(folder / "student.safetensors", accuracies, picked, data)
     words = ""
     if form in GRAPHS:
@@ -199,7 +219,7 @@ def measure_files(
             f"{path.name}: held-out {percent(heldout)} %{tested}; its logits on "
             f"{images:,} images differ from PyTorch's by at most {difference:.0e} of the largest"
         )
-    return Score(picked.objective, *accuracies), words
+    return score, words
 
 
 def _check_accuracies(
@@ -218,12 +238,11 @@ def _check_accuracies(
             )
 
 
-def _accuracies(
-    classifier: Classifier, data: ImageData, open_test: bool
-) -> tuple[float, float | None]:
+def _score(name: str, classifier: Classifier, data: ImageData, open_test: bool) -> Score:
     """On the held-out images, and on those of the test split where it is opened."""
-    test = evaluate(classifier, data.test)[0] if open_test else None
-    return evaluate(classifier, data.heldout)[0], test
+    heldout = evaluate_classes(classifier, data.heldout)
+    test = evaluate_classes(classifier, data.test) if open_test else None
+    return Score(name, heldout.accuracy, test.accuracy if test else None, heldout, test)
 
 
 def _example(data: ImageData) -> Tensor:
@@ -249,16 +268,15 @@ def _others(
     if record.teacher is not None:
         teacher = _teacher(record, record.teacher, storage).to(default_device())
         name = f"teacher {record.experiment.teacher.backbone}"
-        others.append(Score(name, *_accuracies(teacher, data, open_test)))
+        others.append(_score(name, teacher, data, open_test))
     control = record.control_of(picked.student)
     if control is not None and control.checkpoint is not None:
         if control.checkpoint == picked.checkpoint:
-            accuracies = student.heldout_accuracy, student.test_accuracy
+            others.append(replace(student, name=CONTROL_ROW))
         else:
             backbone = record.experiment.student_configs[control.student].backbone
             network = _student(str(control.number), backbone, control.checkpoint, data, storage)
-            accuracies = _accuracies(network.to(default_device()), data, open_test)
-        others.append(Score("none (control)", *accuracies))
+            others.append(_score(CONTROL_ROW, network.to(default_device()), data, open_test))
     return tuple(others)
 
 

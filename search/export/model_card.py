@@ -1,14 +1,17 @@
 """The model card of an exported student, `README.md`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from kdcore.data.image_data import ImageData
+from kdcore.training.evaluation import Evaluation
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate
+from search.export.class_table import class_section
+from search.leaderboard.ranking import further_columns
 from search.leaderboard.teacher_lead import no_method_won
 from search.record.looks import Look, looks_in_words
 from search.record.record import Confirmed, SearchRecord
@@ -17,11 +20,21 @@ from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points,
 
 @dataclass(frozen=True)
 class Score:
-    """The accuracies of a network, from 0 to 1; without one on a test split that stayed shut."""
+    """The accuracies of a network, from 0 to 1; without one on a test split that stayed shut.
+
+    Args:
+        name: of the network.
+        heldout_accuracy: on the held-out images.
+        test_accuracy: on the test split.
+        heldout: all about the held-out images, if it was measured.
+        test: all about the test images, if they were.
+    """
 
     name: str
     heldout_accuracy: float
     test_accuracy: float | None
+    heldout: Evaluation | None = field(default=None, compare=False, repr=False)
+    test: Evaluation | None = field(default=None, compare=False, repr=False)
 
 
 def model_card(
@@ -33,6 +46,8 @@ def model_card(
     commands: Sequence[str],
     folder: Path,
     start: Mapping[str, JsonValue],
+    *,
+    pictured: bool = False,
 ) -> str:
     """The card as Markdown.
 
@@ -45,6 +60,7 @@ def model_card(
         commands: the commands that train the student again and export it again.
         folder: the folder of the export.
         start: where the weights came from that the student began with; empty for fresh ones.
+        pictured: whether the confusion matrix is drawn beside the card.
     """
     experiment = record.experiment
     config = trial_config(experiment, picked.point)
@@ -56,13 +72,14 @@ def model_card(
         f"images, the best of {len(record.trials)} trials of the search `{record.name}`.",
         *_control(record, picked),
         "",
-        *_scores(scores),
+        *_scores(scores, further_columns(record)),
         "",
         f"The trials were ranked on the {len(data.heldout):,} held-out images; "
         f"{_role_of_test(record, picked, data)} {_opened(record, scores, looks)}",
         "",
         *_spread(record, picked),
         "",
+        *class_section(scores[0].test, data.class_names, pictured=pictured),
         "## How it was made",
         "",
         f"- data: {experiment.data.name}, {len(data.train):,} training images, digest "
@@ -119,12 +136,30 @@ def _control(record: SearchRecord, picked: Candidate) -> list[str]:
     return [f"It is the control of that search{f': {verdict}' if verdict else ''}."]
 
 
-def _scores(scores: Sequence[Score]) -> list[str]:
-    """The table of the accuracies; without a column for a test split that stayed shut."""
-    lines = [["network", "held-out %", "test %"], ["---"] * 3]
-    lines += [[s.name, percent(s.heldout_accuracy), percent(s.test_accuracy)] for s in scores]
-    shown = 3 if scores[0].test_accuracy is not None else 2
-    return [f"| {' | '.join(cells[:shown])} |" for cells in lines]
+def _scores(scores: Sequence[Score], further: Mapping[str, str]) -> list[str]:
+    """The table of the accuracies; without a column for a test split that stayed shut.
+
+    Args:
+        scores: of each network.
+        further: the leaderboard's columns beside the accuracy, by field.
+    """
+    fields = [name.removeprefix("heldout_") for name in further]
+    splits = ["held-out", *(["test"] if scores[0].test_accuracy is not None else [])]
+    names = ["network"]
+    for split in splits:
+        names += [f"{split} %", *(f"{split} {head}" for head in further.values())]
+    lines = [names, ["---"] * len(names)]
+    for score in scores:
+        measured = {
+            "held-out": (score.heldout_accuracy, score.heldout),
+            "test": (score.test_accuracy, score.test),
+        }
+        cells = [score.name]
+        for split in splits:
+            accuracy, found = measured[split]
+            cells += [percent(accuracy), *(percent(getattr(found, name, None)) for name in fields)]
+        lines.append(cells)
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def _role_of_test(record: SearchRecord, picked: Candidate, data: ImageData) -> str:

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 from kdcore.errors import did_you_mean
 from search.errors import SearchError
 from search.experiment.schema import CONTROL
-from search.leaderboard.ranking import LeaderboardRow, leaderboard, pretrained_students
+from search.leaderboard.ranking import (
+    LeaderboardRow,
+    further_columns,
+    leaderboard,
+    pretrained_students,
+)
 from search.record.record import SearchRecord
 from search.record.wording import markdown_table, percent, points, spread
 
@@ -27,6 +32,8 @@ _TYPES = {
     "pretrained": "bool",
     "objective": "string",
     "heldout_accuracy": "float64",
+    "heldout_balanced_accuracy": "float64",
+    "heldout_top5": "float64",
     "test_accuracy": "float64",
     "test_deviation": "float64",
     "seeds": "int32",
@@ -43,10 +50,11 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
     """Rows as a Markdown table; accuracies in percent, gains in percentage points."""
     several = len(record.experiment.students) > 1
     confirmed = any(each.is_confirmed for each in record.confirmed)
-    pretrained = bool(pretrained_students(record))
+    pretrained, further = bool(pretrained_students(record)), further_columns(record)
     names = ["rank", "trial", *(["student"] if several else [])]
     names += [*(["pretrained"] if pretrained else []), "objective"]
-    names += [*(["test %"] if confirmed else []), "held-out %", "gain", "epochs", "status"]
+    names += [*(["test %"] if confirmed else []), "held-out %", *further.values()]
+    names += ["gain", "epochs", "status"]
     lines = [names]
     for row in rows:
         network = "teacher" if row.trial is None else row.objective
@@ -57,7 +65,9 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
         cells += ["yes" if row.pretrained else ""] if pretrained else []
         cells += [f"{network} (control)" if network == CONTROL else network]
         cells += [spread(row.test_accuracy, row.test_deviation)] if confirmed else []
-        cells += [percent(row.heldout_accuracy), points(row.gain), row.epochs, row.status]
+        cells += [percent(row.heldout_accuracy)]
+        cells += [percent(getattr(row, field)) for field in further]
+        cells += [points(row.gain), row.epochs, row.status]
         lines.append(cells)
     return markdown_table(lines) + "\n"
 

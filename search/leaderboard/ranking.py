@@ -6,6 +6,9 @@ from kdcore.errors import did_you_mean
 from search.errors import SearchError
 from search.record.record import Confirmed, SearchRecord, TrialRecord, place
 
+METRIC_HEADS = {"balanced_accuracy": "balanced %", "top5": "top-5 %"}
+"""By metric other than the accuracy, the head of its column."""
+
 
 @dataclass(frozen=True)
 class LeaderboardRow:
@@ -18,11 +21,14 @@ class LeaderboardRow:
         pretrained: whether it began with weights that it was given.
         objective: the methods with their searched settings; `none` is the control.
         heldout_accuracy: of the best epoch, from 0 to 1.
+        heldout_balanced_accuracy: the same; None where it is not known.
+        heldout_top5: the same; None with fewer than 20 classes.
         test_accuracy: mean over the fresh seeds of a confirmed student, from 0 to 1.
         test_deviation: standard deviation over those seeds.
         seeds: number of those seeds.
-        gain: held-out accuracy minus that of the same student's control; in the teacher's row,
-            minus that of the best control; None without a finished control.
+        gain: held-out accuracy, or what else `search.metric` is, minus that of the same student's
+            control; in the teacher's row, minus that of the best control; None without a finished
+            control.
         parameters: of the network; None if it was not measured.
         latency_ms: median milliseconds for one image, on the machine that runs the trials.
         epochs: trained and planned, like `6/12`.
@@ -38,6 +44,8 @@ class LeaderboardRow:
     pretrained: bool
     objective: str
     heldout_accuracy: float | None
+    heldout_balanced_accuracy: float | None
+    heldout_top5: float | None
     test_accuracy: float | None
     test_deviation: float | None
     seeds: int | None
@@ -55,16 +63,18 @@ def rank(
     """Trials from best to worst.
 
     Confirmed trials come first, by mean test accuracy; the others follow by held-out accuracy, then
-    held-out loss, then number. Trials without an accuracy come last.
+    held-out loss, then number. Trials without an accuracy come last. Where `search.metric` is
+    another one, it takes the place of the accuracy.
     """
-    tested = {each.trial: each.test_accuracy for each in confirmed if each.is_confirmed}
+    tested = {each.trial: each.test_score for each in confirmed if each.is_confirmed}
     return sorted(trials, key=lambda trial: (-tested.get(trial.number, -1.0), place(trial)))
 
 
 def by_test_accuracy(confirmed: tuple[Confirmed, ...]) -> list[Confirmed]:
-    """Confirmed trials, the best mean test accuracy first; those with one seed come last."""
+    """Confirmed trials, the best mean on the test split first, by what the search ranks by; those
+    with one seed come last."""
     return sorted(
-        confirmed, key=lambda each: -each.test_accuracy if each.is_confirmed else float("inf")
+        confirmed, key=lambda each: -each.test_score if each.is_confirmed else float("inf")
     )
 
 
@@ -107,9 +117,9 @@ def pretrained_students(record: SearchRecord) -> frozenset[str]:
 def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
     rows = []
     if record.teacher_metrics:
-        accuracy = record.teacher_metrics["heldout_accuracy"]
+        metrics, score = record.teacher_metrics, record.teacher_score
         controls = [record.control_of(student) for student in record.experiment.students]
-        best = max((c.heldout_accuracy or 0.0 for c in controls if c is not None), default=None)
+        best = max((c.score or 0.0 for c in controls if c is not None), default=None)
         rows.append(
             LeaderboardRow(
                 rank=None,
@@ -117,11 +127,13 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
                 student=record.experiment.teacher.backbone,
                 pretrained=record.experiment.teacher.weights is not None,
                 objective="teacher",
-                heldout_accuracy=accuracy,
+                heldout_accuracy=metrics["heldout_accuracy"],
+                heldout_balanced_accuracy=metrics.get("heldout_balanced_accuracy"),
+                heldout_top5=metrics.get("heldout_top5"),
                 test_accuracy=None,
                 test_deviation=None,
                 seeds=None,
-                gain=None if best is None else accuracy - best,
+                gain=None if best is None or score is None else score - best,
                 parameters=None,
                 latency_ms=None,
                 epochs="",
@@ -142,6 +154,8 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
                 pretrained=trial.student in pretrained,
                 objective=trial.objective,
                 heldout_accuracy=trial.heldout_accuracy,
+                heldout_balanced_accuracy=trial.heldout_balanced_accuracy,
+                heldout_top5=trial.heldout_top5,
                 test_accuracy=None if again is None else again.test_accuracy,
                 test_deviation=None if again is None else again.test_deviation,
                 seeds=None if again is None else len(again.test_accuracies),
@@ -160,3 +174,12 @@ def _status(trial: TrialRecord) -> str:
     parts = f", batches in {trial.parts} parts" if trial.parts > 1 else ""
     reason = f": {trial.reason}" if trial.reason else ""
     return f"{trial.state}{parts}{reason}"
+
+
+def further_columns(record: SearchRecord) -> dict[str, str]:
+    """By field of a row, the heads of columns beside the accuracy: of what is ranked by, and of
+    balanced accuracy where classes are unequal."""
+    shown = {record.experiment.search.metric}
+    if record.unequal_classes:
+        shown.add("balanced_accuracy")
+    return {f"heldout_{name}": head for name, head in METRIC_HEADS.items() if name in shown}

@@ -8,8 +8,10 @@ from rich.table import Table
 from kdcore.networks.cost import LATENCY_BATCH
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import (
+    METRIC_HEADS,
     LeaderboardRow,
     by_test_accuracy,
+    further_columns,
     leaderboard,
     pretrained_students,
 )
@@ -71,7 +73,14 @@ def leaderboard_table(
     table.add_column("objective", overflow="fold")
     confirmed = any(each.is_confirmed for each in record.confirmed)
     tested = ["test %"] if confirmed else []
-    numbers = [*tested, "held-out %", "gain", *(["parameters", "ms"] if several else [])]
+    further = further_columns(record)
+    numbers = [
+        *tested,
+        "held-out %",
+        *further.values(),
+        "gain",
+        *(["parameters", "ms"] if several else []),
+    ]
     for column in (*numbers, "epochs", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
@@ -90,6 +99,7 @@ def leaderboard_table(
             objective,
             *([spread(row.test_accuracy, row.test_deviation)] if confirmed else []),
             percent(row.heldout_accuracy),
+            *(percent(getattr(row, field)) for field in further),
             points(row.gain),
             *([_count(row.parameters), _milliseconds(row.latency_ms)] if several else []),
             row.epochs,
@@ -122,7 +132,9 @@ def confirmed_table(record: SearchRecord) -> Table:
     )
     table.add_column("trial")
     table.add_column("objective", overflow="fold")
-    for column in ("seeds", "searched %", "held-out %", "test %"):
+    metric = record.experiment.search.metric
+    by_metric = [] if metric == "accuracy" else [f"test {METRIC_HEADS[metric]}"]
+    for column in ("seeds", "searched %", "held-out %", "test %", *by_metric):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("gain", overflow="fold")
     searched = {
@@ -138,6 +150,7 @@ def confirmed_table(record: SearchRecord) -> Table:
             percent(searched.get(each.trial)) if each.trial is not None else "",
             percent(each.heldout_accuracy) if seeds else "",
             spread(each.test_accuracy, each.test_deviation) if each.is_confirmed else "",
+            *(percent(each.test_score) if each.is_confirmed else "" for _ in by_metric),
             gain_in_words(record.confirmed_gain(each)),
             style="bold" if each.role == "control" else "",
         )

@@ -12,7 +12,7 @@ from kdcore.networks.cost import NetworkCost
 from search.experiment.schema import CONTROL, Experiment, Option
 from search.record.paired_gain import PairedGain, paired_gain
 
-# What a trial reports after an epoch.
+# What a trial reports after an epoch; the first is by another metric where `search.metric` is.
 METRIC = "best_heldout_accuracy"
 TIME = "epoch"
 SAVED = "saved_epoch"  # of the newest checkpoint on the storage; 0 before the first
@@ -38,15 +38,20 @@ class TrialRecord(_Record):
         reason: why it failed; empty otherwise.
         epochs_done: number of epochs so far.
         accuracies: held-out accuracy after each epoch, shares of 1.
+        scores: the same by `search.metric`; empty where that is the accuracy.
         epochs: its budget, with the epochs on top.
         epochs_on_top: those of its preparatory stages that come before the recipe's epochs.
         heldout_accuracy: of the best epoch, a share of 1; none before the first report.
         heldout_loss: of the best epoch, nats.
+        heldout_balanced_accuracy: of the best epoch; none in a search of an earlier version.
+        heldout_top5: of the best epoch; none with fewer than 20 classes.
         best_epoch: the epoch whose weights are kept.
         train_seconds: seconds of training and evaluation.
         views_computed: epochs for which it computed the teacher's outputs.
         views_cached: epochs for which it found them cached.
         teacher_seconds_saved: seconds that computing those had taken.
+        seconds_by_part: where the seconds of training and evaluation went, see `EpochReport`; empty
+            in trials of earlier versions.
         checkpoint: the folder of its checkpoints, relative to the storage.
         parts: number of parts that each batch was split into, to fit the GPU's memory.
     """
@@ -59,17 +64,31 @@ class TrialRecord(_Record):
     reason: str = ""
     epochs_done: int = 0
     accuracies: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
     epochs: int
     epochs_on_top: int = 0
     heldout_accuracy: float | None = None
     heldout_loss: float | None = None
+    heldout_balanced_accuracy: float | None = None
+    heldout_top5: float | None = None
     best_epoch: int | None = None
     train_seconds: float = 0.0
     views_computed: int = 0
     views_cached: int = 0
     teacher_seconds_saved: float = 0.0
+    seconds_by_part: dict[str, float] = {}
     checkpoint: str | None = None
     parts: int = 1
+
+    @property
+    def curve(self) -> tuple[float, ...]:
+        """What it is ranked and stopped by, after each epoch."""
+        return self.scores or self.accuracies
+
+    @property
+    def score(self) -> float | None:
+        """What it is ranked by: the accuracy of the best epoch, or another metric of it."""
+        return max(self.scores) if self.scores else self.heldout_accuracy
 
     @property
     def is_control(self) -> bool:
@@ -97,6 +116,10 @@ class ConfirmationRun(_Record):
         heldout_loss: of the best epoch, nats.
         best_epoch: the epoch whose weights are kept.
         test_accuracy: of those weights, a share of 1.
+        test_balanced_accuracy: the same; none in a search of an earlier version.
+        test_top5: the same; none with fewer than 20 classes.
+        heldout_score: of the best epoch by `search.metric`; none where that is the accuracy.
+        test_score: on the test split, likewise.
         train_seconds: training and evaluation.
         images: that were trained on, each once in every epoch; 0 in version 0.1.0.
         checkpoint: the folder of its checkpoints, relative to the storage.
@@ -109,6 +132,10 @@ class ConfirmationRun(_Record):
     heldout_loss: float | None = None
     best_epoch: int | None = None
     test_accuracy: float | None = None
+    test_balanced_accuracy: float | None = None
+    test_top5: float | None = None
+    heldout_score: float | None = None
+    test_score: float | None = None
     train_seconds: float = 0.0
     images: int = 0
     checkpoint: str | None = None
@@ -140,6 +167,20 @@ class Confirmed(_Record):
     def test_accuracies(self) -> dict[int, float]:
         """By seed, of the runs that did not fail; shares of 1."""
         return {run.seed: run.test_accuracy for run in self.runs if run.test_accuracy is not None}
+
+    @property
+    def test_scores(self) -> dict[int, float]:
+        """By seed, what students are compared by: test accuracies, or another metric."""
+        return {
+            run.seed: run.test_accuracy if run.test_score is None else run.test_score
+            for run in self.runs
+            if run.test_accuracy is not None
+        }
+
+    @property
+    def test_score(self) -> float:
+        """Mean over the seeds; needs at least one."""
+        return statistics.fmean(self.test_scores.values())
 
     @property
     def is_confirmed(self) -> bool:
@@ -184,7 +225,9 @@ class SearchRecord(_Record):
         experiment: as resolved.
         state: of the search as a whole.
         teacher: the teacher's folder, relative to the storage.
-        teacher_metrics: `heldout_accuracy` and `heldout_loss`.
+        teacher_metrics: `heldout_accuracy`, `heldout_loss` and so on, as in its card.
+        unequal_classes: whether some class has more than one and a half times the training images
+            of another, so that accuracy alone says little; false in earlier versions.
         heldout_images: how many there are; 0 before that is known, and in version 0.1.0.
         student_costs: by student, measured where trials run.
         executions: decided once, measured where trials run; none: before that, and in version
@@ -209,6 +252,7 @@ class SearchRecord(_Record):
     state: Literal["running", "finished", "interrupted", "failed"]
     teacher: str | None = None
     teacher_metrics: dict[str, float] = {}
+    unequal_classes: bool = False
     heldout_images: int = 0
     student_costs: dict[str, NetworkCost] = {}
     executions: Executions | None = None
@@ -226,6 +270,11 @@ class SearchRecord(_Record):
     reproduces: str = ""
     # By student, for the trials that they were found in.
     _controls: tuple[tuple[TrialRecord, ...], dict[str, TrialRecord]] = PrivateAttr(((), {}))
+
+    @property
+    def teacher_score(self) -> float | None:
+        """The teacher's held-out accuracy, or what else `search.metric` is."""
+        return self.teacher_metrics.get(f"heldout_{self.experiment.search.metric}")
 
     @property
     def cost(self) -> str:
@@ -258,13 +307,13 @@ class SearchRecord(_Record):
         return controls.get(student)
 
     def gain(self, trial: TrialRecord) -> float | None:
-        """Accuracy minus that of the same student's control, a share of 1; none for a control, and
-        before both are known."""
+        """Accuracy, or what else `search.metric` is, minus that of the same student's control, a
+        share of 1; none for a control, and before both are known."""
         return gain_over(self.control_of(trial.student), trial)
 
     def confirmed_gain(self, confirmed: Confirmed) -> PairedGain | None:
-        """Test accuracy minus the control's, paired by seed; none for a control, and with
-        fewer than two common seeds."""
+        """Test accuracy, or what else `search.metric` is, minus the control's, paired by seed; none
+        for a control, and with fewer than two common seeds."""
         controls = [
             other
             for other in self.confirmed
@@ -273,7 +322,7 @@ class SearchRecord(_Record):
         # The first is that of the last confirmation; a search that was extended may have two.
         if confirmed.role == "control" or not controls:
             return None
-        return paired_gain(confirmed.test_accuracies, controls[0].test_accuracies)
+        return paired_gain(confirmed.test_scores, controls[0].test_scores)
 
     def words(self, trial: TrialRecord | Confirmed) -> str:
         """A trial in words: its objective, and its student if there are several."""
@@ -289,7 +338,7 @@ class SearchRecord(_Record):
 def place(trial: TrialRecord) -> tuple[float, float, int]:
     """Sorts trials that are not confirmed from best to worst."""
     return (
-        -(trial.heldout_accuracy if trial.heldout_accuracy is not None else -1.0),
+        -(trial.score if trial.score is not None else -1.0),
         trial.heldout_loss if trial.heldout_loss is not None else float("inf"),
         trial.number,
     )
@@ -299,14 +348,14 @@ def keep_control(controls: dict[str, TrialRecord], trial: TrialRecord) -> None:
     """Keeps a trial by its student, if it is the best finished control of it so far."""
     if trial.is_control and trial.state == "finished":
         best = controls.setdefault(trial.student, trial)
-        if (trial.heldout_accuracy or 0.0) > (best.heldout_accuracy or 0.0):
+        if (trial.score or 0.0) > (best.score or 0.0):
             controls[trial.student] = trial
 
 
 def gain_over(control: TrialRecord | None, trial: TrialRecord) -> float | None:
-    """A trial's accuracy minus its control's; see `SearchRecord.gain`."""
+    """A trial's score minus its control's; see `SearchRecord.gain`."""
     if trial.is_control or control is None:
         return None
-    if trial.heldout_accuracy is None or control.heldout_accuracy is None:
+    if trial.score is None or control.score is None:
         return None
-    return trial.heldout_accuracy - control.heldout_accuracy
+    return trial.score - control.score

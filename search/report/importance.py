@@ -50,7 +50,7 @@ def importances(record: SearchRecord, most: int) -> list[Importance]:
         step = max(1.0, len(trials) / MOST_TRIALS)
         sample = [trials[int(place * step)] for place in range(min(len(trials), MOST_TRIALS))]
         points = [_settings(trial) for trial in sample]
-        accuracies = [max(t.accuracies[: epoch + t.epochs_on_top]) for t in sample]
+        accuracies = [max(t.curve[: epoch + t.epochs_on_top]) for t in sample]
         shares = _shares(record.experiment, points, accuracies)
         if shares:
             found.append(Importance(group, len(trials), epoch, shares))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -23,6 +24,7 @@ from kdcore.networks.measurement import measure_training
 from kdcore.teacher.teacher import is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
 from kdcore.training.fine_tuning import fine_tuning
+from kdcore.training.metric import check_metric
 from search.errors import ExperimentError, KdsearchError, Problem
 from search.experiment.schema import CONTROL, Experiment
 from search.experiment.space.derivation import derive_space
@@ -157,6 +159,10 @@ def _prepared(
         benchmark = benchmark_of(data.image_size)
         experiment = experiment.model_copy(update={"published": benchmark})
     problems = _storage_problems(storage) + _warm_start_problems(experiment, storage)
+    try:
+        check_metric(experiment.search.metric, data.num_classes)
+    except ConfigError as error:
+        problems.append(Problem(key="search.metric", message=str(error)))
     teacher_path = workspace
     try:
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
@@ -252,6 +258,10 @@ def _refusals(
     return problems
 
 
+def _images(experiment: Experiment) -> dict[str, Any]:
+    return experiment.data.model_dump(exclude={"decoded_gb"})
+
+
 def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Problem]:
     """Earlier searches that are not there, or whose accuracies cannot be compared."""
     problems = []
@@ -262,8 +272,10 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
         except KdsearchError as error:
             message = str(error)
         else:
-            if earlier.data != experiment.data:
+            if _images(earlier) != _images(experiment):
                 message = f"search {name!r} had other data, so its accuracies cannot be compared"
+            elif earlier.search.metric != experiment.search.metric:
+                message = f"search {name!r} ranked by {earlier.search.metric}, this one does not"
         if message:
             problems.append(Problem(key=f"search.warm_start.{number}", message=message))
     return problems

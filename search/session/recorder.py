@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from ray import tune
@@ -98,10 +99,17 @@ class Recorder(tune.Callback):
             "train_seconds": known.train_seconds + report.epoch_seconds,
             "views_computed": known.views_computed + (report.teacher == "computed"),
             "views_cached": known.views_cached + (report.teacher == "cached"),
+            "seconds_by_part": dict(
+                Counter(known.seconds_by_part) + Counter(report.seconds_by_part)
+            ),
             "teacher_seconds_saved": known.teacher_seconds_saved + report.teacher_seconds_saved,
         }
         if report.best_epoch == report.epoch:
             changes["heldout_loss"] = report.heldout_loss
+            changes["heldout_balanced_accuracy"] = report.heldout_balanced_accuracy
+            changes["heldout_top5"] = report.heldout_top5
+        if (score := report.score_by(self._search.head.experiment.search.metric)) is not None:
+            changes["scores"] = (*known.scores, score)
         known = known.model_copy(update=changes)
         self._search.put(known)
         self._tracker.log_epoch(known.number, report, self._search.gain(known))

@@ -172,7 +172,7 @@ class OptunaSampler(Searcher):
         if strange := trial.point.keys() - chosen.keys():
             raise ValueError(f"the space has no {', '.join(sorted(strange))}")
         ahead = self._on_top(trial.point)
-        best = list(accumulate(trial.accuracies[: ahead + self._epochs], max))
+        best = list(accumulate(trial.curve[: ahead + self._epochs], max))
         complete = trial.epochs_done >= ahead + self._epochs
         return optuna.trial.create_trial(
             state=TrialState.COMPLETE if complete else TrialState.PRUNED,

@@ -95,13 +95,20 @@ class Search:
         """
         from search.export.choice import Limits
         from search.export.export import export_best
+        from search.report.plots.confusion import save_confusion
 
         limits = Limits(max_params, max_latency_ms, min_accuracy)
         folder = Path(out) if out else local_home(self.storage) / "searches" / self.name / "best"
         if folder.is_relative_to(Path.cwd()):
             folder = folder.relative_to(Path.cwd())
         return export_best(
-            self.record, self.storage, folder, limits=limits, form=format, open_test=open_test
+            self.record,
+            self.storage,
+            folder,
+            limits=limits,
+            form=format,
+            open_test=open_test,
+            picture=save_confusion,
         )
 
     def register(self, exported: "ExportedStudent") -> "Registration":

@@ -77,7 +77,11 @@ class Session:
         # back. One that failed is not used again.
         self._reuse_actors = True
         self._search = LiveRecord(record)
-        self._search.update(host=socket.gethostname(), heldout_images=len(prepared.data.heldout))
+        self._search.update(
+            host=socket.gethostname(),
+            heldout_images=len(prepared.data.heldout),
+            unequal_classes=prepared.data.has_unequal_classes,
+        )
         self._record_log = RecordLog(storage, record.name, owner)
         home = local_home(storage)
         self._folder = home / "searches" / record.name
@@ -248,7 +252,7 @@ class Session:
         if search.asha is not None:
             rungs = Rungs(search.asha, epochs=epochs)
             for trial in recorded:
-                rungs.add_curve(trial.number, trial.accuracies, trial.epochs_on_top)
+                rungs.add_curve(trial.number, trial.curve, trial.epochs_on_top)
             scheduler = ControlSparingAsha(rungs, epochs=epochs, on_top=on_top)
         searcher = OptunaSampler(
             self._plan.space,

@@ -91,7 +91,8 @@ def as_result(report: Mapping[str, Any], saved: int) -> dict[str, Any]:
     # A checkpoint of an earlier version has reports without the later fields.
     known = EpochReport.__annotations__.keys() & report.keys()
     whole = EpochReport(**{name: report[name] for name in known})
-    return {METRIC: report[METRIC], TIME: report[TIME], SAVED: saved, REPORT: whole}
+    score = report[METRIC] if whole.best_score is None else whole.best_score
+    return {METRIC: score, TIME: report[TIME], SAVED: saved, REPORT: whole}
 
 
 def resumable_reports(

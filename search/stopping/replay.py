@@ -120,7 +120,7 @@ def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[O
     whole = {trial.number for trial in trials if trial.state == "finished"}
     if not whole:
         raise SearchError(f"no trial of {record.name} has finished, so there is nothing to replay")
-    curves = {trial.number: trial.accuracies for trial in trials}
+    curves = {trial.number: trial.curve for trial in trials}
     on_top = {trial.number: trial.epochs_on_top for trial in trials}
     best = max(max(curves[number]) for number in whole)
     outcomes = [

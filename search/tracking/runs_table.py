@@ -16,6 +16,7 @@ def columns(record: SearchRecord) -> dict[str, int]:
     """
     several = len(record.experiment.students) > 1
     return {
+        **({f"metrics.`{_ranking(record)}`": 110} if _ranking(record) != METRIC else {}),
         f"metrics.`{METRIC}`": 150,
         "metrics.`gain`": 80,
         "params.`objective`": 300,
@@ -26,6 +27,11 @@ def columns(record: SearchRecord) -> dict[str, int]:
         "metrics.`latency_ms`": 90,
         **{f"params.`{name}`": 120 for name in _main_settings(record)},
     }
+
+
+def _ranking(record: SearchRecord) -> str:
+    """The metric of MLflow's that trials are ranked by."""
+    return METRIC if record.experiment.search.metric == "accuracy" else "best_score"
 
 
 def _main_settings(record: SearchRecord) -> list[str]:
@@ -46,7 +52,7 @@ def runs_table(record: SearchRecord) -> tuple[str, str]:
         created_ms=int(record.started.timestamp() * 1000),
         search_filter=f"tags.`kdsearch.search` = '{record.name}' "
         "and tags.`kdsearch.role` = 'trial'",
-        order_by=f"metrics.`{METRIC}`",
+        order_by=f"metrics.`{_ranking(record)}`",
         widths=columns(record),
         run_name_width=130 if len(record.experiment.students) == 1 else 170,
     )

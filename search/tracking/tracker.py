@@ -172,10 +172,10 @@ class Tracker:
         Takes time for each trial only if this control is now the one that they are compared with.
         """
         control = record.control_of(student)
-        accuracy = control.heldout_accuracy if control is not None else None
-        if accuracy is None or accuracy == self._compared.get(student):
+        score = control.score if control is not None else None
+        if score is None or score == self._compared.get(student):
             return
-        self._compared[student] = accuracy
+        self._compared[student] = score
         gains = [
             (trial.number, trial.epochs_done, self._rounded({"gain": gain}))
             for trial in record.trials
@@ -277,7 +277,7 @@ class Tracker:
         table."""
         self._save_runs_table(record)
         done = [t for t in record.trials if t.state == "finished" and t.heldout_accuracy]
-        best = max(done, key=lambda trial: trial.heldout_accuracy or 0.0, default=None)
+        best = max(done, key=lambda trial: trial.score or 0.0, default=None)
         metrics = {}
         if best is not None:
             metrics[METRIC] = best.heldout_accuracy or 0.0
@@ -301,7 +301,10 @@ class Tracker:
     def _rounded(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Metrics, with accuracies and their differences as MLflow's pages are to show them."""
         return {
-            name: round(value, self._decimals) if name.endswith(("accuracy", "gain")) else value
+            name: round(value, self._decimals)
+            if isinstance(value, float)
+            and name.endswith(("accuracy", "gain", "top5", "best_score"))
+            else value
             for name, value in metrics.items()
         }
 

@@ -175,7 +175,7 @@ def test_best_gives_files_that_reproduce_what_was_recorded(
 ) -> None:
     said = succeeded(folder, "best", "task-1", "--format", form, "--out", form, "--no-register")
     assert "registered" not in said
-    files = {"README.md", "student.json", "student.safetensors"}
+    files = {"README.md", "confusion.png", "student.json", "student.safetensors"}
     student = kdcore.load_student(folder / form)
     predict: Any = student
     if form in GRAPHS:

@@ -189,7 +189,7 @@ def test_best_exports_to_a_folder_of_ones_choice(folder: Path) -> None:
     said = succeeded(folder, "best", "task-1", "--out", "mine", "--no-register")
     assert "exported to mine" in said
     names = sorted(path.name for path in (folder / "mine").iterdir())
-    assert names == ["README.md", "student.json", "student.safetensors"]
+    assert names == ["README.md", "confusion.png", "student.json", "student.safetensors"]
 
 
 def test_a_trial_of_the_board_repeats_with_the_same_numbers(

@@ -38,4 +38,5 @@ def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
         training=Recipe.model_validate(recipe),
         seed=experiment.seed,
         cache=experiment.cache,
+        metric=experiment.search.metric,
     )

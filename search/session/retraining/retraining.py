@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from kdcore.data.image_data import open_data
 from kdcore.errors import NonFiniteLossError
 from kdcore.teacher_cache.patience import patiently
-from kdcore.training.evaluation import default_device, evaluate
+from kdcore.training.evaluation import default_device, evaluate_classes
 from kdcore.training.loop import best_classifier, best_student
 from kdcore.training.report import EpochReport
 from search.experiment.schema import Experiment
@@ -75,7 +75,8 @@ def run_again(
         best = best_student(Path(local))
     data = open_data(config.data, workspace_of(storage))
     student = best_classifier(config.student.backbone, data, best)
-    test_accuracy, _ = evaluate(student.to(default_device()), data.test)
+    tested = evaluate_classes(student.to(default_device()), data.test)
+    metric = config.metric
     images_in_step = config.training.images_in_step
     run = ConfirmationRun(
         seed=seed,
@@ -83,7 +84,11 @@ def run_again(
         heldout_accuracy=best["accuracy"],
         heldout_loss=best["loss"],
         best_epoch=best["epoch"],
-        test_accuracy=test_accuracy,
+        test_accuracy=tested.accuracy,
+        test_balanced_accuracy=tested.balanced_accuracy,
+        test_top5=tested.top5,
+        heldout_score=None if metric == "accuracy" else best["score"],
+        test_score=None if metric == "accuracy" else tested.by(metric),
         train_seconds=sum(report["epoch_seconds"] for report in reports),
         images=len(reports) * (len(data.train) // images_in_step) * images_in_step,
         checkpoint=folder,

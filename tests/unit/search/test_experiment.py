@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kdcore.methods import CATALOGUE
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment, read_experiment
 from tests.cases import Case
@@ -104,6 +105,16 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
         ),
         ({"search": {"trials": 4, "asha": {"grace_epochs": 9}}}, "", "must be at most"),
         ({"name": "../escape"}, "name", "'../escape'"),
+        (
+            {"data": {"name": "digits", "augmentation": "stronk"}},
+            "data.augmentation",
+            "unknown preset 'stronk'; did you mean 'strong'?",
+        ),
+        (
+            {"data": {"name": "digits", "augmentation": ["mixup", {"flip": {"p": 2}}]}},
+            "data.augmentation",
+            "step flip: p is 2, but must be less than or equal to 1",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_path_value_and_rule(
@@ -112,6 +123,16 @@ def test_a_mistake_is_named_with_path_value_and_rule(
     found = problems(tmp_path, changes)
     assert list(found) == [key]
     assert words in found[key]
+
+
+def test_a_method_that_cannot_learn_of_mixed_images_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = {"data": {"name": "digits", "augmentation": ["cutmix"]}, "objective": [["kd", "crd"]]}
+    assert read_experiment(write(tmp_path, VALID | mixed)).data.mixes
+    monkeypatch.setattr(CATALOGUE["crd"], "mixing", "refused")
+    (message,) = problems(tmp_path, mixed).values()
+    assert "objective has crd, but data.augmentation mixes images, of which crd cannot" in message
 
 
 def test_a_file_has_the_keys_of_its_base_unless_it_gives_others(tmp_path: Path) -> None:
