@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdcore.distillation.distill import distill
     from kdcore.errors import KdsearchError, NonFiniteLossError
     from kdcore.networks.classifier import Classifier, load_student
+    from kdcore.networks.config import StudentConfig
     from kdcore.teacher.config import TeacherConfig
     from kdcore.teacher_cache.config import CacheConfig
     from kdcore.training.recipe import Recipe
@@ -25,6 +26,7 @@ __all__ = [
     "KdsearchError",
     "NonFiniteLossError",
     "Recipe",
+    "StudentConfig",
     "TeacherConfig",
     "TermConfig",
     "TrialConfig",
@@ -40,6 +42,7 @@ _HOMES = {
     "KdsearchError": "errors",
     "NonFiniteLossError": "errors",
     "Recipe": "training.recipe",
+    "StudentConfig": "networks.config",
     "TeacherConfig": "teacher.config",
     "TermConfig": "distillation.config",
     "TrialConfig": "distillation.config",

@@ -43,6 +43,7 @@ class Published:
         num_classes: K.
         normalization: of the images that they were trained on, three channels.
         fetch: loads them, from the library's cache if they are there.
+        licence: as the library states it; empty where it states none.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Published:
     num_classes: int
     normalization: Normalization
     fetch: Callable[[], Mapping[str, Tensor]]
+    licence: str = ""
 
 
 class Library(Protocol):
@@ -249,6 +251,7 @@ class _Timm:
             settings.num_classes,
             Normalization(tuple(settings.mean), tuple(settings.std)),
             fetch,
+            settings.license or "",
         )
 
     def normalization(self, name: str) -> Normalization:

@@ -16,7 +16,10 @@ class Normalization(NamedTuple):
     std: tuple[float, ...]
 
     def for_channels(self, channels: int) -> "Normalization":
-        """For grey images, the average over channels; otherwise unchanged."""
+        """For grey images, the average over channels; that of grey images for each channel;
+        otherwise unchanged."""
+        if len(self.mean) == 1:
+            return Normalization(self.mean * channels, self.std * channels)
         if channels == len(self.mean) or channels != 1:
             return self
         return Normalization((fmean(self.mean),), (fmean(self.std),))

@@ -98,6 +98,11 @@ class DataConfig(BaseModel):
             profiles are ignored. Where an image is transparent, the background is part of the
             data's digest: earlier versions dropped transparency, and their tables, statistics,
             teachers and cached outputs of such data are made again. Those of other data stay valid.
+        decoded_gb: for images of any size that are decoded while training, gigabytes of pixels
+            that are kept decoded below the workspace, for all trials of a machine; 0 or None for
+            none. They are decoded when the data is opened first, in its order, as many as fit, and
+            views stay the same to the bit. Pixels take many times the space of files, and only what
+            fits into the machine's free memory is faster, so none are kept unless asked for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,6 +121,7 @@ class DataConfig(BaseModel):
     image_column: str | None = None
     label_column: str | None = None
     background: Annotated[Colour, BeforeValidator(colour_of)] | None = None
+    decoded_gb: float | None = Field(None, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -161,11 +167,16 @@ class DataConfig(BaseModel):
                 f"augmentation is {self.augmentation}, but {self.name} has no such setting; leave "
                 f"it out"
             )
+        said = self.augmentation if isinstance(self.augmentation, str) else "a list of steps"
         if self.decodes_once and choice and self.image_size is not None:
-            said = self.augmentation if isinstance(self.augmentation, str) else "a list of steps"
             raise ConfigError(
                 f"image_size is {self.image_size}, but augmentation is {said}, which takes "
                 f"images as they are; leave one of them out"
+            )
+        if self.decodes_once and choice and self.decoded_gb:
+            raise ConfigError(
+                f"decoded_gb is {self.decoded_gb:g}, but augmentation is {said}, which decodes all "
+                f"images once anyway; leave one of them out"
             )
         if not choice and source.usual_views == RESIZED_CROP and self.decodes_once:
             raise ConfigError(
@@ -203,11 +214,12 @@ class DataConfig(BaseModel):
     def _without_the_default_augmentation(
         self, serialize: SerializerFunctionWrapHandler
     ) -> dict[str, Any]:
-        """Leaves the usual augmentation out, and no background: what was made before they could be
-        chosen still fits."""
+        """Leaves the usual augmentation out, and later keys that are not set: what was made before
+        they could be chosen still fits."""
         content: dict[str, Any] = serialize(self)
-        if self.background is None:
-            content.pop("background", None)
+        for key in ("background", "decoded_gb"):
+            if not getattr(self, key):
+                content.pop(key, None)
         if self.augmentation == DATA_SETS[self.name].settings.get("augmentation"):
             content.pop("augmentation", None)
         return content

@@ -8,6 +8,7 @@ transparent over a background.
 """
 
 import io
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +22,14 @@ from kdcore.data.augmentation.draws import Draws
 from kdcore.data.augmentation.pipeline import augmented, drawn_patches
 from kdcore.data.augmentation.steps import RandomResizedCrop, Step
 from kdcore.data.colour import WHITE, Colour
+from kdcore.data.kept_pixels import KeptPixels
 from kdcore.data.views import is_mirrored, patch_draws, patch_of
 from kdcore.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    Picture = Image | np.ndarray  # RGB; [H, W, 3], uint8
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -42,11 +46,11 @@ class EncodedImage:
 
     Args:
         place: where it is stored, for messages.
-        content: its bytes, or the file with them.
+        content: its bytes, the file with them, or its pixels, if these are kept.
     """
 
     place: str
-    content: bytes | Path
+    content: bytes | Path | KeptPixels
 
 
 @dataclass(frozen=True)
@@ -72,41 +76,93 @@ class DecodingTask:
     steps: tuple[Step, ...] | None = None
 
 
-def decode_task(task: DecodingTask) -> Tensor:
+@dataclass
+class Work:
+    """Seconds that were spent on images.
+
+    Args:
+        decoding: reading and decoding them.
+        augmenting: everything else.
+    """
+
+    decoding: float = 0.0
+    augmenting: float = 0.0
+
+    def add(self, other: "Work") -> None:
+        self.decoding += other.decoding
+        self.augmenting += other.augmenting
+
+    def opened(self, image: EncodedImage, background: Colour) -> "Picture":
+        """An image, decoded on this account unless it is kept decoded; see `opened_image`."""
+        started = time.perf_counter()
+        kept = image.content
+        opened = kept.read() if isinstance(kept, KeptPixels) else opened_image(image, background)
+        self.decoding += time.perf_counter() - started
+        return opened
+
+
+def timed_task(task: DecodingTask) -> tuple[Tensor, Work]:
+    """As `decode_task`, with the work that it was."""
+    work, started = Work(), time.perf_counter()
+    pixels = decode_task(task, work)
+    work.augmenting = time.perf_counter() - started - work.decoding
+    return pixels, work
+
+
+def decode_task(task: DecodingTask, work: Work | None = None) -> Tensor:
     """Decodes the images of a task: [n, 3, height, width], uint8.
+
+    Args:
+        task: which images, and what is shown of them.
+        work: on whose account.
 
     Raises:
         DataError: an image is damaged; the message says where it is stored.
     """
+    work = work or Work()
     pixels = torch.empty(len(task.images), 3, *task.size, dtype=torch.uint8)
     if task.view is None:
         for image, place in zip(task.images, pixels, strict=True):
-            place.copy_(centre_crop(opened_image(image, task.background), task.size))
+            place.copy_(centre_crop(work.opened(image, task.background), task.size))
         return pixels
     if task.steps is not None:
-        return _with_steps(task, task.steps, task.view, pixels)
+        return _with_steps(task, task.steps, task.view, pixels, work)
     draws = patch_draws(task.view_seed, task.view, torch.tensor(task.image_ids)).tolist()
     for image, place, row in zip(task.images, pixels, draws, strict=True):
-        opened = opened_image(image, task.background)
-        top, left, height, width = patch_of(row, opened.height, opened.width)
-        patch = _resized(opened.crop((left, top, left + width, top + height)), *task.size)
+        opened = work.opened(image, task.background)
+        patch = _resized(cropped(opened, *patch_of(row, *sides_of(opened))), *task.size)
         place.copy_(patch.flip(2) if is_mirrored(row) else patch)
     return pixels
 
 
-def _with_steps(task: DecodingTask, steps: tuple[Step, ...], view: int, pixels: Tensor) -> Tensor:
+def _with_steps(
+    task: DecodingTask, steps: tuple[Step, ...], view: int, pixels: Tensor, work: Work
+) -> Tensor:
     crop, image_ids = steps[0], torch.tensor(task.image_ids)
     assert isinstance(crop, RandomResizedCrop)  # DataConfig decodes others once
-    opened = [opened_image(image, task.background) for image in task.images]
-    sizes = [(image.height, image.width) for image in opened]
+    opened = [work.opened(image, task.background) for image in task.images]
+    sizes = [sides_of(image) for image in opened]
     patches = drawn_patches(crop, sizes, Draws(task.view_seed, view, image_ids, 0))
-    for image, place, (top, left, height, width) in zip(opened, pixels, patches, strict=True):
-        patch = image.crop((left, top, left + width, top + height))
-        place.copy_(_resized(patch, *task.size))
+    for image, place, patch in zip(opened, pixels, patches, strict=True):
+        place.copy_(_resized(cropped(image, *patch), *task.size))
     return augmented(pixels, image_ids, steps, seed=task.view_seed, view=view, begin=1)
 
 
-def centre_crop(image: "Image", size: tuple[int, int]) -> Tensor:
+def sides_of(picture: "Picture") -> tuple[int, int]:
+    """Height and width of a picture."""
+    if isinstance(picture, np.ndarray):
+        return picture.shape[0], picture.shape[1]
+    return picture.height, picture.width
+
+
+def cropped(picture: "Picture", top: int, left: int, height: int, width: int) -> "Picture":
+    """A part of a picture."""
+    if isinstance(picture, np.ndarray):
+        return picture[top : top + height, left : left + width]
+    return picture.crop((left, top, left + width, top + height))
+
+
+def centre_crop(image: "Picture", size: tuple[int, int]) -> Tensor:
     """Resizes an image so that it covers 256/224 of a size, and crops the centre.
 
     Args:
@@ -117,16 +173,18 @@ def centre_crop(image: "Image", size: tuple[int, int]) -> Tensor:
         [3, height, width], uint8.
     """
     least_height, least_width = (round(side * _MARGIN[0] / _MARGIN[1]) for side in size)
-    if image.height * least_width <= image.width * least_height:
-        resized = _resized(image, least_height, image.width * least_height // image.height)
+    height, width = sides_of(image)
+    if height * least_width <= width * least_height:
+        resized = _resized(image, least_height, width * least_height // height)
     else:
-        resized = _resized(image, image.height * least_width // image.width, least_width)
+        resized = _resized(image, height * least_width // width, least_width)
     top, left = round((resized.shape[1] - size[0]) / 2), round((resized.shape[2] - size[1]) / 2)
     return resized[:, top : top + size[0], left : left + size[1]]
 
 
-def _resized(image: "Image", height: int, width: int) -> Tensor:
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+def _resized(image: "Picture", height: int, width: int) -> Tensor:
+    # A copy has the same layout in memory, wherever the pixels come from, and so the same bits.
+    pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)[None]
     return interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0]
 
 
@@ -179,6 +237,7 @@ def decode(content: bytes, background: Colour = WHITE) -> "Image":
 
 
 def _content_of(image: EncodedImage) -> bytes:
+    assert not isinstance(image.content, KeptPixels)
     return image.content.read_bytes() if isinstance(image.content, Path) else image.content
 
 

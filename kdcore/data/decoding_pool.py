@@ -22,15 +22,17 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from kdcore.data.decoding import DecodingTask, decode_task
+from kdcore.data.decoding import DecodingTask, Work, timed_task
 
 _PROGRAM = (
     "import sys; sys.path[:] = {!r}; from kdcore.data.decoding_pool import serve; serve({!r})"
 )
 
 
-def decode_in_order(tasks: Iterator[DecodingTask], processes: int, ahead: int) -> Iterator[Tensor]:
-    """Runs tasks in the pool, and yields their pixels in order.
+def decode_in_order(
+    tasks: Iterator[DecodingTask], processes: int, ahead: int
+) -> Iterator[tuple[Tensor, Work]]:
+    """Runs tasks in the pool, and yields their pixels in order, with the work that they were.
 
     Args:
         tasks: consumed as far ahead as they are run.
@@ -42,13 +44,13 @@ def decode_in_order(tasks: Iterator[DecodingTask], processes: int, ahead: int) -
         RuntimeError: a process was killed.
     """
     if processes == 0:
-        yield from map(decode_task, tasks)
+        yield from map(timed_task, tasks)
         return
     with _making:
         if processes not in _pools:
             _pools[processes] = _Pool(processes)
         pool = _pools[processes]
-    under_way: deque[Future[Tensor]] = deque()
+    under_way: deque[Future[tuple[Tensor, Work]]] = deque()
     try:
         for task in tasks:
             under_way.append(pool.threads.submit(pool.run, task))
@@ -86,7 +88,7 @@ class _Pool:
             theirs.close()
             self.idle.put(connection)
 
-    def run(self, task: DecodingTask) -> Tensor:
+    def run(self, task: DecodingTask) -> tuple[Tensor, Work]:
         """Has an idle process run a task, and waits for it."""
         connection = self.idle.get()
         try:
@@ -102,7 +104,8 @@ class _Pool:
             self.idle.put(connection)
         if isinstance(reply, Exception):
             raise reply
-        return torch.from_numpy(reply)
+        pixels, work = reply
+        return torch.from_numpy(pixels), work
 
     def close(self) -> None:
         """Ends the processes after their current tasks."""
@@ -145,7 +148,8 @@ def _serve_one(connection: Connection) -> None:
         while True:
             task = connection.recv()
             try:
-                reply: object = decode_task(task).numpy()
+                pixels, work = timed_task(task)
+                reply: object = pixels.numpy(), work
             except Exception as error:
                 reply = error
             connection.send(reply)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
 from kdcore.data.config import DataConfig
+from kdcore.data.decoded_images import kept_decoded
 from kdcore.data.decoding import EncodedImage
 from kdcore.data.small_images import decoded_once
 from kdcore.data.source import Collection, Source
@@ -32,7 +33,7 @@ from kdcore.errors import DataError, did_you_mean
 
 _SCHEMA_VERSION = 1
 _OPAQUE = (".jpg", ".jpeg")
-_SUFFIXES = (*_OPAQUE, ".png", ".webp", ".bmp")
+SUFFIXES = (*_OPAQUE, ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,9 @@ class ImageFolderSource(Source):
             path, "list of files", lambda: _list(root, folders, classes), collection
         )
         images = images.with_test_split(config.test_fraction).over(config.background)
-        return decoded_once(images) if config.decodes_once else images
+        if config.decodes_once:
+            return decoded_once(images)
+        return kept_decoded(images, config.decoded_gb)
 
 
 def _check_number_of(classes: tuple[str, ...], folder: Path) -> None:
@@ -181,7 +184,7 @@ def _list(root: Path, folders: list[ClassFolder], classes: tuple[str, ...]) -> p
         if not files:
             raise DataError(
                 f"class folder {root / folder.name} has no files that end in "
-                f"{', '.join(_SUFFIXES)}; add some or remove it"
+                f"{', '.join(SUFFIXES)}; add some or remove it"
             )
         for name, size in files:
             digest.update(b"%s\0%d\0" % (name, size))
@@ -205,7 +208,7 @@ def _files_of(root: Path, folder: ClassFolder) -> list[tuple[bytes, int]]:
         return sorted(
             (os.fsencode(f"{folder.name}/{entry.name}"), entry.stat().st_size)
             for entry in entries
-            if entry.name.lower().endswith(_SUFFIXES) and entry.is_file()
+            if entry.name.lower().endswith(SUFFIXES) and entry.is_file()
         )
 
 

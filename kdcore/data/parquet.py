@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
+from kdcore.data.decoded_images import kept_decoded
 from kdcore.data.decoding import EncodedImage
 from kdcore.data.small_images import decoded_once
 from kdcore.data.source import Collection, Source
@@ -253,7 +254,9 @@ class ParquetSource(Source):
         path = cache_path.with_name(f"{cache_path.name}.arrow")
         images = open_or_make(path, "list of rows", make, collection)
         images = images.with_test_split(config.test_fraction).over(config.background)
-        return decoded_once(images) if config.decodes_once else images
+        if config.decodes_once:
+            return decoded_once(images)
+        return kept_decoded(images, config.decoded_gb)
 
 
 def _unreadable(root: Path | str, error: Exception) -> DataError:

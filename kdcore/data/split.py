@@ -95,6 +95,10 @@ class Split(ABC):
         mixing = mixing.to(self.labels.device)
         return mixing.classes(self.labels, self.labels[mixing.partners])
 
+    def decoding_share(self) -> float:
+        """Share of reading and decoding in the work for images since this was asked last."""
+        return 0.0
+
     @abstractmethod
     def to(self, device: torch.device) -> "Split":
         """The same split with its labels, ids and batches on another device."""

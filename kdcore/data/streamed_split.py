@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from kdcore.data.arrow_files import key_of, open_or_make
 from kdcore.data.augmentation.steps import Flip, RandomResizedCrop, Step, recipe_of
 from kdcore.data.colour import WHITE, Colour
-from kdcore.data.decoding import DecodingTask, EncodedImage, is_transparent
+from kdcore.data.decoding import DecodingTask, EncodedImage, Work, is_transparent
 from kdcore.data.decoding_pool import decode_in_order
 from kdcore.data.source import Collection, PixelStatistics
 from kdcore.data.split import Split
@@ -80,6 +80,7 @@ class StreamedSplit(Split):
         device: of the batches.
         background: behind transparent images.
         steps: of the views, if they are not the usual ones; the first resizes a patch.
+        work: for its images, since it was asked last.
     """
 
     store: ImageStore
@@ -90,9 +91,16 @@ class StreamedSplit(Split):
     device: torch.device
     background: Colour = WHITE
     steps: tuple[Step, ...] | None = None
+    work: Work = field(default_factory=Work, compare=False)
 
     def all_steps(self) -> tuple[Step, ...]:
         return (RandomResizedCrop(), Flip()) if self.steps is None else self.steps
+
+    def decoding_share(self) -> float:
+        seconds = self.work.decoding + self.work.augmenting
+        share = self.work.decoding / seconds if seconds else 0.0
+        self.work.decoding = self.work.augmenting = 0.0
+        return share
 
     def sides(self) -> tuple[int, int]:
         return self.image_size
@@ -150,7 +158,7 @@ class StreamedSplit(Split):
         """Batches of at most `size` images, before they are mixed."""
         batches = [batch.cpu() for batch in batches]
         encoded = self.store.read(torch.cat(batches))
-        pixels = decode_in_order(
+        decoded = decode_in_order(
             (
                 DecodingTask(
                     tuple(islice(encoded, len(ids))),
@@ -174,7 +182,9 @@ class StreamedSplit(Split):
                 len(batch), 3, *self.image_size, dtype=torch.uint8, pin_memory=pinned
             )
             for place in torch.split(images, _PART):
-                place.numpy()[:] = next(pixels).numpy()
+                pixels, work = next(decoded)
+                self.work.add(work)
+                place.numpy()[:] = pixels.numpy()
             yield images.to(self.device, non_blocking=True)
 
 

@@ -15,11 +15,11 @@ from pydantic import (
     model_validator,
 )
 
-from kdcore.backbones.names import check_backbone
 from kdcore.contract.method import Params
 from kdcore.data.config import DataConfig
 from kdcore.errors import ConfigError
 from kdcore.methods import CATALOGUE, check_method, check_mixing
+from kdcore.networks.config import StudentConfig
 from kdcore.teacher.config import TeacherConfig
 from kdcore.teacher_cache.config import CacheConfig
 from kdcore.training.metric import Metric
@@ -63,7 +63,7 @@ class TrialConfig(BaseModel):
     Args:
         data: the images.
         teacher: the teacher.
-        student: name of the student network.
+        student: the student network's name, or a mapping with the weights that it begins with.
         objective: the terms added to cross-entropy, whose factor is the largest that one of them
             has; an empty objective is the control.
         training: the recipe.
@@ -76,7 +76,7 @@ class TrialConfig(BaseModel):
 
     data: DataConfig
     teacher: TeacherConfig
-    student: Annotated[str, AfterValidator(check_backbone)]
+    student: StudentConfig
     objective: tuple[TermConfig, ...] = ()
     training: Recipe
     seed: int = Field(0, ge=0, lt=2**32)
@@ -93,13 +93,19 @@ class TrialConfig(BaseModel):
         """A text that is equal for two trials exactly if their configurations are. A factor of 1
         for cross-entropy is not written: it is what version 0.1.0 had; nor is the accuracy as
         metric."""
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json", exclude={"data": {"decoded_gb"}})
         if self.metric == "accuracy":
             del content["metric"]
         for term in content["objective"]:
             if term["params"]["cross_entropy"] == 1:
                 del term["params"]["cross_entropy"]
         return json.dumps([content], sort_keys=True)
+
+    @model_validator(mode="after")
+    def _fresh_weights_are_trained(self) -> Self:
+        if self.student.weights is None:
+            self.training.check_fresh(f"student {self.student}")
+        return self
 
     @model_validator(mode="after")
     def _each_method_once(self) -> Self:

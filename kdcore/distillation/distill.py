@@ -1,5 +1,6 @@
 """Distills one student: from a frozen configuration to an iterator of epoch reports."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,15 @@ from kdcore.backbones.probe import Probe, affine_parameters, probe
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.config import TermConfig, TrialConfig
+from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_execution
 from kdcore.methods import CATALOGUE
-from kdcore.networks.classifier import build_classifier
+from kdcore.networks.initial_weights import build_student, initial_weights
 from kdcore.teacher.teacher import WEIGHTS, load_teacher, prepare_teacher, teacher_folder
 from kdcore.teacher_cache.cache import TeacherCache
 from kdcore.training.evaluation import default_device
+from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.loop import train
 from kdcore.training.report import EpochReport
 from kdcore.training.run import Term
@@ -103,12 +106,13 @@ def distill(
     workspace = Path(workspace)
     device = device or default_device()
     data = open_data(config.data, workspace)
-    student = build_classifier(config.student, data, seed=config.seed)
+    student = build_student(config.student, data, seed=config.seed)
+    network = config.student.backbone
     if config.training.acceleration == "off":
         execution, teacher_execution = execution or Execution(), teacher_execution or Execution()
     if execution is None:
         execution = fastest_execution(
-            config.student,
+            network,
             student,
             data.image_size,
             device,
@@ -136,21 +140,35 @@ def distill(
                 execution=teacher_execution,
             )
     networks = network_pair(
-        config.student, config.teacher.backbone, data, teacher.backbone if teacher else None
+        network, config.teacher.backbone, data, teacher.backbone if teacher else None
     )
+    terms = build_terms(config.objective, networks, config.seed)
+    tuning = fine_tuning(config.training, network)
+    for term in terms:
+        if reason := tuning.refusal(term.method):
+            raise ConfigError(f"{term.name} cannot teach {config.student}: {reason}")
     yield from train(
         student,
-        build_terms(config.objective, networks, config.seed),
+        terms,
         teacher,
         data,
         config.training,
         seed=config.seed,
-        identity=config.identity,
+        identity=_identity(config),
         device=device,
         checkpoint_dir=Path(checkpoint_dir) if checkpoint_dir is not None else None,
         execution=execution,
         teacher_execution=teacher_execution or Execution(),
         cache=cache,
         parts=parts,
+        tuning=tuning,
         metric=config.metric,
     )
+
+
+def _identity(config: TrialConfig) -> str:
+    """The trial's, with what the student's weights are, wherever they are stored."""
+    if config.student.weights is None:
+        return config.identity
+    weights = initial_weights(config.student.backbone, config.student.weights)
+    return json.dumps([config.identity, weights.identity], sort_keys=True)

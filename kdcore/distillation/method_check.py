@@ -10,6 +10,7 @@ from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.distillation.config import TermConfig
 from kdcore.methods import CATALOGUE
 from kdcore.networks.classifier import Classifier
+from kdcore.training.fine_tuning import FineTuning
 
 # Of 10 epochs, the first belongs to a preparatory stage, if there is one, and the last does not.
 _EPOCHS = 10
@@ -29,6 +30,7 @@ class MethodCheck:
         networks: their shapes and norms.
         images: [B, C, H, W], B >= 2, uint8.
         labels: [B], int64, not all the same.
+        tuning: which parts of the student are trained.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class MethodCheck:
         networks: NetworkPair,
         images: Tensor,
         labels: Tensor,
+        tuning: FineTuning = FineTuning(),  # noqa: B008  (frozen)
     ) -> None:
+        self._tuning = tuning
         self._networks, self._labels, self._images = networks, labels, images
         self._student, self._teacher = student.train(), teacher.eval()
         self._positions = torch.arange(len(images))
@@ -76,6 +80,8 @@ class MethodCheck:
             torch.manual_seed(0)
             try:
                 method = CATALOGUE[term.method](term.params, self._networks)
+                if refusal := self._tuning.refusal(method):
+                    return refusal
                 outputs: tuple[Taps, Taps] | None = self._outputs
                 if not method.needs <= _USUAL:
                     outputs = self._with_gradients

@@ -1,6 +1,7 @@
 """A classifier: a backbone behind its normalisation; and how it is saved."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Self
@@ -32,6 +33,8 @@ class ClassifierCard(BaseModel):
         std: pixels are then divided by it, per channel.
         metrics: accuracies from 0 to 1, losses in nats.
         made_by: the configuration that it was trained with.
+        start: where the weights came from that it began with, and what became of them; empty for
+            fresh ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +47,7 @@ class ClassifierCard(BaseModel):
     std: tuple[Annotated[float, Field(gt=0)], ...]
     metrics: dict[str, float] = {}
     made_by: dict[str, JsonValue] = {}
+    start: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
     def _one_number_for_each_channel(self) -> Self:
@@ -62,6 +66,9 @@ class Classifier(nn.Module):
         backbone: the network.
         mean: per channel, on the scale 0 to 1.
         std: per channel, on the scale 0 to 1, > 0.
+
+    Attributes:
+        origin: of the weights that its training begins with; empty for fresh ones.
     """
 
     mean: Tensor
@@ -71,6 +78,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.normalization = Normalization(mean, std)
+        self.origin: Mapping[str, JsonValue] = {}
         # Not in the state dict: the normalisation belongs to the card, not to the weights.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -159,6 +167,7 @@ def describe_classifier(
         std=classifier.normalization.std,
         metrics=metrics,
         made_by=made_by,
+        start=dict(classifier.origin),
     )
 
 

@@ -1,6 +1,5 @@
 """The configuration of a teacher."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -14,24 +13,28 @@ from pydantic import (
     model_validator,
 )
 
-from kdcore.backbones.names import check_backbone, library_name
+from kdcore.backbones.names import check_backbone
 from kdcore.errors import ConfigError
+from kdcore.networks.config import file_or_published
 from kdcore.training.recipe import Recipe
 
 
 class TeacherConfig(BaseModel):
-    """A teacher network, and either its weights or how to train it.
+    """A teacher network, its weights, and how to train it.
 
     Args:
         backbone: its name in the catalogue.
-        weights: file with a state dict, as safetensors or saved by PyTorch; or, for a network of
+        weights: file with a state dict, as safetensors or saved by PyTorch; a folder with a student
+            that kdsearch has exported, or with a teacher of its own; or, for a network of
             torchvision or timm, the name of published weights, like `IMAGENET1K_V2`, or a tag of
             timm's, like `a1_in1k`. `DEFAULT` for those that the library recommends.
-        training: the recipe to train it on the labels.
+        training: the recipe to train it on the labels, from the weights where they are given: it
+            then gets a new head for other classes, and its first convolution is adapted to other
+            channels.
         seed: of that training.
-        mean: subtracted from pixels on the scale 0 to 1, per channel. By default the library's, if
-            weights are given for one of its networks (averaged over channels for grey images);
-            else that of the training images.
+        mean: subtracted from pixels on the scale 0 to 1, per channel. By default the folder's, or
+            the library's, if weights are given for one of its networks (averaged over channels for
+            grey images); else that of the training images.
         std: pixels are then divided by it; required together with the mean.
     """
 
@@ -47,24 +50,14 @@ class TeacherConfig(BaseModel):
     @field_validator("weights", mode="plain")
     @classmethod
     def _file_or_published(cls, value: object, info: ValidationInfo) -> Path | str | None:
-        """Published weights stay a string; a file becomes an absolute path."""
-        if value is None:
-            return None
-        if not isinstance(value, str | os.PathLike):
-            raise ConfigError(f"weights is {value!r}, but must be a file or a name")
-        path = Path(value).expanduser().absolute()
-        is_word = path.name == str(value) and not path.suffix
-        of_library = library_name(info.data.get("backbone", "")) is not None
-        # Whether the library has weights of this name is checked once it is loaded.
-        if isinstance(value, str) and of_library and is_word and not path.exists():
-            return value
-        return path
+        return file_or_published(value, info.data.get("backbone", ""))
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.weights is None) == (self.training is None):
-            given = "neither is" if self.weights is None else "both are"
-            raise ConfigError(f"needs either weights or training, but {given} given")
+        if self.weights is None and self.training is None:
+            raise ConfigError("needs weights, training or both, but neither is given")
+        if self.training is not None and self.weights is None:
+            self.training.check_fresh(f"teacher {self.backbone}")
         return self
 
     @model_validator(mode="after")

@@ -4,19 +4,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 from pydantic import JsonValue
-from torch import Tensor
 
-from kdcore.backbones.foreign_weights import load_weights, read_weights
-from kdcore.backbones.libraries import published_weights, usual_normalization
 from kdcore.backbones.normalization import Normalization
 from kdcore.data.image_data import ImageData
-from kdcore.errors import ConfigError, WeightsError
+from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_execution
 from kdcore.networks.classifier import (
@@ -26,8 +23,15 @@ from kdcore.networks.classifier import (
     load_classifier,
     save_classifier,
 )
+from kdcore.networks.initial_weights import (
+    begin_with,
+    check_classes,
+    initial_weights,
+    normalization_for,
+)
 from kdcore.teacher.config import TeacherConfig
 from kdcore.training.evaluation import default_device, evaluate_classes, heldout_metrics
+from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.loop import best_student, train
 from kdcore.training.report import EpochReport
 
@@ -40,30 +44,18 @@ def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> P
 
     Raises:
         ConfigError: the mean is of images with another number of channels.
-        WeightsError: the weights file does not exist, or the published weights have another number
-            of classes.
+        WeightsError: the weights do not exist, or are known to be of other classes and would not
+            be trained.
     """
-    origin: dict[str, JsonValue]
-    if config.weights is None:
+    # What version 0.1.0 wrote of a teacher that is only trained, or only loaded, stays as it was.
+    origin: dict[str, JsonValue] = {"backbone": config.backbone}
+    if config.training is not None:
         origin = config.model_dump(mode="json", exclude={"weights", "mean", "std"})
-    elif isinstance(config.weights, Path):
-        if not config.weights.is_file():
-            raise WeightsError(f"weights is {str(config.weights)!r}, but there is no such file")
-        digest = hashlib.sha256(config.weights.read_bytes()).hexdigest()
-        origin = {"backbone": config.backbone, "weights": digest}
-    else:
-        published = published_weights(config.backbone, config.weights)
-        if published.num_classes != data.num_classes:
-            raise WeightsError(
-                f"weights is {config.weights!r}, which has {published.num_classes} classes, "
-                f"but the data has {data.num_classes}; give a file that was trained on these "
-                "classes, or a training instead of weights"
-            )
-        origin = {
-            "backbone": config.backbone,
-            "weights": published.name,
-            "source": published.source,
-        }
+    if config.weights is not None:
+        weights = initial_weights(config.backbone, config.weights)
+        if config.training is None:
+            check_classes(weights, data)
+        origin |= weights.identity
     if config.mean and config.std:
         if len(config.mean) != data.in_channels:
             raise ConfigError(
@@ -75,7 +67,7 @@ def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> P
     identity = [
         origin,
         data.digest,
-        data.config.model_dump(mode="json", exclude={"root", "download"}),
+        data.config.model_dump(mode="json", exclude={"root", "download", "decoded_gb"}),
     ]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     network = config.backbone.replace("/", "-")
@@ -90,16 +82,6 @@ def is_ready(folder: Path) -> bool:
 def load_teacher(folder: Path) -> Classifier:
     """Loads a ready teacher, frozen and in evaluation mode."""
     return load_classifier(folder, "teacher").requires_grad_(False)
-
-
-def check_weights(config: TeacherConfig, data: ImageData) -> None:
-    """Checks that a weights file fits the teacher's network. Published weights are not fetched.
-
-    Raises:
-        WeightsError: the file is damaged, or of another network.
-    """
-    if isinstance(config.weights, Path):
-        _load_weights(build_classifier(config.backbone, data, seed=0).backbone, config)
 
 
 def prepare_teacher(
@@ -128,6 +110,10 @@ def prepare_teacher(
         teacher = build_classifier(
             config.backbone, data, seed=config.seed, normalization=_normalization(config, data)
         )
+        if config.weights is not None:
+            weights = initial_weights(config.backbone, config.weights)
+            trained = config.training is not None
+            begin_with(teacher, config.backbone, weights, data, trained=trained)
         training_dir = folder.with_name(f"{folder.name}.training")
         if config.training is not None:
             execution = Execution()
@@ -151,11 +137,10 @@ def prepare_teacher(
                 device=device,
                 checkpoint_dir=training_dir,
                 execution=execution,
+                tuning=fine_tuning(config.training, config.backbone),
             )
             if data.config.heldout_fraction:
                 teacher.backbone.load_state_dict(best_student(training_dir)["student"])
-        else:
-            _load_weights(teacher.backbone, config)
         teacher.to(device)
         metrics = heldout_metrics(evaluate_classes(teacher, data.heldout))
         made_by = config.model_dump(mode="json")
@@ -172,22 +157,4 @@ def _normalization(config: TeacherConfig, data: ImageData) -> Normalization | No
         return Normalization(config.mean, config.std)
     if config.weights is None:
         return None
-    if isinstance(config.weights, str):
-        normalization = published_weights(config.backbone, config.weights).normalization
-    elif (usual := usual_normalization(config.backbone)) is not None:
-        normalization = usual
-    else:
-        return None
-    return normalization.for_channels(data.in_channels)
-
-
-def _load_weights(backbone: torch.nn.Module, config: TeacherConfig) -> None:
-    weights: Mapping[str, Tensor]
-    if isinstance(config.weights, Path):
-        source = f"weights file {config.weights}"
-        weights = read_weights(config.weights)
-    else:
-        assert config.weights is not None
-        source = f"weights {config.weights}"
-        weights = published_weights(config.backbone, config.weights).fetch()
-    load_weights(backbone, weights, source=source)
+    return normalization_for(initial_weights(config.backbone, config.weights), data)

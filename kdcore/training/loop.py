@@ -2,25 +2,28 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kdcore.backbones.normalization import Normalization
 from kdcore.data.image_data import ImageData
 from kdcore.errors import CheckpointError, NonFiniteLossError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import keep_freed_memory
-from kdcore.networks.classifier import Classifier
+from kdcore.networks.classifier import Classifier, build_classifier
 from kdcore.teacher_cache.cache import TeacherCache
 from kdcore.training.checkpoint import read_checkpoint, write_checkpoint
 from kdcore.training.evaluation import Evaluation, evaluate_classes
+from kdcore.training.fine_tuning import FineTuning
 from kdcore.training.metric import Metric
 from kdcore.training.recipe import Recipe
 from kdcore.training.report import EpochReport
 from kdcore.training.run import Meters, Run, Term
+from kdcore.training.timeline import Timeline
 
 
 def train(
@@ -38,6 +41,7 @@ def train(
     teacher_execution: Execution = Execution(),  # noqa: B008
     cache: TeacherCache | None = None,
     parts: int = 1,
+    tuning: FineTuning = FineTuning(),  # noqa: B008
     metric: Metric = "accuracy",
 ) -> Iterator[EpochReport]:
     """Trains a student, and yields a report after each epoch.
@@ -57,6 +61,7 @@ def train(
         teacher_execution: of the teacher, likewise.
         cache: of the teacher's outputs; None to run the teacher in every step.
         parts: see `kdcore.distill`.
+        tuning: which parts of the student are trained, and how.
         metric: by which the best epoch is chosen.
 
     Raises:
@@ -76,7 +81,8 @@ def train(
     if device.type == "cpu":
         keep_freed_memory()
     run = Run(
-        student, terms, teacher, data, recipe, device, execution, teacher_execution, cache, parts
+        *(student, terms, teacher, data, recipe, device),
+        *(execution, teacher_execution, cache, parts, tuning),
     )
     heldout, nothing_held_out = data.heldout.to(device), data.config.heldout_fraction == 0
     finished, best = 0, None
@@ -87,13 +93,16 @@ def train(
 
     for epoch in range(finished + 1, run.epochs + 1):
         started = time.perf_counter()
+        timeline = Timeline(device)
         view = data.view_of(epoch)
         cached = run.cached_view(view)
+        timeline.mark("teacher")
         # Each epoch has a random state of its own, so that checkpoints need none and a resumed run
         # draws the same numbers.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_epoch_seed(seed, epoch))
-            meters = run.epoch(epoch, data.train.shuffled().to(device), view, cached)
+            meters = run.epoch(epoch, data.train.shuffled().to(device), view, cached, timeline)
+        decoding_share = data.train.decoding_share()
         _refuse_non_finite(meters, run.names, epoch)
         found, result, of_average = evaluate_classes(student, heldout), student, False
         if not math.isfinite(found.loss):
@@ -106,6 +115,7 @@ def train(
             of_average = nothing_held_out or _place(averaged, metric) > _place(found, metric)
             if of_average:
                 found, result = averaged, run.average.network
+        timeline.mark("evaluation")
         if best is None or _place(found, metric) > (best["score"], -best["loss"]):
             best = {
                 "epoch": epoch,
@@ -113,6 +123,8 @@ def train(
                 "loss": found.loss,
                 "score": found.by(metric),
                 "student": {k: v.clone() for k, v in result.backbone.state_dict().items()},
+                "normalization": [list(each) for each in student.normalization],
+                "origin": dict(student.origin),
             }
         if checkpoint_dir is not None:
             progress = {
@@ -123,6 +135,7 @@ def train(
                 "best": best,
             }
             write_checkpoint(checkpoint_dir, run.state() | progress)
+            timeline.mark("checkpoint")
         means = (meters.sums / run.steps).tolist()
         yield EpochReport(
             epoch=epoch,
@@ -140,6 +153,7 @@ def train(
             teacher_seconds_saved=cached.seconds_saved if cached is not None else 0.0,
             parts=parts,
             of_average=of_average,
+            seconds_by_part=timeline.seconds(decoding_share),
             heldout_balanced_accuracy=found.balanced_accuracy,
             heldout_top5=found.top5,
             best_score=best["score"] if metric != "accuracy" else None,
@@ -169,8 +183,29 @@ def _refuse_non_finite(meters: Meters, names: Sequence[str], epoch: int) -> None
     )
 
 
+def best_classifier(network: str, data: ImageData, best: Mapping[str, Any]) -> Classifier:
+    """The student of a checkpoint's best epoch, on the CPU.
+
+    Args:
+        network: its name in the catalogue.
+        data: the images that it was trained on.
+        best: as `best_student` returns it.
+
+    Raises:
+        RuntimeError: the checkpoint is of another network.
+    """
+    normalization = None
+    if "normalization" in best:  # in version 0.1.0 always that of the data
+        normalization = Normalization(*map(tuple, best["normalization"]))
+    student = build_classifier(network, data, seed=0, normalization=normalization)
+    student.origin = best.get("origin", {})
+    student.backbone.load_state_dict(best["student"])
+    return student
+
+
 def best_student(checkpoint_dir: Path) -> dict[str, Any]:
-    """The best epoch of a checkpoint: `student` (its weights), `epoch`, `accuracy` and `loss`.
+    """The best epoch of a checkpoint: `student` (its weights), `epoch`, `accuracy`, `loss`, and
+    what `best_classifier` reads.
 
     Raises:
         FileNotFoundError: the folder has no checkpoint.

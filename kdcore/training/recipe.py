@@ -41,6 +41,7 @@ _LATER_KEYS = (
     "ema_decay",
     "drop_path",
     "accumulation",
+    *("head_learning_rate", "frozen_stages", "linear_probe", "layer_decay"),
 )
 
 # Keys that count epochs; those of a named recipe keep their share of other `epochs`.
@@ -95,6 +96,12 @@ class BaseRecipe(BaseModel):
             the learning rate itself, after which the schedule begins; else the first of these
             epochs are theirs. Their length is a share of `epochs` either way; warm-ups of other
             terms count them too.
+        head_learning_rate: factor on the learning rate of the head, the classifier.
+        frozen_stages: number of first stages, with the stem, that keep the weights and running
+            statistics that they begin with.
+        linear_probe: whether only the head is trained.
+        layer_decay: factor on the learning rate from each stage to the one before it, and from the
+            head to the last stage.
         acceleration: `auto` for the precision and memory layout that were measured to be fastest
             on the device; `off` for float32.
         compile: `torch.compile` the student. Takes about a minute in each process, which pays off
@@ -124,6 +131,10 @@ class BaseRecipe(BaseModel):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     drop_path: float | None = Field(None, ge=0, lt=1)
     preparation_on_top: bool = False
+    head_learning_rate: float = Field(1.0, gt=0)
+    frozen_stages: int = Field(0, ge=0)
+    linear_probe: bool = False
+    layer_decay: float = Field(1.0, gt=0, le=1)
     acceleration: Literal["auto", "off"] = "auto"
     compile: bool = False
     cuda_graph: bool = False
@@ -175,6 +186,16 @@ class BaseRecipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _nothing_decided_twice(self) -> Self:
+        if self.linear_probe and (self.frozen_stages or self.layer_decay != 1):
+            key = "frozen_stages" if self.frozen_stages else "layer_decay"
+            raise ConfigError(
+                f"{key} is {getattr(self, key)}, but linear_probe is true, which trains only the "
+                f"head; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _milestones_in_order(self) -> Self:
         if self.milestones is None:
             return self
@@ -209,6 +230,33 @@ class BaseRecipe(BaseModel):
         if not self.preparation_on_top:
             return 0
         return max((params.preparation_epochs(self.epochs) for params in methods), default=0)
+
+    @property
+    def is_fine_tuning(self) -> bool:
+        """Whether the parts of a network are trained in different ways."""
+        return (
+            self.linear_probe
+            or self.frozen_stages > 0
+            or self.head_learning_rate != 1
+            or self.layer_decay != 1
+        )
+
+    def check_fresh(self, network: str) -> None:
+        """Refuses to preserve what a network knows that begins with fresh weights.
+
+        Args:
+            network: what it is called.
+
+        Raises:
+            ConfigError: parts would stay as they are, or learn slower.
+        """
+        for key in ("linear_probe", "frozen_stages", "layer_decay"):
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                raise ConfigError(
+                    f"training.{key} is {_in_yaml(value)}, but {network} begins with fresh "
+                    f"weights, which know nothing yet; give it weights, or leave {key} out"
+                )
 
     def in_words(self, learning_rate: str) -> str:
         """The recipe in a line, but for its defaults of what few change.
@@ -246,7 +294,17 @@ class BaseRecipe(BaseModel):
             words.append(f"drop path {self.drop_path:g}")
         if self.preparation_on_top:
             words.append("preparatory epochs on top")
-        return ", ".join(words)
+        return ", ".join([*words, *self._parts_in_words()])
+
+    def _parts_in_words(self) -> list[str]:
+        """What differs between the parts of a network."""
+        words = {
+            f"times {self.head_learning_rate:g} for the head": self.head_learning_rate != 1,
+            f"times {self.layer_decay:g} for each stage before it": self.layer_decay != 1,
+            f"first {self.frozen_stages} stages frozen": self.frozen_stages > 0,
+            "only the head": self.linear_probe,
+        }
+        return [each for each, holds in words.items() if holds]
 
     def _milestones_in_epochs(self) -> tuple[float, ...]:
         if self.milestones is not None:

@@ -1,6 +1,7 @@
 """The report of an epoch."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from kdcore.training.metric import Metric
@@ -27,6 +28,11 @@ class EpochReport:
         teacher: where its outputs came from: `cached`, `computed` into the cache in this epoch,
             `live` in every step, or `none` if no term needs them.
         teacher_seconds_saved: seconds that the cached outputs had taken to compute.
+        seconds_by_part: where they went: `decoding` (waiting for images that are read and decoded),
+            `augmenting` (likewise, for what else is done to them), `teacher` (computing its outputs
+            or reading cached ones), `student` (forward, backward, step), `evaluation` and
+            `checkpoint`. Decoding processes work ahead, so that only what training waits for
+            counts; it is divided as they divided their work. See `Timeline` for GPUs.
         parts: into which each batch was split, where a whole one did not fit into memory.
         of_average: whether the held-out numbers are of the moving average of the student's weights,
             as it was better than the weights themselves.
@@ -51,6 +57,7 @@ class EpochReport:
     teacher_seconds_saved: float = 0.0
     parts: int = 1
     of_average: bool = False
+    seconds_by_part: Mapping[str, float] = field(default_factory=dict, compare=False)
     heldout_balanced_accuracy: float | None = None
     heldout_top5: float | None = None
     best_score: float | None = None

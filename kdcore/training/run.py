@@ -1,6 +1,6 @@
 """A training run: its networks and optimiser, its steps, and the state that a checkpoint holds."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -18,8 +18,10 @@ from kdcore.networks.classifier import Classifier
 from kdcore.operations.labels import label_loss
 from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
 from kdcore.training.average import WeightAverage
+from kdcore.training.fine_tuning import FineTuning
 from kdcore.training.lamb import Lamb
 from kdcore.training.recipe import Recipe
+from kdcore.training.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,8 @@ class Term:
 
 
 def _optimizer(
-    recipe: Recipe,
-    decayed: Sequence[nn.Parameter],
-    undecayed: Sequence[nn.Parameter],
-    *,
-    captured: bool,
+    recipe: Recipe, groups: Sequence[dict[str, Any]], *, captured: bool
 ) -> torch.optim.Optimizer:
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}]
-    if undecayed:
-        groups.append({"params": undecayed, "weight_decay": 0.0})
     if recipe.optimizer == "sgd":
         sgd = torch.optim.SGD(
             groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.nesterov, fused=True
@@ -47,7 +42,7 @@ def _optimizer(
         if recipe.momentum > 0:
             # The fused step cannot create momentum for parameters whose first gradient comes later
             # than that of others, as after a preparatory stage. All momentum starts at 0 anyway.
-            for parameter in (*decayed, *undecayed):
+            for parameter in (each for group in groups for each in group["params"]):
                 sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
         return sgd
     if recipe.optimizer == "lamb":
@@ -92,6 +87,7 @@ class Run:
         teacher_execution: Execution,
         cache: TeacherCache | None,
         parts: int,
+        tuning: FineTuning,
     ) -> None:
         self.execution, self.teacher_execution, self.parts = execution, teacher_execution, parts
         if recipe.drop_path is not None:
@@ -148,15 +144,16 @@ class Run:
             for name, parameter in method.named_parameters()
             if name in method.undecayed
         }
-        self.parameters = [*student.parameters(), *self.helpers.parameters()]
+        self.frozen_norms = _freeze(student, tuning.frozen)
+        trained = [each for each in student.parameters() if each.requires_grad]
+        self.parameters = [*trained, *self.helpers.parameters()]
         if not recipe.decay_norms_and_biases:
             undecayed |= {id(each) for each in self.parameters if each.ndim <= 1}
-        self.optimizer = _optimizer(
-            recipe,
-            [parameter for parameter in self.parameters if id(parameter) not in undecayed],
-            [parameter for parameter in self.parameters if id(parameter) in undecayed],
-            captured=self.captures,
-        )
+        named = student.backbone.named_parameters()
+        factors = {id(each): tuning.factors.get(name, 1.0) for name, each in named}
+        groups = _groups(self.parameters, undecayed, factors, recipe.weight_decay)
+        self._factors = [factor for factor, _ in groups]
+        self.optimizer = _optimizer(recipe, [group for _, group in groups], captured=self.captures)
 
     @property
     def images_in_step(self) -> int:
@@ -200,9 +197,19 @@ class Run:
             return "live"
         return "computed" if cached.computed else "cached"
 
-    def epoch(self, epoch: int, order: Tensor, view: int, cached: CachedView | None) -> Meters:
+    def epoch(
+        self,
+        epoch: int,
+        order: Tensor,
+        view: int,
+        cached: CachedView | None,
+        timeline: Timeline,
+    ) -> Meters:
         """Trains on the images at these positions, in this order."""
+        self.timeline = timeline
         meters = Meters(len(self.names), self.device)
+        for norm in self.frozen_norms:
+            norm.eval()
         preparing = [epoch <= method.preparation_epochs(self.epochs) for method in self.methods]
         # In a preparatory stage, the preparation alone is minimised.
         weights, counted = self.weights, [True] * len(self.names)
@@ -213,7 +220,7 @@ class Run:
             method.begin_epoch(epoch, self.epochs)
         images_in_step = self.images_in_step
         order = order[: self.steps * images_in_step]
-        views = self.split.views(order, view, self.batch_size)
+        views = timeline.steps(self.split.views(order, view, self.batch_size))
         batches = zip(views, torch.split(order, self.batch_size), strict=True)
         classes, mixed = self.split.classes(view)
 
@@ -250,6 +257,7 @@ class Run:
             images, positions = map(torch.cat, zip(*of_step, strict=True))
             captured = captured or CapturedStep(whole_step, images, positions)
             captured(images, positions)
+        timeline.mark("student")
         return meters
 
     def _rate_at(self, progress_epochs: float) -> float:
@@ -259,13 +267,13 @@ class Run:
         return self.recipe.learning_rate_at(progress_epochs - self.epochs_on_top)
 
     def _set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
+        for group, factor in zip(self.optimizer.param_groups, self._factors, strict=True):
             if self.captures:  # a captured step reads this tensor
                 if not isinstance(group["lr"], Tensor):
-                    group["lr"] = torch.tensor(rate, device=self.device)
-                group["lr"].fill_(rate)
+                    group["lr"] = torch.tensor(rate * factor, device=self.device)
+                group["lr"].fill_(rate * factor)
             else:
-                group["lr"] = rate
+                group["lr"] = rate * factor
 
     def _add_gradients(
         self,
@@ -284,7 +292,11 @@ class Run:
             student_taps = self.run_student(
                 images, self.needs, labels, self.student_maps, batch.mixed
             )
-            teacher_taps = self._teacher_taps(images, batch, cached, student_taps)
+            teacher_taps = student_taps  # a placeholder, if no term reads any
+            if self.teacher is not None:
+                self.timeline.mark("student")
+                teacher_taps = self._teacher_taps(self.teacher, images, batch, cached)
+                self.timeline.mark("teacher")
             smoothing = self.recipe.label_smoothing
             every_logits = student_taps.logits, *student_taps.auxiliary_logits
             first, *auxiliary = (
@@ -308,19 +320,60 @@ class Run:
         meters.add(values.detach(), weighted.detach(), student_taps.logits.detach(), labels, share)
 
     def _teacher_taps(
-        self, images: Tensor, batch: Batch, cached: CachedView | None, student_taps: Taps
+        self, teacher: Classifier, images: Tensor, batch: Batch, cached: CachedView | None
     ) -> Taps:
-        """The teacher's outputs; the student's, as a placeholder, if no term reads any."""
-        if self.teacher is None:
-            return student_taps
+        """The teacher's outputs, cached or computed."""
         if cached is not None:
             return cached.at(batch.indices)
         with torch.no_grad(), self.teacher_execution.autocast(self.device):
-            taps = self.teacher.taps(
-                images, self.needs, batch.labels, self.wanted.maps, batch.mixed
-            )
+            taps = teacher.taps(images, self.needs, batch.labels, self.wanted.maps, batch.mixed)
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
+
+
+def _freeze(student: Classifier, names: Container[str]) -> list[nn.Module]:
+    """Keeps these parameters as they are; returns the modules whose running statistics must stay,
+    too, which are in evaluation mode."""
+    frozen = set()
+    for name, parameter in student.backbone.named_parameters():
+        if name in names:
+            frozen.add(parameter.requires_grad_(False))
+    return [
+        module
+        for module in student.backbone.modules()
+        if list(module.buffers(recurse=False))
+        and (own := set(module.parameters(recurse=False)))
+        and own <= frozen
+    ]
+
+
+def _groups(
+    parameters: Iterable[nn.Parameter],
+    undecayed: Container[int],
+    factors: Mapping[int, float],
+    weight_decay: float,
+) -> list[tuple[float, dict[str, Any]]]:
+    """Parameters with the same factor on the learning rate and the same decay, with that factor.
+
+    The order is part of a checkpoint. First are those with a factor of 1, which a report has.
+
+    Args:
+        parameters: that are trained.
+        undecayed: ids of those without weight decay.
+        factors: by id; 1 for those left out.
+        weight_decay: of all others.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, False): []}
+    for parameter in parameters:
+        key = factors.get(id(parameter), 1.0), id(parameter) in undecayed
+        groups.setdefault(key, []).append(parameter)
+    return [
+        (
+            factor,
+            {"params": groups[factor, spared], "weight_decay": 0.0 if spared else weight_decay},
+        )
+        for factor, spared in sorted(groups, key=lambda key: (key[0] != 1, -key[0], key[1]))
+    ]
 
 
 def _use_batch_statistics(network: nn.Module) -> None:

@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from search import environment
-from search.cli import browsing, launching, lists, picking, remote, reproducing, ui
+from search.cli import browsing, launching, lists, picking, remote, reproducing, starting, ui
 from search.errors import ExperimentError, KdsearchError, SearchFailedError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 _PANELS = {
-    "Search": (launching.launch, launching.resume, launching.confirm, launching.check),
+    "Search": (
+        *(starting.init, launching.launch, launching.resume),
+        *(launching.confirm, launching.check),
+    ),
     "Results": (
         *(browsing.leaderboard, browsing.compare, browsing.replay, ui.ui),
         *(picking.best, picking.rerun, browsing.cache),

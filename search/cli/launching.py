@@ -179,6 +179,7 @@ def check(
         idle_gpus_caution,
         plan,
         recipes,
+        starts,
         teacher_caution,
         tracking_caution,
     )
@@ -208,12 +209,12 @@ def check(
         else "no trial is stopped early"
     )
     controls = "control" if len(experiment.students) == 1 else "students' controls"
-    trained = "\n".join(recipes(experiment))
+    trained = "\n".join((*starts(prepared), *recipes(experiment)))
     on_top = " after preparatory ones" if experiment.training.preparation_on_top else ""
     print(
         f"data     {experiment.data.name}: {len(data.train):,} train, "
         f"{len(data.heldout):,} held out, {len(data.test):,} test; {data.num_classes} classes\n"
-        f"views    {', then '.join(map(str, data.train.all_steps())) or 'as the images are'}\n"
+        f"views    {', '.join(map(str, data.train.all_steps())) or 'as the images are'}\n"
         f"teacher  {experiment.teacher.backbone}, "
         f"{'ready' if prepared.teacher_ready else 'to be prepared'}\n"
         f"student  {', '.join(experiment.students)}\n"

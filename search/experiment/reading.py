@@ -2,7 +2,7 @@
 
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -246,13 +246,16 @@ def _known_keys(schema: type[BaseModel], place: Sequence[object]) -> list[str]:
     for part in place:
         if isinstance(part, int):  # an item of a list, whose schema is at hand
             continue
-        annotation = model.model_fields[part].annotation
-        model = next(
-            choice
-            for choice in typing.get_args(annotation) or (annotation,)
-            if isinstance(choice, type) and issubclass(choice, BaseModel)
-        )
+        model = next(_models_in(model.model_fields[part].annotation))
     keys = list(model.model_fields)
     if issubclass(model, BaseRecipe):
         return [NAMED, *keys]
     return [BASE, *keys] if not place and "name" in keys else keys  # what has a name may have it
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models among the types that an annotation allows, in tuples too."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _models_in(inner)

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from kdcore import CacheConfig, DataConfig, TeacherConfig
+from kdcore import CacheConfig, DataConfig, StudentConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
 from kdcore.contract.published import Benchmark
 from kdcore.methods import check_method, check_mixing
@@ -181,7 +181,8 @@ class Experiment(Closed):
             experiment.
         data: see `kdcore.DataConfig`.
         teacher: see `kdcore.TeacherConfig`.
-        student: a network, or a list of networks to choose from.
+        student: a network, or a list of networks to choose from; each a name, or a mapping with
+            the weights that it begins with, see `kdcore.StudentConfig`.
         objective: the terms added to cross-entropy: a list of slots, each a list of candidate
             methods. A trial has one method of each slot.
         training: the recipe of the students.
@@ -202,8 +203,8 @@ class Experiment(Closed):
     data: DataConfig
     teacher: TeacherConfig
     student: Annotated[
-        Annotated[BackboneName, Tag(_ONE)]
-        | Annotated[tuple[BackboneName, ...], Field(min_length=1), Tag(_SEVERAL)],
+        Annotated[StudentConfig, Tag(_ONE)]
+        | Annotated[tuple[StudentConfig, ...], Field(min_length=1), Tag(_SEVERAL)],
         Discriminator(lambda value: _SEVERAL if isinstance(value, list | tuple) else _ONE),
     ]
     objective: tuple[
@@ -221,15 +222,32 @@ class Experiment(Closed):
     licences: Licences = Licences()
 
     @property
+    def student_configs(self) -> dict[str, StudentConfig]:
+        """The networks that may learn, by their labels."""
+        student = self.student
+        several = (student,) if isinstance(student, StudentConfig) else student
+        return {each.label: each for each in several}
+
+    @property
     def students(self) -> tuple[str, ...]:
-        """The networks that may learn."""
-        return (self.student,) if isinstance(self.student, str) else self.student
+        """The labels of the networks that may learn; see `kdcore.StudentConfig`."""
+        return tuple(self.student_configs)
 
     @field_validator("student")
     @classmethod
-    def _each_student_once(cls, student: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if not isinstance(student, str) and len(set(student)) < len(student):
-            raise ValueError(f"is {list(student)}, but lists a student twice; list each once")
+    def _each_student_once(
+        cls, student: StudentConfig | tuple[StudentConfig, ...]
+    ) -> StudentConfig | tuple[StudentConfig, ...]:
+        if isinstance(student, StudentConfig):
+            return student
+        labels = [each.label for each in student]
+        if len(set(student)) < len(student):
+            raise ValueError(f"is {labels}, but lists a student twice; list each once")
+        if len(set(labels)) < len(labels):
+            twice = next(label for label in labels if labels.count(label) > 1)
+            raise ValueError(
+                f"has two students called {twice!r}; give the weights of one another name"
+            )
         return student
 
     @field_validator("objective")
@@ -244,6 +262,13 @@ class Experiment(Closed):
         if seen == {CONTROL}:
             raise ValueError(f"has only {CONTROL!r}, but needs a method to search")
         return slots
+
+    @model_validator(mode="after")
+    def _fresh_weights_are_trained(self) -> Self:
+        for label, student in self.student_configs.items():
+            if student.weights is None:
+                self.training.check_fresh(f"student {label}")
+        return self
 
     @model_validator(mode="after")
     def _methods_that_take_mixed_images(self) -> Self:

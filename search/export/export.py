@@ -1,5 +1,6 @@
 """Exports the best student, and measures the exported files."""
 
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +18,12 @@ from kdcore.errors import did_you_mean
 from kdcore.networks.classifier import (
     Classifier,
     ClassifierCard,
-    build_classifier,
     describe_classifier,
     load_classifier,
     save_classifier,
 )
 from kdcore.training.evaluation import Evaluation, default_device, evaluate_classes
-from kdcore.training.loop import best_student
+from kdcore.training.loop import best_classifier, best_student
 from search.errors import SearchError, StorageError
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate, Limits, pick
@@ -132,7 +132,8 @@ def export_best(
     data = open_data(record.experiment.data, workspace_of(storage))
     config = trial_config(record.experiment, picked.point)
     config = config.model_copy(update={"seed": picked.seed})
-    classifier = _student(picked.label, picked.student, picked.checkpoint, data, storage)
+    backbone = config.student.backbone
+    classifier = _student(picked.label, backbone, picked.checkpoint, data, storage)
     card = _card(classifier, record.name, picked.label, config, data)
     with replacing(folder) as partial:
         save_classifier(partial, "student", classifier, card)
@@ -160,6 +161,7 @@ def export_best(
             looks,
             commands,
             folder,
+            classifier.origin,
             pictured=picture is not None,
         )
         (partial / "README.md").write_text(text)
@@ -272,9 +274,8 @@ def _others(
         if control.checkpoint == picked.checkpoint:
             others.append(replace(student, name=CONTROL_ROW))
         else:
-            network = _student(
-                str(control.number), control.student, control.checkpoint, data, storage
-            )
+            backbone = record.experiment.student_configs[control.student].backbone
+            network = _student(str(control.number), backbone, control.checkpoint, data, storage)
             others.append(_score(CONTROL_ROW, network.to(default_device()), data, open_test))
     return tuple(others)
 
@@ -296,7 +297,7 @@ def export_rerun(
         StorageError: the folder cannot be written to.
     """
     data = open_data(config.data, workspace)
-    classifier = _best_epoch(build_classifier(config.student, data, seed=0), checkpoint)
+    classifier = _best_epoch(config.student.backbone, data, checkpoint)
     card = _card(classifier, search, label, config, data)
     with replacing(folder) as partial:
         save_classifier(partial, "student", classifier, card)
@@ -310,18 +311,19 @@ def _card(
         "trial": label,
         "config": config.model_dump(mode="json"),
     }
-    return describe_classifier(classifier, config.student, data, metrics={}, made_by=made_by)
+    return describe_classifier(
+        classifier, config.student.backbone, data, metrics={}, made_by=made_by
+    )
 
 
 def _student(
     label: str, backbone: str, checkpoint: str, data: ImageData, storage: Storage
 ) -> Classifier:
     """A trial's network with the weights of its best epoch, on the CPU, in evaluation mode."""
-    student = build_classifier(backbone, data, seed=0)
     with tempfile.TemporaryDirectory() as copy:
         try:
             Checkpoints(storage, checkpoint).restore(Path(copy))
-            return _best_epoch(student, Path(copy))
+            return _best_epoch(backbone, data, Path(copy))
         except (FileNotFoundError, ValueError, RuntimeError, KeyError):
             raise SearchError(
                 f"the checkpoint of trial {label} is missing or damaged: "
@@ -331,9 +333,9 @@ def _student(
             raise StorageError(f"cannot read the checkpoint of trial {label}", error) from None
 
 
-def _best_epoch(student: Classifier, checkpoint: Path) -> Classifier:
-    """Loads the weights of a local checkpoint's best epoch into its network."""
-    student.backbone.load_state_dict(best_student(checkpoint)["student"])
+def _best_epoch(backbone: str, data: ImageData, checkpoint: Path) -> Classifier:
+    """The network of a local checkpoint's best epoch."""
+    student = best_classifier(backbone, data, best_student(checkpoint))
     student.backbone.drop_auxiliary()
     return student.eval()
 
@@ -353,7 +355,7 @@ def _commands(
     }
     given = [f" {option} {value}" for option, value in options.items() if value is not None]
     return (
-        f"kdsearch rerun {record.name} {picked.label}{again} --out again{where}",
+        f"kdsearch rerun {record.name} {shlex.quote(picked.label)}{again} --out again{where}",
         f"kdsearch best {record.name}{''.join(given)}{where}",
     )
 

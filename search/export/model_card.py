@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from kdcore.data.image_data import ImageData
 from kdcore.training.evaluation import Evaluation
 from search.experiment.space.trial_config import trial_config
@@ -43,6 +45,7 @@ def model_card(
     looks: Sequence[Look],
     commands: Sequence[str],
     folder: Path,
+    start: Mapping[str, JsonValue],
     *,
     pictured: bool = False,
 ) -> str:
@@ -56,6 +59,7 @@ def model_card(
         looks: those at the test split for this task.
         commands: the commands that train the student again and export it again.
         folder: the folder of the export.
+        start: where the weights came from that the student began with; empty for fresh ones.
         pictured: whether the confusion matrix is drawn beside the card.
     """
     experiment = record.experiment
@@ -81,6 +85,7 @@ def model_card(
         f"- data: {experiment.data.name}, {len(data.train):,} training images, digest "
         f"{data.digest}",
         f"- teacher: {experiment.teacher.backbone}, {_teacher_origin(record)}",
+        *_start_in_words(start),
         "- objective: cross-entropy alone"
         if picked.is_control
         else f"- objective: {picked.objective}, added to cross-entropy",
@@ -224,10 +229,18 @@ def _row(record: SearchRecord, each: Confirmed) -> str:
 
 def _teacher_origin(record: SearchRecord) -> str:
     teacher = record.experiment.teacher
-    if teacher.weights is not None:
-        return f"weights {teacher.weights}"
-    assert teacher.training is not None
-    return f"trained for {teacher.training.epochs} epochs"
+    words = [] if teacher.weights is None else [f"weights {teacher.weights}"]
+    if teacher.training is not None:
+        words.append(f"trained for {teacher.training.epochs} epochs")
+    return ", then ".join(words)
+
+
+def _start_in_words(start: Mapping[str, JsonValue]) -> list[str]:
+    """A line on the weights that the student began with."""
+    if not start:
+        return []
+    details = [f"{key} {value}" for key, value in start.items() if key not in ("weights", "fit")]
+    return [f"- began with: weights {start['weights']} ({', '.join(details)}): {start['fit']}"]
 
 
 def _cost_of_confirmation(record: SearchRecord) -> str:

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 from kdcore.errors import did_you_mean
 from search.errors import SearchError
 from search.experiment.schema import CONTROL
-from search.leaderboard.ranking import LeaderboardRow, further_columns, leaderboard
+from search.leaderboard.ranking import (
+    LeaderboardRow,
+    further_columns,
+    leaderboard,
+    pretrained_students,
+)
 from search.record.record import SearchRecord
 from search.record.wording import markdown_table, percent, points, spread
 
@@ -24,6 +29,7 @@ _TYPES = {
     "rank": "int32",
     "trial": "int32",
     "student": "string",
+    "pretrained": "bool",
     "objective": "string",
     "heldout_accuracy": "float64",
     "heldout_balanced_accuracy": "float64",
@@ -44,8 +50,9 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
     """Rows as a Markdown table; accuracies in percent, gains in percentage points."""
     several = len(record.experiment.students) > 1
     confirmed = any(each.is_confirmed for each in record.confirmed)
-    further = further_columns(record)
-    names = ["rank", "trial", *(["student"] if several else []), "objective"]
+    pretrained, further = bool(pretrained_students(record)), further_columns(record)
+    names = ["rank", "trial", *(["student"] if several else [])]
+    names += [*(["pretrained"] if pretrained else []), "objective"]
     names += [*(["test %"] if confirmed else []), "held-out %", *further.values()]
     names += ["gain", "epochs", "status"]
     lines = [names]
@@ -55,6 +62,7 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
             network = f"teacher {row.student}"
         cells = [str(row.rank or ""), "" if row.trial is None else str(row.trial)]
         cells += [row.student] if several else []
+        cells += ["yes" if row.pretrained else ""] if pretrained else []
         cells += [f"{network} (control)" if network == CONTROL else network]
         cells += [spread(row.test_accuracy, row.test_deviation)] if confirmed else []
         cells += [percent(row.heldout_accuracy)]

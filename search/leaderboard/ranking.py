@@ -17,7 +17,8 @@ class LeaderboardRow:
     Args:
         rank: from 1, among the trials with an accuracy; None for the teacher.
         trial: the trial's number; None for the teacher.
-        student: the student network; in the teacher's row, the teacher network.
+        student: the student's label; in the teacher's row, the teacher network.
+        pretrained: whether it began with weights that it was given.
         objective: the methods with their searched settings; `none` is the control.
         heldout_accuracy: of the best epoch, from 0 to 1.
         heldout_balanced_accuracy: the same; None where it is not known.
@@ -40,6 +41,7 @@ class LeaderboardRow:
     rank: int | None
     trial: int | None
     student: str
+    pretrained: bool
     objective: str
     heldout_accuracy: float | None
     heldout_balanced_accuracy: float | None
@@ -105,6 +107,13 @@ def leaderboard(record: SearchRecord, method: str = "", state: str = "") -> list
     ]
 
 
+def pretrained_students(record: SearchRecord) -> frozenset[str]:
+    """The labels of the students that begin with weights; only where there are some do tables have
+    a column for it."""
+    students = record.experiment.student_configs.items()
+    return frozenset(label for label, student in students if student.weights is not None)
+
+
 def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
     rows = []
     if record.teacher_metrics:
@@ -116,6 +125,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
                 rank=None,
                 trial=None,
                 student=record.experiment.teacher.backbone,
+                pretrained=record.experiment.teacher.weights is not None,
                 objective="teacher",
                 heldout_accuracy=metrics["heldout_accuracy"],
                 heldout_balanced_accuracy=metrics.get("heldout_balanced_accuracy"),
@@ -132,6 +142,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
             )
         )
     confirmed = {each.trial: each for each in record.confirmed if each.is_confirmed}
+    pretrained = pretrained_students(record)
     for position, trial in enumerate(rank(record.trials, record.confirmed), start=1):
         again = confirmed.get(trial.number)
         cost = record.student_costs.get(trial.student)
@@ -140,6 +151,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
                 rank=position if trial.heldout_accuracy is not None else None,
                 trial=trial.number,
                 student=trial.student,
+                pretrained=trial.student in pretrained,
                 objective=trial.objective,
                 heldout_accuracy=trial.heldout_accuracy,
                 heldout_balanced_accuracy=trial.heldout_balanced_accuracy,

@@ -13,6 +13,7 @@ from search.leaderboard.ranking import (
     by_test_accuracy,
     further_columns,
     leaderboard,
+    pretrained_students,
 )
 from search.leaderboard.teacher_lead import no_method_won, teacher_caution
 from search.record.record import SearchRecord
@@ -66,6 +67,9 @@ def leaderboard_table(
         table.add_column(column, justify="right")
     if several:
         table.add_column("student", overflow="fold")
+    pretrained = bool(pretrained_students(record))
+    if pretrained:
+        table.add_column("pretrained")
     table.add_column("objective", overflow="fold")
     confirmed = any(each.is_confirmed for each in record.confirmed)
     tested = ["test %"] if confirmed else []
@@ -91,6 +95,7 @@ def leaderboard_table(
             str(row.rank or ""),
             "" if row.trial is None else str(row.trial),
             *([row.student] if several else []),
+            *(["yes" if row.pretrained else ""] if pretrained else []),
             objective,
             *([spread(row.test_accuracy, row.test_deviation)] if confirmed else []),
             percent(row.heldout_accuracy),

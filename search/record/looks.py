@@ -19,7 +19,7 @@ from search.record.record import SearchRecord
 from search.record.storage import Storage
 
 # Data settings that leave the held-out and the test images as they are.
-_IRRELEVANT = {"download", "views", "view_seed", "augmentation"}
+_IRRELEVANT = {"download", "views", "view_seed", "augmentation", "decoded_gb"}
 
 
 class Look(BaseModel):

@@ -50,6 +50,8 @@ class TrialRecord(_Record):
         views_computed: epochs for which it computed the teacher's outputs.
         views_cached: epochs for which it found them cached.
         teacher_seconds_saved: seconds that computing those had taken.
+        seconds_by_part: where the seconds of training and evaluation went, see `EpochReport`; empty
+            in trials of earlier versions.
         checkpoint: the folder of its checkpoints, relative to the storage.
         parts: number of parts that each batch was split into, to fit the GPU's memory.
     """
@@ -74,6 +76,7 @@ class TrialRecord(_Record):
     views_computed: int = 0
     views_cached: int = 0
     teacher_seconds_saved: float = 0.0
+    seconds_by_part: dict[str, float] = {}
     checkpoint: str | None = None
     parts: int = 1
 

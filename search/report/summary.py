@@ -11,6 +11,7 @@ from search.leaderboard.teacher_lead import (
 )
 from search.record.record import Confirmed, SearchRecord, TrialRecord
 from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
+from search.report.time_by_part import time_table
 
 SUMMARY, TABLE = "summary.md", "leaderboard.json"
 """The names of the report's files."""
@@ -33,8 +34,9 @@ def summary(record: SearchRecord) -> str:
         parts.insert(0, f"**{verdict[0].upper()}{verdict[1:]}.**")
     if caution := teacher_caution(record):
         parts.append(f"**Caution:** {caution}")
+    times = time_table(record)
     rows = leaderboard(record)[:_MOST_ROWS]
-    while len(table := _spaced(as_markdown(record, rows))) > _LONGEST_TABLE:
+    while len(table := _spaced(as_markdown(record, rows))) > _LONGEST_TABLE - len(times):
         rows = rows[:-1]
     parts.append(table)
     if len(rows) <= len(record.trials):
@@ -42,6 +44,8 @@ def summary(record: SearchRecord) -> str:
             f"`kdsearch leaderboard {record.name}` and the artifact {TABLE} show all "
             f"{len(record.trials)} trials."
         )
+    if times:
+        parts.append(_spaced(times))
     return "\n\n".join(parts)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -20,8 +21,9 @@ from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import ClassifierCard, build_classifier
 from kdcore.networks.measurement import measure_training
-from kdcore.teacher.teacher import check_weights, is_ready, teacher_folder
+from kdcore.teacher.teacher import is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
+from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.metric import check_metric
 from search.errors import ExperimentError, KdsearchError, Problem
 from search.experiment.schema import CONTROL, Experiment
@@ -34,7 +36,7 @@ from search.leaderboard.teacher_lead import known_caution
 from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
-from search.session.preparation import measured_executions
+from search.session.preparation import measured_executions, starts_in_words
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Prepared:
         teacher_path: the teacher's folder on this machine.
         teacher_ready: whether it is there already.
         networks: by student, its shapes beside the teacher's.
+        starts: by network, what becomes of the weights that it begins with, and what of it is
+            trained; those left out begin with fresh weights, or are ready.
     """
 
     experiment: Experiment
@@ -54,6 +58,7 @@ class Prepared:
     teacher_path: Path
     teacher_ready: bool
     networks: Mapping[str, NetworkPair]
+    starts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
     if problems:  # what follows takes seconds
         raise ExperimentError(source, problems)
     for student, networks in pairs.items():
-        one = experiment.model_copy(update={"student": student})
+        one = experiment.model_copy(update={"student": experiment.student_configs[student]})
         alone = derive_space(one, {student: networks}, source)
         problems += _refusals(one, alone.points_to_check(), networks, prepared.data)
     if problems:
@@ -161,18 +166,23 @@ def _prepared(
     teacher_path = workspace
     try:
         teacher_path = teacher_folder(experiment.teacher, data, workspace)
-        if not is_ready(teacher_path):
-            check_weights(experiment.teacher, data)
     except ConfigError as error:
         problems.append(Problem(key="teacher.weights", message=str(error)))
+    wrong = any(problem.key.startswith("teacher") for problem in problems)
+    begins = not wrong and not is_ready(teacher_path)
+    starts, more = starts_in_words(experiment, data, teacher_begins=begins)
+    problems += more
     pairs = _network_pairs(experiment, data, problems)
-    problems += _drop_path_problems(experiment, tuple(pairs), data)
-    return Prepared(experiment, data, teacher_path, is_ready(teacher_path), pairs), problems
+    networks = dict.fromkeys(experiment.student_configs[label].backbone for label in pairs)
+    problems += _drop_path_problems(experiment, networks, data)
+    ready = is_ready(teacher_path)
+    return Prepared(experiment, data, teacher_path, ready, pairs, starts), problems
 
 
 def _network_problems(experiment: Experiment) -> list[Problem]:
     """Networks that their library does not have; those of the catalogue are known to be there."""
-    named = {"teacher.backbone": (experiment.teacher.backbone,), "student": experiment.students}
+    students = dict.fromkeys(each.backbone for each in experiment.student_configs.values())
+    named = {"teacher.backbone": [experiment.teacher.backbone], "student": list(students)}
     problems = []
     for key, names in named.items():
         for name in names:
@@ -188,9 +198,9 @@ def _network_pairs(
 ) -> dict[str, NetworkPair]:
     """By student; one that cannot be built is missing, and its reason among the problems."""
     pairs = {}
-    for student in experiment.students:
+    for label, student in experiment.student_configs.items():
         try:
-            pairs[student] = network_pair(student, experiment.teacher.backbone, data)
+            pairs[label] = network_pair(student.backbone, experiment.teacher.backbone, data)
         except ConfigError as error:
             problem = Problem(key="student", message=str(error))
             if problem not in problems:  # the teacher's comes with every student
@@ -234,6 +244,7 @@ def _refusals(
         networks,
         images,
         labels,
+        fine_tuning(experiment.training, student),
     )
     problems: list[Problem] = []
     for point in points:
@@ -247,6 +258,10 @@ def _refusals(
     return problems
 
 
+def _images(experiment: Experiment) -> dict[str, Any]:
+    return experiment.data.model_dump(exclude={"decoded_gb"})
+
+
 def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Problem]:
     """Earlier searches that are not there, or whose accuracies cannot be compared."""
     problems = []
@@ -257,7 +272,7 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
         except KdsearchError as error:
             message = str(error)
         else:
-            if earlier.data != experiment.data:
+            if _images(earlier) != _images(experiment):
                 message = f"search {name!r} had other data, so its accuracies cannot be compared"
             elif earlier.search.metric != experiment.search.metric:
                 message = f"search {name!r} ranked by {earlier.search.metric}, this one does not"
@@ -266,8 +281,13 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
     return problems
 
 
+def starts(prepared: Prepared) -> list[str]:
+    """What each network begins with that does not begin with fresh weights, a line each."""
+    return [f"start    {network}: {words}" for network, words in prepared.starts.items()]
+
+
 def recipes(experiment: Experiment) -> list[str]:
-    """How teacher and students are trained, a line each; none for a teacher that has weights."""
+    """How teacher and students are trained, a line each; none for a teacher that is not."""
     teacher = experiment.teacher.training
     named = {"teacher": teacher, "students": experiment.training}
     return [f"recipe   {who}: {recipe}" for who, recipe in named.items() if recipe is not None]
@@ -352,9 +372,9 @@ def costs(prepared: Plan) -> list[str]:
     device = _device_of_trials(prepared.experiment)
     steps = len(data.train) // recipe.batch_size
     lines = []
-    for student in prepared.experiment.students:
+    for student, config in prepared.experiment.student_configs.items():
         cost = measure_training(
-            build_classifier(student, data, seed=0).backbone,
+            build_classifier(config.backbone, data, seed=0).backbone,
             data.image_size,
             recipe.batch_size,
             device,

@@ -1,4 +1,4 @@
-"""What must be there before trials start: the teacher, and what each network costs."""
+"""What must be there before trials start: weights, the teacher, and what each network costs."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,6 +8,8 @@ import torch
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.data.image_data import ImageData, open_data
+from kdcore.distillation.start import start_in_words
+from kdcore.errors import ConfigError, WeightsError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_execution
 from kdcore.networks.classifier import build_classifier
@@ -16,9 +18,39 @@ from kdcore.networks.measurement import measure_network
 from kdcore.teacher.teacher import is_ready, prepare_teacher, teacher_folder
 from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
+from search.errors import Problem
 from search.experiment.schema import Experiment
 from search.record.record import Executions
 from search.record.storage import Storage, workspace_of
+
+
+def starts_in_words(
+    experiment: Experiment, data: ImageData, *, teacher_begins: bool
+) -> tuple[dict[str, str], list[Problem]]:
+    """What becomes of the weights that networks begin with, and what of them is trained.
+
+    Args:
+        experiment: with the networks.
+        data: its images.
+        teacher_begins: whether the teacher is still to be trained or loaded.
+
+    Returns:
+        The words by network, those left out that begin with fresh weights; and what cannot work.
+    """
+    words, problems = {}, []
+    if teacher_begins:
+        teacher = experiment.teacher
+        try:
+            words[f"teacher {teacher.backbone}"] = start_in_words(teacher, teacher.training, data)
+        except ConfigError as error:
+            key = "teacher.weights" if isinstance(error, WeightsError) else "teacher"
+            problems.append(Problem(key=key, message=str(error)))
+    for label, student in experiment.student_configs.items():
+        try:
+            words[f"student {label}"] = start_in_words(student, experiment.training, data)
+        except ConfigError as error:
+            problems.append(Problem(key="student", message=str(error)))
+    return {network: each for network, each in words.items() if each}, problems
 
 
 def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Iterator[EpochReport]:
@@ -47,14 +79,14 @@ def measure_students(
     data = open_data(experiment.data, workspace)
     executions = measured_executions(experiment, data, workspace, device)
     costs = {
-        student: measure_network(
-            student,
+        label: measure_network(
+            student.backbone,
             num_classes=data.num_classes,
             in_channels=data.in_channels,
             image_size=data.image_size,
             device=device,
         )
-        for student in experiment.students
+        for label, student in experiment.student_configs.items()
     }
     return costs, executions
 
@@ -81,7 +113,10 @@ def measured_executions(
 
     batch_size = experiment.training.batch_size
     return Executions(
-        students={student: fastest(student, batch_size) for student in experiment.students},
+        students={
+            label: fastest(student.backbone, batch_size)
+            for label, student in experiment.student_configs.items()
+        },
         teacher=fastest(experiment.teacher.backbone, None),
     )
 

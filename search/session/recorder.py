@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from ray import tune
@@ -98,6 +99,9 @@ class Recorder(tune.Callback):
             "train_seconds": known.train_seconds + report.epoch_seconds,
             "views_computed": known.views_computed + (report.teacher == "computed"),
             "views_cached": known.views_cached + (report.teacher == "cached"),
+            "seconds_by_part": dict(
+                Counter(known.seconds_by_part) + Counter(report.seconds_by_part)
+            ),
             "teacher_seconds_saved": known.teacher_seconds_saved + report.teacher_seconds_saved,
         }
         if report.best_epoch == report.epoch:
@@ -176,7 +180,7 @@ class Recorder(tune.Callback):
         config = trial_config(experiment, point)
         opened = known or TrialRecord(
             number=number,
-            student=config.student,
+            student=config.student.label,
             point=point,
             objective=" + ".join(map(str, config.objective)) or CONTROL,
             state="running",
@@ -189,14 +193,14 @@ class Recorder(tune.Callback):
             opened,
             head.method_names(opened),
             {
-                "student": config.student,
+                "student": config.student.label,
                 "teacher": experiment.teacher.backbone,
                 "data": experiment.data.name,
                 "learning_rate": str(config.training.learning_rate),
                 "epochs": str(opened.epochs),
                 "seed": str(config.seed),
             },
-            head.student_costs.get(config.student),
+            head.student_costs.get(config.student.label),
         )
         self._write_within(self._log.pause)
         return opened

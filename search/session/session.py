@@ -129,6 +129,8 @@ class Session:
             },
         )
         try:
+            for network, words in self._plan.starts.items():
+                self._progress.say(f"{network}: {words}")
             self._prepare_teacher()
             self._measure_students()
             if retrain_only is not None:

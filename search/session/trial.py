@@ -155,7 +155,7 @@ def _epochs(
                 workspace=workspace,
                 checkpoint_dir=folder,
                 parts=parts,
-                execution=executions.students[config.student] if executions else None,
+                execution=executions.students[config.student.label] if executions else None,
                 teacher_execution=executions.teacher if executions else None,
             ):
                 deadline = math.inf

@@ -219,11 +219,15 @@ def _metrics(report: Mapping[str, Any]) -> dict[str, float]:
     """An epoch's report as MLflow's metrics."""
     values = dict(report)
     terms = values.pop("train_terms")
+    seconds = values.pop("seconds_by_part", {})
     for name in ("epoch", "epochs", "teacher", "teacher_seconds_saved", "parts"):
         values.pop(name, None)
     # Not defined, or of no average; an entry of an earlier version has fewer.
-    values = {name: value for name, value in values.items() if value not in (None, False)}
-    return values | {f"train_{name}": value for name, value in terms.items()}
+    values = {
+        name: value for name, value in values.items() if value is not None and value is not False
+    }
+    values |= {f"train_{name}": value for name, value in terms.items()}
+    return values | {f"{part}_seconds": value for part, value in seconds.items()}
 
 
 def save_runs_table(uri: str, record: SearchRecord) -> None:

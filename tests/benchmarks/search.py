@@ -100,7 +100,7 @@ def reference_trial(point: Point, *, experiment_json: str, storage_uri: str, **_
         assert isinstance(term.params, KD.Params)
         teacher = load_teacher(teacher_folder(config.teacher, data, workspace)).backbone
         distance = reference.kd(term.params.weight, term.params.temperature)
-    student = build_classifier(config.student, data, seed=config.seed).backbone
+    student = build_classifier(config.student.backbone, data, seed=config.seed).backbone
     run = reference.ReferenceRun(student, teacher, distance, recipe.learning_rate, default_device())
     # A worker of its own would take the core from the trial.
     loader, heldout = reference.training_loader(data, 0), reference.heldout_loader(data)

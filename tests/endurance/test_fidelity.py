@@ -247,7 +247,7 @@ def protocol_of(config: TrialConfig, data: ImageData, schedule: Schedule) -> Pro
     """The protocol of a trial, with its teacher's weights and fresh ones."""
     student, teacher = (
         ResNet(int(name.removeprefix("resnet")), data.num_classes)
-        for name in (config.student, config.teacher.backbone)
+        for name in (config.student.backbone, config.teacher.backbone)
     )
     teacher.requires_grad_(False).load_state_dict(torch.load(config.teacher.weights))
     objectives: dict[str, Callable[[], Objective]] = {

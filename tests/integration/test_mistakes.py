@@ -169,7 +169,23 @@ def test_check_refuses_and_accepts_as_launch_does(capsys: pytest.CaptureFixture[
     output = capsys.readouterr().out
     assert "kd.temperature" in output
     assert "8 of 4 epochs" in output
+    assert "views    pad_crop(padding=1)\n" in output
     assert "task.yaml can be launched" in output
+
+
+def test_check_shows_the_steps_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    data = VALID["data"] | {"augmentation": "strong"}
+    Path("task.yaml").write_text(yaml.safe_dump(VALID | {"data": data}))
+    sys.argv = ["kdsearch", "check", "task.yaml"]
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    output = capsys.readouterr().out
+    assert (
+        "views    pad_crop(padding=1), rand_augment(num_ops=2, magnitude=9, "
+        "num_magnitude_bins=31), random_erasing(p=0.1, scale=(0.02, 0.33), ratio=(0.3, 3.3), "
+        "value=0), mixup(alpha=0.2), cutmix(alpha=1.0)\n"
+    ) in output
 
 
 def test_the_command_itself_ends_with_status_2(tmp_path: Path) -> None:

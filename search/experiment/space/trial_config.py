@@ -33,7 +33,7 @@ def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
     return TrialConfig(
         data=experiment.data,
         teacher=experiment.teacher,
-        student=point.get(STUDENT, experiment.students[0]),
+        student=experiment.student_configs[point.get(STUDENT, experiment.students[0])],
         objective=tuple(terms),
         training=Recipe.model_validate(recipe),
         seed=experiment.seed,

@@ -40,7 +40,7 @@ def contenders(record: SearchRecord, top: int) -> tuple[Confirmed, ...]:
             label=label,
             role=role,
             trial=None if trial is None else trial.number,
-            student=config.student,
+            student=config.student.label,
             objective=objective,
             point=point,
             runs=known[label].runs if label in known else (),

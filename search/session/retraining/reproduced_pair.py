@@ -173,7 +173,10 @@ def changes(written: Pair, asked: Pair) -> list[str]:
     def content(pair: Pair) -> dict[str, Any]:
         kept = {"data", "teacher", "student", "training", "rows", "published"}
         found = pair.model_dump(mode="json", include=kept)
-        return {**found, "data": {**found["data"], "root": None, "download": None}}
+        return {
+            **found,
+            "data": {**found["data"], "root": None, "download": None, "decoded_gb": None},
+        }
 
     found = {key: (old, new) for key, old, new in _differences(content(written), content(asked))}
     # A recipe's milestones keep their share of the epochs.

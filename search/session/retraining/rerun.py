@@ -121,7 +121,7 @@ def rerun(
         checkpoint_dir=checkpoint,
         device=default_device() if row.uses_gpu else torch.device("cpu"),
         parts=parts,
-        execution=executions.students[row.config.student] if executions else None,
+        execution=executions.students[row.config.student.label] if executions else None,
         teacher_execution=executions.teacher if executions else None,
     )
     try:

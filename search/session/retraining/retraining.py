@@ -13,10 +13,9 @@ from ray.exceptions import RayError, RayTaskError
 
 from kdcore.data.image_data import open_data
 from kdcore.errors import NonFiniteLossError
-from kdcore.networks.classifier import build_classifier
 from kdcore.teacher_cache.patience import patiently
 from kdcore.training.evaluation import default_device, evaluate_classes
-from kdcore.training.loop import best_student
+from kdcore.training.loop import best_classifier, best_student
 from kdcore.training.report import EpochReport
 from search.experiment.schema import Experiment
 from search.experiment.space.point import Point
@@ -75,8 +74,7 @@ def run_again(
             release_gpu_memory()
         best = best_student(Path(local))
     data = open_data(config.data, workspace_of(storage))
-    student = build_classifier(config.student, data, seed=0)
-    student.backbone.load_state_dict(best["student"])
+    student = best_classifier(config.student.backbone, data, best)
     tested = evaluate_classes(student.to(default_device()), data.test)
     metric = config.metric
     images_in_step = config.training.images_in_step

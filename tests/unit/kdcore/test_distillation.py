@@ -92,9 +92,10 @@ def finished(
 
 
 def timeless(reports: list[EpochReport]) -> list[dict[str, Any]]:
-    """The reports without the one number that no two runs share."""
+    """The reports without the times, which no two runs share."""
+    times = {"epoch_seconds", "seconds_by_part"}
     return [
-        {field: value for field, value in asdict(report).items() if field != "epoch_seconds"}
+        {field: value for field, value in asdict(report).items() if field not in times}
         for report in reports
     ]
 
@@ -384,12 +385,11 @@ def test_a_run_that_was_killed_in_an_epoch_goes_on_with_the_same_bits(
     assert timeless(resumed) == timeless(expected)[2:]
 
 
-@pytest.mark.parametrize("preset", ["strong", "patient"])
 def test_with_mixed_images_a_run_goes_on_with_the_same_bits(
-    preset: str, configure: Configure, workspace: Path, tmp_path: Path
+    configure: Configure, workspace: Path, tmp_path: Path
 ) -> None:
     content = configure(*READ_LABELS).model_dump()
-    content["data"] |= {"augmentation": preset, "train_images": 96}
+    content["data"] |= {"augmentation": "strong", "train_images": 96}
     config = TrialConfig.model_validate(content)
     whole = list(distill(config, workspace=workspace, device=CPU))
     first = distill(config, workspace=workspace, checkpoint_dir=tmp_path, device=CPU)

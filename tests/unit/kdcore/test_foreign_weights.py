@@ -156,7 +156,8 @@ def refusal(state: object, path: Path) -> str:
 def test_other_classes_are_named_as_the_likely_reason(tmp_path: Path) -> None:
     assert refusal(network(1000).state_dict(), tmp_path / "w.pt") == (
         "2 of another shape (fc.weight 1000x64 instead of 5x64, fc.bias 1000 instead of 5). "
-        "It was probably trained on 1000 classes; the data has 5"
+        "It was probably trained on 1000 classes; the data has 5. Add training, which adapts the "
+        "weights"
     )
 
 
@@ -174,9 +175,9 @@ def test_names_that_are_missing_and_unexpected_are_counted_and_three_are_shown(
 
 def test_another_width_is_not_taken_for_other_classes(tmp_path: Path) -> None:
     state = network().state_dict()
-    state["conv1.weight"] = torch.zeros(16, 1, 3, 3)
+    state["layer1.0.conv1.weight"] = torch.zeros(16, 8, 3, 3)
     message = refusal(state, tmp_path / "w.pt")
-    assert message == "1 of another shape (conv1.weight 16x1x3x3 instead of 16x3x3x3)"
+    assert message == "1 of another shape (layer1.0.conv1.weight 16x8x3x3 instead of 16x16x3x3)"
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"state_dict": {}}, 7], ids=repr)

@@ -16,13 +16,14 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from kdcore import DataConfig, Recipe, TeacherConfig
+from kdcore import DataConfig, Recipe, StudentConfig, TeacherConfig
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.libraries import published_weights, usual_normalization
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.data.split import TableSplit
 from kdcore.errors import WeightsError
 from kdcore.networks.classifier import load_card
+from kdcore.networks.initial_weights import build_student
 from kdcore.teacher.teacher import is_ready, load_teacher, prepare_teacher, teacher_folder
 from kdcore.training.evaluation import evaluate
 
@@ -364,6 +365,18 @@ def test_published_weights_are_taken_from_where_the_library_keeps_them(
     assert load_teacher(folder)(digits.heldout.images[:2]).shape == (2, 10)
 
 
+def test_a_student_begins_with_what_the_library_keeps(hub: Path, digits: ImageData) -> None:
+    state = published_state()
+    torch.save(state, hub / "second-00000000.pth")
+    config = StudentConfig(backbone=LIBRARY_NETWORK, weights="DEFAULT")
+    student = build_student(config, digits, seed=0)
+    begins = student.backbone.state_dict()
+    assert all(torch.equal(begins[f"network.{name}"], value) for name, value in state.items())
+    assert student.normalization.mean == pytest.approx((fmean(IMAGENET_MEAN),))
+    assert student.origin["weights"] == "DIGITS_V2"  # never the alias
+    assert student.origin["source"] == "https://host/second-00000000.pth"
+
+
 def test_an_alias_has_the_folder_of_the_weights_that_it_names(
     hub: Path, digits: ImageData, tmp_path: Path
 ) -> None:
@@ -431,7 +444,7 @@ def test_published_weights_of_other_classes_are_refused_before_they_are_fetched(
     backbone: str, weights: str, digits: ImageData, tmp_path: Path
 ) -> None:
     config = TeacherConfig(backbone=backbone, weights=weights)
-    with pytest.raises(ValueError, match=r"has 1000 classes, but the data has 10; give"):
+    with pytest.raises(ValueError, match=r"has 1000 classes, but the data has 10; add training"):
         teacher_folder(config, digits, tmp_path)
 
 
@@ -497,10 +510,10 @@ def test_a_mean_for_other_channels_is_refused(digits: ImageData, tmp_path: Path)
 @pytest.mark.parametrize(
     ("origin", "message"),
     [
-        ({}, "needs either weights or training, but neither is given"),
+        ({}, "needs weights, training or both, but neither is given"),
         (
-            {"weights": "w.pt", "training": {"epochs": 1}},
-            "needs either weights or training, but both are given",
+            {"training": {"epochs": 1, "frozen_stages": 1}},
+            "training.frozen_stages is 1, but teacher resnet8 begins with fresh weights",
         ),
         ({"training": {"epochs": 0}}, "training.epochs"),
         ({"training": {"epochs": 1}, "seed": -1}, "seed"),
@@ -515,7 +528,7 @@ def test_a_mean_for_other_channels_is_refused(digits: ImageData, tmp_path: Path)
     ],
     ids=[
         "neither",
-        "both",
+        "nothing to freeze",
         "epochs",
         "seed",
         "unknown",
@@ -525,7 +538,7 @@ def test_a_mean_for_other_channels_is_refused(digits: ImageData, tmp_path: Path)
         "deviation",
     ],
 )
-def test_a_teacher_without_exactly_one_origin_is_refused(
+def test_a_teacher_whose_origin_cannot_be_is_refused(
     origin: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValidationError, match=message):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kdcore.methods import CATALOGUE
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment, read_experiment
 from tests.cases import Case
@@ -104,6 +105,16 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
         ),
         ({"search": {"trials": 4, "asha": {"grace_epochs": 9}}}, "", "must be at most"),
         ({"name": "../escape"}, "name", "'../escape'"),
+        (
+            {"data": {"name": "digits", "augmentation": "stronk"}},
+            "data.augmentation",
+            "unknown preset 'stronk'; did you mean 'strong'?",
+        ),
+        (
+            {"data": {"name": "digits", "augmentation": ["mixup", {"flip": {"p": 2}}]}},
+            "data.augmentation",
+            "step flip: p is 2, but must be less than or equal to 1",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_path_value_and_rule(
@@ -112,6 +123,16 @@ def test_a_mistake_is_named_with_path_value_and_rule(
     found = problems(tmp_path, changes)
     assert list(found) == [key]
     assert words in found[key]
+
+
+def test_a_method_that_cannot_learn_of_mixed_images_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = {"data": {"name": "digits", "augmentation": ["cutmix"]}, "objective": [["kd", "crd"]]}
+    assert read_experiment(write(tmp_path, VALID | mixed)).data.mixes
+    monkeypatch.setattr(CATALOGUE["crd"], "mixing", "refused")
+    (message,) = problems(tmp_path, mixed).values()
+    assert "objective has crd, but data.augmentation mixes images, of which crd cannot" in message
 
 
 def test_a_file_has_the_keys_of_its_base_unless_it_gives_others(tmp_path: Path) -> None:
@@ -256,6 +277,29 @@ def test_one_student_or_several_may_be_given(tmp_path: Path) -> None:
     assert read_experiment(write(tmp_path, several)).students == ("resnet8", "resnet14")
 
 
+def test_a_student_with_weights_stands_beside_plain_names(tmp_path: Path) -> None:
+    pretrained = {"backbone": "timm/mobilenetv3_small_050", "weights": "DEFAULT"}
+    several = VALID | {"student": ["resnet8", pretrained, {"backbone": "resnet14"}]}
+    experiment = read_experiment(write(tmp_path, several))
+    label = "timm/mobilenetv3_small_050 (DEFAULT)"
+    assert experiment.students == ("resnet8", label, "resnet14")
+    assert experiment.student_configs[label].weights == "DEFAULT"
+    written = json.loads(experiment.model_dump_json())
+    assert written["student"] == ["resnet8", pretrained, "resnet14"]
+    assert parse_experiment(written, "") == experiment
+    alone = read_experiment(write(tmp_path, VALID | {"student": pretrained}))
+    assert alone.students == (label,)
+
+
+def test_what_a_student_knows_is_preserved_only_where_all_know_something(tmp_path: Path) -> None:
+    pretrained = {"backbone": "resnet14", "weights": "w.pt"}
+    training = {"epochs": 3, "frozen_stages": 1}
+    found = problems(tmp_path, {"student": [pretrained, "resnet8"], "training": training})
+    assert found[""].startswith("training.frozen_stages is 1, but student resnet8 begins with")
+    content = VALID | {"student": pretrained, "training": training}
+    assert read_experiment(write(tmp_path, content)).training.frozen_stages == 1
+
+
 @pytest.mark.parametrize(
     ("student", "key", "message"),
     [
@@ -263,7 +307,19 @@ def test_one_student_or_several_may_be_given(tmp_path: Path) -> None:
         (["resnet8", "resnet9"], "student.1", "unknown backbone 'resnet9'; did you mean"),
         (["resnet8", "resnet8"], "student", "['resnet8', 'resnet8'], but lists a student twice"),
         ([], "student", "is [], but it should have at least 1 item"),
-        (8, "student", "is 8, but input should be a valid string"),
+        (8, "student", "is 8, but must be a network's name, or a mapping with backbone and"),
+        ({"weights": "w.pt"}, "student.backbone", "is missing"),
+        ({"backbone": "resnet9"}, "student.backbone", "did you mean 'resnet"),
+        (
+            {"backbone": "resnet8", "weigths": "w.pt"},
+            "student.weigths",
+            "did you mean 'weights'? Known here: backbone, weights",
+        ),
+        (
+            [{"backbone": "resnet8", "weights": f"{folder}/best.pt"} for folder in ("a", "b")],
+            "student",
+            "has two students called 'resnet8 (best.pt)'; give the weights of one another name",
+        ),
     ],
 )
 def test_a_wrong_student_is_told_with_its_place(

@@ -48,8 +48,30 @@ def test_a_trial_with_epochs_on_top_has_finished_after_all_of_them() -> None:
                     best_epoch=1,
                     learning_rate=0.1,
                     epoch_seconds=1.0,
+                    seconds_by_part={"student": 0.75, "decoding": 0.25},
                 )
                 recorder.on_trial_result(0, [], trial, as_result(asdict(report), saved=0))
             recorder.on_trial_complete(0, [], trial)
             assert search.trials[number].epochs_done == ended
+            parts = {"student": 0.75 * ended, "decoding": 0.25 * ended}
+            assert search.trials[number].seconds_by_part == parts
             assert search.trials[number].state == state
+
+
+def test_a_report_of_an_earlier_version_lacks_what_came_later() -> None:
+    now = EpochReport(
+        epoch=1,
+        epochs=2,
+        train_loss=1.0,
+        train_terms={},
+        train_accuracy=0.5,
+        heldout_accuracy=0.5,
+        heldout_loss=1.0,
+        best_heldout_accuracy=0.5,
+        best_epoch=1,
+        learning_rate=0.1,
+        epoch_seconds=1.0,
+    )
+    before = asdict(now)
+    del before["seconds_by_part"]
+    assert as_result(before, saved=1)["report"] == now

@@ -11,6 +11,7 @@ from search.record.record import ConfirmationRun, Confirmed, SearchRecord
 from search.report.files import write_report
 from search.report.reporter import Reporter
 from search.report.summary import SUMMARY, TABLE, summary
+from search.report.time_by_part import time_table
 from tests.synthetic import made_up_search
 
 
@@ -36,6 +37,29 @@ def test_the_summary_tells_best_control_teacher_gap_cost_and_what_was_stopped() 
     assert f"saved {saved} of 750 epochs" in text
     assert "0.5 h, 1 CPU-hours" in text
     assert "| 1&nbsp;&nbsp; | 99&nbsp;&nbsp; | kd(" in text
+
+
+def test_the_summary_tells_by_student_where_the_time_of_an_epoch_went() -> None:
+    record = made_up_search(12)
+    assert "seconds of an epoch" not in summary(record)
+    times = [
+        ("resnet8", 1, {"decoding": 6.0, "student": 2.0}),
+        ("resnet8", 3, {"decoding": 2.0, "student": 4.0, "teacher": 2.0}),
+        ("vgg8", 10, {"student": 30.0, "augmenting": 10.0}),
+    ]
+    trials = [
+        record.trials[number].model_copy(
+            update={"student": student, "epochs_done": epochs, "seconds_by_part": seconds}
+        )
+        for number, (student, epochs, seconds) in enumerate(times)
+    ]
+    table = time_table(record.model_copy(update={"trials": (*trials, *record.trials[3:])}))
+    assert table.splitlines() == [
+        "| seconds of an epoch | decoding | augmenting | teacher | student | together |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| vgg8 |  | 1 (25 %) |  | 3 (75 %) | 4 |",
+        "| resnet8 | 2 (50 %) |  | 0.5 (12 %) | 1.5 (38 %) | 4 |",
+    ]
 
 
 def test_there_is_no_gap_to_close_with_a_poor_teacher_or_without_a_control() -> None:

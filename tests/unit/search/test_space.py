@@ -312,7 +312,9 @@ def test_each_student_has_a_control_and_the_first_shows_the_published_settings(
     space = derive_space(experiment, settings, "")
     first = points(space, len(space.first_points()))
     configs = [trial_config(experiment, point) for point in first]
-    assert [(config.student, [term.method for term in config.objective]) for config in configs] == [
+    assert [
+        (config.student.label, [term.method for term in config.objective]) for config in configs
+    ] == [
         ("resnet8", []),
         ("resnet50", []),
         ("resnet8", ["kd"]),
@@ -331,7 +333,7 @@ def test_the_student_is_searched_and_so_are_the_layers_that_it_has(
         config = trial_config(experiment, point)
         for term in config.objective:
             if term.method == "at":
-                seen[config.student].add(term.params.model_dump()["layers"])
+                seen[config.student.label].add(term.params.model_dump()["layers"])
     assert any("stage4:" in layers for layers in seen["resnet50"])
     assert not any("stage4:" in layers for layers in seen["resnet8"])
     assert "all" in seen["resnet8"] & seen["resnet50"]

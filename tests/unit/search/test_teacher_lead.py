@@ -204,7 +204,7 @@ def test_the_model_card_of_a_control_says_so(tmp_path: Path) -> None:
             record = searched(0.99, 0.9, accuracy)
             (picked, *_) = candidates(record)
             scores = [Score(picked.objective, picked.heldout_accuracy, None)]
-            card = model_card(record, picked, scores, Mock(**vars(images)), (), (), tmp_path)
+            card = model_card(record, picked, scores, Mock(**vars(images)), (), (), tmp_path, {})
             assert card.startswith("# resnet8, trained without a teacher\n") == says
             verdict = "It is the control of that search: no method beat training without a teacher."
             assert (verdict in card) == says

@@ -1,0 +1,1 @@
+"""A first experiment for somebody's images, proposed by `kdsearch init`."""

@@ -1,0 +1,339 @@
+"""The rules by which a first experiment is proposed, and their reasons.
+
+A first experiment shall run through, in the time that its user gives it, and tell whether
+distillation helps on these images. All else can be searched later. So:
+
+- **Held-out images.** Trials are ranked by them, and the error of an accuracy shrinks with the root
+  of their number: of 500, one standard error of 80 % is 1.8 points. A tenth is held out, more where
+  that is fewer than 500, but never more than a quarter: the student needs the rest.
+- **Image size.** Photographs are cropped to a usual size, not above that of the median image, since
+  nothing is gained by enlarging. A step costs with the square of the side, so the size is the first
+  to give way where time is short.
+- **Networks.** Maps of 32x32 need the networks that CIFAR's literature uses, whose stem keeps the
+  resolution; from 64 pixels on those of ImageNet, which divide a side by 32. The teacher is the
+  largest whose training takes no more than a quarter of the time, measured. A student has at most a
+  quarter of its multiply-adds: with less difference there is little reason to distil.
+- **Epochs.** What counts is how many images are seen: some hundred thousand on a CPU, a few million
+  on a GPU, in no fewer epochs than a cosine schedule needs to be one. The teacher gets twice as
+  many, since all trials live on it.
+- **Views.** Crops, mirrored; where an image is seen fifty times or more, in other colours too.
+- **Batch.** 64 as in CIFAR's literature; fewer where an epoch would have less than ten steps.
+- **Methods.** Those that read logits and embeddings fit every pair of networks and cost nearly
+  nothing, as the teacher's outputs are cached. Those that read maps come where a GPU pays for them.
+- **Trials.** Twice as many as there are controls and published settings, so that the sampler has
+  something to learn from and as many trials to use it. Where time is short, these go first.
+- **No early stopping.** With so few trials little is saved by it, and under a cosine schedule early
+  accuracies favour what learns quickly over what ends best.
+- **Budget.** From the measured step of each network on a trial's cores: epochs times steps, half as
+  much again for evaluation, images and teacher. The teacher trains with all cores, of which half of
+  the speed is taken to be lost.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcore.data.augmentation.steps import BASIC
+from search.experiment.proposal.images import FoundImages, class_counts
+from search.experiment.proposal.kinds import IMAGENET_SIDE, LARGE, SMALL, Network
+from search.experiment.proposal.machine import Machine
+from search.experiment.schema import CONTROL
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs.
+
+    Args:
+        multiply_adds: for one image.
+        seconds: of a training step.
+        memory_bytes: of training it.
+    """
+
+    multiply_adds: int
+    seconds: float
+    memory_bytes: int
+
+
+Measure = Callable[[str, tuple[int, int], int, int], Cost]
+"""Measures a network by name, image size, batch size and number of threads."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A key of the proposal.
+
+    Args:
+        path: of the key.
+        value: plain.
+        reason: why.
+    """
+
+    path: tuple[str, ...]
+    value: Any
+    reason: str
+
+
+_SIDES = (224, 192, 160, 128, 96, 64, 48, 32)
+_HELDOUT, _FEWEST_HELDOUT, _MOST_HELDOUT = 0.1, 500, 0.25
+_BATCH, _STEPS = 64, 10
+_MANY_EPOCHS = 50
+_TEACHERS_SHARE = 0.25  # of the time
+_AROUND_A_STEP = 1.5  # evaluation, images and teacher, beside the step
+
+# Methods beside the control, and how often as many trials as there are first ones: what gives way
+# where even the smallest images would take too long.
+_METHODS_OF_MAPS = ("at", "crd", "reviewkd")
+_SEARCHES = ((("kd", "dkd", "nkd", "rkd"), 2), (("kd", "dkd", "rkd"), 1), (("kd", "dkd"), 1))
+
+
+class Proposal:
+    """A first experiment.
+
+    Args:
+        images: what was found.
+        machine: where it runs.
+        hours: that it may take in all.
+        measure: of a network.
+
+    Attributes:
+        lines: its keys with their reasons, in the order of the file.
+    """
+
+    def __init__(
+        self, images: FoundImages, machine: Machine, hours: float, measure: Measure
+    ) -> None:
+        self._images, self._machine, self._measure = images, machine, measure
+        self._teachers_seconds = 3600 * hours * _TEACHERS_SHARE
+        self._trials_seconds = 3600 * hours * (1 - _TEACHERS_SHARE)
+        self._heldout = _heldout_fraction(images.training_images)
+        self._training = images.training_images - round(self._heldout * images.training_images)
+        self._batch = _batch_size(self._training)
+        self._at_a_time = 2 * machine.gpus or machine.cores
+        self._threads = max(1, machine.cores // self._at_a_time)
+        self._used = self._training
+        self._choose_search()
+        self._choose_teacher()
+        self._choose_students()
+        self.lines = (*self._data(), *self._networks(), *self._training_lines(), *self._search())
+
+    # What is chosen.
+
+    @property
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Heights and widths to choose from, the largest first."""
+        found = self._images
+        if not found.any_size:
+            return [(found.height, found.width)]
+        short = min(found.height, found.width)
+        return [(side, side) for side in _SIDES if side <= short] or [(short, short)]
+
+    def _choose_search(self) -> None:
+        """The largest images, most methods and most trials for which a smallest student has time;
+        fewer images, where it never has."""
+        for methods, self._times in _SEARCHES:
+            self._methods = [CONTROL, *methods]
+            if self._machine.gpus:
+                self._methods += _METHODS_OF_MAPS
+            for size in self._sizes:
+                self._size = size
+                self._kind = LARGE if min(self._size) >= IMAGENET_SIDE else SMALL
+                seen = self._kind.images_on_cpu
+                if self._machine.gpus:
+                    seen = self._kind.images_on_gpu
+                fewest, most = self._kind.epochs
+                self._epochs = min(most, max(fewest, round(seen / self._training)))
+                needed = self._seconds_of_trials(self._kind.students[:1])
+                if needed <= self._trials_seconds:
+                    return
+        fitting = int(self._training * self._trials_seconds / needed)
+        enough = max(2 * len(self._images.classes), self._batch, fitting)
+        self._used = min(self._training, enough)
+
+    def _choose_teacher(self) -> None:
+        """The largest that can be trained in its share of the time, and for how many epochs."""
+        self._teacher, epochs = self._kind.teachers[0], 2 * self._epochs
+        for network in self._kind.teachers:
+            if self._seconds_of_teacher(network, epochs) > self._teachers_seconds:
+                break
+            self._teacher = network
+        most = int(self._teachers_seconds / self._seconds_of_teacher(self._teacher, 1))
+        self._teacher_epochs = max(self._kind.epochs[0], min(epochs, most))
+
+    def _choose_students(self) -> None:
+        """The largest one or two that are small beside the teacher and fit into the time."""
+        most = self._kind.share * self._cost(self._teacher).multiply_adds
+        small = [each for each in self._kind.students if self._cost(each).multiply_adds <= most]
+        self._students = list(self._kind.students[:1])
+        for network in small:
+            for several in ([*self._students[-1:], network], [network]):
+                tried = list(dict.fromkeys(several))
+                if self._seconds_of_trials(tried) <= self._trials_seconds:
+                    self._students = tried
+                    break
+
+    # What it costs.
+
+    def _cost(self, network: Network) -> Cost:
+        """On a trial's share of the machine."""
+        return self._measure(network.backbone, self._size, self._batch, self._threads)
+
+    def _seconds_of_training(self, network: Network, epochs: int) -> float:
+        steps = epochs * self._used / self._batch
+        return steps * self._cost(network).seconds * _AROUND_A_STEP
+
+    def _seconds_of_teacher(self, network: Network, epochs: int) -> float:
+        """With all cores, of which half of the speed is taken to be lost."""
+        faster = 1.0 if self._machine.gpus else self._machine.cores / self._threads / 2
+        return self._seconds_of_training(network, epochs) / max(1.0, faster)
+
+    def _seconds_of_trials(self, students: Sequence[Network]) -> float:
+        """Of all trials of these students, on all of the machine."""
+        trials = self._times * len(self._methods)
+        each = [self._seconds_of_training(student, self._epochs) for student in students]
+        return trials * sum(each) / self._at_a_time
+
+    # What is written.
+
+    def _data(self) -> list[Line]:
+        found, keys = self._images, dict(self._images.keys)
+        grey = ", all grey as far as was looked" if found.is_grey and found.channels == 3 else ""
+        reasons = {
+            "name": f"{found.training_images:,} training images of {len(found.classes)} classes, "
+            f"{class_counts(found.classes.values())}; {found.test_images:,} of the test split",
+            "root": f"the median image is {found.height}x{found.width} pixels{grey}",
+            "image_column": "the only column of encoded images",
+            "label_column": "the only column that can be the classes",
+            "augmentation": "small images of one size: decoded once, then cropped after padding "
+            "and mirrored",
+        }
+        lines = [Line(("data", key), value, reasons[key]) for key, value in keys.items()]
+        if found.any_size:
+            reason = "a usual size, not above that of the median image"
+            if self._size != self._sizes[0]:
+                reason = "larger ones would not be done in time: a step costs with the square"
+            lines.append(Line(("data", "image_size"), list(self._size), reason))
+            lines.append(self._views())
+        heldout = round(self._heldout * found.training_images)
+        error = 100 * math.sqrt(0.8 * 0.2 / max(1, heldout))
+        reason = f"{heldout:,} images rank the trials; one standard error of 80 % is {error:.1f}"
+        lines.append(Line(("data", "heldout_fraction"), self._heldout, f"{reason} points"))
+        if self._used < self._training:
+            reason = f"of {self._training:,}: more would not be done in time"
+            lines.append(Line(("data", "train_images"), self._used, reason))
+        return lines
+
+    def _views(self) -> Line:
+        if self._epochs < _MANY_EPOCHS:
+            reason = "crops and mirroring are enough for so few epochs"
+            return Line(("data", "augmentation"), BASIC, reason)
+        reason = f"each image is seen {self._epochs} times, so its colours vary too"
+        return Line(("data", "augmentation"), "imagenet", reason)
+
+    def _networks(self) -> list[Line]:
+        cost = self._cost(self._teacher)
+        hours = self._seconds_of_teacher(self._teacher, self._teacher_epochs) / 3600
+        reason = (
+            f"{self._kind.what}; {cost.multiply_adds / 1e6:,.0f} million multiply-adds, about "
+            f"{_rounded(hours):g} h to train"
+        )
+        epochs = "as many as fit into a quarter of the time"
+        if self._teacher_epochs == 2 * self._epochs:
+            epochs = "twice a student's: all trials live on it"
+        shares = [
+            f"{self._cost(each).multiply_adds / cost.multiply_adds:.0%}" for each in self._students
+        ]
+        values = [each.value for each in self._students]
+        return [
+            Line(("teacher", "backbone"), self._teacher.backbone, reason),
+            Line(("teacher", "training", "epochs"), self._teacher_epochs, epochs),
+            *self._recipe(("teacher", "training")),
+            Line(
+                ("student",),
+                values if len(values) > 1 else values[0],
+                f"{' and '.join(shares)} of the teacher's multiply-adds",
+            ),
+        ]
+
+    def _training_lines(self) -> list[Line]:
+        methods = "read logits and embeddings, which every pair of networks has"
+        if self._machine.gpus:
+            methods += f"; {', '.join(_METHODS_OF_MAPS)} read maps"
+        seen = f"{self._epochs * self._used:,} images seen in a trial"
+        return [
+            Line(
+                ("objective",), [self._methods], f"{CONTROL} is the control; the others {methods}"
+            ),
+            Line(("training", "epochs"), self._epochs, seen),
+            *self._recipe(("training",)),
+        ]
+
+    def _recipe(self, path: tuple[str, ...]) -> list[Line]:
+        steps = f"{self._used // self._batch:,} steps an epoch"
+        lines = [Line((*path, "batch_size"), self._batch, steps)]
+        for key, (value, reason) in self._kind.recipe.items():
+            scale = self._batch / _BATCH if key == "learning_rate" else 1
+            lines.append(Line((*path, key), value * scale, reason))
+        return lines
+
+    def _search(self) -> list[Line]:
+        machine, first = self._machine, len(self._methods) * len(self._students)
+        need = max(self._cost(each).memory_bytes for each in self._students)
+        places = self._at_a_time
+        if not machine.gpus:  # a process of PyTorch alone takes a gigabyte
+            places = max(1, min(places, int(machine.memory_bytes / 2 // (need + 2**30))))
+        hours = self._seconds_of_trials(self._students) * self._at_a_time / places / 3600
+        trials = f"{first} are controls and published settings"
+        if self._times > 1:
+            trials += "; as many more for the sampler"
+        lines = [
+            Line(("search", "trials"), self._times * first, trials),
+            Line(
+                ("search", "hours"),
+                _rounded(self._trials_seconds / 3600),
+                f"ends the trials at the latest; by the measured step they take {_rounded(hours):g}"
+                f" h",
+            ),
+            Line(
+                ("search", "asha"),
+                None,
+                "each runs to its end: under a cosine schedule early accuracies mislead",
+            ),
+            Line(
+                ("resources", "cpus"),
+                max(1, machine.cores // places),
+                f"of a trial; {places} at a time on {machine.cores} cores",
+            ),
+        ]
+        if machine.gpus:
+            lines.append(Line(("resources", "gpus"), 0.5, "two small students share one"))
+        return lines
+
+
+def _heldout_fraction(images: int) -> float:
+    share = max(_HELDOUT, min(_MOST_HELDOUT, _FEWEST_HELDOUT / max(1, images)))
+    return math.ceil(100 * share) / 100
+
+
+def _batch_size(images: int) -> int:
+    """A power of two, from 8 to 64; fewer than 8 only where there are not even so many images."""
+    fitting = 1 << int(math.log2(max(8, images / _STEPS)))
+    return max(2, min(_BATCH, fitting, images))
+
+
+def _rounded(number: float) -> float:
+    """Two significant digits, upwards."""
+    unit = math.pow(10, math.floor(math.log10(number)) - 1)
+    return round(math.ceil(number / unit - 1e-9) * unit, 10)
+
+
+def as_tree(lines: Sequence[Line]) -> Mapping[str, Any]:
+    """The keys as an experiment file would have them."""
+    tree: dict[str, Any] = {}
+    for line in lines:
+        node = tree
+        for key in line.path[:-1]:
+            node = node.setdefault(key, {})
+        node[line.path[-1]] = line.value
+    return tree

@@ -1,0 +1,41 @@
+"""A proposal as a file: YAML, each key with its reason as a comment."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from search.experiment.proposal.rules import Line
+
+_INDENT = "  "
+
+
+def as_yaml(head: Sequence[str], lines: Sequence[Line]) -> str:
+    """The file.
+
+    Args:
+        head: lines of the comment that it begins with.
+        lines: its keys; those of one mapping follow each other.
+    """
+    rows: list[tuple[str, str]] = []
+    before: tuple[str, ...] = ()
+    for line in lines:
+        above = line.path[:-1]
+        common = 0
+        while common < min(len(above), len(before)) and above[common] == before[common]:
+            common += 1
+        rows += [(f"{_INDENT * depth}{above[depth]}:", "") for depth in range(common, len(above))]
+        rows.append(
+            (f"{_INDENT * len(above)}{line.path[-1]}: {_plain(line.value)}", f"# {line.reason}")
+        )
+        before = above
+    width = min(44, max(len(key) for key, _ in rows))
+    text = [f"# {line}".rstrip() for line in head]
+    text += [f"{key:<{width}}  {reason}".rstrip() for key, reason in rows]
+    return "\n".join(text) + "\n"
+
+
+def _plain(value: Any) -> str:
+    """A value on one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
