@@ -203,8 +203,8 @@ def _spread(record: SearchRecord, picked: Candidate) -> list[str]:
     ]
     rows = [confirmed, *(each for each in controls if each.is_confirmed)]
     return [
-        f"Trained with fresh seeds, mean ± standard deviation; gains{_of_metric(record)} are paired "
-        "by seed, with their 95 % interval:",
+        f"Trained with fresh seeds, mean ± standard deviation; gains{_of_metric(record)} are "
+        "paired by seed, with their 95 % interval:",
         "",
         "| network | seeds | test % | gain, points |",
         "| --- | --- | --- | --- |",
