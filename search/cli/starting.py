@@ -55,15 +55,17 @@ def init(
     from search.experiment.proposal.written import as_yaml
     from search.record.storage import Storage, workspace_of
 
-    at_hand = [*pretrained.named(weights, backbone), *pretrained.cached()]
+    at_hand = pretrained.named(weights, backbone) or pretrained.cached()
     keys = images.keys_for(where, root, image_column, label_column)
     found = images.look_at(keys, workspace_of(Storage(storage)))
     machine = this_machine()
-    proposal = Proposal(found, machine, hours, _measurement(found.channels, len(found.classes)))
+    measure = _measurement(found.channels, len(found.classes))
+    proposal = Proposal(found, machine, hours, measure, at_hand)
     head = [
         f"A first experiment for {where}, written by kdsearch init on {machine}.",
         f"kdsearch check {output} says what it would do, kdsearch launch {output} does it.",
-        *(f"At hand: {each.backbone}, weights {each.weights}." for each in at_hand),
+        *(f"Pretrained, at hand: {each.backbone}, weights {each.weights}." for each in at_hand),
+        *([] if at_hand else [_WITHOUT_WEIGHTS]),
         "",
     ]
     try:
@@ -75,6 +77,12 @@ def init(
         f"  kdsearch check {output}     # what it would do\n"
         f"  kdsearch launch {output}"
     )
+
+
+_WITHOUT_WEIGHTS = (
+    "No pretrained network is at hand; with one, --weights FILE --backbone NAME, training begins "
+    "far ahead."
+)
 
 
 def _check_output(output: Path, force: bool) -> None:
