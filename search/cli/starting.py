@@ -1,5 +1,6 @@
 """The command that writes a first experiment: init."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,7 @@ def init(
 ) -> None:
     """Write a first experiment for your images, each line with its reason."""
     _check_output(output, force)
-    if not hours > 0:
+    if not 0 < hours < math.inf:
         raise SearchError(f"--hours is {hours:g}, but must be > 0")
     from search.experiment.proposal import images, pretrained
     from search.experiment.proposal.machine import this_machine
@@ -65,7 +66,7 @@ def init(
         f"A first experiment for {where}, written by kdsearch init on {machine}.",
         f"kdsearch check {output} says what it would do, kdsearch launch {output} does it.",
         *(f"Pretrained, at hand: {each.backbone}, weights {each.weights}." for each in at_hand),
-        *([] if at_hand else [_WITHOUT_WEIGHTS]),
+        *([] if proposal.is_fine_tuning else [_NOT_USED if at_hand else _WITHOUT_WEIGHTS]),
         "",
     ]
     try:
@@ -83,6 +84,7 @@ _WITHOUT_WEIGHTS = (
     "No pretrained network is at hand; with one, --weights FILE --backbone NAME, training begins "
     "far ahead."
 )
+_NOT_USED = "They are of no use here, as the images are smaller than 64 pixels."
 
 
 def _check_output(output: Path, force: bool) -> None:

@@ -108,6 +108,7 @@ class Proposal:
 
     Attributes:
         lines: its keys with their reasons, in the order of the file.
+        is_fine_tuning: whether pretrained networks are used.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Proposal:
         self._choose_search()
         self._choose_teacher()
         self._choose_students()
+        self.is_fine_tuning = bool(self._teacher.weights)
         self.lines = (*self._data(), *self._networks(), *self._training_lines(), *self._search())
 
     # What is chosen.

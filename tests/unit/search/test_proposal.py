@@ -394,6 +394,7 @@ def test_init_writes_a_file_that_can_be_read_and_never_overwrites_one(user: Path
         (("--output", "my own.yaml"), "'my own' would be the name of the task"),
         (("--output", "absent/mine.yaml"), "cannot write to absent/mine.yaml"),
         (("--force", "--hours", "0"), "--hours is 0, but must be > 0"),
+        (("--force", "--hours", "inf"), "--hours is inf, but must be > 0"),
         (("--force", "--weights", "x.pth"), "each file needs its network"),
     ):
         with Case(*words):
@@ -401,13 +402,17 @@ def test_init_writes_a_file_that_can_be_read_and_never_overwrites_one(user: Path
 
 
 def test_init_names_the_pretrained_networks_at_hand(user: Path) -> None:
+    weights = user / "weights.png"
+    Image.new("RGB", (1, 1)).save(weights)
+    words = ["init", "photographs", "--weights", "weights.png", "--backbone", "resnet18"]
+    assert CliRunner().invoke(app, [*words, "--output", "small.yaml"]).exit_code == 0
+    small = (user / "small.yaml").read_text()
+    assert "of no use here, as the images are smaller than 64 pixels" in small
+    assert "weights" not in yaml.safe_load(small)["teacher"]
     for path in (user / "photographs").glob("*/*"):
         Image.open(path).resize((80, 90)).save(path)
-    Image.new("RGB", (1, 1)).save(user / "weights.png")
-    words = ["init", "photographs", "--weights", "weights.png", "--backbone", "resnet18"]
     assert CliRunner().invoke(app, words).exit_code == 0
     text = (user / "experiment.yaml").read_text()
-    weights = user / "weights.png"
     assert f"# Pretrained, at hand: resnet18, weights {weights}." in text
     tree = yaml.safe_load(text)
     assert tree["teacher"]["weights"] == str(weights)
