@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kdcore.data.augmentation.draws import Draws
-from kdcore.data.augmentation.pipeline import augmented, drawn_patches
+from kdcore.data.augmentation.pipeline import augmented
 from kdcore.data.augmentation.steps import RandomResizedCrop, Step
 from kdcore.data.colour import WHITE, Colour
 from kdcore.data.kept_pixels import KeptPixels
-from kdcore.data.views import is_mirrored, patch_draws, patch_of
+from kdcore.data.views import DRAWS_OF_A_PATCH, is_mirrored, patch_draws, patch_of
 from kdcore.errors import DataError
 
 if TYPE_CHECKING:
@@ -140,11 +140,11 @@ def _with_steps(
 ) -> Tensor:
     crop, image_ids = steps[0], torch.tensor(task.image_ids)
     assert isinstance(crop, RandomResizedCrop)  # DataConfig decodes others once
-    opened = [work.opened(image, task.background) for image in task.images]
-    sizes = [sides_of(image) for image in opened]
-    patches = drawn_patches(crop, sizes, Draws(task.view_seed, view, image_ids, 0))
-    for image, place, patch in zip(opened, pixels, patches, strict=True):
-        place.copy_(_resized(cropped(image, *patch), *task.size))
+    rows = Draws(task.view_seed, view, image_ids, 0).several(DRAWS_OF_A_PATCH)
+    for image, place, row in zip(task.images, pixels, rows, strict=True):  # one in memory at a time
+        opened = work.opened(image, task.background)
+        patch = patch_of(row, *sides_of(opened), crop.scale, crop.ratio)
+        place.copy_(_resized(cropped(opened, *patch), *task.size))
     return augmented(pixels, image_ids, steps, seed=task.view_seed, view=view, begin=1)
 
 

@@ -24,6 +24,7 @@ from kdcore.data.image_data import ImageData
 from kdcore.distillation.distill import build_terms, network_pair
 from kdcore.execution.execution import Execution, Precision
 from kdcore.methods import CATALOGUE
+from kdcore.networks.config import StudentConfig
 from kdcore.training.checkpoint import FILE_NAME, read_checkpoint
 from kdcore.training.loop import best_student
 
@@ -403,7 +404,7 @@ def test_with_mixed_images_a_run_goes_on_with_the_same_bits(
     "change",
     [
         {"seed": 1},
-        {"student": "resnet14"},
+        {"student": StudentConfig(backbone="resnet14")},
         {"objective": ()},
         {"training": Recipe(epochs=EPOCHS, batch_size=96, learning_rate=0.01)},
         {"data": DataConfig(name="digits", heldout_fraction=0.2, train_images=384, view_seed=1)},

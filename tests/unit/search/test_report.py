@@ -53,7 +53,9 @@ def test_the_summary_tells_by_student_where_the_time_of_an_epoch_went() -> None:
         )
         for number, (student, epochs, seconds) in enumerate(times)
     ]
-    table = time_table(record.model_copy(update={"trials": (*trials, *record.trials[3:])}))
+    timed = record.model_copy(update={"trials": (*trials, *record.trials[3:])})
+    assert "| vgg8&nbsp;&nbsp; |" in summary(timed)
+    table = time_table(timed)
     assert table.splitlines() == [
         "| seconds of an epoch | decoding | augmenting | teacher | student | together |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
