@@ -123,8 +123,8 @@ DEFECTS = (
     Defect(
         "a leaderboard by the last epoch",
         "search/record/record.py",
-        "-(trial.heldout_accuracy if trial.heldout_accuracy is not None else -1.0)",
-        "-(trial.accuracies[-1] if trial.accuracies else trial.heldout_accuracy or -1.0)",
+        "-(trial.score if trial.score is not None else -1.0)",
+        "-(trial.accuracies[-1] if trial.accuracies else trial.score or -1.0)",
         ("tests/unit/search/test_leaderboard.py",),
     ),
     Defect(

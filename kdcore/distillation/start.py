@@ -21,7 +21,7 @@ def start_in_words(
         data: the images.
 
     Returns:
-        The words; empty for fresh weights that are all trained alike.
+        The words; empty for fresh weights.
 
     Raises:
         WeightsError: the weights are missing or damaged, or do not fit.
@@ -38,6 +38,6 @@ def start_in_words(
             words.append("grey images are repeated for three channels")
     if recipe is not None:
         tuning = fine_tuning(recipe, config.backbone)
-        if words or recipe.is_fine_tuning:
+        if words:
             words.append(f"trained: {tuning.words}")
     return "; ".join(words)

@@ -1,5 +1,6 @@
 """The command that writes a first experiment: init."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,7 @@ def init(
 ) -> None:
     """Write a first experiment for your images, each line with its reason."""
     _check_output(output, force)
-    if not hours > 0:
+    if not 0 < hours < math.inf:
         raise SearchError(f"--hours is {hours:g}, but must be > 0")
     from search.experiment.proposal import images, pretrained
     from search.experiment.proposal.machine import this_machine
@@ -55,15 +56,17 @@ def init(
     from search.experiment.proposal.written import as_yaml
     from search.record.storage import Storage, workspace_of
 
-    at_hand = [*pretrained.named(weights, backbone), *pretrained.cached()]
+    at_hand = pretrained.named(weights, backbone) or pretrained.cached()
     keys = images.keys_for(where, root, image_column, label_column)
     found = images.look_at(keys, workspace_of(Storage(storage)))
     machine = this_machine()
-    proposal = Proposal(found, machine, hours, _measurement(found.channels, len(found.classes)))
+    measure = _measurement(found.channels, len(found.classes))
+    proposal = Proposal(found, machine, hours, measure, at_hand)
     head = [
         f"A first experiment for {where}, written by kdsearch init on {machine}.",
         f"kdsearch check {output} says what it would do, kdsearch launch {output} does it.",
-        *(f"At hand: {each.backbone}, weights {each.weights}." for each in at_hand),
+        *(f"Pretrained, at hand: {each.backbone}, weights {each.weights}." for each in at_hand),
+        *([] if proposal.is_fine_tuning else [_NOT_USED if at_hand else _WITHOUT_WEIGHTS]),
         "",
     ]
     try:
@@ -75,6 +78,13 @@ def init(
         f"  kdsearch check {output}     # what it would do\n"
         f"  kdsearch launch {output}"
     )
+
+
+_WITHOUT_WEIGHTS = (
+    "No pretrained network is at hand; with one, --weights FILE --backbone NAME, training begins "
+    "far ahead."
+)
+_NOT_USED = "They are of no use here, as the images are smaller than 64 pixels."
 
 
 def _check_output(output: Path, force: bool) -> None:

@@ -191,7 +191,8 @@ def _spread(record: SearchRecord, picked: Candidate) -> list[str]:
         if gain is None:
             return ["These scores are from one seed."]
         return [
-            f"The gain over the same network without distillation is {points(gain)} percentage "
+            f"The gain{_of_metric(record)} over the same network without distillation is "
+            f"{points(gain)} percentage "
             "points on the held-out images, from one seed. Changing the seed alone shifts accuracy "
             "by a few tenths of a point."
         ]
@@ -202,8 +203,8 @@ def _spread(record: SearchRecord, picked: Candidate) -> list[str]:
     ]
     rows = [confirmed, *(each for each in controls if each.is_confirmed)]
     return [
-        "Trained with fresh seeds, mean ± standard deviation; gains are paired by seed, with their "
-        "95 % interval:",
+        f"Trained with fresh seeds, mean ± standard deviation; gains{_of_metric(record)} are "
+        "paired by seed, with their 95 % interval:",
         "",
         "| network | seeds | test % | gain, points |",
         "| --- | --- | --- | --- |",
@@ -212,6 +213,11 @@ def _spread(record: SearchRecord, picked: Candidate) -> list[str]:
         f"The file has the weights of seed {picked.seed}, the best one on the held-out images.",
         WINNERS_CURSE,
     ]
+
+
+def _of_metric(record: SearchRecord) -> str:
+    metric = record.experiment.search.metric
+    return "" if metric == "accuracy" else f" of {metric.replace('_', ' ')}"
 
 
 def _row(record: SearchRecord, each: Confirmed) -> str:

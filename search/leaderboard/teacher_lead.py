@@ -2,10 +2,12 @@
 
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
 from kdcore import TeacherConfig
+from kdcore.training.metric import Metric
 from search.errors import KdsearchError
 from search.experiment.schema import Experiment
 from search.leaderboard.ranking import by_test_accuracy, rank
@@ -17,6 +19,11 @@ from search.record.wording import percent
 
 # Twice ImageNet's training part. Shares of fewer images are exact in float64.
 _MOST_IMAGES = 2_500_000
+_KINDS: Mapping[Metric, str] = {
+    "accuracy": "",
+    "balanced_accuracy": " balanced accuracy",
+    "top5": " top-5 accuracy",
+}
 _MOST_STUDENTS = 3  # that are spoken of one by one
 
 
@@ -29,8 +36,10 @@ class TeacherLead:
         student: the student network.
         teacher_accuracy: held out, a share of 1.
         control_accuracy: held out, of the student trained alone, a share of 1.
-        noise: two standard errors of the difference, a share of 1.
+        noise: two standard errors of the difference, a share of 1; of balanced accuracy, which
+            scatters more, rather too little.
         search: the search that trained the student alone; empty for the one that is spoken of.
+        metric: what the two accuracies are.
     """
 
     teacher: str
@@ -39,6 +48,7 @@ class TeacherLead:
     control_accuracy: float
     noise: float
     search: str = ""
+    metric: Metric = "accuracy"
 
     @property
     def size(self) -> float:
@@ -58,31 +68,37 @@ class TeacherLead:
     def __str__(self) -> str:
         """What is wrong with a lead that is missing."""
         teacher, alone = percent(self.teacher_accuracy), percent(self.control_accuracy)
+        kind, noise = _KINDS[self.metric], f"{100 * self.noise:.2f} points"
         where = f" in {self.search}" if self.search else ""
         if self.size < 0:
             return (
                 f"the student {self.student} alone has passed its teacher {self.teacher}: "
-                f"{alone} % held out{where}, the teacher {teacher} %"
+                f"{alone} %{kind} held out{where}, the teacher {teacher} %"
             )
         return (
-            f"the teacher {self.teacher} may have nothing to teach {self.student}: its {teacher} % "
-            f"held out are within noise ({100 * self.noise:.2f} points) of the {alone} % that the "
-            f"student reaches alone{where}"
+            f"the teacher {self.teacher} may have nothing to teach {self.student}: its {teacher} %"
+            f"{kind} held out are within noise ({noise}) of the {alone} % that "
+            f"the student reaches alone{where}"
         )
 
 
 def teacher_lead(record: SearchRecord, student: str) -> TeacherLead | None:
-    """The teacher beside a student's control; none before both are known."""
-    teacher, control = record.teacher_metrics.get("heldout_accuracy"), record.control_of(student)
-    if teacher is None or control is None or control.heldout_accuracy is None:
+    """The teacher beside a student's control, by `search.metric`; none before both are known."""
+    teacher, control = record.teacher_score, record.control_of(student)
+    if teacher is None or control is None or control.score is None:
         return None
-    noise = _noise((teacher, control.heldout_accuracy), heldout_images(record))
+    noise = _noise((teacher, control.score), heldout_images(record))
     for each in record.confirmed:
-        seeds = [run.heldout_accuracy for run in each.runs if run.heldout_accuracy is not None]
+        scores = (
+            run.heldout_accuracy if run.heldout_score is None else run.heldout_score
+            for run in each.runs
+        )
+        seeds = [score for score in scores if score is not None]
         if each.role == "control" and each.student == student and len(seeds) >= 2:
             noise = max(noise, 2 * statistics.stdev(seeds))
     name = record.experiment.teacher.backbone
-    return TeacherLead(name, student, teacher, control.heldout_accuracy, noise)
+    metric = record.experiment.search.metric
+    return TeacherLead(name, student, teacher, control.score, noise, metric=metric)
 
 
 def _noise(accuracies: tuple[float, float], images: int) -> float:

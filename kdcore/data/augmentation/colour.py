@@ -26,10 +26,10 @@ def _luma(images: Tensor) -> Tensor:
     """[n, 1, H, W], float32, whole numbers: the grey of coloured pixels, rounded down."""
     if images.shape[1] == 1:
         return images.float()
-    red, green, blue = images.int().unbind(1)
+    red, green, blue = images.unbind(1)
     # At most 9,999 * 255, which float32 holds; a quotient is never rounded up to a whole number.
-    weighted = red * 2989 + green * 5870 + blue * 1140
-    return (weighted.float() / 10_000).floor_()[:, None]
+    weighted = red.float().mul_(2989).add_(green, alpha=5870).add_(blue, alpha=1140)
+    return weighted.div_(10_000).floor_()[:, None]
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with the image's grey, which has factor 0; grey images stay as they are."""
     if images.shape[1] == 1:
         return images
-    return _to_bytes((images * factor).add_(_luma(images) * (1 - factor)))
+    return _to_bytes((images * factor).add_(_luma(images).mul_(1 - factor)))
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
@@ -63,9 +63,9 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     rows = whole[:, :, :-2] + whole[:, :, 1:-1] + whole[:, :, 2:]
     inner = whole[:, :, 1:-1, 1:-1]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inner
-    smooth = (total.float() / 13).round_()
+    smooth = total.float().div_(13).round_()
     changed = images.clone()
-    changed[:, :, 1:-1, 1:-1] = _to_bytes((inner * factor).add_(smooth * (1 - factor)))
+    changed[:, :, 1:-1, 1:-1] = _to_bytes((inner * factor).add_(smooth.mul_(1 - factor)))
     return changed
 
 

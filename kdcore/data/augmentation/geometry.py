@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -88,7 +89,16 @@ def affine(images: Tensor, matrix: Sequence[float]) -> Tensor:
         images: of one size.
         matrix: [2 * 3], where a pixel comes from, in pixels from the centre.
     """
-    height, width = images.shape[2:]
+    index, there = _sources(tuple(matrix), images.shape[2], images.shape[3])
+    flat = images.flatten(2)
+    moved = flat.gather(2, index.to(images.device).expand_as(flat)).view_as(images)
+    return moved.mul_(there.to(images.device))
+
+
+# RandAugment has ten. Each is 0.45 MB for 224x224.
+@lru_cache(maxsize=64)
+def _sources(matrix: tuple[float, ...], height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where each pixel comes from, [H * W], int64, and whether it comes from the image, [H, W]."""
     x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
     y = (torch.arange(height, dtype=torch.float64) - (height - 1) / 2)[:, None]
 
@@ -97,6 +107,5 @@ def affine(images: Tensor, matrix: Sequence[float]) -> Tensor:
 
     column, row = source(width, *matrix[:3]), source(height, *matrix[3:])
     there = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    index = torch.where(there, row * width + column, 0).long().flatten().to(images.device)
-    moved = images.flatten(2).index_select(2, index).view_as(images)
-    return moved.mul_(there.to(torch.uint8).to(images.device))
+    index = torch.where(there, row * width + column, 0)
+    return index.long().flatten(), there.to(torch.uint8)

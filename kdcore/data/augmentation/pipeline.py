@@ -1,7 +1,7 @@
 """Applies the steps of an augmentation to a batch."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -100,27 +100,32 @@ _ADJUSTMENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def _color_jitter(step: ColorJitter, images: Tensor, draws: Draws) -> Tensor:
     ranges = step.ranges()
-    orders = torch.tensor(list(permutations(range(len(ranges)))))
-    order = orders[draws.below(0, len(orders))]
+    names = tuple(ranges)
+    orders = list(permutations(range(len(names))))
+    order = draws.below(0, len(orders))
     factors = {
         name: draws.between(1 + number, *limits)
         for number, (name, limits) in enumerate(ranges.items())
         if limits is not None
     }
 
-    def adjust(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda some, rows: _ADJUSTMENTS[name](
-            some, colour.factors(factors[name][rows], some.device)
-        )
+    def in_order(numbers: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
+        def adjust(some: Tensor, rows: Tensor) -> Tensor:
+            for name in (names[number] for number in numbers):
+                if name in factors:
+                    factor = colour.factors(factors[name][rows], some.device)
+                    some = _ADJUSTMENTS[name](some, factor)
+            return some
 
-    for turn in range(len(ranges)):
-        groups = [
-            ((order[:, turn] == number).nonzero().flatten(), adjust(name))
-            for number, name in enumerate(ranges)
-            if name in factors
-        ]
-        images = by_groups(images, groups)
-    return images
+        return adjust
+
+    return by_groups(
+        images,
+        (
+            ((order == number).nonzero().flatten(), in_order(numbers))
+            for number, numbers in enumerate(orders)
+        ),
+    )
 
 
 def _random_erasing(step: RandomErasing, images: Tensor, draws: Draws) -> Tensor:

@@ -43,13 +43,11 @@ class Step(BaseModel):
 class _Boxed(Step):
     """A step that draws a box by its share of the image's area and its aspect ratio."""
 
-    scale: tuple[Share, Share]
-    ratio: tuple[_Positive, _Positive]
-
     @model_validator(mode="after")
     def _ordered(self) -> "_Boxed":
-        _check_order("scale", self.scale)
-        _check_order("ratio", self.ratio)
+        for name, value in self:
+            if isinstance(value, tuple):
+                _check_order(name, value)
         return self
 
 

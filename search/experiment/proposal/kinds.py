@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from search.experiment.proposal.pretrained import Pretrained
+
 
 @dataclass(frozen=True)
 class Network:
@@ -48,6 +50,28 @@ class Kind:
     images_on_gpu: int
     epochs: tuple[int, int]
     what: str
+
+
+def fine_tuned(networks: Sequence[Pretrained]) -> Kind:
+    """Pretrained networks, which teach and learn; larger files are taken for larger networks."""
+    by_size = sorted(networks, key=lambda each: each.file.stat().st_size)
+    several = [Network(each.backbone, each.weights) for each in by_size]
+    return Kind(
+        teachers=several,
+        students=several,
+        share=0.5,
+        recipe={
+            "optimizer": ("adamw", "usual for fine-tuning"),
+            "learning_rate": (1e-3, "at this batch; the rest only adapts to a new head"),
+            "weight_decay": (0.05, "usual for AdamW"),
+            "decay_norms_and_biases": (False, "likewise"),
+            "warmup_epochs": (1, "a fresh head does not bear the full rate at once"),
+        },
+        images_on_cpu=40_000,
+        images_on_gpu=500_000,
+        epochs=(5, 30),
+        what="pretrained, which begins far ahead of fresh weights",
+    )
 
 
 def _fresh(teachers: Sequence[str], students: Sequence[str], rate: float, what: str) -> Kind:

@@ -9,8 +9,11 @@ from urllib.parse import urlparse
 
 import torch
 
-from kdcore.backbones.names import check_backbone
-from kdcore.errors import DataError
+from kdcore.backbones.catalogue import constructor_of
+from kdcore.errors import DataError, NetworkError
+from kdcore.networks.measurement import count_multiply_adds
+
+_SIDE = 96  # pixels, that networks of ImageNet's size take if they take any other
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def named(weights: Sequence[Path], backbones: Sequence[str]) -> list[Pretrained]
 
     Raises:
         DataError: a file is missing, or they are not pairs.
-        NetworkError: there is no such network.
+        NetworkError: there is no such network, or it takes images of one size only.
     """
     if len(weights) != len(backbones):
         raise DataError(
@@ -43,20 +46,39 @@ def named(weights: Sequence[Path], backbones: Sequence[str]) -> list[Pretrained]
     for file in weights:
         if not file.expanduser().is_file():
             raise DataError(f"--weights is {file}, but there is no such file")
-    return [
-        Pretrained(check_backbone(name), str(path), path)
-        for name, path in zip(
-            backbones, (file.expanduser().absolute() for file in weights), strict=True
-        )
-    ]
+    for name in backbones:
+        if not _takes_any_size(name):
+            raise NetworkError(
+                f"--backbone is {name}, which takes images of one size only; name another, or "
+                f"write the experiment by hand"
+            )
+    paths = [file.expanduser().absolute() for file in weights]
+    return [Pretrained(name, str(path), path) for name, path in zip(backbones, paths, strict=True)]
 
 
 def cached() -> list[Pretrained]:
-    """The published weights of torchvision and timm in this user's caches."""
+    """The published weights of torchvision and timm in this user's caches, one a network; without
+    those that take images of one size only."""
     found = [*_of_torchvision()]
     if importlib.util.find_spec("timm") is not None:
         found += _of_timm()
-    return sorted(found, key=lambda each: (each.backbone, each.weights))
+    by_network = {each.backbone: each for each in sorted(found, key=lambda each: each.weights)}
+    return [by_network[name] for name in sorted(by_network) if _takes_any_size(name)]
+
+
+def _takes_any_size(name: str) -> bool:
+    """Whether a network computes with small images too, as most transformers do not.
+
+    Raises:
+        NetworkError: there is no such network.
+    """
+    with torch.device("meta"):
+        network = constructor_of(name)(2, 3)
+    try:
+        count_multiply_adds(network, (_SIDE, _SIDE))
+    except Exception:  # whatever an assertion or a shape of the library's gives
+        return False
+    return True
 
 
 def _of_torchvision() -> Iterator[Pretrained]:

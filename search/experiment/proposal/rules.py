@@ -13,10 +13,16 @@ distillation helps on these images. All else can be searched later. So:
   resolution; from 64 pixels on those of ImageNet, which divide a side by 32. The teacher is the
   largest whose training takes no more than a quarter of the time, measured. A student has at most a
   quarter of its multiply-adds: with less difference there is little reason to distil.
+- **Pretrained networks.** Where some are at hand, and images are not smaller than 64 pixels, they
+  teach and learn instead: fine-tuning a small one beats what the best method makes of fresh weights
+  on a few thousand photographs. Students may then have half of the teacher's multiply-adds, since
+  there is less to choose from; with a single network it is its own teacher.
 - **Epochs.** What counts is how many images are seen: some hundred thousand on a CPU, a few million
   on a GPU, in no fewer epochs than a cosine schedule needs to be one. The teacher gets twice as
-  many, since all trials live on it.
+  many, since all trials live on it. Fine-tuning needs a fifth of these.
 - **Views.** Crops, mirrored; where an image is seen fifty times or more, in other colours too.
+- **Metric.** Where a class has three times the images of another, accuracy is mostly that of the
+  large ones, so trials are ranked by balanced accuracy.
 - **Batch.** 64 as in CIFAR's literature; fewer where an epoch would have less than ten steps.
 - **Methods.** Those that read logits and embeddings fit every pair of networks and cost nearly
   nothing, as the teacher's outputs are cached. Those that read maps come where a GPU pays for them.
@@ -36,8 +42,9 @@ from typing import Any
 
 from kdcore.data.augmentation.steps import BASIC
 from search.experiment.proposal.images import FoundImages, class_counts
-from search.experiment.proposal.kinds import IMAGENET_SIDE, LARGE, SMALL, Network
+from search.experiment.proposal.kinds import IMAGENET_SIDE, LARGE, SMALL, Network, fine_tuned
 from search.experiment.proposal.machine import Machine
+from search.experiment.proposal.pretrained import Pretrained
 from search.experiment.schema import CONTROL
 
 
@@ -79,6 +86,7 @@ _SIDES = (224, 192, 160, 128, 96, 64, 48, 32)
 _HELDOUT, _FEWEST_HELDOUT, _MOST_HELDOUT = 0.1, 500, 0.25
 _BATCH, _STEPS = 64, 10
 _MANY_EPOCHS = 50
+_UNEQUAL = 3.0  # times the images of the smallest class
 _TEACHERS_SHARE = 0.25  # of the time
 _AROUND_A_STEP = 1.5  # evaluation, images and teacher, beside the step
 
@@ -96,14 +104,22 @@ class Proposal:
         machine: where it runs.
         hours: that it may take in all.
         measure: of a network.
+        pretrained: networks that are at hand.
 
     Attributes:
         lines: its keys with their reasons, in the order of the file.
+        is_fine_tuning: whether pretrained networks are used.
     """
 
     def __init__(
-        self, images: FoundImages, machine: Machine, hours: float, measure: Measure
+        self,
+        images: FoundImages,
+        machine: Machine,
+        hours: float,
+        measure: Measure,
+        pretrained: Sequence[Pretrained] = (),
     ) -> None:
+        self._large = fine_tuned(pretrained) if pretrained else LARGE
         self._images, self._machine, self._measure = images, machine, measure
         self._teachers_seconds = 3600 * hours * _TEACHERS_SHARE
         self._trials_seconds = 3600 * hours * (1 - _TEACHERS_SHARE)
@@ -116,6 +132,7 @@ class Proposal:
         self._choose_search()
         self._choose_teacher()
         self._choose_students()
+        self.is_fine_tuning = bool(self._teacher.weights)
         self.lines = (*self._data(), *self._networks(), *self._training_lines(), *self._search())
 
     # What is chosen.
@@ -127,7 +144,9 @@ class Proposal:
         if not found.any_size:
             return [(found.height, found.width)]
         short = min(found.height, found.width)
-        return [(side, side) for side in _SIDES if side <= short] or [(short, short)]
+        fitting = [(side, side) for side in _SIDES if side <= short] or [(short, short)]
+        large = [size for size in fitting if min(size) >= IMAGENET_SIDE]
+        return large if large and self._large is not LARGE else fitting
 
     def _choose_search(self) -> None:
         """The largest images, most methods and most trials for which a smallest student has time;
@@ -138,7 +157,7 @@ class Proposal:
                 self._methods += _METHODS_OF_MAPS
             for size in self._sizes:
                 self._size = size
-                self._kind = LARGE if min(self._size) >= IMAGENET_SIDE else SMALL
+                self._kind = self._large if min(self._size) >= IMAGENET_SIDE else SMALL
                 seen = self._kind.images_on_cpu
                 if self._machine.gpus:
                     seen = self._kind.images_on_gpu
@@ -245,14 +264,21 @@ class Proposal:
             f"{self._cost(each).multiply_adds / cost.multiply_adds:.0%}" for each in self._students
         ]
         values = [each.value for each in self._students]
+        words = f"{' and '.join(shares)} of the teacher's multiply-adds"
+        if self._teacher in self._students:
+            words += "; a network can teach its own twin, a larger pretrained one teaches more"
+        weights = [
+            Line(("teacher", "weights"), self._teacher.weights, "at hand; a new head is put on")
+        ]
         return [
             Line(("teacher", "backbone"), self._teacher.backbone, reason),
+            *(weights if self._teacher.weights else []),
             Line(("teacher", "training", "epochs"), self._teacher_epochs, epochs),
             *self._recipe(("teacher", "training")),
             Line(
                 ("student",),
                 values if len(values) > 1 else values[0],
-                f"{' and '.join(shares)} of the teacher's multiply-adds",
+                words,
             ),
         ]
 
@@ -273,9 +299,16 @@ class Proposal:
         steps = f"{self._used // self._batch:,} steps an epoch"
         lines = [Line((*path, "batch_size"), self._batch, steps)]
         for key, (value, reason) in self._kind.recipe.items():
-            scale = self._batch / _BATCH if key == "learning_rate" else 1
-            lines.append(Line((*path, key), value * scale, reason))
+            scaled = value * self._batch / _BATCH if key == "learning_rate" else value
+            lines.append(Line((*path, key), scaled, reason))
         return lines
+
+    def _metric(self) -> list[Line]:
+        times = self._images.imbalance
+        if times <= _UNEQUAL:
+            return []
+        reason = f"the largest class has {times:.2g} times the images of the smallest"
+        return [Line(("search", "metric"), "balanced_accuracy", reason)]
 
     def _search(self) -> list[Line]:
         machine, first = self._machine, len(self._methods) * len(self._students)
@@ -295,6 +328,7 @@ class Proposal:
                 f"ends the trials at the latest; by the measured step they take {_rounded(hours):g}"
                 f" h",
             ),
+            *self._metric(),
             Line(
                 ("search", "asha"),
                 None,

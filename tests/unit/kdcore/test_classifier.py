@@ -118,6 +118,7 @@ def test_a_card_comes_back_field_by_field(folder: Path) -> None:
         "std": list(STD),
         "metrics": {"heldout_accuracy": 0.75},
         "made_by": {"seed": 3, "objective": [{"method": "x", "params": {"weight": 0.5}}]},
+        "start": {},
     }
 
 

@@ -148,17 +148,15 @@ def test_of_every_preset_the_cache_is_the_live_teacher_to_the_bit(
     assert len(keys) == len(PRESETS)
 
 
-def test_of_every_preset_a_trial_learns_from_the_cache_what_the_live_teacher_teaches(
+def test_of_mixed_images_a_trial_learns_from_the_cache_what_the_live_teacher_teaches(
     run: Run, digits_config: DataConfig
 ) -> None:
-    for preset in PRESETS[1:]:
-        with Case(preset):
-            content = digits_config.model_dump() | {"augmentation": preset, "train_images": 96}
-            data = DataConfig.model_validate(content)
-            live = run("dkd", None, data=data)
-            with_cache = run("dkd", CacheConfig(precision="float32"), data=data)
-            assert {report.teacher for report in with_cache} <= {"computed", "cached"}
-            assert_alike(with_cache, live)
+    content = digits_config.model_dump() | {"augmentation": "strong", "train_images": 96}
+    data = DataConfig.model_validate(content)
+    live = run("dkd", None, data=data)
+    with_cache = run("dkd", CacheConfig(precision="float32"), data=data)
+    assert {report.teacher for report in with_cache} <= {"computed", "cached"}
+    assert_alike(with_cache, live)
 
 
 def test_residual_sums_are_kept_where_they_are_named(

@@ -91,7 +91,7 @@ def test_a_trial_reports_what_is_slow_as_what_it_is(
     """Each part sleeps for a time of its own, which is the least that it can take."""
     root = write_folders(tmp_path / "root", {"train": 16, "test": 4})
     monkeypatch.setattr("kdcore.data.streamed_split._processes", lambda device: 0)
-    opened, evaluate = decoding.opened_image, loop.evaluate
+    opened, evaluate = decoding.opened_image, loop.evaluate_classes
     slow = {"decoding": 0.0, "evaluation": 0.0}
 
     def slowly_opened(*arguments: Any) -> Any:
@@ -103,7 +103,7 @@ def test_a_trial_reports_what_is_slow_as_what_it_is(
         return evaluate(*arguments)
 
     monkeypatch.setattr(decoding, "opened_image", slowly_opened)
-    monkeypatch.setattr(loop, "evaluate", slowly_evaluated)
+    monkeypatch.setattr(loop, "evaluate_classes", slowly_evaluated)
     recipe = Recipe(epochs=1, batch_size=12, acceleration="off")
     config = TrialConfig(
         data=DataConfig(

@@ -136,7 +136,7 @@ def test_the_published_setting_keeps_student_and_rate_and_nothing_else() -> None
     for benchmark, expected in published.items():
         config = trial_config(record.experiment, with_published(point, "kd", benchmark))
         (term,) = config.objective
-        assert (config.student, config.training.learning_rate) == ("resnet20", 0.3)
+        assert (config.student.label, config.training.learning_rate) == ("resnet20", 0.3)
         assert isinstance(term.params, KD.Params)
         params = term.params
         assert (params.cross_entropy, params.weight, params.temperature) == expected

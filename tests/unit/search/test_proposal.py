@@ -46,10 +46,14 @@ def made_up(name: str, size: tuple[int, int], batch: int, threads: int) -> Cost:
     return Cost(int(1e6 * millions), batch * millions * 1e-4, 2**28)
 
 
-def found(training: int, side: int = 300, classes: int = 8, **changes: Any) -> FoundImages:
+def found(
+    training: int, side: int = 300, classes: int | dict[str, int] = 8, **changes: Any
+) -> FoundImages:
+    if isinstance(classes, int):
+        classes = {f"class {label}": training // classes for label in range(classes)}
     values: dict[str, Any] = {
         "keys": {"name": "image_folder", "root": "/photographs"},
-        "classes": {f"class {label}": training // classes for label in range(classes)},
+        "classes": classes,
         "test_images": training // 9,
         "height": side,
         "width": side + 40,
@@ -157,6 +161,14 @@ def test_colours_vary_where_an_image_is_seen_often() -> None:
         assert reasons["data", "augmentation"]
 
 
+def test_unequal_classes_are_ranked_by_balanced_accuracy() -> None:
+    for largest, metric in ((1000, "accuracy"), (1600, "balanced_accuracy")):
+        experiment, reasons = proposed(found(1500, classes={"cat": largest, "dog": 500}))
+        assert experiment.search.metric == metric
+        if metric != "accuracy":
+            assert "3.2 times the images of the smallest" in reasons["search", "metric"]
+
+
 def test_what_trials_occupy_fits_the_machine() -> None:
     laptop, _ = proposed(found(4000))
     assert (laptop.resources.cpus, laptop.resources.gpus) == (1, 0)
@@ -171,6 +183,37 @@ def test_what_trials_occupy_fits_the_machine() -> None:
     machine = this_machine()
     assert machine.cores >= 1
     assert machine.memory_bytes > 2**28
+
+
+def at_hand(folder: Path, **sizes: int) -> list[pretrained.Pretrained]:
+    """Weights files of so many bytes, by network."""
+    files = {name: folder / f"{name}.pth" for name in sizes}
+    for name, file in files.items():
+        file.write_bytes(bytes(sizes[name]))
+    return [pretrained.Pretrained(name, str(file), file) for name, file in files.items()]
+
+
+def test_pretrained_networks_teach_and_learn_photographs(tmp_path: Path) -> None:
+    networks = at_hand(tmp_path, resnet50=3, resnet18=1, resnet34=2)
+    lines = Proposal(found(4000), LAPTOP, 100.0, made_up, networks).lines
+    tree = as_tree(lines)
+    assert tree["teacher"]["backbone"] == "resnet50"
+    assert tree["teacher"]["weights"] == str(tmp_path / "resnet50.pth")
+    assert tree["student"] == {"backbone": "resnet18", "weights": str(tmp_path / "resnet18.pth")}
+    for recipe in (tree["training"], tree["teacher"]["training"]):
+        assert (recipe["optimizer"], recipe["learning_rate"]) == ("adamw", 1e-3)
+    assert (
+        tree["training"]["epochs"]
+        < as_tree(Proposal(found(4000), LAPTOP, 100.0, made_up).lines)["training"]["epochs"]
+    )
+    parse_experiment({"name": "task", **tree}, "")
+    # Little time leaves the smallest, which then is its own teacher.
+    hurried = as_tree(Proposal(found(4000), LAPTOP, 0.05, made_up, networks).lines)
+    assert hurried["teacher"]["backbone"] == "resnet18"
+    assert hurried["student"]["backbone"] == "resnet18"
+    assert hurried["data"]["image_size"] == [64, 64]
+    small = as_tree(Proposal(found(4000, 40), LAPTOP, 20.0, made_up, networks).lines)
+    assert "weights" not in small["teacher"], "they know larger images"
 
 
 def test_values_of_every_kind_are_one_line_of_yaml() -> None:
@@ -310,6 +353,7 @@ def test_pretrained_networks_are_found_in_files_and_caches(
     (own,) = pretrained.named([file], ["resnet18"])
     assert (own.backbone, own.weights) == ("resnet18", str(file))
     for weights, names, words in (
+        ([file], ["torchvision/vit_b_16"], "torchvision/vit_b_16, which takes images of one size"),
         ([file], [], "given 1 times and --backbone 0 times"),
         ([tmp_path / "x.pth"], ["resnet18"], "x.pth, but there is no such file"),
         ([file], ["resnet81"], "unknown backbone 'resnet81'; did you mean 'resnet8'"),
@@ -350,6 +394,7 @@ def test_init_writes_a_file_that_can_be_read_and_never_overwrites_one(user: Path
         (("--output", "my own.yaml"), "'my own' would be the name of the task"),
         (("--output", "absent/mine.yaml"), "cannot write to absent/mine.yaml"),
         (("--force", "--hours", "0"), "--hours is 0, but must be > 0"),
+        (("--force", "--hours", "inf"), "--hours is inf, but must be > 0"),
         (("--force", "--weights", "x.pth"), "each file needs its network"),
     ):
         with Case(*words):
@@ -357,8 +402,18 @@ def test_init_writes_a_file_that_can_be_read_and_never_overwrites_one(user: Path
 
 
 def test_init_names_the_pretrained_networks_at_hand(user: Path) -> None:
-    Image.new("RGB", (1, 1)).save(user / "weights.png")
+    weights = user / "weights.png"
+    Image.new("RGB", (1, 1)).save(weights)
     words = ["init", "photographs", "--weights", "weights.png", "--backbone", "resnet18"]
+    assert CliRunner().invoke(app, [*words, "--output", "small.yaml"]).exit_code == 0
+    small = (user / "small.yaml").read_text()
+    assert "of no use here, as the images are smaller than 64 pixels" in small
+    assert "weights" not in yaml.safe_load(small)["teacher"]
+    for path in (user / "photographs").glob("*/*"):
+        Image.open(path).resize((80, 90)).save(path)
     assert CliRunner().invoke(app, words).exit_code == 0
     text = (user / "experiment.yaml").read_text()
-    assert f"# At hand: resnet18, weights {user / 'weights.png'}." in text
+    assert f"# Pretrained, at hand: resnet18, weights {weights}." in text
+    tree = yaml.safe_load(text)
+    assert tree["teacher"]["weights"] == str(weights)
+    assert tree["student"] == {"backbone": "resnet18", "weights": str(weights)}

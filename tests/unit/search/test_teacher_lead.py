@@ -297,6 +297,22 @@ def test_check_compares_with_the_controls_of_earlier_searches(tmp_path: Path) ->
     assert known_caution(changed(training={"epochs": 40}), 0.5, 575, storage) != ""
 
 
+def test_a_lead_is_that_of_what_the_search_ranks_by() -> None:
+    record = searched(0.99, 0.95)
+    search = record.experiment.search.model_copy(update={"metric": "balanced_accuracy"})
+    metrics = {"heldout_accuracy": 0.99, "heldout_balanced_accuracy": 0.60}
+    control = record.trials[0].model_copy(update={"scores": (0.5, 0.7)})
+    record = record.model_copy(
+        update={
+            "experiment": record.experiment.model_copy(update={"search": search}),
+            "teacher_metrics": metrics,
+            "trials": (control,),
+        }
+    )
+    assert "70.00 % balanced accuracy held out, the teacher 60.00 %" in teacher_caution(record)
+    assert teacher_caution(searched(0.99, 0.90)) == ""
+
+
 def test_a_lead_has_a_size_and_says_of_which_search_it_is() -> None:
     lead = TeacherLead("resnet20", "resnet8", 0.91, 0.90, 0.02, search="digits-1")
     assert lead.size == pytest.approx(0.01)
