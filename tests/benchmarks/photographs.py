@@ -3,8 +3,8 @@
     python -m tests.benchmarks.photographs [--images N] [--side N] [--threads N] [--student NAME]
 
 Synthetic JPEGs of 500x375 pixels, and, where Debian's package openclipart-png is installed, its
-transparent PNGs. Decoding and keeping take turns. Then an epoch of a student trains on each, which says what
-part of it images take. A table is printed, and `runs/bench/photographs.json` written.
+transparent PNGs. Decoding and keeping take turns. Then an epoch of a student trains on each, which
+says what part of it images take. A table is printed, and `runs/bench/photographs.json` written.
 """
 
 import argparse
