@@ -17,6 +17,9 @@ from mlflow.entities import (
 )
 
 _RUNS_PER_REQUEST = 1000
+
+# What MLflow does not take in the name of a model: `timm/resnet18 (best.pth)` is one of ours.
+_NOT_IN_NAMES = str.maketrans(dict.fromkeys("/:.%\"'", "-"))
 _RUNNING = "RUNNING"
 _EPOCHS = "epochs_done"
 
@@ -163,7 +166,12 @@ class TrackedRun:
     ) -> LoggedModelOutput:
         of_model = {(name, step) for name in metrics}
         model = self._client.create_logged_model(
-            self._experiment, name, self.id, tags, params, "student"
+            self._experiment,
+            name.translate(_NOT_IN_NAMES),
+            self.id,
+            tags,
+            params,
+            "student",
         )
         # An epoch's value that is the model's must not be in a request twice: MLflow's store would
         # reject all of them at first, and then look for each single one.

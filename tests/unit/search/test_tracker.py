@@ -115,7 +115,7 @@ def trial_of(number: int, epochs: int) -> list[tuple[str, dict[str, Any]]]:
     name = f"{number:03d} kd"
     opened = {"number": number, "name": name, "params": params, "costs": costs}
     student = {
-        "name": "resnet8",
+        "name": "timm/resnet18 (in1k-1.0.pth)",
         "params": {"objective": "kd"},
         "tags": {"kdsearch.search": "made-up-1"},
         "step": epochs,
