@@ -89,7 +89,7 @@ class Session:
             record.tracking_uri,
             home / "mlartifacts",
             self._folder / "mlflow.jsonl",
-            record,
+            self._search.head,
             prepared.data,
             owner,
         )

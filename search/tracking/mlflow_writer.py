@@ -216,18 +216,18 @@ def is_refusal(error: Exception) -> bool:
 
 
 def _metrics(report: Mapping[str, Any]) -> dict[str, float]:
-    """An epoch's report as MLflow's metrics."""
+    """An epoch's report as MLflow's metrics, but for what the search's report tells of all trials
+    together: thousands of trials make a page slow."""
     values = dict(report)
     terms = values.pop("train_terms")
-    seconds = values.pop("seconds_by_part", {})
-    for name in ("epoch", "epochs", "teacher", "teacher_seconds_saved", "parts"):
+    together = ("teacher", "teacher_seconds_saved", "seconds_by_part")
+    for name in ("epoch", "epochs", "parts", *together):
         values.pop(name, None)
     # Not defined, or of no average; an entry of an earlier version has fewer.
     values = {
         name: value for name, value in values.items() if value is not None and value is not False
     }
-    values |= {f"train_{name}": value for name, value in terms.items()}
-    return values | {f"{part}_seconds": value for part, value in seconds.items()}
+    return values | {f"train_{name}": value for name, value in terms.items()}
 
 
 def save_runs_table(uri: str, record: SearchRecord) -> None:

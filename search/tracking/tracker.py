@@ -11,6 +11,7 @@ from kdcore.data.image_data import ImageData
 from kdcore.networks.cost import NetworkCost
 from kdcore.training.report import EpochReport
 from search.experiment.space.point import plain_name
+from search.leaderboard.ranking import METRIC_HEADS, further_columns
 from search.record.live_record import LiveRecord
 from search.record.owner import Owner
 from search.record.record import METRIC, ConfirmationRun, SearchRecord, State, TrialRecord
@@ -72,6 +73,8 @@ class Tracker:
         self._dataset = describe_dataset(data)
         images = max(len(data.heldout), len(data.test))
         self._decimals = max(_FEWEST_DECIMALS, len(str(images - 1)))
+        further = {f"heldout_{name}" for name in METRIC_HEADS}
+        self._unshown = further - further_columns(record).keys()
         self._runs_table: tuple[str, str] | None = None
         self._runs_table_due = 0.0
         self._compared: dict[str, float] = {}
@@ -299,13 +302,15 @@ class Tracker:
         return self._queue.close(_CLOSE_SECONDS) + self._queue.progress.failures
 
     def _rounded(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Metrics, with accuracies and their differences as MLflow's pages are to show them."""
+        """Metrics that a table shows, with accuracies and their differences as MLflow's pages are to
+        show them."""
         return {
             name: round(value, self._decimals)
             if isinstance(value, float)
             and name.endswith(("accuracy", "gain", "top5", "best_score"))
             else value
             for name, value in metrics.items()
+            if name not in self._unshown
         }
 
     def _put(self, call: str, **arguments: Any) -> None:
