@@ -302,7 +302,7 @@ class Tracker:
         return self._queue.close(_CLOSE_SECONDS) + self._queue.progress.failures
 
     def _rounded(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Metrics that a table shows, with accuracies and their differences as MLflow's pages are to
+        """What a table shows, with accuracies and their differences as MLflow's pages are to
         show them."""
         return {
             name: round(value, self._decimals)
