@@ -19,6 +19,8 @@ from search.experiment.schema import Experiment
 from search.record.storage import Storage, local_home
 from search.record.wording import as_typed
 
+_STARTS = 3
+
 
 def connect(address: str | None, log: Path) -> None:
     """Starts Ray on this machine, or connects to a cluster.
@@ -32,7 +34,7 @@ def connect(address: str | None, log: Path) -> None:
     """
     try:
         if address is None:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False)
+            _start()
         else:
             host, colon, port = address.removeprefix("ray://").rpartition(":")
             if colon and port.isdigit():
@@ -45,6 +47,24 @@ def connect(address: str | None, log: Path) -> None:
             f"no Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; "
             f"see {as_typed(log)}"
         ) from None
+
+
+def _start() -> None:
+    """Starts Ray on this machine. It gives its processes half a minute each time, which is too
+    little where the cores are busy.
+
+    Raises:
+        RuntimeError: they were not ready in time.
+    """
+    for _ in range(_STARTS):
+        try:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False)
+            return
+        except Exception as error:
+            if type(error) is not Exception:  # that is all that Ray raises then
+                raise
+            slow = error
+    raise RuntimeError(f"it did not start in {_STARTS} tries. {slow}")
 
 
 def places_for_trials(experiment: Experiment, storage: Storage) -> int:

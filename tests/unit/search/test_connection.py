@@ -1,11 +1,14 @@
-"""What a cluster has for trials, asked of machines as Ray describes them."""
+"""What a cluster has for trials, asked of machines as Ray describes them, and starting Ray."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from search.cluster import machines
+from search.cluster.connection import connect
+from search.errors import ClusterError
 from search.experiment.schema import Resources
 from search.record.storage import Storage
 
@@ -63,3 +66,23 @@ def test_machines_are_counted_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machines.ray, "nodes", lambda: there)
     words = "one with 4 CPUs and 0 GPUs; 2 machines with 8 CPUs and 2 GPUs"
     assert machines.machines_in_words() == words
+
+
+def test_ray_may_be_slow_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[Any] = []
+
+    def init(**_: Any) -> None:
+        tries.append(None)
+        if len(tries) < most:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    most = 3
+    connect(None, Path("ray.log"))
+    assert len(tries) == 3
+    tries.clear()
+    most = 100
+    with pytest.raises(
+        ClusterError, match=r"did not start in 3 tries\. The current node timed out"
+    ):
+        connect(None, Path("ray.log"))
