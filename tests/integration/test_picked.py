@@ -346,3 +346,33 @@ def test_a_registry_that_is_away_does_not_fail_the_export(folder: Path, worse: s
     assert done.returncode == 0, done.stderr
     assert "not registered in MLflow" in done.stderr
     assert kdcore.load_student(folder / "exported") is not None
+
+
+def test_a_picked_student_is_where_the_next_search_begins(
+    folder: Path, storage: Storage, record: SearchRecord
+) -> None:
+    changes = {
+        "student": "{backbone: resnet8, weights: runs/searches/task-1/best}",
+        "objective": "[[none, at]]",
+        "training": "{epochs: 1, learning_rate: 0.001}",
+        "search.trials": "2",
+        "search.asha": "null",
+        "narrow": "{}",
+        "confirm": "null",
+    }
+    words = [word for change in changes.items() for word in ("--set", "=".join(change))]
+    label = "resnet8 (task-1/best)"
+    said = succeeded(folder, "launch", "task.yaml", "--name", "further", *words)
+    assert re.search(rf"student {re.escape(label)}: weights folder \S+: all \d+ tensors", said)
+    assert "MLflow missed" not in said
+    further = read_record(storage, "further")
+    assert {trial.student for trial in further.trials} == {label}
+    begun = record.control_of("resnet8")
+    assert begun is not None
+    for trial in further.trials:  # the control too
+        assert trial.state == "finished"
+        assert trial.accuracies[0] > begun.accuracies[0] + 0.2
+    assert (
+        "began with: weights task-1/best"
+        in (folder / "runs/searches/further/best/README.md").read_text()
+    )
