@@ -14,12 +14,14 @@ from search.cluster.machines import (
     machines_without_storage,
     trial_places,
 )
+from search.cluster.ray_private import patient_start
 from search.errors import ClusterError
 from search.experiment.schema import Experiment
 from search.record.storage import Storage, local_home
 from search.record.wording import as_typed
 
-_STARTS = 3
+# At a load of 20 on two cores Ray's processes take more than a minute to start.
+_START_SECONDS = 300.0
 
 
 def connect(address: str | None, log: Path) -> None:
@@ -50,21 +52,18 @@ def connect(address: str | None, log: Path) -> None:
 
 
 def _start() -> None:
-    """Starts Ray on this machine. It gives its processes half a minute each time, which is too
-    little where the cores are busy.
+    """Starts Ray on this machine.
 
     Raises:
-        RuntimeError: they were not ready in time.
+        RuntimeError: its processes were not ready in time.
     """
-    for _ in range(_STARTS):
-        try:
+    try:
+        with patient_start(_START_SECONDS):
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
-            return
-        except Exception as error:
-            if type(error) is not Exception:  # that is all that Ray raises then
-                raise
-            slow = error
-    raise RuntimeError(f"it did not start in {_STARTS} tries. {slow}")
+    except Exception as error:
+        if type(error) is not Exception:  # that is all that Ray raises then
+            raise
+        raise RuntimeError(str(error)) from None
 
 
 def places_for_trials(experiment: Experiment, storage: Storage) -> int:

@@ -4,6 +4,7 @@
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from unittest.mock import patch
 
 # What Tune asks about a failure, and what it forgets to note of it.
 PROCESS_FAILURE, RESETTING = "_process_trial_failure", "_resetting_trials"
+
+# What a process asks of the node that it starts, until it is there.
+NODE = "get_node"
 
 # Tune asks these two what becomes of a trial whose process failed.
 FAILURE_HANDLERS = ("_actor_task_failed", "_actor_start_failed")
@@ -22,6 +26,28 @@ TALKATIVE_LOGGERS = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+
+
+@contextmanager
+def patient_start(seconds: float) -> Iterator[None]:
+    """Makes Ray wait for its own processes for so long. It gives them half a minute, fixed, which
+    is too little where others keep all cores busy."""
+    from ray._private import services
+
+    ask = getattr(services, NODE)
+
+    def patiently(*arguments: Any) -> Any:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return ask(*arguments)
+            except RuntimeError:  # it is not there yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    with patch.object(services, NODE, patiently):
+        yield
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def fitted(depth: int, images: Tensor) -> ResNet:
 class Watched(TableSplit):
     """A split that remembers the orders in which it was shuffled."""
 
-    orders: list[Tensor]
+    orders: list[Tensor] = field(default_factory=list)
 
     def shuffled(self) -> Tensor:
         self.orders.append(super().shuffled())

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 
+from ray._private import node
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.tune.execution.tune_controller import TuneController
@@ -51,3 +52,13 @@ def test_a_trial_still_knows_its_failures() -> None:
 def test_the_loggers_that_are_made_quiet_still_exist() -> None:
     for name in ray_private.TALKATIVE_LOGGERS:
         assert importlib.util.find_spec(name), f"{name} has moved: `kdsearch submit` talks again"
+
+
+def test_ray_still_gives_its_node_half_a_minute() -> None:
+    source = inspect.getsource(node)
+    assert f"ray._private.services.{ray_private.NODE}(" in source, (
+        "Ray waits for its node in another way: patient_start is without effect"
+    )
+    assert "raylet_start_wait_time_s = 30" in source, (
+        "Ray's time for its node has changed: perhaps patient_start can go"
+    )
