@@ -24,6 +24,7 @@ from kdcore.networks.classifier import (
     save_classifier,
 )
 from kdcore.networks.initial_weights import (
+    InitialWeights,
     begin_with,
     check_classes,
     initial_weights,
@@ -107,11 +108,14 @@ def prepare_teacher(
     with FileLock(f"{folder}.lock"):
         if is_ready(folder):
             return
-        teacher = build_classifier(
-            config.backbone, data, seed=config.seed, normalization=_normalization(config, data)
-        )
+        weights = None
         if config.weights is not None:
             weights = initial_weights(config.backbone, config.weights)
+        normalization = _normalization(config, weights, data)
+        teacher = build_classifier(
+            config.backbone, data, seed=config.seed, normalization=normalization
+        )
+        if weights is not None:
             trained = config.training is not None
             begin_with(teacher, config.backbone, weights, data, trained=trained)
         training_dir = folder.with_name(f"{folder.name}.training")
@@ -151,10 +155,10 @@ def prepare_teacher(
         shutil.rmtree(training_dir, ignore_errors=True)
 
 
-def _normalization(config: TeacherConfig, data: ImageData) -> Normalization | None:
+def _normalization(
+    config: TeacherConfig, weights: InitialWeights | None, data: ImageData
+) -> Normalization | None:
     """The teacher's own normalisation, or None for that of the data."""
     if config.mean and config.std:
         return Normalization(config.mean, config.std)
-    if config.weights is None:
-        return None
-    return normalization_for(initial_weights(config.backbone, config.weights), data)
+    return None if weights is None else normalization_for(weights, data)
