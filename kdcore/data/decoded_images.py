@@ -10,9 +10,7 @@ import uuid
 import warnings
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +20,11 @@ from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, open_or_make, tensor_of
 from kdcore.data.decoding import EncodedImage, opened_image
+from kdcore.data.decoding_pool import in_threads
 from kdcore.data.kept_pixels import KeptPixels
 from kdcore.data.streamed_split import ImageStore, StreamedCollection
 
 _SCHEMA_VERSION = 1
-_THREADS = min(16, os.cpu_count() or 1)
 _AT_ONCE = 16  # photographs of 12 megapixels are 36 MB each
 
 
@@ -147,11 +145,8 @@ def _decoded(images: StreamedCollection, path: Path, room: int) -> pa.RecordBatc
 
 def _in_order(images: StreamedCollection) -> Iterator[np.ndarray]:
     """The pixels of all images, [H, W, 3] each, uint8."""
-    encoded = images.store.read(torch.arange(len(images.labels)))
 
     def decode(image: EncodedImage) -> np.ndarray:
         return np.array(opened_image(image, images.background))
 
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="decoding") as pool:
-        while some := list(islice(encoded, _AT_ONCE)):
-            yield from pool.map(decode, some)
+    return in_threads(decode, images.store.read(torch.arange(len(images.labels))), _AT_ONCE)

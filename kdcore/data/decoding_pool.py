@@ -13,20 +13,42 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from kdcore.data.decoding import DecodingTask, Work, timed_task
+from kdcore.data.decoding import DecodingTask, EncodedImage, Work, timed_task
 
 _PROGRAM = (
     "import sys; sys.path[:] = {!r}; from kdcore.data.decoding_pool import serve; serve({!r})"
 )
+
+
+_THREADS = min(16, os.cpu_count() or 1)
+
+_Found = TypeVar("_Found")
+
+
+def in_threads(
+    work: Callable[[EncodedImage], _Found], images: Iterator[EncodedImage], at_once: int
+) -> Iterator[_Found]:
+    """What is found of each image, in order, by threads of this process, for what is done once.
+
+    Args:
+        work: finds it.
+        images: consumed as far ahead as they are worked on.
+        at_once: number of images in memory.
+    """
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="decoding") as pool:
+        while some := list(islice(images, at_once)):
+            yield from pool.map(work, some)
 
 
 def decode_in_order(

@@ -4,7 +4,6 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,7 @@ from kdcore.data.arrow_files import key_of, open_or_make
 from kdcore.data.augmentation.steps import Flip, RandomResizedCrop, Step, recipe_of
 from kdcore.data.colour import WHITE, Colour
 from kdcore.data.decoding import DecodingTask, EncodedImage, Work, is_transparent
-from kdcore.data.decoding_pool import decode_in_order
+from kdcore.data.decoding_pool import decode_in_order, in_threads
 from kdcore.data.source import Collection, PixelStatistics
 from kdcore.data.split import Split
 from kdcore.data.stratified import stratified_mask
@@ -31,7 +30,6 @@ _MOST_PROCESSES = 16
 _SAMPLE = 2048
 
 # For looking at images once, by a process that does not train.
-_THREADS = 4
 _AT_ONCE = 64
 
 # Names of the parts. The first of TESTS that is there is the test split, others are ignored: the
@@ -277,7 +275,8 @@ class StreamedCollection(Collection):
             return False
 
         def look() -> pa.RecordBatch:
-            return pa.record_batch({"any": [_any_transparent(self.store, candidates)]})
+            seen = in_threads(is_transparent, self.store.read(candidates), _AT_ONCE)
+            return pa.record_batch({"any": [any(seen)]})
 
         path = self.cache_path.with_name(f"{self.cache_path.name}-transparent.arrow")
         return open_or_make(
@@ -305,12 +304,3 @@ class StreamedCollection(Collection):
             estimate,
             lambda batch: (tuple(batch["mean"].to_pylist()), tuple(batch["std"].to_pylist())),
         )
-
-
-def _any_transparent(store: ImageStore, image_ids: Tensor) -> bool:
-    encoded = store.read(image_ids)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="looking") as pool:
-        while some := list(islice(encoded, _AT_ONCE)):
-            if any(pool.map(is_transparent, some)):
-                return True
-    return False
