@@ -71,6 +71,11 @@ def padded_crop(images: Tensor, padding: int, row: Tensor, column: Tensor) -> Te
     return crops[torch.arange(len(images), device=images.device), :, row, column]
 
 
+def mirrored(images: Tensor, which: Tensor) -> Tensor:
+    """Mirrors some images of [B, C, H, W]: [B], bool."""
+    return torch.where(which.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+
+
 def crop_and_flip(
     images: Tensor, image_ids: Tensor, *, seed: int, view: int, crop_padding: int, flip: bool
 ) -> Tensor:
@@ -91,8 +96,7 @@ def crop_and_flip(
         row, column = (draw(seed, view, image_ids, n, 2 * crop_padding + 1) for n in (1, 2))
         images = padded_crop(images, crop_padding, row, column)
     if flip:
-        mirrored = draw(seed, view, image_ids, 0, 2).bool()
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        images = mirrored(images, draw(seed, view, image_ids, 0, 2).bool())
     return images
 
 

@@ -63,11 +63,6 @@ def inside(boxes: Tensor, height: int, width: int) -> Tensor:
     return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
 
 
-def mirrored(images: Tensor, which: Tensor) -> Tensor:
-    """Mirrors some images: [n], bool."""
-    return torch.where(which.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
-
-
 def resized_patches(images: Tensor, patches: Sequence[tuple[int, int, int, int]]) -> Tensor:
     """Takes a patch (top, left, height, width) of each image, resized to the image's size.
 

@@ -1,33 +1,33 @@
 """Operations on some images of a batch, and the batch put together again."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 def by_groups(
-    images: Tensor, groups: Iterable[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]]
+    images: Tensor, values: Tensor, change: Callable[[Any, Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Changes each group of images by an operation of its own.
+    """Changes the images with each value by an operation of its own.
 
     Args:
         images: [B, C, H, W].
-        groups: positions [n], int64, on the processor, which occur once in all groups, and what
-            makes new images of those there and of their positions. Images in no group stay.
+        values: [B], on the processor.
+        change: makes new images [n, C, H, W] of a value, the images that have it, and their
+            positions [n], int64, on the processor.
 
     Returns:
         [B, C, H, W], a new tensor.
     """
-    rest = torch.ones(len(images), dtype=torch.bool)
-    parts, rows_of_parts = [], []
-    for rows, change in groups:
-        if len(rows):
-            rest[rows] = False
-            parts.append(change(images.index_select(0, rows.to(images.device)), rows))
-            rows_of_parts.append(rows)
-    others = rest.nonzero().flatten()
-    parts.append(images.index_select(0, others.to(images.device)))
-    order = torch.cat([*rows_of_parts, others])
+    groups = [
+        (value, (values == value).nonzero().flatten()) for value in sorted(set(values.tolist()))
+    ]
+    parts = [
+        change(value, images.index_select(0, rows.to(images.device)), rows)
+        for value, rows in groups
+    ]
+    order = torch.cat([rows for _, rows in groups])
     # Both copy whole images, which is several times as fast as index_copy_ and assignments are.
     return torch.cat(parts).index_select(0, order.argsort().to(images.device))

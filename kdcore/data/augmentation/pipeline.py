@@ -1,7 +1,7 @@
 """Applies the steps of an augmentation to a batch."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import permutations
 from typing import Any
 
@@ -14,7 +14,6 @@ from kdcore.data.augmentation.geometry import (
     DRAWS_OF_A_BOX,
     box_of,
     inside,
-    mirrored,
     resized_patches,
 )
 from kdcore.data.augmentation.groups import by_groups
@@ -31,7 +30,7 @@ from kdcore.data.augmentation.steps import (
     Step,
     TrivialAugment,
 )
-from kdcore.data.views import DRAWS_OF_A_PATCH, padded_crop, patch_of
+from kdcore.data.views import DRAWS_OF_A_PATCH, mirrored, padded_crop, patch_of
 
 
 def augmented(
@@ -109,23 +108,14 @@ def _color_jitter(step: ColorJitter, images: Tensor, draws: Draws) -> Tensor:
         if limits is not None
     }
 
-    def in_order(numbers: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
-        def adjust(some: Tensor, rows: Tensor) -> Tensor:
-            for name in (names[number] for number in numbers):
-                if name in factors:
-                    factor = colour.factors(factors[name][rows], some.device)
-                    some = _ADJUSTMENTS[name](some, factor)
-            return some
+    def adjust(number: int, some: Tensor, rows: Tensor) -> Tensor:
+        for name in (names[place] for place in orders[number]):
+            if name in factors:
+                factor = colour.factors(factors[name][rows], some.device)
+                some = _ADJUSTMENTS[name](some, factor)
+        return some
 
-        return adjust
-
-    return by_groups(
-        images,
-        (
-            ((order == number).nonzero().flatten(), in_order(numbers))
-            for number, numbers in enumerate(orders)
-        ),
-    )
+    return by_groups(images, order, adjust)
 
 
 def _random_erasing(step: RandomErasing, images: Tensor, draws: Draws) -> Tensor:
@@ -146,8 +136,8 @@ def _random_erasing(step: RandomErasing, images: Tensor, draws: Draws) -> Tensor
 
 
 def _gray(step: Gray, images: Tensor, draws: Draws) -> Tensor:
-    rows = draws.happens(0, step.p).nonzero().flatten()
-    return by_groups(images, [(rows, lambda some, rows: colour.gray(some))])
+    is_gray = draws.happens(0, step.p)
+    return by_groups(images, is_gray, lambda gray, some, _: colour.gray(some) if gray else some)
 
 
 def _blur(step: Blur, images: Tensor, draws: Draws) -> Tensor:

@@ -19,19 +19,11 @@ _Operation = Callable[[Tensor, Tensor], Tensor]
 def _moved(matrix_of: Callable[[float, int, int], Sequence[float]]) -> _Operation:
     """Moves pixels by a matrix for each magnitude, height and width."""
 
-    def move(images: Tensor, magnitudes: Tensor) -> Tensor:
-        def by(magnitude: float) -> Callable[[Tensor, Tensor], Tensor]:
-            matrix = matrix_of(magnitude, images.shape[2], images.shape[3])
-            return lambda some, rows: affine(some, matrix)
+    def by(magnitude: float, some: Tensor, rows: Tensor) -> Tensor:
+        return affine(some, matrix_of(magnitude, some.shape[2], some.shape[3]))
 
-        # Few are different, so the pixels' way is found once for each.
-        different = sorted(set(magnitudes.tolist()))
-        return by_groups(
-            images,
-            ((((magnitudes == each).nonzero().flatten()), by(each)) for each in different),
-        )
-
-    return move
+    # Few are different, so the pixels' way is found once for each.
+    return lambda images, magnitudes: by_groups(images, magnitudes, by)
 
 
 def _rotation(degrees: float, height: int, width: int) -> Sequence[float]:
@@ -89,33 +81,20 @@ def highest(images: Tensor, *, wide: bool) -> Mapping[str, float]:
     }
 
 
-def operate(name: str, images: Tensor, magnitudes: Tensor) -> Tensor:
-    """An operation with a magnitude for each image, [n], float64."""
-    return OPERATIONS[name](images, magnitudes)
-
-
 def _one_each(
     images: Tensor, operation: Tensor, shares: Tensor, signs: Tensor, *, wide: bool
 ) -> Tensor:
     """Each image by its own operation, with its share of the largest magnitude, [B]."""
-    largest = highest(images, wide=wide)
+    largest, names = highest(images, wide=wide), tuple(OPERATIONS)
 
-    def change(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        def by_name(some: Tensor, rows: Tensor) -> Tensor:
-            magnitudes = shares[rows] * largest.get(name, 0.0)
-            if name not in UNSIGNED:
-                magnitudes = magnitudes * signs[rows]
-            return operate(name, some, magnitudes)
+    def change(number: int, some: Tensor, rows: Tensor) -> Tensor:
+        name = names[number]
+        magnitudes = shares[rows] * largest.get(name, 0.0)
+        if name not in UNSIGNED:
+            magnitudes = magnitudes * signs[rows]
+        return OPERATIONS[name](some, magnitudes)
 
-        return by_name
-
-    return by_groups(
-        images,
-        (
-            ((operation == number).nonzero().flatten(), change(name))
-            for number, name in enumerate(OPERATIONS)
-        ),
-    )
+    return by_groups(images, operation, change)
 
 
 def rand_augment(step: RandAugment, images: Tensor, draws: Draws) -> Tensor:

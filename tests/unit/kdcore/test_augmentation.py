@@ -119,7 +119,7 @@ def test_policies_move_and_colour_as_torchvision_does() -> None:
                 for sign in (1.0, -1.0) if signed else (1.0,):
                     magnitude = 0.0 if bins is None else sign * float(bins[level])
                     share = torch.full((4,), sign * level / 30, dtype=torch.float64)
-                    mine = policies.operate(ours, images, share * highest.get(ours, 0.0))
+                    mine = policies.OPERATIONS[ours](images, share * highest.get(ours, 0.0))
                     expected = theirs._apply_image_or_video_transform(
                         images, name, magnitude, interpolation="nearest", fill={}
                     )
@@ -143,7 +143,7 @@ def test_rand_augment_applies_its_operations_one_after_the_other() -> None:
             sign = 1 if name in ("posterize", "solarize") else sign
             size = sign * (12 / 30 * highest.get(name, 0.0))
             magnitude = torch.tensor([size], dtype=torch.float64)
-            one = policies.operate(name, one, magnitude)
+            one = policies.OPERATIONS[name](one, magnitude)
         assert torch.equal(one[0], shown[number])
 
 

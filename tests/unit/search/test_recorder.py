@@ -14,6 +14,23 @@ from tests.cases import Case
 from tests.synthetic import finished_search
 
 
+def report_of(epoch: int, epochs: int, seconds_by_part: dict[str, float]) -> EpochReport:
+    return EpochReport(
+        epoch=epoch,
+        epochs=epochs,
+        train_loss=1.0,
+        train_terms={},
+        train_accuracy=0.5,
+        heldout_accuracy=0.5,
+        heldout_loss=1.0,
+        best_heldout_accuracy=0.5,
+        best_epoch=1,
+        learning_rate=0.1,
+        epoch_seconds=1.0,
+        seconds_by_part=seconds_by_part,
+    )
+
+
 def test_a_trial_with_epochs_on_top_has_finished_after_all_of_them() -> None:
     training = {"epochs": 4, "preparation_on_top": True}
     content = {"objective": [["none", "fsp", "kd"]], "training": training}
@@ -36,20 +53,7 @@ def test_a_trial_with_epochs_on_top_has_finished_after_all_of_them() -> None:
             opened = search.trials[number]
             assert (opened.epochs, opened.epochs_on_top) == (epochs, epochs - 4)
             for epoch in range(1, ended + 1):
-                report = EpochReport(
-                    epoch=epoch,
-                    epochs=epochs,
-                    train_loss=1.0,
-                    train_terms={},
-                    train_accuracy=0.5,
-                    heldout_accuracy=0.5,
-                    heldout_loss=1.0,
-                    best_heldout_accuracy=0.5,
-                    best_epoch=1,
-                    learning_rate=0.1,
-                    epoch_seconds=1.0,
-                    seconds_by_part={"student": 0.75, "decoding": 0.25},
-                )
+                report = report_of(epoch, epochs, {"student": 0.75, "decoding": 0.25})
                 recorder.on_trial_result(0, [], trial, as_result(asdict(report), saved=0))
             recorder.on_trial_complete(0, [], trial)
             assert search.trials[number].epochs_done == ended
@@ -59,19 +63,7 @@ def test_a_trial_with_epochs_on_top_has_finished_after_all_of_them() -> None:
 
 
 def test_a_report_of_an_earlier_version_lacks_what_came_later() -> None:
-    now = EpochReport(
-        epoch=1,
-        epochs=2,
-        train_loss=1.0,
-        train_terms={},
-        train_accuracy=0.5,
-        heldout_accuracy=0.5,
-        heldout_loss=1.0,
-        best_heldout_accuracy=0.5,
-        best_epoch=1,
-        learning_rate=0.1,
-        epoch_seconds=1.0,
-    )
+    now = report_of(1, 2, {})
     before = asdict(now)
     del before["seconds_by_part"]
     assert as_result(before, saved=1)["report"] == now
