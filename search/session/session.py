@@ -298,9 +298,10 @@ class Session:
             ),
             run_config=tune.RunConfig(
                 # What Tune writes is of no use to a later session, and must not end the search
-                # when the storage is away.
-                name="tune",
-                storage_path=str(self._folder),
+                # when the storage is away. On the head of a cluster, searches of one Tune name
+                # that begin in the same second would write into one folder.
+                name=self._search.head.name,
+                storage_path=str(self._folder / "tune"),
                 callbacks=[callback],
                 stop=request,
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),

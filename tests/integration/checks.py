@@ -45,7 +45,8 @@ def reports_are_those_of_undisturbed_trials(record: SearchRecord, workspace: Pat
 
 
 def optuna_has_each_trial_once_in_its_true_state(record: SearchRecord, runs: Path) -> None:
-    states = (runs / "searches" / record.name / "tune").glob("searcher-state-*.pkl")
+    tune = runs / "searches" / record.name / "tune" / record.name
+    states = tune.glob("searcher-state-*.pkl")
     newest = max(states, key=lambda path: path.name)  # with the time of its session
     trials = cloudpickle.loads(newest.read_bytes()).trials
     # In the order in which they were asked for, which that of their numbers need not be.

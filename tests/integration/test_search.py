@@ -77,7 +77,7 @@ def test_every_trial_computes_as_the_record_says(
 
 
 def test_optuna_knows_the_same_states(folder: Path, record: SearchRecord) -> None:
-    (state,) = (folder / "runs/searches/task-1/tune").glob("searcher-state-*.pkl")
+    (state,) = (folder / "runs/searches/task-1/tune/task-1").glob("searcher-state-*.pkl")
     content = cloudpickle.loads(state.read_bytes())
     known = {
         "finished": TrialState.COMPLETE,
