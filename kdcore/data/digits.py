@@ -4,8 +4,10 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 set).
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from kdcore.data.image_table import RawImages, TableSource
@@ -24,12 +26,14 @@ def _files(root: Path | None) -> tuple[Path, ...]:
 
 
 def _read(files: tuple[Path, ...]) -> RawImages:
-    from sklearn.datasets import load_digits  # slow to import, and only needed once
-
-    bunch = load_digits()
-    levels = torch.from_numpy(bunch.images)  # 0 to 16
-    images = (levels * 255 / 16).round().to(torch.uint8)[:, None]
-    labels = torch.from_numpy(bunch.target).long()
+    package = find_spec("sklearn")  # found, not imported, which would take seconds
+    assert package is not None
+    assert package.submodule_search_locations
+    file = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    table = torch.from_numpy(np.loadtxt(file, delimiter=","))
+    levels = table[:, :-1].reshape(-1, 1, 8, 8)  # 0 to 16
+    images = (levels * 255 / 16).round().to(torch.uint8)
+    labels = table[:, -1].long()
     is_test = stratified_mask(labels, round(_TEST_SHARE * len(labels)), _TEST_SEED)
     return RawImages(images, labels, is_test)
 
