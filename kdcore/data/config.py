@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +34,7 @@ from kdcore.data.augmentation.steps import (
     resizes,
     written,
 )
+from kdcore.data.centre_crop import USUAL_CROP, CentreCrop
 from kdcore.data.colour import Colour, colour_of
 from kdcore.data.registry import DATA_SETS, DataSet
 from kdcore.errors import ConfigError, did_you_mean
@@ -47,6 +48,9 @@ def _check_name(name: str) -> str:
         )
     return name
 
+
+OF_WEIGHTS = "weights"
+"""In the place of an evaluation: that which the networks' weights were made for."""
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -103,6 +107,10 @@ class DataConfig(BaseModel):
             none. They are decoded when the data is opened first, in its order, as many as fit, and
             views stay the same to the bit. Pixels take many times the space of files, and only what
             fits into the machine's free memory is faster, so none are kept unless asked for.
+        evaluation: for images of any size that are decoded while training, how images are cropped
+            where they are not augmented, see `CentreCrop`; or `weights`, which `distillation.
+            evaluation` replaces by what the networks' weights were made for, and with it an
+            `image_size` that is not given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -122,6 +130,7 @@ class DataConfig(BaseModel):
     label_column: str | None = None
     background: Annotated[Colour, BeforeValidator(colour_of)] | None = None
     decoded_gb: float | None = Field(None, ge=0, allow_inf_nan=False)
+    evaluation: CentreCrop | Literal["weights"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -133,8 +142,13 @@ class DataConfig(BaseModel):
         if value.get("augmentation") == BASIC:
             value = {**value, "augmentation": None}
         filled = {**value, **{k: v for k, v in settings.items() if value.get(k) is None}}
-        if "augmentation" in settings and _decodes_once(filled["augmentation"], data_set):
-            filled["image_size"] = value.get("image_size")  # images stay as they are
+        decodes_once = "augmentation" in settings and _decodes_once(
+            filled["augmentation"], data_set
+        )
+        if decodes_once or value.get("evaluation") == OF_WEIGHTS:
+            filled["image_size"] = value.get(
+                "image_size"
+            )  # images stay as they are, or weights say
         return filled
 
     @field_validator("root")
@@ -144,6 +158,18 @@ class DataConfig(BaseModel):
         if root is None or (isinstance(root, str) and _URI.match(root)):
             return root
         return Path(root).expanduser().absolute()
+
+    @field_validator("evaluation", mode="plain")
+    @classmethod
+    def _crop_or_word(cls, value: Any) -> Any:
+        if value is None or value == OF_WEIGHTS or isinstance(value, CentreCrop):
+            return value
+        if not isinstance(value, Mapping):
+            meant = did_you_mean(value, (OF_WEIGHTS,)) if isinstance(value, str) else ""
+            raise ConfigError(
+                f"is {value!r}, but must be numbers, like {USUAL_CROP}, or {OF_WEIGHTS!r}{meant}"
+            )
+        return CentreCrop.model_validate(value)
 
     @model_validator(mode="after")
     def _only_what_the_data_set_takes(self) -> Self:
@@ -178,6 +204,11 @@ class DataConfig(BaseModel):
                 f"decoded_gb is {self.decoded_gb:g}, but augmentation is {said}, which decodes all "
                 f"images once anyway; leave one of them out"
             )
+        if self.decodes_once and choice and self.evaluation is not None:
+            raise ConfigError(
+                f"evaluation is {self.evaluation}, but augmentation is {said}, which takes images "
+                f"as they are; leave one of them out"
+            )
         if not choice and source.usual_views == RESIZED_CROP and self.decodes_once:
             raise ConfigError(
                 f"augmentation has no {RandomResizedCrop.name}, but {self.name} has images of any "
@@ -188,6 +219,22 @@ class DataConfig(BaseModel):
     def decodes_once(self) -> bool:
         """Whether images of any size are decoded once, into a table, and not while training."""
         return _decodes_once(self.augmentation, DATA_SETS[self.name])
+
+    @property
+    def centre_crop(self) -> CentreCrop | None:
+        """How evaluation crops images; None where it shows them as they are.
+
+        Raises:
+            ConfigError: the networks' weights are to say, and nobody has asked them.
+        """
+        if "evaluation" not in DATA_SETS[self.name].settings or self.decodes_once:
+            return None
+        if isinstance(self.evaluation, str):
+            raise ConfigError(
+                f"evaluation is {self.evaluation!r}, which stands for what an experiment's weights "
+                f"were made for; here it must be numbers, like {USUAL_CROP}"
+            )
+        return self.evaluation or USUAL_CROP
 
     def steps(self, *, flip: bool = True) -> tuple[Step, ...] | None:
         """All steps of the views; None for the data set's usual ones.
@@ -220,6 +267,8 @@ class DataConfig(BaseModel):
         for key in ("background", "decoded_gb"):
             if not getattr(self, key):
                 content.pop(key, None)
+        if self.evaluation in (None, USUAL_CROP):
+            content.pop("evaluation", None)
         if self.augmentation == DATA_SETS[self.name].settings.get("augmentation"):
             content.pop("augmentation", None)
         return content

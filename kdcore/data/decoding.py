@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from kdcore.data.augmentation.draws import Draws
 from kdcore.data.augmentation.pipeline import augmented
 from kdcore.data.augmentation.steps import RandomResizedCrop, Step
+from kdcore.data.centre_crop import USUAL_CROP, CentreCrop
 from kdcore.data.colour import WHITE, Colour
 from kdcore.data.kept_pixels import KeptPixels
 from kdcore.data.views import DRAWS_OF_A_PATCH, is_mirrored, patch_draws, patch_of
@@ -35,9 +36,6 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 # The factor to 8 bits from 2 or 4 bits of grey, by Pillow's name for these.
 _LEVELS = {"L;2": 85, "L;4": 17}
-
-# Evaluation crops 224 pixels out of 256, as is usual since Krizhevsky et al., NeurIPS 2012.
-_MARGIN = (256, 224)
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,7 @@ class DecodingTask:
         view: which view; None for unaugmented images.
         background: behind transparent images.
         steps: of the views, if they are not the usual ones; the first resizes a patch.
+        crop: of unaugmented images.
     """
 
     images: tuple[EncodedImage, ...]
@@ -74,6 +73,7 @@ class DecodingTask:
     view: int | None
     background: Colour = WHITE
     steps: tuple[Step, ...] | None = None
+    crop: CentreCrop = USUAL_CROP
 
 
 @dataclass
@@ -123,7 +123,8 @@ def decode_task(task: DecodingTask, work: Work | None = None) -> Tensor:
     pixels = torch.empty(len(task.images), 3, *task.size, dtype=torch.uint8)
     if task.view is None:
         for image, place in zip(task.images, pixels, strict=True):
-            place.copy_(centre_crop(work.opened(image, task.background), task.size))
+            opened = work.opened(image, task.background)
+            place.copy_(centre_crop(opened, task.size, task.crop))
         return pixels
     if task.steps is not None:
         return _with_steps(task, task.steps, task.view, pixels, work)
@@ -162,30 +163,32 @@ def cropped(picture: "Picture", top: int, left: int, height: int, width: int) ->
     return picture.crop((left, top, left + width, top + height))
 
 
-def centre_crop(image: "Picture", size: tuple[int, int]) -> Tensor:
-    """Resizes an image so that it covers 256/224 of a size, and crops the centre.
+def centre_crop(image: "Picture", size: tuple[int, int], crop: CentreCrop = USUAL_CROP) -> Tensor:
+    """Resizes an image and crops the centre, rounding as torchvision's Resize and CenterCrop do.
 
     Args:
         image: RGB.
         size: height and width of the crop.
+        crop: how far and how it is resized.
 
     Returns:
         [3, height, width], uint8.
     """
-    least_height, least_width = (round(side * _MARGIN[0] / _MARGIN[1]) for side in size)
+    least_height, least_width = map(crop.covered, size)
     height, width = sides_of(image)
     if height * least_width <= width * least_height:
-        resized = _resized(image, least_height, width * least_height // height)
+        sides = least_height, width * least_height // height
     else:
-        resized = _resized(image, height * least_width // width, least_width)
+        sides = height * least_width // width, least_width
+    resized = _resized(image, *sides, crop.interpolation)
     top, left = round((resized.shape[1] - size[0]) / 2), round((resized.shape[2] - size[1]) / 2)
     return resized[:, top : top + size[0], left : left + size[1]]
 
 
-def _resized(image: "Picture", height: int, width: int) -> Tensor:
+def _resized(image: "Picture", height: int, width: int, interpolation: str = "bilinear") -> Tensor:
     # A copy has the same layout in memory, wherever the pixels come from, and so the same bits.
     pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)[None]
-    return interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0]
+    return interpolate(pixels, (height, width), mode=interpolation, antialias=True)[0]
 
 
 def opened_image(image: EncodedImage, background: Colour = WHITE) -> "Image":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, metadata_of, open_or_make, tensor_of
+from kdcore.data.centre_crop import USUAL_CROP
 from kdcore.data.config import DataConfig
 from kdcore.data.decoded_images import kept_decoded
 from kdcore.data.decoding import EncodedImage
@@ -142,6 +143,7 @@ class ImageFolderSource(Source):
                 store=Files(root, batch["name"]),
                 view_seed=config.view_seed,
                 steps=config.steps(),
+                crop=config.centre_crop or USUAL_CROP,
                 cache_path=cache_path,
             )
 

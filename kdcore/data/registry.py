@@ -37,11 +37,16 @@ DATA_SETS: Mapping[str, DataSet] = {
     "stl10": DataSet("13,000 photographs, 96x96, in 10 classes"),
     "tiny_imagenet": DataSet(
         "110,000 photographs, 64x64, in 200 classes",
-        settings={"image_size": (64, 64), "augmentation": PAD_CROP, "decoded_gb": None},
+        settings={
+            "image_size": (64, 64),
+            "augmentation": PAD_CROP,
+            "decoded_gb": None,
+            "evaluation": None,
+        },
     ),
     "imagenet": DataSet(
         "1,331,167 photographs of any size, in 1,000 classes",
-        settings={"image_size": (224, 224), "decoded_gb": None},
+        settings={"image_size": (224, 224), "decoded_gb": None, "evaluation": None},
         usual_views=RESIZED_CROP,
     ),
     "image_folder": DataSet(
@@ -52,6 +57,7 @@ DATA_SETS: Mapping[str, DataSet] = {
             "test_fraction": None,
             "background": None,
             "decoded_gb": None,
+            "evaluation": None,
         },
         usual_views=RESIZED_CROP,
     ),
@@ -63,6 +69,7 @@ DATA_SETS: Mapping[str, DataSet] = {
             "test_fraction": None,
             "background": None,
             "decoded_gb": None,
+            "evaluation": None,
             "image_column": "image",
             "label_column": "label",
         },

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdcore.data.arrow_files import key_of, open_or_make
 from kdcore.data.augmentation.steps import Flip, RandomResizedCrop, Step, recipe_of
+from kdcore.data.centre_crop import USUAL_CROP, CentreCrop
 from kdcore.data.colour import WHITE, Colour
 from kdcore.data.decoding import DecodingTask, EncodedImage, Work, is_transparent
 from kdcore.data.decoding_pool import decode_in_order, in_threads
@@ -78,6 +79,7 @@ class StreamedSplit(Split):
         device: of the batches.
         background: behind transparent images.
         steps: of the views, if they are not the usual ones; the first resizes a patch.
+        crop: of unaugmented images.
         work: for its images, since it was asked last.
     """
 
@@ -89,6 +91,7 @@ class StreamedSplit(Split):
     device: torch.device
     background: Colour = WHITE
     steps: tuple[Step, ...] | None = None
+    crop: CentreCrop = USUAL_CROP
     work: Work = field(default_factory=Work, compare=False)
 
     def all_steps(self) -> tuple[Step, ...]:
@@ -166,6 +169,7 @@ class StreamedSplit(Split):
                     view,
                     self.background,
                     self.steps,
+                    self.crop,
                 )
                 for batch in batches
                 for ids in torch.split(batch, _PART)
@@ -206,6 +210,7 @@ class StreamedCollection(Collection):
         cache_path: of the cached statistics, without suffix.
         background: behind transparent images.
         steps: of the views, if they are not the usual ones.
+        crop: of unaugmented images.
     """
 
     store: ImageStore
@@ -213,6 +218,7 @@ class StreamedCollection(Collection):
     cache_path: Path
     background: Colour = WHITE
     steps: tuple[Step, ...] | None = None
+    crop: CentreCrop = USUAL_CROP
 
     def split(self, positions: Tensor) -> StreamedSplit:
         return StreamedSplit(
@@ -224,6 +230,7 @@ class StreamedCollection(Collection):
             positions.device,
             self.background,
             self.steps,
+            self.crop,
         )
 
     def with_test_split(self, test_fraction: float | None) -> "StreamedCollection":
@@ -297,7 +304,10 @@ class StreamedCollection(Collection):
                 {"mean": (mean / 255).numpy(), "std": (variance.sqrt() / 255).numpy()}
             )
 
-        key = key_of([self.digest, self.image_size, sample.tolist()])
+        identity: list[object] = [self.digest, self.image_size, sample.tolist()]
+        if self.crop != USUAL_CROP:
+            identity.append(self.crop.model_dump())
+        key = key_of(identity)
         return open_or_make(
             self.cache_path.with_name(f"{self.cache_path.name}-{key}.arrow"),
             "statistics file",

@@ -4,10 +4,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,6 +25,7 @@ from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.normalization import Normalization
 from kdcore.contract.taps import Mixed, Tap, Taps
+from kdcore.data.centre_crop import USUAL_CROP, CentreCrop
 from kdcore.data.image_data import ImageData
 from kdcore.errors import WeightsError
 from kdcore.operations.labels import label_loss
@@ -35,6 +45,7 @@ class ClassifierCard(BaseModel):
         made_by: the configuration that it was trained with.
         start: where the weights came from that it began with, and what became of them; empty for
             fresh ones.
+        evaluation: how images of any size were cropped to that size, where not in the usual way.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +59,7 @@ class ClassifierCard(BaseModel):
     metrics: dict[str, float] = {}
     made_by: dict[str, JsonValue] = {}
     start: dict[str, JsonValue] = {}
+    evaluation: CentreCrop | None = None
 
     @model_validator(mode="after")
     def _one_number_for_each_channel(self) -> Self:
@@ -57,6 +69,15 @@ class ClassifierCard(BaseModel):
                 f"is {self.in_channels}"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_evaluation(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self.evaluation in (None, USUAL_CROP):
+            content.pop("evaluation", None)
+        return content
 
 
 class Classifier(nn.Module):
@@ -168,6 +189,7 @@ def describe_classifier(
         metrics=metrics,
         made_by=made_by,
         start=dict(classifier.origin),
+        evaluation=data.config.centre_crop,
     )
 
 

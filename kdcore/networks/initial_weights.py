@@ -16,7 +16,12 @@ from kdcore.backbones.normalization import Normalization
 from kdcore.backbones.parts import head_of
 from kdcore.data.image_data import ImageData
 from kdcore.errors import WeightsError
-from kdcore.networks.classifier import Classifier, build_classifier, load_card
+from kdcore.networks.classifier import (
+    Classifier,
+    ClassifierCard,
+    build_classifier,
+    load_card,
+)
 from kdcore.networks.config import StudentConfig
 
 _ROLES = ("student", "teacher")
@@ -98,7 +103,12 @@ def _published(backbone: str, weights: str) -> InitialWeights:
     )
 
 
-def _exported(backbone: str, folder: Path) -> InitialWeights:
+def exported_card(backbone: str, folder: Path) -> tuple[str, ClassifierCard]:
+    """The role and the card of an exported network.
+
+    Raises:
+        WeightsError: the folder has none, or one of another backbone.
+    """
     roles = [role for role in _ROLES if (folder / f"{role}.safetensors").is_file()]
     if not roles:
         raise WeightsError(
@@ -117,7 +127,12 @@ def _exported(backbone: str, folder: Path) -> InitialWeights:
             f"weights is {str(folder)!r}, which has a {card.backbone}, but backbone is {backbone}; "
             f"set backbone: {card.backbone}, or give other weights"
         )
-    file = folder / f"{roles[0]}.safetensors"
+    return roles[0], card
+
+
+def _exported(backbone: str, folder: Path) -> InitialWeights:
+    role, card = exported_card(backbone, folder)
+    file = folder / f"{role}.safetensors"
     digest = _digest(file)
     made_by: dict[str, JsonValue] = {
         key: card.made_by[key] for key in ("search", "trial") if key in card.made_by

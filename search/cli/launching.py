@@ -175,6 +175,7 @@ def check(
     from search.session.preflight import (
         cautions,
         costs,
+        evaluation,
         executions,
         idle_gpus_caution,
         plan,
@@ -209,7 +210,7 @@ def check(
         else "no trial is stopped early"
     )
     controls = "control" if len(experiment.students) == 1 else "students' controls"
-    trained = "\n".join((*starts(prepared), *recipes(experiment)))
+    trained = "\n".join((*evaluation(prepared), *starts(prepared), *recipes(experiment)))
     on_top = " after preparatory ones" if experiment.training.preparation_on_top else ""
     print(
         f"data     {experiment.data.name}: {len(data.train):,} train, "

@@ -10,6 +10,8 @@ from pydantic_core import InitErrorDetails
 
 from kdcore import CacheConfig, DataConfig, Recipe, TeacherConfig, TermConfig, TrialConfig
 from kdcore.contract.published import BENCHMARKS, Benchmark
+from kdcore.data.centre_crop import USUAL_CROP
+from kdcore.data.config import OF_WEIGHTS
 from kdcore.errors import ConfigError, did_you_mean
 from kdcore.methods import CATALOGUE, check_method
 from search.errors import ExperimentError, Problem
@@ -104,6 +106,16 @@ class Pair(Closed):
             raise ValueError(
                 f"heldout_fraction is {data.heldout_fraction:g}, but the field's tables are made "
                 "on the whole training split; set it to 0"
+            )
+        return data
+
+    @field_validator("data")
+    @classmethod
+    def _evaluation_in_numbers(cls, data: DataConfig) -> DataConfig:
+        if data.evaluation == OF_WEIGHTS:
+            raise ValueError(
+                f"evaluation is {data.evaluation!r}, but a published table was evaluated in one "
+                f"way; give its numbers, like {USUAL_CROP}"
             )
         return data
 

@@ -117,9 +117,22 @@ def model_card(
         "",
         "`student(images)` returns logits for uint8 images, or floats from 0 to 1, and normalises",
         "them itself.",
+        *_preparation(data),
         "",
     ]
     return "\n".join(lines)
+
+
+def _preparation(data: ImageData) -> list[str]:
+    """How images of any size were prepared; nothing where they were classified as they are."""
+    crop = data.config.centre_crop
+    if crop is None:
+        return []
+    return [
+        "",
+        f"The accuracies are of upright RGB images, {crop.in_words(data.image_size)}; prepare "
+        "yours likewise.",
+    ]
 
 
 def _origin(record: SearchRecord, picked: Candidate) -> str:

@@ -46,9 +46,11 @@ def compare(first: SearchRecord, second: SearchRecord) -> list[Comparison]:
         SearchError: the searches are on different data.
     """
     ours, theirs = (images_of(record.experiment.data) for record in (first, second))
-    differing = [name for name in ours if ours[name] != theirs[name]]
+    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
     if differing:
-        facts = ", ".join(f"data.{name} {ours[name]} and {theirs[name]}" for name in differing)
+        facts = ", ".join(
+            f"data.{name} {ours.get(name)} and {theirs.get(name)}" for name in differing
+        )
         raise SearchError(
             f"{first.name} and {second.name} are on different data: {facts}; accuracies can only "
             f"be compared on the same held-out images"

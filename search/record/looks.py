@@ -41,7 +41,7 @@ class Look(BaseModel):
 
 
 def images_of(data: DataConfig) -> dict[str, object]:
-    """The settings that decide which images are held out and tested."""
+    """The settings that decide which images are held out and tested, and how they are shown."""
     return data.model_dump(mode="json", exclude=_IRRELEVANT)
 
 
@@ -97,5 +97,7 @@ def looks_in_words(looks: Sequence[Look]) -> str:
 
 
 def _folder(storage: Storage, data: DataConfig) -> Storage:
-    content = json.dumps(images_of(data), sort_keys=True).encode()
+    # However they are cropped, it is the same images that are looked at.
+    images = {key: value for key, value in images_of(data).items() if key != "evaluation"}
+    content = json.dumps(images, sort_keys=True).encode()
     return storage / f"looks/{hashlib.sha256(content).hexdigest()[:16]}"

@@ -23,6 +23,7 @@ from search.session.live_display import LiveDisplay
 from search.session.preflight import (
     Plan,
     cautions,
+    evaluation,
     idle_gpus_caution,
     plan,
     tracking_caution,
@@ -221,6 +222,8 @@ def _run(
     log = local_home(storage) / "logs" / f"{record.name}.log"
     with output_to(log) as console, LiveDisplay(console) as progress:
         progress.say(f"search {record.name}; what Ray and MLflow say goes to {as_typed(log)}")
+        for line in evaluation(prepared):
+            progress.say(line)
         for caution in cautions(record.experiment):
             progress.say(f"caution: {caution}")
         with on_ray(address, log, record.experiment, record.tracking_uri, progress):

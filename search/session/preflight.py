@@ -36,7 +36,7 @@ from search.leaderboard.teacher_lead import known_caution
 from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
-from search.session.preparation import measured_executions, starts_in_words
+from search.session.preparation import measured_executions, starts_in_words, with_evaluation
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,15 @@ class Prepared:
     """An experiment whose data, teacher and networks are there, or can be made.
 
     Args:
-        experiment: what was asked for, with the benchmark of its published settings.
+        experiment: what was asked for, with the benchmark of its published settings, and with
+            numbers for an evaluation that is left to weights.
         data: its images.
         teacher_path: the teacher's folder on this machine.
         teacher_ready: whether it is there already.
         networks: by student, its shapes beside the teacher's.
         starts: by network, what becomes of the weights that it begins with, and what of it is
             trained; those left out begin with fresh weights, or are ready.
+        evaluation: how images are evaluated, in words, where weights decide it; else empty.
     """
 
     experiment: Experiment
@@ -59,6 +61,7 @@ class Prepared:
     teacher_ready: bool
     networks: Mapping[str, NetworkPair]
     starts: Mapping[str, str]
+    evaluation: str
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ def _prepared(
     problems = _network_problems(experiment)
     if problems:
         raise ExperimentError(source, problems)
+    experiment, evaluation = with_evaluation(experiment, source)
     workspace = workspace_of(storage)
     try:
         data = open_data(experiment.data, workspace)
@@ -176,7 +180,8 @@ def _prepared(
     networks = dict.fromkeys(experiment.student_configs[label].backbone for label in pairs)
     problems += _drop_path_problems(experiment, networks, data)
     ready = is_ready(teacher_path)
-    return Prepared(experiment, data, teacher_path, ready, pairs, starts), problems
+    prepared = Prepared(experiment, data, teacher_path, ready, pairs, starts, evaluation)
+    return prepared, problems
 
 
 def _network_problems(experiment: Experiment) -> list[Problem]:
@@ -279,6 +284,11 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
         if message:
             problems.append(Problem(key=f"search.warm_start.{number}", message=message))
     return problems
+
+
+def evaluation(prepared: Prepared) -> list[str]:
+    """How weights have images evaluated, in a line; none where they were not asked."""
+    return [f"evaluate {prepared.evaluation}"] if prepared.evaluation else []
 
 
 def starts(prepared: Prepared) -> list[str]:

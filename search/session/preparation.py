@@ -8,6 +8,7 @@ import torch
 
 from kdcore import DataConfig, TeacherConfig
 from kdcore.data.image_data import ImageData, open_data
+from kdcore.distillation.evaluation import evaluated_as_weights
 from kdcore.distillation.start import start_in_words
 from kdcore.errors import ConfigError, WeightsError
 from kdcore.execution.execution import Execution
@@ -18,10 +19,34 @@ from kdcore.networks.measurement import measure_network
 from kdcore.teacher.teacher import is_ready, prepare_teacher, teacher_folder
 from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
-from search.errors import Problem
+from search.errors import ExperimentError, Problem
 from search.experiment.schema import Experiment
 from search.record.record import Executions
 from search.record.storage import Storage, workspace_of
+
+
+def with_evaluation(experiment: Experiment, source: str) -> tuple[Experiment, str]:
+    """An experiment whose evaluation is in numbers, and in words what weights have decided; empty
+    where they were not asked.
+
+    Args:
+        experiment: what a user asks for.
+        source: its file, for messages.
+
+    Raises:
+        ExperimentError: the weights are missing, or do not tell.
+    """
+    teacher, students = experiment.teacher, experiment.student_configs.values()
+    try:
+        data, found = evaluated_as_weights(experiment.data, teacher, students)
+    except WeightsError as error:
+        key = "student" if teacher.weights is None else "teacher.weights"
+        raise ExperimentError(source, [Problem(key=key, message=str(error))]) from None
+    except ConfigError as error:
+        raise ExperimentError(source, [Problem(key="data", message=str(error))]) from None
+    if found is None:
+        return experiment, ""
+    return experiment.model_copy(update={"data": data}), str(found)
 
 
 def starts_in_words(

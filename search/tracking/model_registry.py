@@ -19,6 +19,7 @@ from mlflow.types import Schema, TensorSpec
 from torch import Tensor
 
 from kdcore import load_student
+from kdcore.data.centre_crop import USUAL_CROP
 from kdcore.data.image_data import ImageData
 from search.errors import TrackingError
 from search.export.export import ExportedStudent
@@ -62,7 +63,9 @@ def heldout_digest(data: ImageData) -> str:
 
 
 def _digest(data: ImageData, chosen: Tensor) -> str:
-    digest = hashlib.sha256(f"{data.digest} {data.image_size}".encode())
+    crop = data.config.centre_crop
+    cropped = "" if crop is None or crop == USUAL_CROP else f" {crop.model_dump_json()}"
+    digest = hashlib.sha256(f"{data.digest} {data.image_size}{cropped}".encode())
     digest.update(chosen.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 

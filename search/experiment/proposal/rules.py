@@ -20,6 +20,8 @@ distillation helps on these images. All else can be searched later. So:
 - **Epochs.** What counts is how many images are seen: some hundred thousand on a CPU, a few million
   on a GPU, in no fewer epochs than a cosine schedule needs to be one. The teacher gets twice as
   many, since all trials live on it. Fine-tuning needs a fifth of these.
+- **Evaluation.** A library's weights lose accuracy on images that are not resized and cropped as
+  those that they were tested with, so the teacher's weights decide how that is done.
 - **Views.** Crops, mirrored; where an image is seen fifty times or more, in other colours too.
 - **Metric.** Where a class has three times the images of another, accuracy is mostly that of the
   large ones, so trials are ranked by balanced accuracy.
@@ -40,7 +42,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdcore import StudentConfig
 from kdcore.data.augmentation.steps import BASIC
+from kdcore.data.config import OF_WEIGHTS
+from kdcore.distillation.evaluation import weights_evaluation
+from kdcore.errors import ConfigError
 from search.experiment.proposal.images import FoundImages, class_counts
 from search.experiment.proposal.kinds import IMAGENET_SIDE, LARGE, SMALL, Network, fine_tuned
 from search.experiment.proposal.machine import Machine
@@ -233,6 +239,7 @@ class Proposal:
             if self._size != self._sizes[0]:
                 reason = "larger ones would not be done in time: a step costs with the square"
             lines.append(Line(("data", "image_size"), list(self._size), reason))
+            lines += self._evaluation()
             lines.append(self._views())
         heldout = round(self._heldout * found.training_images)
         error = 100 * math.sqrt(0.8 * 0.2 / max(1, heldout))
@@ -242,6 +249,18 @@ class Proposal:
             reason = f"of {self._training:,}: more would not be done in time"
             lines.append(Line(("data", "train_images"), self._used, reason))
         return lines
+
+    def _evaluation(self) -> list[Line]:
+        """As the teacher's weights were made for, where that is known."""
+        if not self._teacher.weights:
+            return []
+        network = StudentConfig.model_validate(self._teacher.value)
+        assert network.weights is not None
+        try:
+            found = weights_evaluation(network.backbone, network.weights, self._size)
+        except ConfigError:
+            return []
+        return [Line(("data", "evaluation"), OF_WEIGHTS, str(found))]
 
     def _views(self) -> Line:
         if self._epochs < _MANY_EPOCHS:
