@@ -159,7 +159,7 @@ class DataConfig(BaseModel):
             return root
         return Path(root).expanduser().absolute()
 
-    @field_validator("evaluation", mode="plain")
+    @field_validator("evaluation", mode="before")
     @classmethod
     def _crop_or_word(cls, value: Any) -> Any:
         if value is None or value == OF_WEIGHTS or isinstance(value, CentreCrop):
