@@ -124,7 +124,11 @@ PHOTOGRAPHS: dict[str, Any] = {"name": "image_folder", "root": "/photographs"}
     [
         ({"evaluation": {"crop_share": 0}}, ("evaluation", "crop_share"), "greater than 0"),
         ({"evaluation": {"crop_share": 1.01}}, ("evaluation", "crop_share"), "less than or equal"),
-        ({"evaluation": {"crop_share": float("nan")}}, ("evaluation", "crop_share"), "should be less"),
+        (
+            {"evaluation": {"crop_share": float("nan")}},
+            ("evaluation", "crop_share"),
+            "should be less",
+        ),
         (
             {"evaluation": {"interpolation": "lanczos"}},
             ("evaluation", "interpolation"),
