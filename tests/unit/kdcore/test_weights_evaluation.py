@@ -183,7 +183,7 @@ def test_numbers_stay_whatever_the_weights() -> None:
         ),
         (
             ({"backbone": "timm/convnext_tiny", "weights": "in12k_ft_in1k_384"},),
-            "but timm evaluates convnext_tiny with crop mode 'squash', which kdsearch does not have",
+            "but timm evaluates convnext_tiny with crop mode 'squash', which kdsearch does no",
         ),
     ],
 )

@@ -35,7 +35,7 @@ _MILLIONS = {
     **{"wrn_16_2": 101, "resnet8x4": 177, "wrn_40_2": 328, "resnet32x4": 1083},
     **{"torchvision/shufflenet_v2_x0_5": 40, "torchvision/mobilenet_v3_small": 56},
     **{"torchvision/shufflenet_v2_x1_0": 144, "torchvision/mobilenet_v2": 300},
-    **{"resnet18": 1814, "resnet34": 3663, "resnet50": 4087},
+    **{"resnet18": 1814, "resnet34": 3663, "resnet50": 4087, "timm/convnext_tiny": 4456},
 }
 
 
@@ -206,6 +206,7 @@ def test_pretrained_networks_teach_and_learn_photographs(tmp_path: Path) -> None
         tree["training"]["epochs"]
         < as_tree(Proposal(found(4000), LAPTOP, 100.0, made_up).lines)["training"]["epochs"]
     )
+    assert "evaluation" not in tree["data"], "nobody says how they were evaluated"
     parse_experiment({"name": "task", **tree}, "")
     # Little time leaves the smallest, which then is its own teacher.
     hurried = as_tree(Proposal(found(4000), LAPTOP, 0.05, made_up, networks).lines)
@@ -214,6 +215,27 @@ def test_pretrained_networks_teach_and_learn_photographs(tmp_path: Path) -> None
     assert hurried["data"]["image_size"] == [64, 64]
     small = as_tree(Proposal(found(4000, 40), LAPTOP, 20.0, made_up, networks).lines)
     assert "weights" not in small["teacher"], "they know larger images"
+
+
+def test_weights_of_a_library_decide_how_photographs_are_evaluated(tmp_path: Path) -> None:
+    small = pretrained.Pretrained("torchvision/shufflenet_v2_x0_5", "IMAGENET1K_V1", tmp_path / "a")
+    large = pretrained.Pretrained("torchvision/mobilenet_v2", "IMAGENET1K_V2", tmp_path / "b")
+    squashed = pretrained.Pretrained("timm/convnext_tiny", "in12k_ft_in1k_384", tmp_path / "c")
+    for number, each in enumerate((small, large, squashed), start=1):
+        each.file.write_bytes(bytes(number))
+    images = found(4000, 200)
+    lines = Proposal(images, LAPTOP, 1000.0, made_up, [small, large]).lines
+    (line,) = (line for line in lines if line.path == ("data", "evaluation"))
+    assert line.value == "weights"
+    assert line.reason == (
+        "resized to cover 198x198 (bilinear, antialiased), then the centre 192x192; crop_share "
+        "0.965517, as weights IMAGENET1K_V2 of torchvision/mobilenet_v2 are evaluated"
+    )
+    experiment = parse_experiment({"name": "task", **as_tree(lines)}, "")
+    assert (experiment.data.evaluation, experiment.data.image_size) == ("weights", (192, 192))
+    tree = as_tree(Proposal(images, LAPTOP, 1000.0, made_up, [small, squashed]).lines)
+    assert tree["teacher"]["backbone"] == "timm/convnext_tiny"
+    assert "evaluation" not in tree["data"], "kdsearch check would refuse it"
 
 
 def test_values_of_every_kind_are_one_line_of_yaml() -> None:
