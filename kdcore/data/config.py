@@ -108,9 +108,9 @@ class DataConfig(BaseModel):
             views stay the same to the bit. Pixels take many times the space of files, and only what
             fits into the machine's free memory is faster, so none are kept unless asked for.
         evaluation: for images of any size that are decoded while training, how images are cropped
-            where they are not augmented, see `CentreCrop`; or `weights`, which `distillation.
-            evaluation` replaces by what the networks' weights were made for, and with it an
-            `image_size` that is not given.
+            where they are not augmented, see `CentreCrop`. An experiment may say `weights` for what
+            its networks' weights were made for, and with it leave `image_size` to them; that is
+            replaced by numbers before the data is opened, see `evaluated_as_weights`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
