@@ -6,9 +6,10 @@
 For each seed `kdsearch launch EXPERIMENT.yaml` runs as it is, with that seed, and `kdsearch best`
 opens the test split for its winner. Then a plain loop has as many seconds and all cores: timm's own
 views, AdamW without decay of norms and biases, a cosine over the time that it has, label smoothing,
-nothing of kdsearch. Both see the folder's `train` and are judged on its `test`; the loop needs no
-held-out images, and has them for training. One row a seed, then the mean difference with its 95 %
-interval (paired, Student's t). `runs/bench/finetuning.json` keeps them.
+nothing of kdsearch. Both see the folder's `train` in the size that the experiment says, and are
+judged on its `test`; the loop needs no held-out images, and has them for training. One row a seed,
+then the mean difference with its 95 % interval (paired, Student's t). `runs/bench/finetuning.json`
+keeps them.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
+from search.experiment.reading import read_experiment
 from search.record.paired_gain import paired_gain
 from tests.benchmarks import report
 
@@ -48,13 +50,18 @@ def pretrained(backbone: str, weights: Path, classes: int) -> nn.Module:
 
 
 def fine_tuned(
-    folder: Path, backbone: str, weights: Path, side: int, seconds: float, seed: int
+    folder: Path,
+    backbone: str,
+    weights: Path,
+    size: tuple[int, int],
+    seconds: float,
+    seed: int,
 ) -> dict[str, Any]:
     """Trains for that many seconds; the accuracy on `test`, and how many epochs that were."""
     torch.manual_seed(seed)
     train = ImageFolder(str(folder / "train"))
     network = pretrained(backbone, weights, len(train.classes))
-    settings = resolve_data_config({"input_size": (3, side, side)}, model=network)
+    settings = resolve_data_config({"input_size": (3, *size)}, model=network)
     train.transform = create_transform(**settings, is_training=True)
     test = ImageFolder(str(folder / "test"), create_transform(**settings))
     workers = report.cores()
@@ -112,9 +119,10 @@ def main() -> None:
     parser.add_argument("--backbone", required=True, help="like timm/tf_efficientnet_lite0")
     parser.add_argument("--weights", type=Path, required=True, help="its ImageNet weights")
     parser.add_argument("--file", type=Path, required=True, help="experiment to launch")
-    parser.add_argument("--side", type=int, default=64, help="of the plain loop's images, pixels")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
+    size = read_experiment(options.file).data.image_size
+    assert size is not None, "the images have one size"
     with (
         report.Benchmark("finetuning", torch.device("cpu"), report.cores()) as benchmark,
         tempfile.TemporaryDirectory() as storage,
@@ -127,7 +135,7 @@ def main() -> None:
                 options.folder,
                 options.backbone,
                 options.weights,
-                options.side,
+                size,
                 ours["seconds"],
                 seed,
             )
