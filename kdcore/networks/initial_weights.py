@@ -1,7 +1,7 @@
 """The weights that a network begins with: a file, an exported folder, or published ones."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,8 +164,8 @@ def begin_with(
 ) -> None:
     """Gives a network the weights that it begins with.
 
-    Where it is trained, other classes leave its fresh head in place, and other channels adapt its
-    first convolution.
+    Where it is trained, other classes leave its fresh head in place, though not louder than
+    PyTorch's own layers begin, and other channels adapt its first convolution.
 
     Args:
         classifier: with fresh weights; its origin becomes theirs.
@@ -185,7 +185,24 @@ def begin_with(
         trained=trained,
         new_head=trained and not weights.has_classes_of(data),
     )
+    if fit.replaced:
+        state = classifier.backbone.state_dict()
+        _quieten(state[name] for name in head_of(network) & state.keys())
     classifier.origin = {**weights.origin, "fit": str(fit)}
+
+
+def _quieten(head: Iterable[Tensor]) -> None:
+    """Scales fresh weights of a head down to the deviation of PyTorch's own layers, 1 / sqrt(3 n)
+    for n inputs, where it is larger.
+
+    EfficientNets draw theirs for features that are fresh too: with few classes ten times as large.
+    The first steps would then change the features that were given, by the gradients of noise.
+    """
+    with torch.no_grad():
+        for weight in head:
+            if weight.dim() > 1:
+                usual = (3 * weight[0].numel()) ** -0.5
+                weight.mul_(min(1.0, usual / weight.square().mean().sqrt().item()))
 
 
 def build_student(config: StudentConfig, data: ImageData, *, seed: int) -> Classifier:

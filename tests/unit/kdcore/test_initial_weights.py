@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from kdcore import Recipe, StudentConfig, TeacherConfig, TrialConfig, distill
 from kdcore.backbones.catalogue import build_backbone, constructor_of
@@ -113,6 +113,25 @@ def test_other_classes_get_a_new_head_and_all_else_is_equal_to_the_bit(
     assert not torch.equal(state["fc.weight"], begun(file, digits, seed=2).backbone.fc.weight)
     assert str(student.origin["fit"]).endswith(
         "tensors kept, new head fc.weight, fc.bias for 10 classes instead of 5"
+    )
+
+
+def test_a_new_head_is_no_louder_than_pytorchs_own_layers(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    name = "timm/tf_efficientnet_lite0"
+    file = weights_file(tmp_path / "w.safetensors", name, num_classes=5, in_channels=1)
+    fresh = build_classifier(name, digits, seed=1).backbone.state_dict()
+    head = begun(file, digits, name).backbone.state_dict()["network.classifier.weight"]
+    loud = fresh["network.classifier.weight"]
+    usual = nn.Linear(1280, 10).weight.std()
+    assert loud.std() > 5 * usual
+    torch.testing.assert_close(head / head.std(), loud / loud.std())
+    torch.testing.assert_close(head.std(), usual, rtol=0.05, atol=0)
+    kept = weights_file(tmp_path / "same.safetensors", name, num_classes=10, in_channels=1)
+    state = begun(kept, digits, name).backbone.state_dict()
+    assert torch.equal(
+        state["network.classifier.weight"], load_file(kept)["network.classifier.weight"]
     )
 
 
