@@ -263,6 +263,9 @@ class Proposal:
         return [Line(("data", "evaluation"), OF_WEIGHTS, str(found))]
 
     def _views(self) -> Line:
+        if self._teacher.weights and not self._images.is_grey:
+            reason = "colours vary too: a pretrained network soon knows so few images by heart"
+            return Line(("data", "augmentation"), "imagenet", reason)
         if self._epochs < _MANY_EPOCHS:
             reason = "crops and mirroring are enough for so few epochs"
             return Line(("data", "augmentation"), BASIC, reason)

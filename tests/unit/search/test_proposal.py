@@ -206,6 +206,7 @@ def test_pretrained_networks_teach_and_learn_photographs(tmp_path: Path) -> None
         tree["training"]["epochs"]
         < as_tree(Proposal(found(4000), LAPTOP, 100.0, made_up).lines)["training"]["epochs"]
     )
+    assert tree["data"]["augmentation"] == "imagenet"
     assert "evaluation" not in tree["data"], "nobody says how they were evaluated"
     parse_experiment({"name": "task", **tree}, "")
     # Little time leaves the smallest, which then is its own teacher.
