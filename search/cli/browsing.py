@@ -138,7 +138,7 @@ def replay(
         for epoch in grace
         for factor in reduction or (2.0, 3.0, 4.0)
     ]
-    console().print(replay_table(record.name, outcomes_of(record, settings, slots)))
+    console().print(replay_table(record, outcomes_of(record, settings, slots)))
 
 
 def cache(

@@ -38,7 +38,11 @@ def best(
         typer.Option(metavar="X", min=0.0, help="Longest time for one image."),
     ] = None,
     min_accuracy: Annotated[
-        float | None, typer.Option(metavar="A", help="Lowest accuracy, from 0 to 1.")
+        float | None,
+        typer.Option(
+            metavar="A",
+            help="Lowest accuracy, from 0 to 1, also where another search.metric ranks.",
+        ),
     ] = None,
     form: Annotated[
         ExportFormat, typer.Option("--format", help="Weights alone, or with a graph beside them.")
@@ -79,27 +83,29 @@ def export_and_show(found: "Search", **options: Any) -> "ExportedStudent":
         found: the search.
         options: as `Search.best` takes them.
     """
+    from search.export.model_card import score_cells
     from search.leaderboard.teacher_lead import no_method_won
     from search.record.looks import looks_in_words
-    from search.record.wording import percent, spread
+    from search.record.wording import kind_of, spread
 
     exported = found.best(**options)
     opened = exported.test_accuracy is not None
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("network", "held-out %", *(["test %"] if opened else [])):
+    names, *rows = score_cells((exported.student, *exported.others), found.record)
+    for column in names:
         table.add_column(
             column, justify="left" if column == "network" else "right", overflow="fold"
         )
-    for score in (exported.student, *exported.others):
-        tested = [percent(score.test_accuracy)] if opened else []
-        table.add_row(score.name, percent(score.heldout_accuracy), *tested)
+    for row in rows:
+        table.add_row(*row)
     picked = exported.picked
     named = picked.label if picked.trial is None else f"trial {picked.label}"
     if picked.confirmed is not None:
         again = picked.confirmed
         named += f" with seed {picked.seed} of {len(again.test_accuracies)}"
         if opened:
-            named += f" (test {spread(again.test_accuracy, again.test_deviation)} %)"
+            reached = spread(again.test_score, again.test_score_deviation)
+            named += f" (test {reached} %{kind_of(found.record.metric)})"
     if picked.is_control:
         verdict = no_method_won(found.record, picked.student)
         named += f", the control ({verdict})" if verdict else ", the control"
@@ -126,7 +132,7 @@ def rerun(
 ) -> None:
     """Retrain a row of the leaderboard, and compare each epoch."""
     from search.record.storage import workspace_of
-    from search.record.wording import percent
+    from search.record.wording import percent_of
     from search.session.retraining.rerun import recorded_training
     from search.session.retraining.rerun import rerun as train_again
 
@@ -136,8 +142,10 @@ def rerun(
     print(f"trial {trial} again, with seed {row.config.seed}: {row.words}", flush=True)
 
     def show(report: "EpochReport") -> None:
-        accuracy = percent(report.heldout_accuracy)
-        print(f"epoch {report.epoch}/{report.epochs}: held-out {accuracy} %", flush=True)
+        score = report.score_by(record.metric)
+        reached = report.heldout_accuracy if score is None else score
+        words = percent_of(record.metric, reached)
+        print(f"epoch {report.epoch}/{report.epochs}: held-out {words}", flush=True)
 
     threads = record.experiment.resources.cpus
     with tempfile.TemporaryDirectory() as checkpoint:

@@ -18,7 +18,7 @@ class Limits:
         parameters: the largest number of parameters.
         latency_ms: the largest latency for one image in milliseconds, where the trials ran.
         accuracy: the smallest accuracy, from 0 to 1: a confirmed student's mean test accuracy, any
-            other student's held-out accuracy.
+            other student's held-out accuracy; by whatever metric students are ranked.
 
     Raises:
         SearchError: a limit is out of range.
@@ -111,10 +111,7 @@ def _best_seed(confirmed: Confirmed) -> Candidate:
     # Choosing by the test split would make its accuracy too high.
     run = max(
         (run for run in confirmed.runs if run.test_accuracy is not None),
-        key=lambda run: (
-            run.heldout_accuracy or 0.0 if run.heldout_score is None else run.heldout_score,
-            -(run.heldout_loss or 0.0),
-        ),
+        key=lambda run: (run.heldout_by_metric or 0.0, -(run.heldout_loss or 0.0)),
     )
     assert run.heldout_accuracy is not None
     assert run.best_epoch is not None

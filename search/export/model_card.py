@@ -11,11 +11,18 @@ from kdcore.training.evaluation import Evaluation
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate
 from search.export.class_table import class_section
-from search.leaderboard.ranking import further_columns
+from search.leaderboard.ranking import further_columns, test_cells, test_heads
 from search.leaderboard.teacher_lead import no_method_won
 from search.record.looks import Look, looks_in_words
 from search.record.record import Confirmed, SearchRecord
-from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
+from search.record.wording import (
+    METRIC_WORDS,
+    WINNERS_CURSE,
+    gain_in_words,
+    markdown_table,
+    percent,
+    points,
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def model_card(
         f"images, the best of {len(record.trials)} trials of the search `{record.name}`.",
         *_control(record, picked),
         "",
-        *_scores(scores, further_columns(record)),
+        markdown_table(score_cells(scores, record)),
         "",
         f"The trials were ranked on the {len(data.heldout):,} held-out images; "
         f"{_role_of_test(record, picked, data)} {_opened(record, scores, looks)}",
@@ -149,19 +156,21 @@ def _control(record: SearchRecord, picked: Candidate) -> list[str]:
     return [f"It is the control of that search{f': {verdict}' if verdict else ''}."]
 
 
-def _scores(scores: Sequence[Score], further: Mapping[str, str]) -> list[str]:
-    """The table of the accuracies; without a column for a test split that stayed shut.
+def score_cells(scores: Sequence[Score], record: SearchRecord) -> list[list[str]]:
+    """The table of the accuracies, its head first, with what the leaderboard has beside them;
+    without a column for a test split that stayed shut.
 
     Args:
         scores: of each network.
-        further: the leaderboard's columns beside the accuracy, by field.
+        record: the search.
     """
+    further = further_columns(record)
     fields = [name.removeprefix("heldout_") for name in further]
     splits = ["held-out", *(["test"] if scores[0].test_accuracy is not None else [])]
     names = ["network"]
     for split in splits:
         names += [f"{split} %", *(f"{split} {head}" for head in further.values())]
-    lines = [names, ["---"] * len(names)]
+    lines = [names]
     for score in scores:
         measured = {
             "held-out": (score.heldout_accuracy, score.heldout),
@@ -172,7 +181,7 @@ def _scores(scores: Sequence[Score], further: Mapping[str, str]) -> list[str]:
             accuracy, found = measured[split]
             cells += [percent(accuracy), *(percent(getattr(found, name, None)) for name in fields)]
         lines.append(cells)
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    return lines
 
 
 def _role_of_test(record: SearchRecord, picked: Candidate, data: ImageData) -> str:
@@ -219,9 +228,10 @@ def _spread(record: SearchRecord, picked: Candidate) -> list[str]:
         f"Trained with fresh seeds, mean ± standard deviation; gains{_of_metric(record)} are "
         "paired by seed, with their 95 % interval:",
         "",
-        "| network | seeds | test % | gain, points |",
-        "| --- | --- | --- | --- |",
-        *(_row(record, each) for each in rows),
+        markdown_table(
+            [["network", "seeds", *test_heads(record), "gain, points"]]
+            + [_row(record, each) for each in rows]
+        ),
         "",
         f"The file has the weights of seed {picked.seed}, the best one on the held-out images.",
         WINNERS_CURSE,
@@ -229,15 +239,14 @@ def _spread(record: SearchRecord, picked: Candidate) -> list[str]:
 
 
 def _of_metric(record: SearchRecord) -> str:
-    metric = record.experiment.search.metric
-    return "" if metric == "accuracy" else f" of {metric.replace('_', ' ')}"
+    return "" if record.metric == "accuracy" else f" of {METRIC_WORDS[record.metric]}"
 
 
-def _row(record: SearchRecord, each: Confirmed) -> str:
+def _row(record: SearchRecord, each: Confirmed) -> list[str]:
     name = each.objective if each.role == "best" else f"{each.objective} ({each.role})"
     seeds = ", ".join(map(str, each.test_accuracies))
     gain = gain_in_words(record.confirmed_gain(each))
-    return f"| {name} | {seeds} | {spread(each.test_accuracy, each.test_deviation)} | {gain} |"
+    return [name, seeds, *test_cells(record, each), gain]
 
 
 def _teacher_origin(record: SearchRecord) -> str:

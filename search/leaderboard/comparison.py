@@ -10,7 +10,7 @@ from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import rank
 from search.record.looks import images_of
 from search.record.record import SearchRecord, TrialRecord
-from search.record.wording import percent, points
+from search.record.wording import METRIC_WORDS, kind_of, percent, points
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,17 @@ class Comparison:
 
     @property
     def difference(self) -> float | None:
-        """Held-out accuracy of the second minus that of the first; None if either is missing."""
+        """What the second is ranked by minus that of the first; None if either is missing."""
         if self.first is None or self.second is None:
             return None
-        return (self.second.heldout_accuracy or 0.0) - (self.first.heldout_accuracy or 0.0)
+        return (self.second.score or 0.0) - (self.first.score or 0.0)
 
 
 def compare(first: SearchRecord, second: SearchRecord) -> list[Comparison]:
-    """Compares the best trials for every student and set of methods, the most accurate first.
+    """Compares the best trials for every student and set of methods, the best first.
 
-    A finished trial counts before one that did not finish.
+    A finished trial counts before one that did not finish. If the searches rank by different
+    metrics, all trials are compared by their accuracies.
 
     Raises:
         SearchError: the searches are on different data.
@@ -55,50 +56,70 @@ def compare(first: SearchRecord, second: SearchRecord) -> list[Comparison]:
             f"{first.name} and {second.name} are on different data: {facts}; accuracies can only "
             f"be compared on the same held-out images"
         )
-    best = [_best(record) for record in (first, second)]
+    best = [_best(record) for record in _by_one_metric(first, second)]
     rows = [
         Comparison(*key, best[0].get(key), best[1].get(key))
         for key in dict.fromkeys((*best[0], *best[1]))
     ]
-    return sorted(rows, key=_accuracy, reverse=True)
+    return sorted(rows, key=_score, reverse=True)
+
+
+def _by_one_metric(first: SearchRecord, second: SearchRecord) -> tuple[SearchRecord, SearchRecord]:
+    """Both searches; as if by accuracy, where they rank by different metrics."""
+    if first.metric == second.metric:
+        return first, second
+    return _by_accuracy(first), _by_accuracy(second)
+
+
+def _by_accuracy(record: SearchRecord) -> SearchRecord:
+    search = record.experiment.search.model_copy(update={"metric": "accuracy"})
+    experiment = record.experiment.model_copy(update={"search": search})
+    trials = tuple(trial.model_copy(update={"scores": ()}) for trial in record.trials)
+    return record.model_copy(update={"experiment": experiment, "trials": trials})
 
 
 def _best(record: SearchRecord) -> dict[tuple[str, str], TrialRecord]:
     """By student and methods, the best finished trial, or the best of all if none finished."""
     found: dict[tuple[str, str], TrialRecord] = {}
-    ranked = rank(tuple(t for t in record.trials if t.heldout_accuracy is not None))
+    ranked = rank(tuple(t for t in record.trials if t.score is not None))
     for trial in sorted(ranked, key=lambda trial: trial.state != "finished"):
         found.setdefault((trial.student, trial.methods), trial)
     return found
 
 
-def _accuracy(row: Comparison) -> float:
+def _score(row: Comparison) -> float:
     trials = [trial for trial in (row.first, row.second) if trial is not None]
-    return max(trial.heldout_accuracy or 0.0 for trial in trials)
+    return max(trial.score or 0.0 for trial in trials)
 
 
 def comparison_table(first: SearchRecord, second: SearchRecord) -> Table:
-    """The comparison for a terminal; accuracies in percent, differences in percentage points.
+    """The comparison for a terminal; accuracies, or what else both searches rank by, in percent,
+    differences in percentage points.
 
     Raises:
         SearchError: the searches are on different data.
     """
     rows = compare(first, second)
+    below = ["* not finished"] if any(map(_has_unfinished, rows)) else []
+    if first.metric != second.metric:
+        ranking = (f"{each.name} ranks by {METRIC_WORDS[each.metric]}" for each in (first, second))
+        below.append(f"{', '.join(ranking)}; they are compared by accuracy")
+    first, second = _by_one_metric(first, second)
     table = Table(
-        title=f"best held-out %: {first.name} and {second.name}",
+        title=f"best held-out %{kind_of(first.metric)}: {first.name} and {second.name}",
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption="* not finished" if any(map(_has_unfinished, rows)) else None,
+        caption="\n".join(below) or None,
         caption_justify="left",
     )
     for column in ("student", "methods"):
         table.add_column(column, overflow="fold")
     for column in (first.name, second.name, "difference"):
         table.add_column(column, justify="right", overflow="fold")
-    teachers = [record.teacher_metrics.get("heldout_accuracy") for record in (first, second)]
+    teachers = [record.teacher_score for record in (first, second)]
     names = dict.fromkeys(record.experiment.teacher.backbone for record in (first, second))
     difference = None if None in teachers else (teachers[1] or 0.0) - (teachers[0] or 0.0)
     table.add_row(
@@ -119,7 +140,7 @@ def comparison_table(first: SearchRecord, second: SearchRecord) -> Table:
 def _cell(trial: TrialRecord | None) -> str:
     if trial is None:
         return ""
-    return percent(trial.heldout_accuracy) + ("" if trial.state == "finished" else " *")
+    return percent(trial.score) + ("" if trial.state == "finished" else " *")
 
 
 def _has_unfinished(row: Comparison) -> bool:

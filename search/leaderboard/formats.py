@@ -12,12 +12,15 @@ from search.errors import SearchError
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import (
     LeaderboardRow,
+    confirmed_trials,
     further_columns,
     leaderboard,
     pretrained_students,
+    test_cells,
+    test_heads,
 )
 from search.record.record import SearchRecord
-from search.record.wording import markdown_table, percent, points, spread
+from search.record.wording import markdown_table, percent, points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,10 +53,11 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
     """Rows as a Markdown table; accuracies in percent, gains in percentage points."""
     several = len(record.experiment.students) > 1
     confirmed = any(each.is_confirmed for each in record.confirmed)
+    tested = confirmed_trials(record)
     pretrained, further = bool(pretrained_students(record)), further_columns(record)
     names = ["rank", "trial", *(["student"] if several else [])]
     names += [*(["pretrained"] if pretrained else []), "objective"]
-    names += [*(["test %"] if confirmed else []), "held-out %", *further.values()]
+    names += [*(test_heads(record) if confirmed else []), "held-out %", *further.values()]
     names += ["gain", "epochs", "status"]
     lines = [names]
     for row in rows:
@@ -64,7 +68,7 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
         cells += [row.student] if several else []
         cells += ["yes" if row.pretrained else ""] if pretrained else []
         cells += [f"{network} (control)" if network == CONTROL else network]
-        cells += [spread(row.test_accuracy, row.test_deviation)] if confirmed else []
+        cells += test_cells(record, tested.get(row.trial)) if confirmed else []
         cells += [percent(row.heldout_accuracy)]
         cells += [percent(getattr(row, field)) for field in further]
         cells += [points(row.gain), row.epochs, row.status]

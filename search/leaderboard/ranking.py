@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from kdcore.errors import did_you_mean
 from search.errors import SearchError
 from search.record.record import Confirmed, SearchRecord, TrialRecord, place
-
-METRIC_HEADS = {"balanced_accuracy": "balanced %", "top5": "top-5 %"}
-"""By metric other than the accuracy, the head of its column."""
+from search.record.wording import METRIC_HEADS, spread
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
                 status="teacher",
             )
         )
-    confirmed = {each.trial: each for each in record.confirmed if each.is_confirmed}
+    confirmed = confirmed_trials(record)
     pretrained = pretrained_students(record)
     for position, trial in enumerate(rank(record.trials, record.confirmed), start=1):
         again = confirmed.get(trial.number)
@@ -183,3 +181,25 @@ def further_columns(record: SearchRecord) -> dict[str, str]:
     if record.unequal_classes:
         shown.add("balanced_accuracy")
     return {f"heldout_{name}": head for name, head in METRIC_HEADS.items() if name in shown}
+
+
+def test_heads(record: SearchRecord) -> list[str]:
+    """The heads of a confirmed student's columns: of what is ranked by, and of the accuracy."""
+    head = METRIC_HEADS.get(record.metric)
+    return ["test %"] if head is None else [f"test {head}", "test %"]
+
+
+def test_cells(record: SearchRecord, confirmed: Confirmed | None) -> list[str]:
+    """What stands below `test_heads`, mean ± standard deviation in percent; empty where a student
+    is not confirmed."""
+    if confirmed is None or not confirmed.is_confirmed:
+        return [""] * len(test_heads(record))
+    accuracy = spread(confirmed.test_accuracy, confirmed.test_deviation)
+    if record.metric == "accuracy":
+        return [accuracy]
+    return [spread(confirmed.test_score, confirmed.test_score_deviation), accuracy]
+
+
+def confirmed_trials(record: SearchRecord) -> dict[int | None, Confirmed]:
+    """By their numbers, the trials that were confirmed."""
+    return {e.trial: e for e in record.confirmed if e.is_confirmed and e.trial is not None}

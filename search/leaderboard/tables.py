@@ -8,16 +8,24 @@ from rich.table import Table
 from kdcore.networks.cost import LATENCY_BATCH
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import (
-    METRIC_HEADS,
     LeaderboardRow,
     by_test_accuracy,
+    confirmed_trials,
     further_columns,
     leaderboard,
     pretrained_students,
+    test_cells,
+    test_heads,
 )
 from search.leaderboard.teacher_lead import no_method_won, teacher_caution
 from search.record.record import SearchRecord
-from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
+from search.record.wording import (
+    METRIC_HEADS,
+    WINNERS_CURSE,
+    gain_in_words,
+    percent,
+    points,
+)
 
 # Nobody reads thousands of rows, and a terminal takes seconds for them.
 LONG = 50
@@ -72,10 +80,10 @@ def leaderboard_table(
         table.add_column("pretrained")
     table.add_column("objective", overflow="fold")
     confirmed = any(each.is_confirmed for each in record.confirmed)
-    tested = ["test %"] if confirmed else []
+    tested = confirmed_trials(record)
     further = further_columns(record)
     numbers = [
-        *tested,
+        *(test_heads(record) if confirmed else []),
         "held-out %",
         *further.values(),
         "gain",
@@ -97,7 +105,7 @@ def leaderboard_table(
             *([row.student] if several else []),
             *(["yes" if row.pretrained else ""] if pretrained else []),
             objective,
-            *([spread(row.test_accuracy, row.test_deviation)] if confirmed else []),
+            *(test_cells(record, tested.get(row.trial)) if confirmed else []),
             percent(row.heldout_accuracy),
             *(percent(getattr(row, field)) for field in further),
             points(row.gain),
@@ -118,8 +126,9 @@ def _head(record: SearchRecord, rows: list[LeaderboardRow]) -> list[LeaderboardR
 
 
 def confirmed_table(record: SearchRecord) -> Table:
-    """The confirmed students: test accuracies in percent, mean ± standard deviation over the seeds;
-    gains over the same student's control in percentage points, with Student's 95 % interval."""
+    """The confirmed students: test accuracies, and what else is ranked by, in percent, mean ±
+    standard deviation over the seeds; gains over the same student's control in percentage points,
+    with Student's 95 % interval."""
     table = Table(
         title=f"{record.name} confirmed with fresh seeds",
         title_justify="left",
@@ -132,14 +141,11 @@ def confirmed_table(record: SearchRecord) -> Table:
     )
     table.add_column("trial")
     table.add_column("objective", overflow="fold")
-    metric = record.experiment.search.metric
-    by_metric = [] if metric == "accuracy" else [f"test {METRIC_HEADS[metric]}"]
-    for column in ("seeds", "searched %", "held-out %", "test %", *by_metric):
+    head = METRIC_HEADS.get(record.metric, "%")
+    for column in ("seeds", f"searched {head}", f"held-out {head}", *test_heads(record)):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("gain", overflow="fold")
-    searched = {
-        trial.number: trial.heldout_accuracy for trial in record.trials if trial.state == "finished"
-    }
+    searched = {trial.number: trial.score for trial in record.trials if trial.state == "finished"}
     for each in by_test_accuracy(record.confirmed):
         seeds = len(each.test_accuracies)
         words = record.words(each)
@@ -148,9 +154,8 @@ def confirmed_table(record: SearchRecord) -> Table:
             words if each.role == "best" else f"{words} ({each.role})",
             str(seeds) if seeds == len(each.runs) else f"{seeds} of {len(each.runs)}",
             percent(searched.get(each.trial)) if each.trial is not None else "",
-            percent(each.heldout_accuracy) if seeds else "",
-            spread(each.test_accuracy, each.test_deviation) if each.is_confirmed else "",
-            *(percent(each.test_score) if each.is_confirmed else "" for _ in by_metric),
+            percent(each.heldout_score) if seeds else "",
+            *test_cells(record, each),
             gain_in_words(record.confirmed_gain(each)),
             style="bold" if each.role == "control" else "",
         )

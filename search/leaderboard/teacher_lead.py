@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -15,15 +14,10 @@ from search.record.files import read_record, search_names
 from search.record.looks import images_of
 from search.record.record import Confirmed, SearchRecord, TrialRecord
 from search.record.storage import Storage
-from search.record.wording import percent
+from search.record.wording import percent, percent_of
 
 # Twice ImageNet's training part. Shares of fewer images are exact in float64.
 _MOST_IMAGES = 2_500_000
-_KINDS: Mapping[Metric, str] = {
-    "accuracy": "",
-    "balanced_accuracy": " balanced accuracy",
-    "top5": " top-5 accuracy",
-}
 _MOST_STUDENTS = 3  # that are spoken of one by one
 
 
@@ -67,18 +61,19 @@ class TeacherLead:
 
     def __str__(self) -> str:
         """What is wrong with a lead that is missing."""
-        teacher, alone = percent(self.teacher_accuracy), percent(self.control_accuracy)
-        kind, noise = _KINDS[self.metric], f"{100 * self.noise:.2f} points"
+        teacher, alone = self.teacher_accuracy, self.control_accuracy
         where = f" in {self.search}" if self.search else ""
         if self.size < 0:
             return (
                 f"the student {self.student} alone has passed its teacher {self.teacher}: "
-                f"{alone} %{kind} held out{where}, the teacher {teacher} %"
+                f"{percent_of(self.metric, alone)} held out{where}, the teacher "
+                f"{percent(teacher)} %"
             )
         return (
-            f"the teacher {self.teacher} may have nothing to teach {self.student}: its {teacher} %"
-            f"{kind} held out are within noise ({noise}) of the {alone} % that "
-            f"the student reaches alone{where}"
+            f"the teacher {self.teacher} may have nothing to teach {self.student}: its "
+            f"{percent_of(self.metric, teacher)} held out are within noise "
+            f"({100 * self.noise:.2f} points) of the {percent(alone)} % that the student reaches "
+            f"alone{where}"
         )
 
 
@@ -89,16 +84,12 @@ def teacher_lead(record: SearchRecord, student: str) -> TeacherLead | None:
         return None
     noise = _noise((teacher, control.score), heldout_images(record))
     for each in record.confirmed:
-        scores = (
-            run.heldout_accuracy if run.heldout_score is None else run.heldout_score
-            for run in each.runs
-        )
+        scores = (run.heldout_by_metric for run in each.runs)
         seeds = [score for score in scores if score is not None]
         if each.role == "control" and each.student == student and len(seeds) >= 2:
             noise = max(noise, 2 * statistics.stdev(seeds))
     name = record.experiment.teacher.backbone
-    metric = record.experiment.search.metric
-    return TeacherLead(name, student, teacher, control.score, noise, metric=metric)
+    return TeacherLead(name, student, teacher, control.score, noise, metric=record.metric)
 
 
 def _noise(accuracies: tuple[float, float], images: int) -> float:
@@ -132,12 +123,12 @@ def known_caution(
 
     Args:
         experiment: the search.
-        teacher_accuracy: of its teacher held out, a share of 1.
+        teacher_accuracy: of its teacher held out, a share of 1; or what else `search.metric` is.
         images: number of those that are held out.
         storage: with the earlier searches; a record that cannot be read is left out.
     """
     best: dict[str, TeacherLead] = {}
-    teacher = experiment.teacher.backbone
+    teacher, metric = experiment.teacher.backbone, experiment.search.metric
     for name in search_names(storage):
         try:
             earlier = read_record(storage, name)
@@ -149,11 +140,13 @@ def known_caution(
             control = earlier.control_of(student)
             if control is None or control.epochs > experiment.training.epochs:
                 continue
-            alone = control.heldout_accuracy or 0.0
+            alone = control.heldout(metric)
+            if alone is None:  # a search of an earlier version knows accuracies alone
+                continue
             if student not in best or alone > best[student].control_accuracy:
                 noise = _noise((teacher_accuracy, alone), images)
                 best[student] = TeacherLead(
-                    teacher, student, teacher_accuracy, alone, noise, search=name
+                    teacher, student, teacher_accuracy, alone, noise, name, metric
                 )
     return _caution([lead for lead in best.values() if lead.is_missing], experiment.teacher)
 

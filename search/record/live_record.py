@@ -22,7 +22,7 @@ class LiveRecord:
         trials: by number.
         running: those that run, by number.
         states: number of trials in each state.
-        best: the trial with the best held-out accuracy so far.
+        best: the best trial so far, by what is ranked by.
     """
 
     def __init__(self, record: SearchRecord) -> None:
@@ -106,8 +106,10 @@ def _change(before: TrialRecord | None, trial: TrialRecord) -> dict[str, Any]:
     changed = {
         name for name in TrialRecord.model_fields if getattr(trial, name) != getattr(before, name)
     }
-    known = len(before.accuracies)
-    if "accuracies" not in changed or trial.accuracies[:known] != before.accuracies:
-        return {"trial": trial.number, **trial.model_dump(mode="json", include=changed)}
-    others = trial.model_dump(mode="json", include=changed - {"accuracies"})
-    return {"trial": trial.number, **others, f"{ADDED}accuracies": trial.accuracies[known:]}
+    added = {}
+    for name in ("accuracies", "scores"):
+        old, new = getattr(before, name), getattr(trial, name)
+        if name in changed and new[: len(old)] == old:
+            added[f"{ADDED}{name}"] = new[len(old) :]
+            changed.remove(name)
+    return {"trial": trial.number, **trial.model_dump(mode="json", include=changed), **added}

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from kdcore.execution.execution import Execution
 from kdcore.networks.cost import NetworkCost
+from kdcore.training.metric import Metric
 from search.experiment.schema import CONTROL, Experiment, Option
 from search.record.paired_gain import PairedGain, paired_gain
 
@@ -90,6 +91,15 @@ class TrialRecord(_Record):
         """What it is ranked by: the accuracy of the best epoch, or another metric of it."""
         return max(self.scores) if self.scores else self.heldout_accuracy
 
+    def heldout(self, metric: Metric) -> float | None:
+        """One of the numbers of the best epoch, whatever it is ranked by."""
+        known = {
+            "accuracy": self.heldout_accuracy,
+            "balanced_accuracy": self.heldout_balanced_accuracy,
+            "top5": self.heldout_top5,
+        }
+        return known[metric]
+
     @property
     def is_control(self) -> bool:
         return self.objective == CONTROL
@@ -140,6 +150,25 @@ class ConfirmationRun(_Record):
     images: int = 0
     checkpoint: str | None = None
 
+    def test(self, metric: Metric) -> float | None:
+        """One of the numbers on the test split, whatever is ranked by."""
+        known = {
+            "accuracy": self.test_accuracy,
+            "balanced_accuracy": self.test_balanced_accuracy,
+            "top5": self.test_top5,
+        }
+        return known[metric]
+
+    @property
+    def heldout_by_metric(self) -> float | None:
+        """What `search.metric` is, held out."""
+        return self.heldout_accuracy if self.heldout_score is None else self.heldout_score
+
+    @property
+    def test_by_metric(self) -> float | None:
+        """What `search.metric` is, on the test split."""
+        return self.test_accuracy if self.test_score is None else self.test_score
+
 
 class Confirmed(_Record):
     """A student that was retrained with fresh seeds.
@@ -171,16 +200,24 @@ class Confirmed(_Record):
     @property
     def test_scores(self) -> dict[int, float]:
         """By seed, what students are compared by: test accuracies, or another metric."""
-        return {
-            run.seed: run.test_accuracy if run.test_score is None else run.test_score
-            for run in self.runs
-            if run.test_accuracy is not None
-        }
+        return {run.seed: run.test_by_metric for run in self.runs if run.test_by_metric is not None}
 
     @property
     def test_score(self) -> float:
         """Mean over the seeds; needs at least one."""
         return statistics.fmean(self.test_scores.values())
+
+    @property
+    def test_score_deviation(self) -> float:
+        """Sample standard deviation over the seeds; needs at least two."""
+        return statistics.stdev(self.test_scores.values())
+
+    @property
+    def heldout_score(self) -> float:
+        """Held-out accuracy, or another metric: mean over the seeds; needs at least one."""
+        return statistics.fmean(
+            run.heldout_by_metric for run in self.runs if run.heldout_by_metric is not None
+        )
 
     @property
     def is_confirmed(self) -> bool:
@@ -272,9 +309,14 @@ class SearchRecord(_Record):
     _controls: tuple[tuple[TrialRecord, ...], dict[str, TrialRecord]] = PrivateAttr(((), {}))
 
     @property
+    def metric(self) -> Metric:
+        """What trials are ranked by."""
+        return self.experiment.search.metric
+
+    @property
     def teacher_score(self) -> float | None:
         """The teacher's held-out accuracy, or what else `search.metric` is."""
-        return self.teacher_metrics.get(f"heldout_{self.experiment.search.metric}")
+        return self.teacher_metrics.get(f"heldout_{self.metric}")
 
     @property
     def cost(self) -> str:

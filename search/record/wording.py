@@ -1,13 +1,32 @@
 """How the figures of a search are written: percent, points, time spans, paths."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from kdcore.training.metric import Metric
 from search.record.paired_gain import PairedGain
+
+METRIC_WORDS: Mapping[Metric, str] = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "top5": "top-5 accuracy",
+}
+METRIC_HEADS: Mapping[Metric, str] = {"balanced_accuracy": "balanced %", "top5": "top-5 %"}
+"""By metric other than the accuracy, the head of its column."""
 
 
 def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
+
+
+def kind_of(metric: Metric) -> str:
+    """What is said behind a percentage, like ` balanced accuracy`; nothing where it is accuracy."""
+    return "" if metric == "accuracy" else f" {METRIC_WORDS[metric]}"
+
+
+def percent_of(metric: Metric, share: float | None) -> str:
+    """A share in percent and its kind, like `70.00 % balanced accuracy`."""
+    return f"{percent(share) or '-'} %{kind_of(metric)}"
 
 
 def spread(mean: float | None, deviation: float | None) -> str:

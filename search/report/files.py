@@ -9,9 +9,15 @@ import sys
 import traceback
 from pathlib import Path
 
-from search.leaderboard.ranking import leaderboard
+from search.leaderboard.ranking import (
+    confirmed_trials,
+    further_columns,
+    leaderboard,
+    test_cells,
+    test_heads,
+)
 from search.record.record import SearchRecord
-from search.record.wording import percent, points, spread
+from search.record.wording import percent, points
 from search.report.summary import SUMMARY, TABLE, summary
 
 
@@ -49,13 +55,16 @@ def write_whole(file: Path, content: bytes) -> None:
 
 def _table(record: SearchRecord) -> bytes:
     """The leaderboard as JSON that MLflow's pages show as a table."""
-    columns = ["rank", "trial", "student", "objective", "test %", "held-out %", "gain"]
-    columns += ["parameters", "latency ms", "epochs", "seconds", "status"]
+    further, tested = further_columns(record), confirmed_trials(record)
+    columns = ["rank", "trial", "student", "objective", *test_heads(record), "held-out %"]
+    columns += [*further.values(), "gain", "parameters", "latency ms", "epochs", "seconds"]
+    columns += ["status"]
     data = [
         [
             *("" if number is None else number for number in (row.rank, row.trial)),
-            *(row.student, row.objective, spread(row.test_accuracy, row.test_deviation)),
-            *(percent(row.heldout_accuracy), points(row.gain)),
+            *(row.student, row.objective, *test_cells(record, tested.get(row.trial))),
+            *(percent(row.heldout_accuracy), *(percent(getattr(row, name)) for name in further)),
+            points(row.gain),
             *("" if number is None else number for number in (row.parameters, row.latency_ms)),
             *(row.epochs, "" if row.seconds is None else row.seconds, row.status),
         ]

@@ -10,7 +10,14 @@ from search.leaderboard.teacher_lead import (
     teacher_lead,
 )
 from search.record.record import Confirmed, SearchRecord, TrialRecord
-from search.record.wording import WINNERS_CURSE, gain_in_words, percent, points, spread
+from search.record.wording import (
+    WINNERS_CURSE,
+    gain_in_words,
+    kind_of,
+    percent,
+    points,
+    spread,
+)
 from search.report.time_by_part import time_table
 
 SUMMARY, TABLE = "summary.md", "leaderboard.json"
@@ -23,7 +30,7 @@ _LONGEST_TABLE = 5500  # characters
 
 def summary(record: SearchRecord) -> str:
     """A few sentences of Markdown, with the head of the leaderboard."""
-    ranked = [trial for trial in rank(record.trials) if trial.heldout_accuracy is not None]
+    ranked = [trial for trial in rank(record.trials) if trial.score is not None]
     parts = [f"{'**Still running.** ' if record.state == 'running' else ''}{_states(record)}"]
     if ranked:
         parts.insert(0, _best(record, ranked[0]))
@@ -57,21 +64,21 @@ def _spaced(table: str) -> str:
 
 
 def _best(record: SearchRecord, best: TrialRecord) -> str:
-    """The accuracy of the best trial, compared with control and teacher."""
-    experiment = record.experiment
+    """The accuracy of the best trial, or what else is ranked by, beside control and teacher."""
+    experiment, kind = record.experiment, kind_of(record.metric)
     unfinished = "" if best.state == "finished" else f" ({best.state} at epoch {best.epochs_done})"
     text = (
-        f"**{best.student}** {_taught(best)} reaches **{percent(best.heldout_accuracy)} %** on the "
+        f"**{best.student}** {_taught(best)} reaches **{percent(best.score)} %**{kind} on the "
         f"held-out images of {experiment.data.name} (trial {best.number}{unfinished})."
     )
     control = record.control_of(best.student)
-    teacher = record.teacher_metrics.get("heldout_accuracy")
+    teacher = record.teacher_score
     if control is not None and control.number == best.number:
         pass  # it is its own control
-    elif control is None or control.heldout_accuracy is None:
+    elif control is None or control.score is None:
         text += " Its control has not finished, so the gain is not known yet."
     else:
-        text += f" Without distillation it reaches {percent(control.heldout_accuracy)} %"
+        text += f" Without distillation it reaches {percent(control.score)} %"
         gain = record.gain(best)
         text += "." if gain is None else f", so the gain is {points(gain)} percentage points."
     if teacher is not None:
@@ -92,11 +99,12 @@ def _taught(student: TrialRecord | Confirmed) -> str:
 
 
 def _confirmed(record: SearchRecord, best: Confirmed) -> str:
-    """The test accuracy and gain of the best confirmed student."""
+    """The test accuracy, or what else is ranked by, and gain of the best confirmed student."""
+    reached = spread(best.test_score, best.test_score_deviation)
     gain = gain_in_words(record.confirmed_gain(best))
     return (
         f"Trained again with {len(best.test_accuracies)} fresh seeds, **{best.student}** "
-        f"{_taught(best)} reaches **{spread(best.test_accuracy, best.test_deviation)} %** on the "
+        f"{_taught(best)} reaches **{reached} %**{kind_of(record.metric)} on the "
         f"test split"
         + (f"; gain over the control, in percentage points: {gain}. " if gain else ". ")
         + WINNERS_CURSE

@@ -15,7 +15,7 @@ from kdcore.training.report import EpochReport
 from search.leaderboard.progress import how_far
 from search.record.live_record import LiveRecord
 from search.record.record import TrialRecord
-from search.record.wording import duration, percent, points
+from search.record.wording import duration, percent, percent_of, points
 
 
 class LiveDisplay:
@@ -89,7 +89,7 @@ class LiveDisplay:
             reason = f" ({trial.reason})" if trial.reason else ""
             self.say(
                 f"trial {trial.number} {trial.state}{reason} after {trial.epochs_done} of "
-                f"{trial.epochs} epochs: held-out {percent(trial.heldout_accuracy) or '-'} %, "
+                f"{trial.epochs} epochs: held-out {percent_of(search.head.metric, trial.score)}, "
                 f"{search.head.words(trial)} | {self._summary(search)}"
             )
 
@@ -120,12 +120,11 @@ class LiveDisplay:
             return Text("starting ...")
         table = Table.grid(padding=(0, 2))
         for trial in sorted(search.running.values(), key=lambda each: each.number):
-            accuracy = trial.heldout_accuracy
             table.add_row(
                 f"trial {trial.number}",
                 ProgressBar(total=trial.epochs, completed=trial.epochs_done, width=16),
                 f"{trial.epochs_done}/{trial.epochs}",
-                f"{percent(accuracy)} %" if accuracy is not None else "",
+                f"{percent(trial.score)} %" if trial.score is not None else "",
                 points(search.gain(trial)),
                 search.head.words(trial),
             )

@@ -332,7 +332,7 @@ def teacher_caution(prepared: Plan, storage: Storage) -> list[str]:
     if not prepared.teacher_ready:
         return []
     card = ClassifierCard.model_validate_json((prepared.teacher_path / "teacher.json").read_bytes())
-    accuracy = card.metrics.get("heldout_accuracy")
+    accuracy = card.metrics.get(f"heldout_{prepared.experiment.search.metric}")
     if accuracy is None:
         return []
     images = len(prepared.data.heldout)

@@ -84,7 +84,7 @@ class Search:
             max_params: the largest number of parameters.
             max_latency_ms: the longest time for one image, in milliseconds, where the trials ran.
             min_accuracy: the lowest accuracy, a share of 1: on the test split for a confirmed
-                student, else held out.
+                student, else held out; also where another `search.metric` ranks.
             format: `safetensors`, or with a graph beside it: `onnx` or `torch_export`.
             out: the folder to export to; none: `best` in the search's folder.
             open_test: false measures on the held-out images only.
@@ -205,7 +205,7 @@ class Plots:
         self._record = record
 
     def learning_curves(self) -> "Figure":
-        """The best accuracy so far of each trial after each epoch."""
+        """The best accuracy so far of each trial, or what else is ranked by, after each epoch."""
         return self._drawn("learning_curves")
 
     def accuracy_by_method(self) -> "Figure":

@@ -28,7 +28,7 @@ from search.record.log import RecordLog
 from search.record.owner import Owner
 from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage, local_home, search_storage
-from search.record.wording import as_typed, percent
+from search.record.wording import as_typed, percent_of
 from search.report.reporter import Reporter
 from search.session.interruption import StopRequest, sigterm_as_ctrl_c, stopping_cleanly
 from search.session.live_display import LiveDisplay
@@ -189,9 +189,12 @@ class Session:
         folder = f"teachers/{self._plan.teacher_path.name}"
         card = self._storage.read(f"{folder}/teacher.json")
         metrics = ClassifierCard.model_validate_json(card).metrics
-        accuracy = percent(metrics["heldout_accuracy"])
-        self._progress.say(f"teacher {config.backbone}: {self._split} {accuracy} %")
         self._search.update(teacher=folder, teacher_metrics=metrics)
+        head = self._search.head
+        reached = percent_of(head.metric, head.teacher_score)
+        if head.teacher_score is None:  # of an earlier version, which knows accuracies alone
+            reached = percent_of("accuracy", metrics["heldout_accuracy"])
+        self._progress.say(f"teacher {config.backbone}: {self._split} {reached}")
         self._tracker.log_teacher(config.backbone, reports, metrics)
 
     @property

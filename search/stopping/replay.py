@@ -16,7 +16,7 @@ from rich.table import Table
 from search.errors import SearchError
 from search.experiment.schema import Asha
 from search.record.record import SearchRecord
-from search.record.wording import percent, points
+from search.record.wording import METRIC_HEADS, percent, points
 from search.stopping.rungs import Rungs
 
 Curves = Mapping[int, Sequence[float]]
@@ -91,8 +91,8 @@ class Outcome:
         asha: the settings; None for the search as it was.
         epochs: number of epochs that would have been trained.
         finished: number of trials that would have reached their last epoch.
-        best_accuracy: the best accuracy among them, from 0 to 1.
-        best_found: whether that is also the best accuracy of the search as it was.
+        best_accuracy: the best accuracy among them, or what else is ranked by, from 0 to 1.
+        best_found: whether that is also the best of the search as it was.
         unknown: number of trials that would have run longer than they did; their epochs are
             counted only as far as they were recorded.
     """
@@ -153,17 +153,17 @@ def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[O
     return outcomes
 
 
-def replay_table(name: str, outcomes: Sequence[Outcome]) -> Table:
-    """The outcomes for a terminal."""
+def replay_table(record: SearchRecord, outcomes: Sequence[Outcome]) -> Table:
+    """The outcomes of a search for a terminal."""
     table = Table(
-        title=f"{name} under other settings of search.asha",
+        title=f"{record.name} under other settings of search.asha",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    columns = ("grace_epochs", "reduction", "epochs", "saved", "finished", "held-out %", "lost")
-    for column in columns:
+    columns = ("grace_epochs", "reduction", "epochs", "saved", "finished")
+    for column in (*columns, f"held-out {METRIC_HEADS.get(record.metric, '%')}", "lost"):
         table.add_column(column, justify="right")
     table.add_column("winner")
     actual = outcomes[0]

@@ -21,17 +21,25 @@ from torch import Tensor
 from kdcore import load_student
 from kdcore.data.centre_crop import USUAL_CROP
 from kdcore.data.image_data import ImageData
+from kdcore.training.metric import Metric
 from search.errors import TrackingError
+from search.export.choice import Candidate
 from search.export.export import ExportedStudent
 from search.record.paired_gain import PairedGain, paired_gain, unpaired_gain
 from search.record.record import SearchRecord
-from search.record.wording import gain_in_words, percent
+from search.record.wording import METRIC_WORDS, gain_in_words, kind_of, percent, percent_of
 
 _CHAMPION = "champion"
 # Tags of a version. Those of a version that an earlier kdsearch registered lack some.
 ACCURACY, DIGEST, _WEIGHTS = "kdsearch.test_accuracy", "kdsearch.test_digest", "kdsearch.weights"
-BY_SEED = "kdsearch.test_accuracies"  # of a confirmed student, JSON
-HELDOUT, HELDOUT_DIGEST = "kdsearch.heldout_accuracy", "kdsearch.heldout_digest"
+METRIC = "kdsearch.metric"  # what its search ranks by; none: the accuracy
+BY_SEED: Mapping[Metric, str] = {  # of a confirmed student, JSON
+    "accuracy": "kdsearch.test_accuracies",
+    "balanced_accuracy": "kdsearch.test_balanced_accuracies",
+    "top5": "kdsearch.test_top5s",
+}
+HELDOUT: Mapping[Metric, str] = {name: f"kdsearch.heldout_{name}" for name in METRIC_WORDS}
+HELDOUT_DIGEST = "kdsearch.heldout_digest"
 SEARCH, _REASON = "kdsearch.search", "kdsearch.champion"
 
 
@@ -129,27 +137,37 @@ def _tags(record: SearchRecord, exported: ExportedStudent) -> dict[str, str]:
     """What is known of an exported student, and what it is compared by."""
     picked = exported.picked
     confirmed = picked.confirmed
-    searched = next((each for each in record.trials if each.number == picked.trial), None)
-    heldout = picked.heldout_accuracy
-    if searched is not None and searched.heldout_accuracy is not None:
-        heldout = searched.heldout_accuracy
-    elif confirmed is not None:  # as published, which the search did not try
-        heldout = confirmed.heldout_accuracy
     tags = {
-        HELDOUT: repr(heldout),
+        **{HELDOUT[metric]: repr(share) for metric, share in _heldout(record, picked).items()},
         HELDOUT_DIGEST: heldout_digest(exported.data),
         DIGEST: test_digest(exported.data),
         SEARCH: record.name,
         "kdsearch.trial": picked.label,
         "kdsearch.seed": str(picked.seed),
     }
+    if record.metric != "accuracy":
+        tags[METRIC] = record.metric
     if exported.test_accuracy is not None:
         tags[ACCURACY] = repr(exported.test_accuracy)
     if confirmed is not None:
-        tags[BY_SEED] = json.dumps(confirmed.test_accuracies)
+        for metric, key in BY_SEED.items():
+            shares = {run.seed: run.test(metric) for run in confirmed.runs if not run.reason}
+            if None not in shares.values():
+                tags[key] = json.dumps(shares)
         tags["kdsearch.mean_test_accuracy"] = repr(confirmed.test_accuracy)
         tags["kdsearch.test_deviation"] = repr(confirmed.test_deviation)
     return tags
+
+
+def _heldout(record: SearchRecord, picked: Candidate) -> dict[Metric, float]:
+    """What is known of a student on the held-out images, in its search."""
+    known: dict[Metric, float | None] = {"accuracy": picked.heldout_accuracy}
+    searched = next((each for each in record.trials if each.number == picked.trial), None)
+    if searched is not None and searched.heldout_accuracy is not None:
+        known = {metric: searched.heldout(metric) for metric in HELDOUT}
+    elif (again := picked.confirmed) is not None:  # as published, which the search did not try
+        known = {"accuracy": again.heldout_accuracy, record.metric: again.heldout_score}
+    return {metric: share for metric, share in known.items() if share is not None}
 
 
 def _log_model(
@@ -213,10 +231,10 @@ def challenge(
 ) -> tuple[bool, str]:
     """Whether a version is the champion from now on, and why.
 
-    Two confirmed students are compared by their accuracies on the test split: seed by seed, where
-    they share two seeds. All others are compared by their held-out accuracies in their searches:
-    the test split, which may have been opened for many, must not choose among them. A champion that
-    cannot be compared stays.
+    What counts is what the challenger's search ranks by: accuracy, or another metric. Two confirmed
+    students are compared by it on the test split: seed by seed, where they share two seeds. All
+    others are compared by it on the held-out images of their searches: the test split, which may
+    have been opened for many, must not choose among them. A champion that cannot be compared stays.
 
     Args:
         champion: the present champion.
@@ -228,29 +246,33 @@ def challenge(
     if champion.version == challenger.version:
         return True, f"the champion already, with {_figures(tags)}"
     theirs: Mapping[str, str] = champion.tags
-    other = f"version {champion.version}"
+    metric, other = _metric(tags), f"version {champion.version}"
+    by_seed, heldout = BY_SEED[metric], HELDOUT[metric]
     stays = f"{other} stays the champion"
-    if BY_SEED in tags and BY_SEED in theirs:
+    if by_seed in tags and by_seed in theirs:
         if tags[DIGEST] != theirs.get(DIGEST):
             return False, f"{stays}: its test split is another one"
-        gain = _gain(_by_seed(tags), _by_seed(theirs))
+        gain = _gain(_by_seed(tags, metric), _by_seed(theirs, metric))
         seeds = f"paired by {gain.seeds} fresh seeds" if gain.seeds else "with other fresh seeds"
         wins = gain.mean > 0
+        of = "" if metric == "accuracy" else f" of{kind_of(metric)}"
         figures = (
-            f"{gain_in_words(gain)}, in percentage points on the test split over {other}, {seeds}"
+            f"{gain_in_words(gain)}, in percentage points{of} on the test split over {other}, "
+            f"{seeds}"
         )
-    elif HELDOUT not in theirs:
+    elif heldout not in theirs:
         return False, (
-            f"{stays}: an earlier kdsearch registered it, without the held-out accuracy to compare "
-            f"by; kdsearch best {theirs.get(SEARCH, 'NAME')} adds it, or move the alias in MLflow"
+            f"{stays}: an earlier kdsearch registered it, without the held-out "
+            f"{METRIC_WORDS[metric]} to compare by; kdsearch best {theirs.get(SEARCH, 'NAME')} "
+            f"adds it, or move the alias in MLflow"
         )
     elif tags[HELDOUT_DIGEST] != theirs.get(HELDOUT_DIGEST):
         return False, f"{stays}: its held-out images are others"
     else:
-        accuracy, best = float(tags[HELDOUT]), float(theirs[HELDOUT])
-        wins = accuracy > best
+        score, best = float(tags[heldout]), float(theirs[heldout])
+        wins = score > best
         figures = (
-            f"{percent(accuracy)} % held out against {percent(best)} % of {other}; "
+            f"{percent_of(metric, score)} held out against {percent(best)} % of {other}; "
             f"to tell that from noise, confirm both"
         )
     return wins, f"the new champion: {figures}" if wins else f"{stays}: {figures}"
@@ -258,15 +280,21 @@ def challenge(
 
 def _figures(tags: Mapping[str, str]) -> str:
     """How good a version is, with nothing to compare it to."""
-    if BY_SEED not in tags:
-        return f"{percent(float(tags[HELDOUT]))} % held out"
-    accuracies = _by_seed(tags)
-    mean = percent(statistics.fmean(accuracies.values()))
-    return f"{mean} % on the test split, the mean of {len(accuracies)} fresh seeds"
+    metric = _metric(tags)
+    if BY_SEED[metric] not in tags:
+        return f"{percent_of(metric, float(tags[HELDOUT[metric]]))} held out"
+    scores = _by_seed(tags, metric)
+    mean = percent_of(metric, statistics.fmean(scores.values()))
+    return f"{mean} on the test split, the mean of {len(scores)} fresh seeds"
 
 
-def _by_seed(tags: Mapping[str, str]) -> dict[int, float]:
-    return {int(seed): accuracy for seed, accuracy in json.loads(tags[BY_SEED]).items()}
+def _metric(tags: Mapping[str, str]) -> Metric:
+    """What a version is compared by."""
+    return next((name for name in METRIC_WORDS if name == tags.get(METRIC)), "accuracy")
+
+
+def _by_seed(tags: Mapping[str, str], metric: Metric) -> dict[int, float]:
+    return {int(seed): score for seed, score in json.loads(tags[BY_SEED[metric]]).items()}
 
 
 def _gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> PairedGain:

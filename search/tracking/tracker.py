@@ -11,10 +11,11 @@ from kdcore.data.image_data import ImageData
 from kdcore.networks.cost import NetworkCost
 from kdcore.training.report import EpochReport
 from search.experiment.space.point import plain_name
-from search.leaderboard.ranking import METRIC_HEADS, further_columns
+from search.leaderboard.ranking import further_columns
 from search.record.live_record import LiveRecord
 from search.record.owner import Owner
 from search.record.record import METRIC, ConfirmationRun, SearchRecord, State, TrialRecord
+from search.record.wording import METRIC_HEADS
 from search.tracking.dataset import describe_dataset
 from search.tracking.delivery import Order
 from search.tracking.delivery_queue import DeliveryQueue, command_for
@@ -203,7 +204,7 @@ class Tracker:
                 "params": {"objective": trial.objective},
                 "tags": {"kdsearch.search": self._search, "kdsearch.checkpoint": trial.checkpoint},
                 "step": trial.best_epoch,
-                "metrics": self._rounded({METRIC: trial.heldout_accuracy}),
+                "metrics": self._rounded({METRIC: trial.heldout_accuracy, **_score("", trial)}),
             }
         self._put(
             "end_trial",
@@ -265,28 +266,30 @@ class Tracker:
         if trial is not None:
             tags["kdsearch.trial"] = str(trial)
         accuracy = run.test_accuracy
+        score = {} if run.test_score is None else {"test_score": run.test_score}
         self._put(
             "confirmation",
             key=key,
             name=f"{words}, seed {run.seed}",
             params=dict(params),
             reports=[self._rounded(asdict(report)) for report in reports],
-            metrics={} if accuracy is None else self._rounded({"test_accuracy": accuracy}),
+            metrics={} if accuracy is None else self._rounded({"test_accuracy": accuracy, **score}),
             tags=tags,
         )
 
     def end_search(self, record: SearchRecord) -> None:
-        """Closes the search's run with the best accuracy and its control's, and saves the runs
-        table."""
+        """Closes the search's run with the accuracy of the best trial and of its control, beside
+        what else is ranked by, and saves the runs table."""
         self._save_runs_table(record)
         done = [t for t in record.trials if t.state == "finished" and t.heldout_accuracy]
         best = max(done, key=lambda trial: trial.score or 0.0, default=None)
-        metrics = {}
+        metrics: dict[str, float] = {}
         if best is not None:
-            metrics[METRIC] = best.heldout_accuracy or 0.0
+            metrics |= {METRIC: best.heldout_accuracy or 0.0, **_score("", best)}
             control = record.control_of(best.student)
             if control is not None and control.heldout_accuracy is not None:
-                metrics["control_heldout_accuracy"] = control.heldout_accuracy
+                metrics |= {"control_heldout_accuracy": control.heldout_accuracy}
+                metrics |= _score("control_", control)
         tags = {"state": record.state, "kdsearch.ended": record.ended}
         status = "FINISHED" if record.state == "finished" else "KILLED"
         self._put("end_search", metrics=self._rounded(metrics), tags=tags, status=status)
@@ -306,8 +309,7 @@ class Tracker:
         show them."""
         return {
             name: round(value, self._decimals)
-            if isinstance(value, float)
-            and name.endswith(("accuracy", "gain", "top5", "best_score"))
+            if isinstance(value, float) and name.endswith(("accuracy", "gain", "top5", "score"))
             else value
             for name, value in metrics.items()
             if name not in self._unshown
@@ -318,6 +320,11 @@ class Tracker:
         if self.is_abandoned:
             return
         self._queue.put({"call": call, "time": int(time.time() * 1000), "arguments": arguments})
+
+
+def _score(prefix: str, trial: TrialRecord) -> dict[str, float]:
+    """What a trial is ranked by, as its epochs log it; empty where that is the accuracy."""
+    return {f"{prefix}best_score": max(trial.scores)} if trial.scores else {}
 
 
 def _costs(record: SearchRecord) -> dict[str, float]:

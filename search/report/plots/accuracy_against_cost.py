@@ -1,4 +1,5 @@
-"""Picture: accuracy against parameters and latency, with the Pareto front."""
+"""Picture: accuracy, or what else is ranked by, against parameters and latency, with the Pareto
+front."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,6 +9,7 @@ from matplotlib.lines import Line2D
 
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
+from search.record.wording import METRIC_WORDS
 from search.report.plots.axes import scale_accuracies, scale_costs
 from search.report.plots.density import MANY
 from search.report.plots.style import (
@@ -19,8 +21,9 @@ from search.report.plots.style import (
     method_colours,
     methods_in_words,
     new_figure,
-    percents,
-    teacher_accuracy,
+    score_label,
+    scores,
+    teacher_score,
 )
 
 
@@ -39,15 +42,16 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
         return None
     best = {trial.student: trial for trial in reversed(trials)}
     many = len(trials) > MANY
+    words = METRIC_WORDS[record.metric]
     figure = new_figure(
         5.4,
-        f"Accuracy against cost of {counted(len(best), 'student')}",
+        f"{words.capitalize()} against cost of {counted(len(best), 'student')}",
         f"bars hold all {len(trials):,} finished trials, their middle half is thick; dots are the "
         "best of each method; the line is the Pareto front"
         if many
         else "each dot is a finished trial; the line is the Pareto front of the students",
     )
-    colours, teacher = method_colours(record), teacher_accuracy(record)
+    colours, teacher = method_colours(record), teacher_score(record)
     costs: tuple[tuple[str, str, Callable[[TrialRecord], float]], ...] = (
         ("parameters", "parameters", lambda t: record.student_costs[t.student].parameters),
         (
@@ -56,19 +60,19 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
             lambda t: record.student_costs[t.student].latency_ms,
         ),
     )
-    values = percents(trial.heldout_accuracy or 0.0 for trial in trials)
+    values = scores(trials)
     by_student: dict[str, list[float]] = {}
     for trial, value in zip(trials, values, strict=True):
         by_student.setdefault(trial.student, []).append(value)
     dots = trials
     if many:  # they are ranked, so the last one that is set is the best
         dots = list({(trial.student, trial.methods): trial for trial in reversed(trials)}.values())
-    for panel, (name, words, cost) in enumerate(costs, start=1):
+    for panel, (name, unit, cost) in enumerate(costs, start=1):
         axes = figure.add_subplot(1, 2, panel)
         xs = [cost(trial) for trial in trials]
         axes.scatter(
             [cost(trial) for trial in dots],
-            percents(trial.heldout_accuracy or 0.0 for trial in dots),
+            scores(dots),
             s=34,
             color=[colours[trial.methods] for trial in dots],
             edgecolor="white",
@@ -83,7 +87,7 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
             x, spread = cost(trial), np.quantile(by_student[student], (0, 0.25, 0.75, 1))
             axes.plot([x, x], spread[[0, 3]], color=OTHER, linewidth=2, zorder=1)
             axes.plot([x, x], spread[[1, 2]], color=OTHER, linewidth=9, zorder=1, gid="density")
-        leaders = [(cost(trial), 100 * (trial.heldout_accuracy or 0)) for trial in best.values()]
+        leaders = [(cost(trial), 100 * (trial.score or 0.0)) for trial in best.values()]
         front = [leaders[index] for index in pareto(leaders)]
         front_costs, front_accuracies = zip(*front, strict=True)
         axes.plot(front_costs, front_accuracies, color=INK, linewidth=1.2, zorder=3)
@@ -122,7 +126,7 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
                 color=MUTED,
                 path_effects=HALO,
             )
-        axes.set(xlabel=words, ylabel="held-out accuracy, %" if panel == 1 else "")
+        axes.set(xlabel=unit, ylabel=score_label(record) if panel == 1 else "")
     names = [name for name in colours if name in {trial.methods for trial in trials}]
     handles = [
         Line2D([], [], linestyle="", marker="o", color=colours[name], label=methods_in_words(name))

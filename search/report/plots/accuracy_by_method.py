@@ -1,4 +1,4 @@
-"""Picture: the accuracy of every trial, in a row for each set of methods."""
+"""Picture: the accuracy of every trial, or what else is ranked by, in a row for each method set."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from search.experiment.space.space import published_trials
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
-from search.record.wording import percent
+from search.record.wording import percent_of
 from search.report.plots.axes import note_on_top, scale_accuracies, swarm
 from search.report.plots.density import LEADERS, MANY, band
 from search.report.plots.style import (
@@ -16,8 +16,9 @@ from search.report.plots.style import (
     method_colours,
     methods_in_words,
     new_figure,
-    percents,
-    teacher_accuracy,
+    score_label,
+    scores,
+    teacher_score,
 )
 
 # Where there are many trials.
@@ -30,7 +31,7 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
 
     Of many trials, the best and the published ones are dots, and the others of a full row a band.
     """
-    trials = [trial for trial in rank(record.trials) if trial.heldout_accuracy is not None]
+    trials = [trial for trial in rank(record.trials) if trial.score is not None]
     if not trials:
         return None
     groups: dict[str, list[TrialRecord]] = {}
@@ -41,7 +42,7 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
     height = 1.9 + 0.42 * max(3, len(rows))
     figure = new_figure(
         height,
-        f"{methods_in_words(rows[0])} leads with {percent(trials[0].heldout_accuracy)} %",
+        f"{methods_in_words(rows[0])} leads with {percent_of(record.metric, trials[0].score)}",
         f"a band is high where many of the {len(trials):,} trials are; dots are the best, "
         "a diamond is the published setting"
         if many
@@ -49,11 +50,11 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
         "a diamond is the published setting",
     )
     axes = figure.add_subplot()
-    teacher, control = teacher_accuracy(record), record.control_of(trials[0].student)
-    values = percents(trial.heldout_accuracy or 0.0 for trial in trials)
+    teacher, control = teacher_score(record), record.control_of(trials[0].student)
+    values = scores(trials)
     finished = [v for v, trial in zip(values, trials, strict=True) if trial.state == "finished"]
     scale_accuracies(axes, "x", [*values, *teacher], ends=finished or values)
-    axes.set(xlabel="held-out accuracy, %", ylim=(len(rows) - 0.5, -0.5))
+    axes.set(xlabel=score_label(record), ylim=(len(rows) - 0.5, -0.5))
     words = [methods_in_words(row) for row in rows]
     if many:
         words = [f"{name}, {len(groups[row]):,}" for name, row in zip(words, rows, strict=True)]
@@ -62,8 +63,8 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
     for value in teacher:
         axes.axvline(value, color=MUTED, linewidth=1.4, linestyle=(0, (5, 3)), gid="teacher")
         note_on_top(axes, value, f"teacher {value:.2f}", MUTED, "left")
-    if control is not None and control.heldout_accuracy is not None:
-        value = 100 * control.heldout_accuracy
+    if control is not None and control.score is not None:
+        value = 100 * control.score
         axes.axvline(value, color=INK, linewidth=1.2, gid="control")
         below = not teacher or value < teacher[0]
         owner = "" if len(record.experiment.students) == 1 else f"{control.student}'s "
@@ -73,7 +74,7 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
     figure.draw_without_rendering()  # the swarm needs the final size of the axes
     for row, methods in enumerate(rows):
         group = groups[methods]
-        values = percents(trial.heldout_accuracy or 0.0 for trial in group)
+        values = scores(group)
         if many and len(group) > _FULL_ROW:
             band(axes, row, values, colours[methods])
             heights = np.full(len(group), float(row))

@@ -1,10 +1,11 @@
-"""Picture: accuracy against each numeric setting of each method."""
+"""Picture: accuracy, or what else is ranked by, against each numeric setting of each method."""
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from search.experiment.space.space import is_logarithmic, published_trials
 from search.record.record import SearchRecord
+from search.record.wording import METRIC_WORDS
 from search.report.plots.axes import few_log_ticks, scale_accuracies
 from search.report.plots.density import LEADERS, MANY, room_for, shade
 from search.report.plots.panels import panels_by_methods, setting_of
@@ -14,7 +15,7 @@ from search.report.plots.style import (
     method_colours,
     methods_in_words,
     new_figure,
-    percents,
+    scores,
 )
 
 _FULL_PANEL = 40  # trials, where there are many
@@ -30,17 +31,19 @@ def accuracy_by_setting(record: SearchRecord) -> Figure | None:
     columns = max(len(fields) for _, fields in panels.values())
     shown = [trial for trials, _ in panels.values() for trial in trials]
     many = len(shown) > MANY
+    words = METRIC_WORDS[record.metric]
     figure = new_figure(
         1.3 + 2.3 * len(panels),
-        "Accuracy against each numeric setting",
+        f"{words.capitalize()} against each numeric setting",
         "the darker, the more trials; dots are the best, a diamond is the published setting"
         if many
         else "each dot is a trial, filled if it finished and hollow if not; "
         "a diamond is the published setting",
     )
     colours, published = method_colours(record), published_trials(record.experiment)
-    values = percents(trial.heldout_accuracy or 0.0 for trial in shown)
+    values = scores(shown)
     finished = [v for v, trial in zip(values, shown, strict=True) if trial.state == "finished"]
+    label = "held-out, %" if record.metric == "accuracy" else f"held-out\n{words}, %"
     grid = figure.add_gridspec(len(panels), columns)
     for row, (methods, (trials, fields)) in enumerate(panels.items()):
         for column, name in enumerate(fields):
@@ -52,7 +55,7 @@ def accuracy_by_setting(record: SearchRecord) -> Figure | None:
                     continue
                 axes.scatter(
                     float(setting_of(trial, name)),
-                    100 * (trial.heldout_accuracy or 0.0),
+                    100 * (trial.score or 0.0),
                     s=52 if known else 34,
                     linewidth=1.2,
                     **dot_of(trial, colours[methods], published=known),
@@ -68,11 +71,10 @@ def accuracy_by_setting(record: SearchRecord) -> Figure | None:
             if full:
                 xs = [float(setting_of(trial, name)) for trial in trials]
                 room_for(axes, xs)
-                ys = percents(trial.heldout_accuracy or 0.0 for trial in trials)
-                shade(axes, xs, ys, colours[methods])
+                shade(axes, xs, scores(trials), colours[methods])
             axes.set_xlabel(name if "." in name and columns == 1 else name.rpartition(".")[2])
             if column == 0:
-                axes.set_ylabel("held-out, %")
+                axes.set_ylabel(label)
                 axes.set_title(
                     f"{methods_in_words(methods)}, {counted(len(trials), 'trial')}",
                     loc="left",

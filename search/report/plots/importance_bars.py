@@ -3,6 +3,7 @@
 from matplotlib.figure import Figure
 
 from search.record.record import SearchRecord
+from search.record.wording import METRIC_WORDS
 from search.report.importance import MOST_TRIALS, importances
 from search.report.plots.panels import MOST_PANELS
 from search.report.plots.style import MUTED, counted, method_colours, methods_in_words, new_figure
@@ -17,7 +18,7 @@ def importance(record: SearchRecord) -> Figure | None:
     sampled = any(group.trials > MOST_TRIALS for group in groups)
     figure = new_figure(
         1.7 + 0.34 * (bars + 1.5 * len(groups)),
-        "What the accuracy depends on",
+        f"What the {METRIC_WORDS[record.metric]} depends on",
         f"share of its variance that a setting explains (fANOVA), at epoch {groups[0].epoch}"
         + (
             f"; from at most {MOST_TRIALS} trials of a group"

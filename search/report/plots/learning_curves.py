@@ -1,4 +1,4 @@
-"""Picture: the best accuracy so far of every trial, epoch by epoch."""
+"""Picture: the best accuracy so far of every trial, or what else is ranked by, epoch by epoch."""
 
 from itertools import accumulate
 
@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
+from search.record.wording import METRIC_WORDS
 from search.report.plots.axes import label_right, scale_accuracies
 from search.report.plots.density import MANY, shade
 from search.report.plots.style import (
@@ -19,7 +20,8 @@ from search.report.plots.style import (
     methods_in_words,
     new_figure,
     percents,
-    teacher_accuracy,
+    score_label,
+    teacher_score,
 )
 from search.stopping.rungs import Rungs
 
@@ -43,13 +45,13 @@ def learning_curves(record: SearchRecord) -> Figure | None:
     figure = new_figure(
         5.8,
         f"Learning curves of {counted(len(trials), 'trial')}",
-        "best held-out accuracy so far"
+        f"best held-out {METRIC_WORDS[record.metric]} so far"
         + (f", the darker, the more trials; {stopped:,} were stopped early" if many else "")
         + (f"; a cross marks each of the {stopped} stopped early" if stopped and not many else ""),
     )
     axes = figure.add_subplot()
     colours = method_colours(record)
-    curves = {trial.number: percents(accumulate(trial.accuracies, max)) for trial in trials}
+    curves = {trial.number: percents(accumulate(trial.curve, max)) for trial in trials}
     # Epochs on top come before the first one, so that rungs are where they are.
     numbers = {
         trial.number: range(
@@ -84,9 +86,9 @@ def learning_curves(record: SearchRecord) -> Figure | None:
     for epoch in rungs:
         axes.axvline(epoch, color=OTHER, linewidth=1, linestyle=(0, (1, 2)), zorder=0, gid="rung")
     shown = [value for curve in curves.values() for value in curve]
-    teacher = teacher_accuracy(record)
+    teacher = teacher_score(record)
     scale_accuracies(axes, "y", [*shown, *teacher], ends=[curve[-1] for curve in curves.values()])
-    axes.set(xlabel="epoch", ylabel="held-out accuracy, %", xlim=(1, max(2, budget)))
+    axes.set(xlabel="epoch", ylabel=score_label(record), xlim=(1, max(2, budget)))
     if many:
         epochs = [epoch for number in curves for epoch in numbers[number]]
         edges = [epoch + 0.5 for epoch in range(budget + 1)]

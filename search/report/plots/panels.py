@@ -23,7 +23,7 @@ def panels_by_methods(
     """
     groups: dict[str, list[TrialRecord]] = {}
     for trial in rank(record.trials):
-        if trial.heldout_accuracy is not None:
+        if trial.score is not None:
             groups.setdefault(trial.methods, []).append(trial)
     panels = {}
     for methods, trials in groups.items():

@@ -1,4 +1,5 @@
-"""Picture: the settings and the accuracy of every trial in parallel coordinates."""
+"""Picture: the settings of every trial, and its accuracy or what else is ranked by, in parallel
+coordinates."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from search.experiment.space.point import is_number
 from search.experiment.space.space import is_logarithmic, published_trials
 from search.record.record import SearchRecord, TrialRecord
+from search.record.wording import METRIC_WORDS
 from search.report.plots.axes import log_error, short_number
 from search.report.plots.density import MANY, shade_lines
 from search.report.plots.panels import panels_by_methods, setting_of
@@ -21,7 +23,8 @@ from search.report.plots.style import (
     counted,
     methods_in_words,
     new_figure,
-    percents,
+    score_label,
+    scores,
 )
 
 # Where there are many trials.
@@ -38,21 +41,21 @@ def parallel_coordinates(record: SearchRecord) -> Figure | None:
     if not panels:
         return None
     many = sum(len(trials) for trials, _ in panels.values()) > MANY
+    words = METRIC_WORDS[record.metric]
     figure = new_figure(
         1.2 + 2.5 * len(panels),
-        "Settings and accuracy",
-        f"from settings to accuracy, the darker, the more trials; lines are the best {_LINES}; "
+        f"Settings and {words}",
+        f"from settings to {words}, the darker, the more trials; lines are the best {_LINES}; "
         "dashed is the published setting"
         if many
-        else "each line is a trial, from its settings to its accuracy: the darker, the better; "
+        else f"each line is a trial, from its settings to its {words}: the darker, the better; "
         "dashed is the published setting",
     )
     published = published_trials(record.experiment)
     for number, (methods, (trials, fields)) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(len(panels), 1, number)
-        accuracies = percents(trial.heldout_accuracy or 0.0 for trial in trials)
         columns = [_Coordinate(record, name, trials) for name in fields]
-        last = _Coordinate.of_accuracies(accuracies)
+        last = _Coordinate.of_accuracies(scores(trials))
         heights = np.array([*(column.heights for column in columns), last.heights])
         full = many and len(trials) > _FULL_PANEL
         shown = min(_LINES, len(trials)) if full else len(trials)
@@ -86,7 +89,7 @@ def parallel_coordinates(record: SearchRecord) -> Figure | None:
                     zorder=4,
                 )
         names = [name.removeprefix(f"{methods}.") for name in fields]
-        axes.set_xticks(range(len(heights)), [*names, "held-out accuracy, %"])
+        axes.set_xticks(range(len(heights)), [*names, score_label(record)])
         axes.set(xlim=(-0.08, len(heights) - 0.7), ylim=(-0.08, 1.08))
         if full:
             shade_lines(axes, heights, OTHER)

@@ -10,6 +10,7 @@ from matplotlib.patheffects import withStroke
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
+from search.record.wording import METRIC_WORDS
 
 _PALETTE = (
     *("#3b6fb6", "#d9822b", "#3a9a6d", "#8a62a8", "#c4504f"),
@@ -79,11 +80,19 @@ def dot_of(trial: TrialRecord, colour: str, *, published: bool) -> dict[str, Any
     }
 
 
-def teacher_accuracy(record: SearchRecord) -> list[float]:
-    """The teacher's accuracy in percent; empty while it is not known."""
-    return percents(
-        value for key, value in record.teacher_metrics.items() if key == "heldout_accuracy"
-    )
+def teacher_score(record: SearchRecord) -> list[float]:
+    """The teacher's accuracy, or what else is ranked by, in percent; empty while not known."""
+    return [] if record.teacher_score is None else percents([record.teacher_score])
+
+
+def scores(trials: Iterable[TrialRecord]) -> list[float]:
+    """What trials are ranked by, in percent."""
+    return percents(trial.score or 0.0 for trial in trials)
+
+
+def score_label(record: SearchRecord) -> str:
+    """What an axis of scores is called."""
+    return f"held-out {METRIC_WORDS[record.metric]}, %"
 
 
 def percents(shares: Iterable[float]) -> list[float]:

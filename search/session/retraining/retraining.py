@@ -27,7 +27,7 @@ from search.record.owner import HEARTBEAT
 from search.record.record import ConfirmationRun, Confirmed, Executions, SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
-from search.record.wording import duration, percent
+from search.record.wording import duration, percent, percent_of
 from search.report.reproduction.table import row_in_words
 from search.session.live_display import LiveDisplay
 from search.session.trial import release_gpu_memory, resumable_reports
@@ -253,7 +253,8 @@ def _outcome(search: SearchRecord, run: ConfirmationRun) -> str:
     if search.reproduces:  # where the test split takes the held-out part's place
         last, best = percent(run.accuracies[-1]), percent(run.heldout_accuracy)
         return f"last epoch {last} %, best {best} %, {duration(run.train_seconds)}"
-    return f"held-out {percent(run.heldout_accuracy)} %, test {percent(run.test_accuracy)} %"
+    held = percent(run.heldout_by_metric)
+    return f"held-out {held} %, test {percent_of(search.metric, run.test_by_metric)}"
 
 
 def _params(experiment: Experiment, contender: Confirmed, seed: int) -> Mapping[str, str]:

@@ -20,9 +20,14 @@ def tags(
     heldout: float, *tested: float, first_seed: int = 1, test: str = "x", held: str = "y"
 ) -> dict[str, str]:
     """The tags of a version; accuracies on the test split make it a confirmed one."""
-    known = {HELDOUT: repr(heldout), HELDOUT_DIGEST: held, DIGEST: test, ACCURACY: "0.5"}
+    known = {
+        HELDOUT["accuracy"]: repr(heldout),
+        HELDOUT_DIGEST: held,
+        DIGEST: test,
+        ACCURACY: "0.5",
+    }
     if tested:
-        known[BY_SEED] = json.dumps(dict(enumerate(tested, start=first_seed)))
+        known[BY_SEED["accuracy"]] = json.dumps(dict(enumerate(tested, start=first_seed)))
     return known
 
 
