@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from kdcore.training.evaluation import Evaluation
-from search.record.wording import markdown_table, percent
+from search.record.class_results import about_class_table, class_table, results_by_class
 
 CONFUSION = "confusion.png"
 """The picture beside the card."""
 
-# Of more classes, those with the lowest recall are shown.
 _MOST_ROWS = 100
 
 
@@ -24,25 +23,13 @@ def class_section(
     """
     if found is None:
         return []
-    classes = found.classes()
-    note = ""
-    order = list(range(len(classes)))
-    if len(order) > _MOST_ROWS:
-        order = sorted(order, key=lambda k: (classes[k].recall is None, classes[k].recall))
-        order = order[:_MOST_ROWS]
-        note = f" Of {len(classes):,} classes these have the lowest recall."
-    rows = [
-        [class_names[k], f"{classes[k].support:,}", *map(percent, classes[k][1:])] for k in order
-    ]
+    images, balanced = len(found.labels), found.balanced_accuracy
     return [
         "## Classes",
         "",
-        f"On the {len(found.labels):,} test images. Support is the number of images of a class, "
-        "recall the share of them that is found, precision the share of right ones among those "
-        f"that are taken for the class. The mean recall, or balanced accuracy, is "
-        f"{percent(found.balanced_accuracy)} %.{note}",
+        about_class_table(images, "test", balanced, len(class_names), _MOST_ROWS),
         "",
-        markdown_table([["class", "support", "recall %", "precision %"], *rows]),
+        class_table(results_by_class(found, class_names), _MOST_ROWS),
         "",
         *([f"![Confusion matrix]({CONFUSION})", ""] if pictured else []),
     ]

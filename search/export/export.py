@@ -133,7 +133,7 @@ def export_best(
     config = trial_config(record.experiment, picked.point)
     config = config.model_copy(update={"seed": picked.seed})
     backbone = config.student.backbone
-    classifier = _student(picked.label, backbone, picked.checkpoint, data, storage)
+    classifier = trained_student(picked.label, backbone, picked.checkpoint, data, storage)
     card = _card(classifier, record.name, picked.label, config, data)
     with replacing(folder) as partial:
         save_classifier(partial, "student", classifier, card)
@@ -275,7 +275,9 @@ def _others(
             others.append(replace(student, name=CONTROL_ROW))
         else:
             backbone = record.experiment.student_configs[control.student].backbone
-            network = _student(str(control.number), backbone, control.checkpoint, data, storage)
+            network = trained_student(
+                str(control.number), backbone, control.checkpoint, data, storage
+            )
             others.append(_score(CONTROL_ROW, network.to(default_device()), data, open_test))
     return tuple(others)
 
@@ -316,10 +318,22 @@ def _card(
     )
 
 
-def _student(
+def trained_student(
     label: str, backbone: str, checkpoint: str, data: ImageData, storage: Storage
 ) -> Classifier:
-    """A trial's network with the weights of its best epoch, on the CPU, in evaluation mode."""
+    """A trial's network with the weights of its best epoch, on the CPU, in evaluation mode.
+
+    Args:
+        label: the trial's number, or the published setting's name.
+        backbone: the network.
+        checkpoint: the folder of its checkpoints, relative to the storage.
+        data: the images that it was trained on.
+        storage: where searches are kept.
+
+    Raises:
+        SearchError: the checkpoint is missing or damaged.
+        StorageError: it cannot be read.
+    """
     with tempfile.TemporaryDirectory() as copy:
         try:
             Checkpoints(storage, checkpoint).restore(Path(copy))

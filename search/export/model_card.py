@@ -11,7 +11,7 @@ from kdcore.training.evaluation import Evaluation
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate
 from search.export.class_table import class_section
-from search.leaderboard.ranking import further_columns, test_cells, test_heads
+from search.leaderboard.ranking import further_columns, tested_cells, tested_heads
 from search.leaderboard.teacher_lead import no_method_won
 from search.record.looks import Look, looks_in_words
 from search.record.record import Confirmed, SearchRecord
@@ -229,7 +229,7 @@ def _spread(record: SearchRecord, picked: Candidate) -> list[str]:
         "paired by seed, with their 95 % interval:",
         "",
         markdown_table(
-            [["network", "seeds", *test_heads(record), "gain, points"]]
+            [["network", "seeds", *tested_heads(record), "gain, points"]]
             + [_row(record, each) for each in rows]
         ),
         "",
@@ -246,7 +246,7 @@ def _row(record: SearchRecord, each: Confirmed) -> list[str]:
     name = each.objective if each.role == "best" else f"{each.objective} ({each.role})"
     seeds = ", ".join(map(str, each.test_accuracies))
     gain = gain_in_words(record.confirmed_gain(each))
-    return [name, seeds, *test_cells(record, each), gain]
+    return [name, seeds, *tested_cells(record, each), gain]
 
 
 def _teacher_origin(record: SearchRecord) -> str:

@@ -16,8 +16,8 @@ from search.leaderboard.ranking import (
     further_columns,
     leaderboard,
     pretrained_students,
-    test_cells,
-    test_heads,
+    tested_cells,
+    tested_heads,
 )
 from search.record.record import SearchRecord
 from search.record.wording import markdown_table, percent, points
@@ -57,7 +57,7 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
     pretrained, further = bool(pretrained_students(record)), further_columns(record)
     names = ["rank", "trial", *(["student"] if several else [])]
     names += [*(["pretrained"] if pretrained else []), "objective"]
-    names += [*(test_heads(record) if confirmed else []), "held-out %", *further.values()]
+    names += [*(tested_heads(record) if confirmed else []), "held-out %", *further.values()]
     names += ["gain", "epochs", "status"]
     lines = [names]
     for row in rows:
@@ -68,7 +68,7 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
         cells += [row.student] if several else []
         cells += ["yes" if row.pretrained else ""] if pretrained else []
         cells += [f"{network} (control)" if network == CONTROL else network]
-        cells += test_cells(record, tested.get(row.trial)) if confirmed else []
+        cells += tested_cells(record, tested.get(row.trial)) if confirmed else []
         cells += [percent(row.heldout_accuracy)]
         cells += [percent(getattr(row, field)) for field in further]
         cells += [points(row.gain), row.epochs, row.status]

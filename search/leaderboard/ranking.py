@@ -183,17 +183,17 @@ def further_columns(record: SearchRecord) -> dict[str, str]:
     return {f"heldout_{name}": head for name, head in METRIC_HEADS.items() if name in shown}
 
 
-def test_heads(record: SearchRecord) -> list[str]:
+def tested_heads(record: SearchRecord) -> list[str]:
     """The heads of a confirmed student's columns: of what is ranked by, and of the accuracy."""
     head = METRIC_HEADS.get(record.metric)
     return ["test %"] if head is None else [f"test {head}", "test %"]
 
 
-def test_cells(record: SearchRecord, confirmed: Confirmed | None) -> list[str]:
-    """What stands below `test_heads`, mean ± standard deviation in percent; empty where a student
+def tested_cells(record: SearchRecord, confirmed: Confirmed | None) -> list[str]:
+    """What stands below `tested_heads`, mean ± standard deviation in percent; empty where a student
     is not confirmed."""
     if confirmed is None or not confirmed.is_confirmed:
-        return [""] * len(test_heads(record))
+        return [""] * len(tested_heads(record))
     accuracy = spread(confirmed.test_accuracy, confirmed.test_deviation)
     if record.metric == "accuracy":
         return [accuracy]

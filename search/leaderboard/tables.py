@@ -14,8 +14,8 @@ from search.leaderboard.ranking import (
     further_columns,
     leaderboard,
     pretrained_students,
-    test_cells,
-    test_heads,
+    tested_cells,
+    tested_heads,
 )
 from search.leaderboard.teacher_lead import no_method_won, teacher_caution
 from search.record.record import SearchRecord
@@ -83,7 +83,7 @@ def leaderboard_table(
     tested = confirmed_trials(record)
     further = further_columns(record)
     numbers = [
-        *(test_heads(record) if confirmed else []),
+        *(tested_heads(record) if confirmed else []),
         "held-out %",
         *further.values(),
         "gain",
@@ -105,7 +105,7 @@ def leaderboard_table(
             *([row.student] if several else []),
             *(["yes" if row.pretrained else ""] if pretrained else []),
             objective,
-            *(test_cells(record, tested.get(row.trial)) if confirmed else []),
+            *(tested_cells(record, tested.get(row.trial)) if confirmed else []),
             percent(row.heldout_accuracy),
             *(percent(getattr(row, field)) for field in further),
             points(row.gain),
@@ -142,7 +142,7 @@ def confirmed_table(record: SearchRecord) -> Table:
     table.add_column("trial")
     table.add_column("objective", overflow="fold")
     head = METRIC_HEADS.get(record.metric, "%")
-    for column in ("seeds", f"searched {head}", f"held-out {head}", *test_heads(record)):
+    for column in ("seeds", f"searched {head}", f"held-out {head}", *tested_heads(record)):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("gain", overflow="fold")
     searched = {trial.number: trial.score for trial in record.trials if trial.state == "finished"}
@@ -155,7 +155,7 @@ def confirmed_table(record: SearchRecord) -> Table:
             str(seeds) if seeds == len(each.runs) else f"{seeds} of {len(each.runs)}",
             percent(searched.get(each.trial)) if each.trial is not None else "",
             percent(each.heldout_score) if seeds else "",
-            *test_cells(record, each),
+            *tested_cells(record, each),
             gain_in_words(record.confirmed_gain(each)),
             style="bold" if each.role == "control" else "",
         )

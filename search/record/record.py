@@ -11,6 +11,7 @@ from kdcore.execution.execution import Execution
 from kdcore.networks.cost import NetworkCost
 from kdcore.training.metric import Metric
 from search.experiment.schema import CONTROL, Experiment, Option
+from search.record.class_results import StudentClasses
 from search.record.paired_gain import PairedGain, paired_gain
 
 # What a trial reports after an epoch; the first is by another metric where `search.metric` is.
@@ -280,6 +281,8 @@ class SearchRecord(_Record):
         device_seconds: GPU-seconds of its trials; core-seconds, if they use no GPU.
         trials: in the order of their numbers.
         confirmed: students that were retrained with fresh seeds.
+        by_class: what the best student does with each class, as the last session measured it at its
+            end; none before, and in earlier versions.
         reproduces: the name of the pair whose published figures it is to reproduce, where it has no
             trials, but the pair's rows as confirmed students; empty for a search.
     """
@@ -304,6 +307,7 @@ class SearchRecord(_Record):
     device_seconds: float = 0.0
     trials: tuple[TrialRecord, ...] = ()
     confirmed: tuple[Confirmed, ...] = ()
+    by_class: StudentClasses | None = None
     reproduces: str = ""
     # By student, for the trials that they were found in.
     _controls: tuple[tuple[TrialRecord, ...], dict[str, TrialRecord]] = PrivateAttr(((), {}))

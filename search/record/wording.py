@@ -61,6 +61,11 @@ def gain_in_words(gain: PairedGain | None) -> str:
     return f"{points(gain.mean)} [{points(gain.low)}, {points(gain.high)}] {verdict}"
 
 
+def shortened(name: str, most: int) -> str:
+    """A name with at most so many characters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def duration(seconds: float) -> str:
     """A time span for people: 45 s, 12 min, 3.5 h."""
     if seconds < 90:

@@ -13,8 +13,8 @@ from search.leaderboard.ranking import (
     confirmed_trials,
     further_columns,
     leaderboard,
-    test_cells,
-    test_heads,
+    tested_cells,
+    tested_heads,
 )
 from search.record.record import SearchRecord
 from search.record.wording import percent, points
@@ -41,8 +41,11 @@ def write_report(record: SearchRecord, folder: Path) -> None:
             print(f"cannot draw {name} of {record.name}:", file=sys.stderr)
             traceback.print_exc()
             continue
+        file = folder / f"{number}_{name}.png"
         if content is not None:
-            write_whole(folder / f"{number}_{name}.png", content)
+            write_whole(file, content)
+        else:
+            file.unlink(missing_ok=True)
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -56,13 +59,13 @@ def write_whole(file: Path, content: bytes) -> None:
 def _table(record: SearchRecord) -> bytes:
     """The leaderboard as JSON that MLflow's pages show as a table."""
     further, tested = further_columns(record), confirmed_trials(record)
-    columns = ["rank", "trial", "student", "objective", *test_heads(record), "held-out %"]
+    columns = ["rank", "trial", "student", "objective", *tested_heads(record), "held-out %"]
     columns += [*further.values(), "gain", "parameters", "latency ms", "epochs", "seconds"]
     columns += ["status"]
     data = [
         [
             *("" if number is None else number for number in (row.rank, row.trial)),
-            *(row.student, row.objective, *test_cells(record, tested.get(row.trial))),
+            *(row.student, row.objective, *tested_cells(record, tested.get(row.trial))),
             *(percent(row.heldout_accuracy), *(percent(getattr(row, name)) for name in further)),
             points(row.gain),
             *("" if number is None else number for number in (row.parameters, row.latency_ms)),

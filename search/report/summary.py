@@ -9,6 +9,7 @@ from search.leaderboard.teacher_lead import (
     teacher_caution,
     teacher_lead,
 )
+from search.record.class_results import WORST_CLASSES, about_class_table, class_table
 from search.record.record import Confirmed, SearchRecord, TrialRecord
 from search.record.wording import (
     WINNERS_CURSE,
@@ -16,6 +17,7 @@ from search.record.wording import (
     kind_of,
     percent,
     points,
+    shortened,
     spread,
 )
 from search.report.time_by_part import time_table
@@ -25,7 +27,8 @@ SUMMARY, TABLE = "summary.md", "leaderboard.json"
 
 # A description in MLflow has at most 8,000 characters, including the links to the pictures.
 _MOST_ROWS = 12
-_LONGEST_TABLE = 5500  # characters
+_LONGEST_TABLE = 5500  # characters, with those of the tables of classes and times
+_LONGEST_CLASS = 32  # characters
 
 
 def summary(record: SearchRecord) -> str:
@@ -41,9 +44,10 @@ def summary(record: SearchRecord) -> str:
         parts.insert(0, f"**{verdict[0].upper()}{verdict[1:]}.**")
     if caution := teacher_caution(record):
         parts.append(f"**Caution:** {caution}")
-    times = time_table(record)
+    times, classes = time_table(record), _classes(record)
+    room = _LONGEST_TABLE - len(times) - len(classes)
     rows = leaderboard(record)[:_MOST_ROWS]
-    while len(table := _spaced(as_markdown(record, rows))) > _LONGEST_TABLE - len(times):
+    while len(table := _spaced(as_markdown(record, rows))) > room and rows:
         rows = rows[:-1]
     parts.append(table)
     if len(rows) <= len(record.trials):
@@ -51,6 +55,8 @@ def summary(record: SearchRecord) -> str:
             f"`kdsearch leaderboard {record.name}` and the artifact {TABLE} show all "
             f"{len(record.trials)} trials."
         )
+    if classes:
+        parts.append(classes)
     if times:
         parts.append(_spaced(times))
     return "\n\n".join(parts)
@@ -90,6 +96,20 @@ def _best(record: SearchRecord, best: TrialRecord) -> str:
             text += ", which differs from the control by no more than noise"
         text += "."
     return text + " Changing the seed alone shifts accuracy by a few tenths of a point."
+
+
+def _classes(record: SearchRecord) -> str:
+    """What the best student does with each class; empty where that was not measured."""
+    found = record.by_class
+    if found is None:
+        return ""
+    balanced, number = found.balanced_accuracy, found.num_classes
+    words = about_class_table(found.images, "held-out", balanced, number, WORST_CLASSES)
+    short = [
+        each.model_copy(update={"name": shortened(each.name, _LONGEST_CLASS)})
+        for each in found.classes
+    ]
+    return f"**By class, {found}.** {words}\n\n{_spaced(class_table(short, WORST_CLASSES))}"
 
 
 def _taught(student: TrialRecord | Confirmed) -> str:

@@ -95,7 +95,7 @@ class Search:
         """
         from search.export.choice import Limits
         from search.export.export import export_best
-        from search.report.plots.confusion import save_confusion
+        from search.report.plots.drawings import save_confusion
 
         limits = Limits(max_params, max_latency_ms, min_accuracy)
         folder = Path(out) if out else local_home(self.storage) / "searches" / self.name / "best"
@@ -227,6 +227,15 @@ class Plots:
     def parallel_coordinates(self) -> "Figure":
         """The settings of all trials of a method, side by side."""
         return self._drawn("parallel_coordinates")
+
+    def confusion(self) -> "Figure":
+        """What the best student takes for what, held out; of many classes, its most frequent
+        mistakes."""
+        if self._record.by_class is None:
+            raise SearchError(
+                f"{self._record.name} has no results by class; they are measured when a search ends"
+            )
+        return self._drawn("confusion")
 
     def _drawn(self, name: str) -> "Figure":
         """A picture.

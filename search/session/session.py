@@ -10,7 +10,7 @@ from typing import Any, Literal
 import ray
 import yaml
 from ray import tune
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from kdcore.networks.classifier import ClassifierCard
 from kdcore.teacher_cache.patience import patiently
@@ -21,6 +21,7 @@ from search.errors import KdsearchError, LostSearchError, SearchFailedError
 from search.experiment.schema import Confirm
 from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import epochs_on_top
+from search.export.choice import candidates
 from search.leaderboard.teacher_lead import broken_demand, teacher_caution
 from search.record.files import read_record
 from search.record.live_record import LiveRecord
@@ -39,6 +40,7 @@ from search.session.retraining.contenders import confirmation
 from search.session.retraining.retraining import Asked, Retraining
 from search.session.sampler import OptunaSampler
 from search.session.trial import run_trial
+from search.session.winner import classes_of
 from search.stopping.rungs import Rungs
 from search.stopping.scheduler import ControlSparingAsha, Fifo
 from search.tracking.tracker import Tracker
@@ -140,6 +142,7 @@ class Session:
                 finished = self._search.head.state == "finished"
                 if finished and experiment.confirm and not broken_demand(self._search.record):
                     self._confirm(experiment.confirm)
+            self._measure_winner()
         except LostSearchError:
             self._tracker.abandon()
             raise
@@ -335,6 +338,29 @@ class Session:
             self._retrain(chosen)
         else:
             self._progress.say("no trial with a method has finished, so none is confirmed")
+
+    def _measure_winner(self) -> None:
+        """Has the best student measured by class for the report, where a search has come to its
+        end; what goes wrong with it is said, and changes nothing else."""
+        record = self._search.record
+        picked = next(iter(candidates(record)), None)
+        if picked is None or record.state != "finished" or record.reproduces:
+            return
+        known, found = record.by_class, None
+        if known is not None and (known.checkpoint, known.epoch) == (
+            picked.checkpoint,
+            picked.best_epoch,
+        ):
+            return
+        try:
+            with sigterm_as_ctrl_c():
+                found = classes_of(picked, record, self._storage, self._write)
+        except (RayError, OSError) as error:
+            cause = str(getattr(error, "cause", error)) or repr(error)
+            self._progress.say(f"the report has no table of classes: {cause.splitlines()[0]}")
+        except KeyboardInterrupt:
+            self._progress.say("stopped; the report has no table of classes")
+        self._search.update(by_class=found)
 
     def _retrain(
         self, asked: Asked, ended: Callable[[SearchRecord], None] = lambda record: None

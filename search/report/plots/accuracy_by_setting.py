@@ -15,6 +15,7 @@ from search.report.plots.style import (
     method_colours,
     methods_in_words,
     new_figure,
+    score_label,
     scores,
 )
 
@@ -43,7 +44,7 @@ def accuracy_by_setting(record: SearchRecord) -> Figure | None:
     colours, published = method_colours(record), published_trials(record.experiment)
     values = scores(shown)
     finished = [v for v, trial in zip(values, shown, strict=True) if trial.state == "finished"]
-    label = "held-out, %" if record.metric == "accuracy" else f"held-out\n{words}, %"
+    label = "held-out, %" if record.metric == "accuracy" else score_label(record, narrow=True)
     grid = figure.add_gridspec(len(panels), columns)
     for row, (methods, (trials, fields)) in enumerate(panels.items()):
         for column, name in enumerate(fields):

@@ -1,8 +1,10 @@
 """All pictures of a search by name, as figures and as PNG files."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matplotlib import style
 from matplotlib.figure import Figure
@@ -13,10 +15,14 @@ from search.record.record import SearchRecord
 from search.report.plots.accuracy_against_cost import accuracy_against_cost
 from search.report.plots.accuracy_by_method import accuracy_by_method
 from search.report.plots.accuracy_by_setting import accuracy_by_setting
+from search.report.plots.confusion import confusion, confusion_matrix
 from search.report.plots.importance_bars import importance
 from search.report.plots.learning_curves import learning_curves
 from search.report.plots.parallel_coordinates import parallel_coordinates
 from search.report.plots.style import STYLE
+
+if TYPE_CHECKING:
+    from kdcore.training.evaluation import Evaluation
 
 Drawing = Callable[[SearchRecord], Figure | None]
 
@@ -27,6 +33,7 @@ DRAWINGS: Mapping[str, Drawing] = {
     "accuracy_by_setting": accuracy_by_setting,
     "importance": importance,
     "parallel_coordinates": parallel_coordinates,
+    "confusion": confusion,
 }
 """The pictures that most people want come first."""
 
@@ -36,7 +43,7 @@ def draw(name: str, record: SearchRecord) -> Figure | None:
 
     Args:
         name: `accuracy_by_method`, `learning_curves`, `accuracy_against_cost`,
-            `accuracy_by_setting`, `importance` or `parallel_coordinates`.
+            `accuracy_by_setting`, `importance`, `parallel_coordinates` or `confusion`.
         record: the search.
 
     Returns:
@@ -69,6 +76,11 @@ def png_of(drawn: Callable[[], Figure | None]) -> bytes | None:
         file = io.BytesIO()
         figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def save_confusion(found: "Evaluation", class_names: Sequence[str], file: Path) -> None:
+    """Draws the confusion matrix of the test split into a PNG file."""
+    file.write_bytes(png_of(lambda: confusion_matrix(found, class_names)) or b"")
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def parallel_coordinates(record: SearchRecord) -> Figure | None:
                     zorder=4,
                 )
         names = [name.removeprefix(f"{methods}.") for name in fields]
-        axes.set_xticks(range(len(heights)), [*names, score_label(record)])
+        axes.set_xticks(range(len(heights)), [*names, score_label(record, narrow=True)])
         axes.set(xlim=(-0.08, len(heights) - 0.7), ylim=(-0.08, 1.08))
         if full:
             shade_lines(axes, heights, OTHER)

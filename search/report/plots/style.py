@@ -90,9 +90,10 @@ def scores(trials: Iterable[TrialRecord]) -> list[float]:
     return percents(trial.score or 0.0 for trial in trials)
 
 
-def score_label(record: SearchRecord) -> str:
-    """What an axis of scores is called."""
-    return f"held-out {METRIC_WORDS[record.metric]}, %"
+def score_label(record: SearchRecord, *, narrow: bool = False) -> str:
+    """What an axis of scores is called; in two lines, where there is no room for a long name."""
+    space = "\n" if narrow and record.metric != "accuracy" else " "
+    return f"held-out{space}{METRIC_WORDS[record.metric]}, %"
 
 
 def percents(shares: Iterable[float]) -> list[float]:
