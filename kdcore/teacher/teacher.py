@@ -92,6 +92,8 @@ def prepare_teacher(
 
     An interrupted training is resumed. Other processes wait for the one that trains. Its best epoch
     teaches, by the held-out accuracy; the last where nothing is held out, as in the field's tables.
+    It stays the accuracy where a student's epochs are chosen by another metric: a teacher and its
+    cached outputs are shared by all that learn from it, and its card has its other metrics.
 
     Args:
         config: which teacher.

@@ -10,7 +10,7 @@ from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import rank
 from search.record.looks import images_of
 from search.record.record import SearchRecord, TrialRecord
-from search.record.wording import METRIC_WORDS, kind_of, percent, points
+from search.record.wording import METRIC_WORDS, percent, points
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,9 @@ def comparison_table(first: SearchRecord, second: SearchRecord) -> Table:
         ranking = (f"{each.name} ranks by {METRIC_WORDS[each.metric]}" for each in (first, second))
         below.append(f"{', '.join(ranking)}; they are compared by accuracy")
     first, second = _by_one_metric(first, second)
+    named = "" if first.metric == "accuracy" else f"{METRIC_WORDS[first.metric]}, "
     table = Table(
-        title=f"best held-out %{kind_of(first.metric)}: {first.name} and {second.name}",
+        title=f"best held-out {named}%: {first.name} and {second.name}",
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,

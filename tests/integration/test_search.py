@@ -20,6 +20,7 @@ from kdcore.data.image_data import open_data
 from kdcore.execution.execution import Execution
 from kdcore.training.checkpoint import read_checkpoint
 from search.experiment.space.trial_config import trial_config
+from search.export.choice import candidates
 from search.record.record import SearchRecord
 from search.record.trial_checkpoints import Checkpoints
 from search.report.summary import summary
@@ -155,6 +156,17 @@ def test_the_searchs_page_has_its_summary_and_pictures(folder: Path, record: Sea
     assert "2_learning_curves.png" in note
     files = {file.path for file in client.list_artifacts(record.mlflow_run_id, "report")}
     assert {"report/summary.md", "report/leaderboard.json", "report/2_learning_curves.png"} <= files
+    assert "report/7_confusion.png" in files
+
+
+def test_the_best_student_is_measured_by_class(finished: Finished, record: SearchRecord) -> None:
+    found, picked = record.by_class, candidates(record)[0]
+    assert found is not None
+    assert (found.label, found.seed) == (picked.label, picked.seed)
+    assert (found.checkpoint, found.epoch) == (picked.checkpoint, picked.best_epoch)
+    right = sum((each.recall or 0.0) * each.support for each in found.classes)
+    assert abs(right / found.images - picked.heldout_accuracy) <= 1.5 / found.images
+    assert f"**By class, {found}.**" in summary(record)
 
 
 def test_the_board_is_printed_again_in_every_form(folder: Path, record: SearchRecord) -> None:

@@ -295,6 +295,16 @@ def test_check_compares_with_the_controls_of_earlier_searches(tmp_path: Path) ->
     shorter = changed(training={"epochs": 20})
     assert known_caution(shorter, 0.5, 575, storage) == "", "the control was trained for longer"
     assert known_caution(changed(training={"epochs": 40}), 0.5, 575, storage) != ""
+    # Those earlier searches know accuracies alone; the next one knows the metric.
+    search = {**experiment.search.model_dump(mode="json"), "metric": "balanced_accuracy"}
+    balanced = changed(search=search)
+    assert known_caution(balanced, 0.5, 575, storage) == ""
+    later = searched(0.99, 0.9, 0.5, name="made-up-3")
+    control = later.trials[0].model_copy(update={"heldout_balanced_accuracy": 0.7})
+    trials = (control, *later.trials[1:])
+    write_record(storage, later.model_copy(update={"trials": trials}))
+    caution = known_caution(balanced, 0.6, 575, storage)
+    assert "70.00 % balanced accuracy held out in made-up-3, the teacher 60.00 %" in caution
 
 
 def test_a_lead_is_that_of_what_the_search_ranks_by() -> None:
