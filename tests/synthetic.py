@@ -8,16 +8,20 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kdcore import TermConfig
 from kdcore.contract.searched import Choice, Span
 from kdcore.data.image_data import ImageData
 from kdcore.methods import CATALOGUE
 from kdcore.networks.cost import NetworkCost
+from kdcore.training.evaluation import Evaluation
 from kdcore.training.report import EpochReport
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import CONTROL, Experiment
 from search.experiment.space.point import IS_CONTROL, STUDENT, Point
 from search.experiment.space.space import published_trials
+from search.record.class_results import StudentClasses, kept_of
 from search.record.record import SearchRecord, TrialRecord
 from search.report.reporter import Reporter
 from search.stopping.replay import simulate
@@ -117,6 +121,41 @@ def made_up_search(
         "trials": tuple(made),
     }
     return SearchRecord(**values | changes)
+
+
+def made_up_evaluation(num_classes: int, images: int = 3000) -> Evaluation:
+    """Made-up predictions; the last class has no images, the first ones are found most often."""
+    draw = torch.Generator().manual_seed(num_classes)
+    labels = torch.randint(0, num_classes - 1, (images,), generator=draw)
+    others = torch.randint(0, num_classes, (images,), generator=draw)
+    right = torch.rand(images, generator=draw) < 0.95 - 0.5 * labels / num_classes
+    return Evaluation(labels, torch.where(right, labels, others), num_classes, 1.0, None)
+
+
+def made_up_classes(num_classes: int, **changes: Any) -> StudentClasses:
+    """What a record keeps of `made_up_evaluation`.
+
+    Args:
+        num_classes: K.
+        changes: fields that differ from those of trial 5 with kd.
+    """
+    found = made_up_evaluation(num_classes)
+    classes, mistakes = kept_of(found, [f"class {number}" for number in range(num_classes)])
+    values: dict[str, Any] = {
+        "label": "5",
+        "trial": 5,
+        "seed": None,
+        "student": "resnet8",
+        "objective": "kd",
+        "checkpoint": "searches/made-up-1/checkpoints/trial_005",
+        "epoch": 3,
+        "images": len(found.labels),
+        "balanced_accuracy": found.balanced_accuracy,
+        "num_classes": num_classes,
+        "classes": classes,
+        "mistakes": mistakes,
+    }
+    return StudentClasses(**values | changes)
 
 
 def by_balanced_accuracy(record: SearchRecord) -> SearchRecord:

@@ -8,10 +8,8 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import torch
 from ray.exceptions import RayTaskError
 
-from kdcore.training.evaluation import Evaluation
 from search.errors import LostSearchError, SearchError
 from search.experiment.schema import CONTROL
 from search.export.choice import Candidate, candidates
@@ -20,7 +18,6 @@ from search.record.class_results import (
     WORST_CLASSES,
     StudentClasses,
     class_table,
-    kept_of,
 )
 from search.record.live_record import LiveRecord
 from search.record.record import ConfirmationRun, Confirmed, SearchRecord
@@ -30,40 +27,11 @@ from search.report.summary import summary
 from search.session import session as sessions
 from search.session.search import Plots
 from search.session.session import Session
-from tests.synthetic import made_up_search
-
-
-def evaluation(num_classes: int, images: int = 3000) -> Evaluation:
-    """Made-up predictions; the last class has no images, the first ones are found most often."""
-    draw = torch.Generator().manual_seed(num_classes)
-    labels = torch.randint(0, num_classes - 1, (images,), generator=draw)
-    others = torch.randint(0, num_classes, (images,), generator=draw)
-    right = torch.rand(images, generator=draw) < 0.95 - 0.5 * labels / num_classes
-    return Evaluation(labels, torch.where(right, labels, others), num_classes, 1.0, None)
-
-
-def made_up_classes(num_classes: int, **changes: Any) -> StudentClasses:
-    found = evaluation(num_classes)
-    classes, mistakes = kept_of(found, [f"class {number}" for number in range(num_classes)])
-    values: dict[str, Any] = {
-        "label": "5",
-        "trial": 5,
-        "seed": None,
-        "student": "resnet8",
-        "objective": "kd",
-        "checkpoint": "searches/made-up-1/checkpoints/trial_005",
-        "epoch": 3,
-        "images": len(found.labels),
-        "balanced_accuracy": found.balanced_accuracy,
-        "num_classes": num_classes,
-        "classes": classes,
-        "mistakes": mistakes,
-    }
-    return StudentClasses(**values | changes)
+from tests.synthetic import made_up_classes, made_up_evaluation, made_up_search
 
 
 def test_what_is_kept_of_few_classes_is_everything_and_of_many_the_worst() -> None:
-    few, found = made_up_classes(10), evaluation(10)
+    few, found = made_up_classes(10), made_up_evaluation(10)
     assert [each.support for each in few.classes] == found.confusion.sum(1).tolist()
     assert few.classes[-1].recall is None
     assert {(row, column): count for row, column, count in few.mistakes} == {
@@ -71,7 +39,7 @@ def test_what_is_kept_of_few_classes_is_everything_and_of_many_the_worst() -> No
         for row, column in found.confusion.nonzero().tolist()
         if row != column
     }
-    many, found = made_up_classes(300), evaluation(300)
+    many, found = made_up_classes(300), made_up_evaluation(300)
     names = [each.name for each in many.classes]
     assert names == sorted(names, key=lambda name: int(name.removeprefix("class ")))
     recalls = {f"class {k}": each.recall for k, each in enumerate(found.classes())}
@@ -122,7 +90,7 @@ def test_the_picture_is_the_matrix_and_of_many_classes_the_most_frequent_mistake
         figure = confusion(with_classes(made_up_classes(number)))
         assert figure is not None
         (image,) = figure.axes[0].images
-        counts = evaluation(number).confusion.double()
+        counts = made_up_evaluation(number).confusion.double()
         shares = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
         np.testing.assert_allclose(np.ma.filled(image.get_array(), 0.0), shares.numpy())
         assert figure.texts[0].get_text() == "What trial 5 takes for what"

@@ -23,12 +23,12 @@ from search.report.plots.learning_curves import learning_curves
 from search.report.plots.parallel_coordinates import parallel_coordinates
 from search.report.plots.style import method_colours
 from search.stopping.rungs import Rungs
-from tests.synthetic import made_up_search
+from tests.synthetic import made_up_classes, made_up_search
 
 
 @pytest.fixture(scope="module")
 def record() -> SearchRecord:
-    return made_up_search(40)
+    return made_up_search(40).model_copy(update={"by_class": made_up_classes(10)})
 
 
 def drawn(drawing: Drawing, record: SearchRecord) -> Figure:

@@ -18,11 +18,12 @@ from kdcore.data.image_data import ImageData
 from kdcore.training.report import EpochReport
 from search.cli.ui import update_statistics
 from search.errors import StorageError, TrackingError
+from search.leaderboard.ranking import rank
 from search.record.live_record import LiveRecord
-from search.record.record import ConfirmationRun
+from search.record.record import METRIC, ConfirmationRun
 from search.tracking.mlflow_writer import MlflowWriter, save_runs_table
 from search.tracking.tracker import Tracker
-from tests.synthetic import made_up_search
+from tests.synthetic import by_balanced_accuracy, made_up_search
 
 
 @pytest.fixture(autouse=True)
@@ -338,6 +339,34 @@ def test_accuracies_have_the_decimals_that_tell_results_apart(
     assert [each["best_heldout_accuracy"] for each in shown] == [0.9809, 0.98087]
     assert [each["gain"] for each in shown] == [0.0333, 0.03333]
     assert [each["heldout_loss"] for each in shown] == [1 / 3, 1 / 3]
+
+
+def test_the_metric_that_ranks_stands_beside_the_accuracies(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    plain = made_up_search(12, methods=("none", "kd"), grace_epochs=None)
+    for record, test_score in ((plain, None), (by_balanced_accuracy(plain), 0.7)):
+        queue = tmp_path / f"{record.metric}.jsonl"
+        tracker = Tracker("http://127.0.0.1:9", tmp_path, queue, record, digits)
+        best, control = rank(record.trials)[0], record.control_of("resnet8")
+        assert control is not None
+        tracker.end_trial(best)
+        run = ConfirmationRun(seed=1, test_accuracy=0.9, test_score=test_score)
+        tracker.log_confirmation("1-seed1", "kd", 1, {}, [], run)
+        tracker.end_search(record)
+        tracker.close()
+        entries = map(json.loads, queue.read_text().splitlines())
+        found = {each["call"]: each["arguments"] for each in entries}
+        student = {METRIC: best.heldout_accuracy}
+        tested = {"test_accuracy": 0.9}
+        search = {**student, "control_heldout_accuracy": control.heldout_accuracy}
+        if record is not plain:
+            student |= {"best_score": best.score}
+            tested |= {"test_score": 0.7}
+            search |= {"best_score": best.score, "control_best_score": control.score}
+        assert found["end_trial"]["student"]["metrics"] == student
+        assert found["confirmation"]["metrics"] == tested
+        assert found["end_search"]["metrics"] == search
 
 
 def test_nothing_is_delivered_before_the_tracker_is_opened(
