@@ -9,8 +9,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from kdcore.errors import ConfigError, did_you_mean
+from search.experiment.closed import Closed
 from search.experiment.reading import keys_of, parse
-from search.experiment.schema import Closed
 
 Epoch = Literal["last", "best"]
 

@@ -15,8 +15,9 @@ from kdcore.data.config import OF_WEIGHTS
 from kdcore.errors import ConfigError, did_you_mean
 from kdcore.methods import CATALOGUE, check_method
 from search.errors import ExperimentError, Problem
+from search.experiment.closed import Closed
 from search.experiment.reading import parse, read_content
-from search.experiment.schema import CONTROL, NAME_PATTERN, BackboneName, Closed, Resources
+from search.experiment.schema import CONTROL, NAME_PATTERN, BackboneName, Resources
 from search.experiment.space.published import published_settings
 
 Row = dict[str, dict[str, Any]]

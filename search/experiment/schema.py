@@ -5,8 +5,6 @@ from typing import Annotated, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -18,20 +16,15 @@ from kdcore import CacheConfig, DataConfig, StudentConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
 from kdcore.contract.published import Benchmark
 from kdcore.methods import check_method, check_mixing
-from kdcore.training.metric import Metric
 from kdcore.training.recipe import BaseRecipe
+from search.experiment.closed import Closed
+from search.experiment.search_config import SearchConfig
 
 CONTROL = "none"
 
 # A name becomes a folder; this is what keeps it inside its place.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Option = bool | int | float | str
-
-
-class Closed(BaseModel):
-    """Keys that are known and legal, and stay as they are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SearchedRange(Closed):
@@ -83,53 +76,6 @@ class Training(BaseRecipe):
         if isinstance(rate, SearchedRange):
             return self.in_words(f"{rate.low:g} to {rate.high:g}")
         return self.in_words(f"{rate:g}")
-
-
-class Asha(Closed):
-    """Asynchronous successive halving: Li et al., MLSys 2020, arXiv:1810.05934.
-
-    Args:
-        grace_epochs: no trial is stopped before this epoch.
-        reduction: at each rung the best 1/reduction continue, at least two; each rung is that
-            factor above the one before.
-    """
-
-    grace_epochs: int = Field(1, ge=1)
-    reduction: float = Field(3.0, gt=1)
-
-
-class SearchConfig(Closed):
-    """How the space is searched.
-
-    Args:
-        trials: number of trials, including the control and the published settings.
-        seed: of the sampler.
-        asha: early stopping; null runs every trial to its end.
-        concurrent_trials: largest number of trials at a time; null: as many as the cluster holds.
-        hours: wall-clock hours for the trials, in all sessions together; null: no limit.
-        gpu_hours: GPU-hours of the trials; null: no limit.
-        cpu_hours: core-hours of the trials, where they use no GPU; null: no limit.
-        warm_start: names of earlier searches on the same data. The sampler learns from their
-            trials, where these fit into the space.
-        metric: what trials are ranked and stopped by, on the held-out images: `accuracy`,
-            `balanced_accuracy` (the mean of the classes' recalls) or, from 20 classes on, `top5`.
-        combinations: candidates of different slots that also run together at the start, at their
-            published settings, after each has run alone.
-        teacher_must_lead: end the search once a control has finished that has passed the teacher,
-            or is within noise of it: then there may be nothing to teach.
-    """
-
-    trials: int = Field(ge=1)
-    seed: int = Field(0, ge=0, lt=2**32)
-    asha: Asha | None = Asha()
-    concurrent_trials: int | None = Field(None, ge=1)
-    hours: float | None = Field(None, gt=0)
-    gpu_hours: float | None = Field(None, gt=0)
-    cpu_hours: float | None = Field(None, gt=0)
-    warm_start: tuple[str, ...] = ()
-    metric: Metric = "accuracy"
-    combinations: tuple[tuple[str, ...], ...] = ()
-    teacher_must_lead: bool = False
 
 
 class Confirm(Closed):
@@ -278,10 +224,10 @@ class Experiment(Closed):
 
     @model_validator(mode="after")
     def _rungs_within_budget(self) -> Self:
-        asha = self.search.asha
-        if asha is not None and asha.grace_epochs > self.training.epochs:
+        name, rule = self.search.stopping, self.search.rule
+        if rule is not None and rule.grace_epochs > self.training.epochs:
             raise ValueError(
-                f"search.asha.grace_epochs is {asha.grace_epochs}, but must be at most "
+                f"search.{name}.grace_epochs is {rule.grace_epochs}, but must be at most "
                 f"training.epochs, which is {self.training.epochs}"
             )
         return self

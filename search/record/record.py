@@ -27,6 +27,49 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Proposal(_Record):
+    """Where a trial's settings came from.
+
+    Args:
+        by: `control`, `published`, `asked` (a point of `search.points`), or the sampler's name.
+        results: number of trials with a result that the sampler learned from.
+        needed: with fewer it draws at random.
+        alike: of these, those of the same student and methods, where the settings come from a model
+            of them alone.
+        alike_needed: with fewer such the settings are random.
+    """
+
+    by: Literal["control", "published", "asked", "tpe", "gp", "cmaes", "random", "qmc", "grid"]
+    results: int | None = None
+    needed: int | None = None
+    alike: int | None = None
+    alike_needed: int | None = None
+
+
+class Verdict(_Record):
+    """What a rule of early stopping decided about a trial.
+
+    Args:
+        epoch: after which; without epochs on top, as all epochs here.
+        stops: whether the trial was stopped.
+        rung: the epoch at which trials are compared; none for the median rule.
+        place: the trial's, from 1, among those that had reached the rung.
+        of: number of those; for the median rule, of the trials that had ended whole.
+        places: number of places that go on.
+        best: the trial's best score so far, for the median rule.
+        median: of the running averages of those that had ended whole.
+    """
+
+    epoch: int
+    stops: bool
+    rung: int | None = None
+    place: int | None = None
+    of: int
+    places: int | None = None
+    best: float | None = None
+    median: float | None = None
+
+
 class TrialRecord(_Record):
     """A trial, as the leaderboard shows it.
 
@@ -35,8 +78,8 @@ class TrialRecord(_Record):
         student: the network that learns.
         point: what was chosen for it.
         objective: the methods with their searched settings, in words.
-        state: `finished` only after its last epoch; `stopped` early by ASHA; `failed`;
-            `interrupted` by the end of the search.
+        state: `finished` only after its last epoch; `stopped` early; `failed`; `interrupted` by the
+            end of the search.
         reason: why it failed; empty otherwise.
         epochs_done: number of epochs so far.
         accuracies: held-out accuracy after each epoch, shares of 1.
@@ -56,6 +99,9 @@ class TrialRecord(_Record):
             in trials of earlier versions.
         checkpoint: the folder of its checkpoints, relative to the storage.
         parts: number of parts that each batch was split into, to fit the GPU's memory.
+        proposal: where its settings came from; none in searches of earlier versions.
+        verdicts: what early stopping decided at each rung that it came to, and when it stopped it;
+            empty for controls, and in searches of earlier versions.
     """
 
     number: int
@@ -81,6 +127,8 @@ class TrialRecord(_Record):
     seconds_by_part: dict[str, float] = {}
     checkpoint: str | None = None
     parts: int = 1
+    proposal: Proposal | None = None
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def curve(self) -> tuple[float, ...]:

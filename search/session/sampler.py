@@ -8,15 +8,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from search.experiment.space.point import IS_CONTROL, NUMBER, Point
+from search.experiment.search_config import SamplerName
+from search.experiment.space.point import IS_CONTROL, NUMBER, Point, settings_of
 from search.experiment.space.space import Space
-from search.record.record import METRIC, TIME, TrialRecord
+from search.record.record import METRIC, TIME, Proposal, TrialRecord
+from search.session.sampling.named import proposer_of, study_sampler
 
 # Random trials before the model is used: enough to fit a density, few enough to leave a small
 # budget.
@@ -51,10 +53,13 @@ class OptunaSampler(Searcher):
             space are left out.
         learns_from: the largest number of ended trials in the study.
         on_top: the number of epochs on top, of a point.
+        sampler: what proposes points after the first ones.
+        grid_steps: values of a range on the grid.
 
     Attributes:
         study: the study that is asked now.
         adopted: number of earlier trials that fit.
+        proposals: by number, where the points came from that were proposed first here.
     """
 
     def __init__(
@@ -69,10 +74,12 @@ class OptunaSampler(Searcher):
         earlier: Iterable[TrialRecord] = (),
         learns_from: int = LEARNS_FROM,
         on_top: Callable[[Point], int] = lambda point: 0,
+        sampler: SamplerName = "tpe",
+        grid_steps: int = 3,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._space, self._epochs, self._seed, self._on_top = space, epochs, seed, on_top
-        self._learns_from = learns_from
+        self._learns_from, self._sampler = learns_from, sampler
         low, high = _STARTUP_LIMITS
         self._startup = max(parallel, min(high, max(low, round(trials * _STARTUP_SHARE))))
         self._asked: dict[str, optuna.Trial] = {}
@@ -85,9 +92,23 @@ class OptunaSampler(Searcher):
         self._ended = fitting + [self._frozen(trial) for trial in ended if _has_result(trial)]
         # A process that dies between proposing and starting a trial leaves a number without a
         # record; its point is sampled when its turn comes, where it is none of the first ones.
-        points = dict(enumerate(space.first_points()[:trials]))
+        first = space.first_points()
+        points = dict(enumerate(first[:trials]))
+        self.proposals = {
+            number: Proposal(by=self._first_by(number)) for number in points.keys() - known.keys()
+        }
+        self._proposer = proposer_of(
+            sampler,
+            space,
+            grid_steps=grid_steps,
+            startup=self._startup,
+            seed=seed,
+            first=len(first),
+            running=lambda: [trial.params for trial in self._asked.values()],
+        )
         self._next = max(len(points), max(known, default=-1) + 1)
         points |= {number: trial.point for number, trial in known.items()}
+        self._known = {settings_of(point) for point in (*first, *points.values())}
         self._waiting = deque(
             (number, points.get(number, {}))
             for number in range(self._next)
@@ -102,12 +123,33 @@ class OptunaSampler(Searcher):
             self._build_study(drawn=self._next)
         number, point = self._waiting.popleft() if self._waiting else (self._next, {})
         self._next = max(self._next, number + 1)
+        if not point:
+            point, self.proposals[number] = self._drawn(number)
         if point:
             self.study.enqueue_trial(point)
         trial = self._asked[trial_id] = self.study.ask()
         chosen = self._space.propose(trial, control=IS_CONTROL in point)
         self._ahead[trial_id] = self._on_top(chosen)
+        self._known.add(settings_of(chosen))
         return {**chosen, NUMBER: number}
+
+    def _drawn(self, number: int) -> tuple[Point, Proposal]:
+        """A new point, and where it came from; an empty one where the study is to propose it."""
+        if self._proposer is not None:
+            ended = self.study.get_trials(
+                deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
+            )
+            return self._proposer.propose(number, ended, self._known)
+        if self._sampler == "random":
+            return {}, Proposal(by="random")
+        return {}, Proposal(by="tpe", results=self._learned, needed=self._startup)
+
+    def _first_by(self, number: int) -> Literal["control", "asked", "published"]:
+        """What one of the space's first points is."""
+        asked = number - len(self._space.students)
+        if asked < 0:
+            return "control"
+        return "asked" if asked < len(self._space.asked) else "published"
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -142,12 +184,7 @@ class OptunaSampler(Searcher):
             drawn: number of points that were drawn before, with other seeds.
         """
         seed = (self._seed + 1_000_003 * drawn) % 2**32
-        with warnings.catch_warnings():
-            # Grouping is what makes the model use conditional fields; it is marked experimental.
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(
-                multivariate=True, group=True, n_startup_trials=self._startup, seed=seed
-            )
+        sampler = study_sampler(self._sampler, startup=self._startup, seed=seed)
         self.study = optuna.create_study(sampler=sampler, direction="maximize")
         kept = self._ended
         if len(kept) > self._learns_from:

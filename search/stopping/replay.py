@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from search.errors import SearchError
-from search.experiment.schema import Asha
+from search.experiment.search_config import Asha
 from search.record.record import SearchRecord
 from search.record.wording import METRIC_HEADS, percent, points
 from search.stopping.rungs import Rungs

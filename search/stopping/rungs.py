@@ -31,7 +31,7 @@ from bisect import bisect_right, insort
 from collections.abc import Iterable
 from itertools import accumulate
 
-from search.experiment.schema import Asha
+from search.experiment.search_config import Asha
 
 _ALWAYS_CONTINUE = 2  # the best trials at a rung, however few have reached it
 _EXTRA_RANKS = 2  # for a trial that has passed the rung

@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from search.experiment.schema import Asha
+from search.experiment.search_config import Asha
 from search.stopping.replay import Curves, simulate
 from search.stopping.rungs import Rungs
 from tests.benchmarks import report

@@ -34,7 +34,7 @@ from kdcore.data.image_data import open_data
 from kdcore.distillation.distill import network_pair
 from kdcore.training.evaluation import default_device
 from search.experiment.reading import parse_experiment
-from search.experiment.schema import Asha
+from search.experiment.search_config import Asha
 from search.experiment.space.derivation import derive_space
 from search.experiment.space.fields import NumberField
 from search.experiment.space.point import IS_CONTROL, NUMBER, Point, slot

@@ -32,6 +32,11 @@ def plain_name(key: str) -> str:
     return head if "." in head and last.isdigit() else key
 
 
+def settings_of(point: Point) -> frozenset[tuple[str, Option]]:
+    """What a point chooses; equal ones are trained the same."""
+    return frozenset((k, value) for k, value in point.items() if k not in (IS_CONTROL, NUMBER))
+
+
 def is_number(value: Option) -> bool:
     """Whether a setting is a number; yes and no are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING
 
 from kdcore.contract.published import Published
@@ -9,7 +10,15 @@ from kdcore.contract.searched import Span
 from kdcore.methods import CATALOGUE
 from search.experiment.schema import CONTROL, Experiment, SearchedRange
 from search.experiment.space.fields import ChoiceField, SearchedField
-from search.experiment.space.point import IS_CONTROL, LEARNING_RATE, SLOT, STUDENT, Point, slot
+from search.experiment.space.point import (
+    IS_CONTROL,
+    LEARNING_RATE,
+    SLOT,
+    STUDENT,
+    Point,
+    settings_of,
+    slot,
+)
 from search.experiment.space.published import accompanied
 
 if TYPE_CHECKING:
@@ -27,6 +36,7 @@ class Space:
         shared: fields that every trial has, whatever its student and methods.
         combinations: methods that are also tried together at the start.
         accompanied: what is published of those that stand beside other methods there.
+        asked: the points that a user asks for.
     """
 
     students: tuple[str, ...]
@@ -35,6 +45,7 @@ class Space:
     shared: tuple[SearchedField, ...]
     combinations: tuple[tuple[str, ...], ...] = ()
     accompanied: Mapping[str, Published] = field(default_factory=dict)
+    asked: tuple[Point, ...] = ()
 
     def propose(self, trial: "optuna.trial.BaseTrial", *, control: bool = False) -> Point:
         """A point from Optuna, whose trial is asked for the fields that its own choices bring.
@@ -68,9 +79,18 @@ class Space:
             return candidates
         return tuple(name for name in candidates if name != CONTROL)
 
+    def choices(self) -> list[Point]:
+        """Each student, where there are several, with each choice of methods that is sampled."""
+        students: list[Point] = [{}]
+        if len(self.students) > 1:
+            students = [{STUDENT: each} for each in self.students]
+        methods = product(*map(self._sampled, self.slots))
+        slots = [{slot(i): name for i, name in enumerate(each, start=1)} for each in methods]
+        return [student | each for student, each in product(students, slots)]
+
     def first_points(self) -> list[Point]:
-        """The trials that every search begins with: each student's control, then, with the first
-        student, each candidate as published, beside its companions, else the control's choice (else
+        """The trials that every search begins with: each student's control, the points that are
+        asked for, then, where they are not among these, with the first student, each candidate as published, beside its companions, else the control's choice (else
         the first candidate) in the other slots, and the combinations."""
         shared: Point = {each.name: each.published for each in self.shared}
         if len(self.students) > 1:
@@ -78,13 +98,16 @@ class Space:
             shared = {STUDENT: self.students[0]} | shared
         else:
             points = [self._control() | shared]
+        points += self.asked
+        known = set(map(settings_of, self.asked))
         for chosen, beside in self._first_choices():
             point: Point = {slot(i): name for i, name in enumerate(chosen, start=1)}
             for name in chosen:
                 for each in self.fields[self.students[0], name]:
                     value = beside.get(each.name, each.published)
                     point[each.name] = value if each.takes(value) else each.published
-            points.append(shared | point)
+            if settings_of(shared | point) not in known:
+                points.append(shared | point)
         return points
 
     def _first_choices(self) -> list[tuple[list[str], Point]]:
@@ -147,7 +170,8 @@ def is_logarithmic(experiment: Experiment, name: str) -> bool:
 
 
 def published_trials(experiment: Experiment) -> range:
-    """The numbers of the trials with published settings; they follow the controls."""
+    """The numbers of the trials with published settings, which follow the controls, in a search
+    without points that are asked for; with them, the record tells."""
     students = experiment.students
     methods = {name for slot in experiment.objective for name in slot}
     fields = {(student, name): () for student in students for name in methods}

@@ -3,7 +3,7 @@
 import pytest
 
 from search.errors import SearchError
-from search.experiment.schema import Asha
+from search.experiment.search_config import Asha
 from search.record.record import SearchRecord, TrialRecord
 from search.stopping.replay import replay, simulate
 from search.stopping.rungs import Rungs

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from search.experiment.schema import Asha
+from search.experiment.search_config import Asha
 from search.stopping.rungs import Rungs
 
 

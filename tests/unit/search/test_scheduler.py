@@ -8,7 +8,7 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search.experiment.schema import Asha
+from search.experiment.search_config import Asha
 from search.experiment.space.point import IS_CONTROL, NUMBER
 from search.record.record import METRIC, REASON, TIME
 from search.stopping.rungs import Rungs

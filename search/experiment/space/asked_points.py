@@ -1,0 +1,117 @@
+"""The points that a user asks for by plain names, as points of the space."""
+
+from collections.abc import Mapping
+
+from kdcore.errors import ConfigError, did_you_mean
+from search.errors import Problem
+from search.experiment.schema import CONTROL, Experiment, Option
+from search.experiment.space.fields import ChoiceField, SearchedField
+from search.experiment.space.point import STUDENT, Point, is_number, plain_name, settings_of, slot
+from search.experiment.space.space import Space
+
+METHOD = "method"
+"""The plain name of a point's methods, like `kd` or `kd + at`."""
+
+
+def asked_points(experiment: Experiment, space: Space) -> tuple[tuple[Point, ...], list[Problem]]:
+    """The points of `search.points`, and what is wrong with them.
+
+    Args:
+        experiment: asks for them.
+        space: that they must lie in.
+    """
+    points: list[Point] = []
+    problems = []
+    controls = space.first_points()[: len(space.students)]
+    places = dict.fromkeys(map(settings_of, controls), "the control, which runs anyway")
+    for asked in experiment.search.points:
+        try:
+            point = _point(asked.values, space)
+            if (known := places.get(settings_of(point))) is not None:
+                raise ConfigError(f"is the same as {known}; leave it out")
+            points.append(point)
+            places[settings_of(point)] = asked.place
+        except ConfigError as error:
+            problems.append(Problem(key="search.points", message=f"{asked.place}: {error}"))
+    return tuple(points), problems
+
+
+def _point(asked: Mapping[str, Option], space: Space) -> Point:
+    """A point of the space; settings that are not named have their published values.
+
+    Raises:
+        ConfigError: it names something that is not there, or has a value out of the space.
+    """
+    values = dict(asked)
+    student = str(values.pop(STUDENT, space.students[0]))
+    if student not in space.students:
+        raise ConfigError(
+            f"student is {student!r}, but must be one of {', '.join(space.students)}"
+            f"{did_you_mean(student, space.students)}"
+        )
+    methods = _methods(values.pop(METHOD, None), space)
+    point: Point = {STUDENT: student} if len(space.students) > 1 else {}
+    point |= {slot(number): name for number, name in enumerate(methods, start=1)}
+    of_methods = [each for name in methods for each in space.fields[student, name]]
+    # As on the leaderboard, and as in the file: `learning_rate`, `training.learning_rate`.
+    named = {each.name.partition(".")[2]: each for each in space.shared}
+    named |= {plain_name(each.name): each for each in of_methods}
+    known = [METHOD, *([STUDENT] if len(space.students) > 1 else []), *named]
+    fields = [*space.shared, *of_methods]
+    named |= {each.name: each for each in space.shared}
+    for key in values:
+        if key not in named:
+            raise ConfigError(_unknown(key, known, methods, space))
+    chosen = {named[key].name: _value(key, named[key], value) for key, value in values.items()}
+    return point | {each.name: chosen.get(each.name, each.published) for each in fields}
+
+
+def _methods(asked: Option | None, space: Space) -> list[str]:
+    """The method of each slot; none is named of one without distillation."""
+    candidates = [name for of_slot in space.slots for name in of_slot]
+    known = f"The candidates are {', '.join(dict.fromkeys(candidates))}"
+    if asked is None:
+        raise ConfigError(f"{METHOD} is missing, like {METHOD}: {candidates[-1]}. {known}")
+    names = [name.strip() for name in str(asked).split("+")]
+    for name in names:
+        if name not in (*candidates, CONTROL):
+            raise ConfigError(
+                f"{METHOD} is {asked!r}, but {name!r} is not a candidate"
+                f"{did_you_mean(name, candidates)} {known}"
+            )
+    methods = []
+    for number, of_slot in enumerate(space.slots, start=1):
+        found = [name for name in names if name in of_slot and name != CONTROL]
+        if len(found) > 1 or not (found or CONTROL in of_slot):
+            raise ConfigError(
+                f"{METHOD} is {asked!r}, but must name one of {', '.join(of_slot)}, which are the "
+                f"candidates of {slot(number)}"
+            )
+        methods += found or [CONTROL]
+    return methods
+
+
+def _unknown(key: str, known: list[str], methods: list[str], space: Space) -> str:
+    owner = key.partition(".")[0]
+    if owner not in methods and any(owner in of_slot for of_slot in space.slots):
+        return f"{key} is given, but {METHOD} is {' + '.join(methods)}; leave it out"
+    return (
+        f"unknown key {key!r}{did_you_mean(key, known)} Known here: {', '.join(known)}; "
+        f"others are not searched"
+    )
+
+
+def _value(key: str, field: SearchedField, value: Option) -> Option:
+    """A value as the field has it.
+
+    Raises:
+        ConfigError: the field does not take it.
+    """
+    if isinstance(field, ChoiceField):
+        for option in field.options:
+            if option == value and isinstance(option, bool) == isinstance(value, bool):
+                return option
+    elif is_number(value) and field.takes(value) and not (field.integer and value != int(value)):
+        return int(value) if field.integer else float(value)
+    whole = ", whole" if not isinstance(field, ChoiceField) and field.integer else ""
+    raise ConfigError(f"{key} is {value!r}, but the search takes {field}{whole}")

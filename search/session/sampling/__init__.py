@@ -1,0 +1,1 @@
+"""Samplers by name: what proposes the points of a search, where it is not Optuna's study itself."""

@@ -1,0 +1,49 @@
+"""What all samplers of this folder do."""
+
+import random
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from optuna.trial import FrozenTrial
+
+from search.experiment.schema import Option
+from search.experiment.space.point import Point, settings_of
+from search.experiment.space.space import Space
+from search.record.record import Proposal
+from search.session.sampling.walk import Walk, value_at
+
+Known = Collection[frozenset[tuple[str, Option]]]
+"""The settings of all trials so far."""
+
+_TRIES = 100
+
+
+class Proposer(Protocol):
+    """Proposes points; what it proposes follows from what it is given, and from a seed."""
+
+    def propose(
+        self, number: int, ended: Sequence[FrozenTrial], known: Known
+    ) -> tuple[Point, Proposal]:
+        """The point of a trial, and where it came from.
+
+        Args:
+            number: of the trial.
+            ended: trials that have ended with a result, or a part of them, in their order.
+            known: settings that are not proposed again, as long as there are others.
+        """
+
+
+def unless_known(point: Point, space: Space, known: Known, seed: int) -> Point:
+    """The point, or where it has been there a random one that has not: to train the same again
+    would give the same."""
+    chance = random.Random(seed)
+    for _ in range(_TRIES):
+        if settings_of(point) not in known:
+            break
+        point = space.propose(Walk(lambda _, field: value_at(field, chance.random())))
+    return point
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of one proposal: a later session must not draw again what an earlier one drew."""
+    return (seed + 1_000_003 * number) % 2**32
