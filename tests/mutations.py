@@ -74,8 +74,8 @@ DEFECTS = (
     Defect(
         "a rung that keeps one too many",
         "search/stopping/rungs.py",
-        "return better < places",
-        "return better <= places",
+        "stops=better >= places",
+        "stops=better > places",
         ("tests/unit/search/test_rungs.py",),
     ),
     Defect(

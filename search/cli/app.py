@@ -20,8 +20,8 @@ _PANELS = {
         *(launching.confirm, launching.check),
     ),
     "Results": (
-        *(browsing.leaderboard, browsing.compare, browsing.replay, ui.ui),
-        *(picking.best, picking.rerun, browsing.cache),
+        *(browsing.leaderboard, browsing.compare, browsing.explain, browsing.replay),
+        *(ui.ui, picking.best, picking.rerun, browsing.cache),
     ),
     "Published tables": (reproducing.reproduce,),
     "Clusters": (remote.submit, remote.status, remote.logs, remote.stop),

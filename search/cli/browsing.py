@@ -1,8 +1,9 @@
-"""Commands that show what was searched: leaderboard, compare, replay, cache."""
+"""Commands that show what was searched: leaderboard, compare, explain, replay, cache."""
 
 import sys
 import time
 from enum import StrEnum
+from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -110,11 +111,22 @@ def compare(
     console().print(comparison_table(ours.record, theirs.record))
 
 
+class Rule(StrEnum):
+    """The rules of early stopping."""
+
+    ASHA = "asha"
+    HYPERBAND = "hyperband"
+    MEDIAN = "median"
+
+
 def replay(
     name: SearchName,
+    stopping: Annotated[
+        list[Rule], typer.Option("--stopping", help="Rule; may be repeated (default: asha).")
+    ] = [],  # noqa: B006  (typer copies it)
     grace: Annotated[
         list[int], typer.Option("--grace", metavar="EPOCHS", min=1, help="May be repeated.")
-    ] = [],  # noqa: B006  (typer copies it)
+    ] = [],  # noqa: B006
     reduction: Annotated[
         list[float], typer.Option("--reduction", metavar="FACTOR", help="May be repeated.")
     ] = [],  # noqa: B006
@@ -122,7 +134,7 @@ def replay(
     storage: StorageOption = "runs",
 ) -> None:
     """Show what a search would have cost and lost under other early stopping."""
-    from search.experiment.schema import Asha
+    from search.experiment.search_config import Asha, Hyperband, Median, StoppingSettings
     from search.stopping.replay import replay as outcomes_of
     from search.stopping.replay import replay_table
 
@@ -130,15 +142,30 @@ def replay(
     epochs = record.experiment.training.epochs
     # A rung after the first epoch, and after about a tenth, a fifth and a third of the budget.
     grace = grace or sorted({max(1, round(epochs * share)) for share in (0, 0.1, 0.2, 0.33)})
-    wrong = [value for value in reduction if value <= 1]
+    rules = stopping or [Rule.ASHA]
+    wrong = [value for value in reduction if value <= 1 or (Rule.HYPERBAND in rules and value < 2)]
     if wrong:
-        raise SearchError(f"--reduction is {wrong[0]:g}, but must be > 1")
-    settings = [
-        Asha(grace_epochs=epoch, reduction=factor)
-        for epoch in grace
-        for factor in reduction or (2.0, 3.0, 4.0)
-    ]
+        least = ">= 2 for hyperband" if Rule.HYPERBAND in rules else "> 1"
+        raise SearchError(f"--reduction is {wrong[0]:g}, but must be {least}")
+    settings: list[StoppingSettings] = []
+    for rule, epoch in product(rules, grace):
+        if rule is Rule.MEDIAN:
+            settings.append(Median(grace_epochs=epoch))
+            continue
+        kind = Asha if rule is Rule.ASHA else Hyperband
+        settings += [
+            kind(grace_epochs=epoch, reduction=factor) for factor in reduction or (2.0, 3.0, 4.0)
+        ]
     console().print(replay_table(record, outcomes_of(record, settings, slots)))
+
+
+def explain(
+    name: SearchName,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Number of a trial.")],
+    storage: StorageOption = "runs",
+) -> None:
+    """Say why a trial was proposed, and why it was stopped or not."""
+    print(search.open_search(name, storage=storage).explain(trial))
 
 
 def cache(

@@ -184,6 +184,8 @@ def check(
         teacher_caution,
         tracking_caution,
     )
+    from search.session.sampling.named import sampler_in_words
+    from search.stopping.named import IN_WORDS
 
     place = Storage(storage)
     prepared = plan(experiment, place, str(file))
@@ -203,12 +205,13 @@ def check(
     table.add_column("values", overflow="fold")
     for field, values in space.describe():
         table.add_row(field, values)
-    asha = experiment.search.asha
-    stops = (
-        f"ASHA may stop a trial from epoch {asha.grace_epochs} on"
-        if asha
-        else "no trial is stopped early"
-    )
+    rule, points = experiment.search.rule, experiment.search.points
+    stops = "no trial is stopped early"
+    if rule is not None:
+        name = IN_WORDS[experiment.search.stopping]
+        stops = f"{name} may stop a trial from epoch {rule.grace_epochs} on"
+    asked = f", the {len(points)} of search.points" if points else ""
+    trials = prepared.experiment.search.trials
     controls = "control" if len(experiment.students) == 1 else "students' controls"
     trained = "\n".join((*evaluation(prepared), *starts(prepared), *recipes(experiment)))
     on_top = " after preparatory ones" if experiment.training.preparation_on_top else ""
@@ -220,10 +223,10 @@ def check(
         f"{'ready' if prepared.teacher_ready else 'to be prepared'}\n"
         f"student  {', '.join(experiment.students)}\n"
         f"{trained}\n"
-        f"trials   {experiment.search.trials} of {experiment.training.epochs} epochs{on_top}; "
-        f"the first {len(space.first_points())} are the {controls} and the settings published for "
-        f"{prepared.experiment.published}; "
-        f"{stops}"
+        f"trials   {trials} of {experiment.training.epochs} epochs{on_top}; "
+        f"the first {len(space.first_points())} are the {controls}{asked} and the settings "
+        f"published for {prepared.experiment.published}; {stops}\n"
+        f"sampler  {sampler_in_words(experiment, space)}"
     )
     if experiment.confirm is not None:
         print(

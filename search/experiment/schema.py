@@ -162,7 +162,7 @@ class Experiment(Closed):
     search: SearchConfig
     resources: Resources = Resources()
     cache: CacheConfig | None = CacheConfig()
-    narrow: dict[str, tuple[Option, ...]] = {}
+    narrow: dict[str, tuple[Option, ...]] = Field(default_factory=dict)
     published: Benchmark | None = None
     confirm: Confirm | None = None
     licences: Licences = Licences()

@@ -37,6 +37,8 @@ class Proposal(_Record):
         alike: of these, those of the same student and methods, where the settings come from a model
             of them alone.
         alike_needed: with fewer such the settings are random.
+        redrawn: whether the sampler's own point had been there, so that a random one is in its
+            place.
     """
 
     by: Literal["control", "published", "asked", "tpe", "gp", "cmaes", "random", "qmc", "grid"]
@@ -44,6 +46,7 @@ class Proposal(_Record):
     needed: int | None = None
     alike: int | None = None
     alike_needed: int | None = None
+    redrawn: bool = False
 
 
 class Verdict(_Record):

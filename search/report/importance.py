@@ -36,11 +36,11 @@ def importances(record: SearchRecord, most: int) -> list[Importance]:
     """The importance of the settings that all trials share, then of the settings of each method;
     of the first groups that have any.
 
-    Trials are compared at the first rung of early stopping, which all of them reach. Only the best
-    get further, and among these alone every setting would seem unimportant.
+    Trials are compared at the first epoch at which any may be stopped, which all of them reach.
+    Only the best get further, and among these alone every setting would seem unimportant.
     """
     search, epochs = record.experiment.search, record.experiment.training.epochs
-    epoch = search.asha.grace_epochs if search.asha else epochs
+    epoch = search.rule.grace_epochs if search.rule else epochs
     reached = [t for t in record.trials if len(t.accuracies) >= epoch + t.epochs_on_top]
     groups: dict[str, list[TrialRecord]] = {"all trials": reached}
     for trial in reached:

@@ -167,6 +167,7 @@ def resume(
                 f"give it more with --set search.hours=..., gpu_hours or cpu_hours"
             )
         prepared = plan(experiment, storage, name, begun=True)
+        record = record.model_copy(update={"experiment": prepared.experiment})
         return _run(prepared, storage, record, owner, address)
 
 

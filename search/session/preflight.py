@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -27,6 +27,7 @@ from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.metric import check_metric
 from search.errors import ExperimentError, KdsearchError, Problem
 from search.experiment.schema import CONTROL, Experiment
+from search.experiment.space.asked_points import asked_points, points_caution
 from search.experiment.space.derivation import derive_space
 from search.experiment.space.point import Point
 from search.experiment.space.published import accompanied
@@ -37,6 +38,8 @@ from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
 from search.session.preparation import measured_executions, starts_in_words, with_evaluation
+from search.session.sampling.grid import capped
+from search.session.sampling.named import missing_packages
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Prepared:
     """An experiment whose data, teacher and networks are there, or can be made.
 
     Args:
-        experiment: what was asked for, with the benchmark of its published settings, and with
-            numbers for an evaluation that is left to weights.
+        experiment: what was asked for, with the benchmark of its published settings, with numbers
+            for an evaluation that is left to weights, and with no more trials than a grid has.
         data: its images.
         teacher_path: the teacher's folder on this machine.
         teacher_ready: whether it is there already.
@@ -100,10 +103,13 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
     experiment, pairs = prepared.experiment, prepared.networks
     if len(pairs) < len(experiment.students):
         raise ExperimentError(source, problems)
+    problems += missing_packages(experiment)
     try:
         space = derive_space(experiment, pairs, source)
     except ExperimentError as error:
         raise ExperimentError(source, (*problems, *error.problems)) from None
+    asked, more = asked_points(experiment, space)
+    problems += more
     if problems:  # what follows takes seconds
         raise ExperimentError(source, problems)
     for student, networks in pairs.items():
@@ -112,7 +118,8 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
         problems += _refusals(one, alone.points_to_check(), networks, prepared.data)
     if problems:
         raise ExperimentError(source, problems)
-    return Plan(**vars(prepared), space=space)
+    space = replace(space, asked=asked)
+    return Plan(**vars(prepared) | {"experiment": capped(experiment, space)}, space=space)
 
 
 def prepare(experiment: Experiment, storage: Storage, source: str) -> Prepared:
@@ -305,8 +312,8 @@ def recipes(experiment: Experiment) -> list[str]:
 
 def cautions(experiment: Experiment) -> list[str]:
     """What can be run, but may not give what its user expects."""
-    asha, recipe = experiment.search.asha, experiment.training
-    found = []
+    search, recipe = experiment.search, experiment.training
+    found = points_caution(experiment)
     for method, published in accompanied(experiment).items():
         others = {name for slot in experiment.objective if method not in slot for name in slot}
         found += [
@@ -315,15 +322,16 @@ def cautions(experiment: Experiment) -> list[str]:
             for name, words in published.companions().items()
             if name not in others
         ]
-    if asha is None or recipe.schedule == "constant" or asha.grace_epochs >= recipe.epochs:
+    rule = search.rule
+    if rule is None or recipe.schedule == "constant" or rule.grace_epochs >= recipe.epochs:
         return found
     return [
         *found,
-        f"training.schedule is {recipe.schedule} over all {recipe.epochs} epochs, but search.asha "
-        f"compares trials from epoch {asha.grace_epochs} on, when the learning rate is still near "
-        f"its peak: early rungs favour settings that learn quickly over those that end best. Use "
-        f"training.schedule: constant for the search, more grace_epochs, or asha: null; kdsearch "
-        f"replay shows what other settings would have cost",
+        f"training.schedule is {recipe.schedule} over all {recipe.epochs} epochs, but search."
+        f"{search.stopping} compares trials from epoch {rule.grace_epochs} on, when the learning "
+        f"rate is still near its peak: this favours settings that learn quickly over those that "
+        f"end best. Use training.schedule: constant for the search, more grace_epochs, or "
+        f"stopping: none; kdsearch replay shows what other settings would have cost",
     ]
 
 

@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
@@ -18,7 +19,7 @@ from search.leaderboard.teacher_lead import teacher_lead, what_to_do
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
 from search.record.owner import HEARTBEAT, Owner
-from search.record.record import REASON, REPORT, SAVED, TrialRecord
+from search.record.record import REASON, REPORT, SAVED, Proposal, TrialRecord, Verdict
 from search.record.trial_checkpoints import trial_folder
 from search.report.reporter import Reporter
 from search.session.interruption import StopRequest
@@ -47,6 +48,8 @@ class Recorder(tune.Callback):
         reporter: writes the report now and then.
         progress: shows how far the search is.
         stop: ends it.
+        proposals: by number, where the points of new trials came from.
+        verdicts: by number, what early stopping has just decided; each is taken out of there.
 
     Attributes:
         lost: says that another process has taken the search over; then nothing is told any more.
@@ -61,11 +64,16 @@ class Recorder(tune.Callback):
         reporter: Reporter,
         progress: LiveDisplay,
         stop: StopRequest,
+        *,
+        proposals: Mapping[int, Proposal] | None = None,
+        verdicts: dict[int, Verdict] | None = None,
     ) -> None:
         self.lost: LostSearchError | None = None
         self._search, self._log, self._owner = search, log, owner
         self._tracker, self._progress = tracker, progress
         self._reporter, self._stop = reporter, stop
+        self._proposals = {} if proposals is None else proposals
+        self._verdicts = {} if verdicts is None else verdicts
         self._counted = time.monotonic()
         self._due = self._counted  # when the record is to be written
 
@@ -83,6 +91,11 @@ class Recorder(tune.Callback):
         if result[SAVED]:
             folder = trial_folder(self._search.head.name, known.number)
             known = known.model_copy(update={"checkpoint": folder})
+        verdict = self._verdicts.pop(known.number, None)
+        # Epochs that are told once more are judged again, by what is known now.
+        last = known.verdicts[-1].epoch if known.verdicts else 0
+        if verdict is not None and (verdict.stops or verdict.epoch > last):
+            known = known.model_copy(update={"verdicts": (*known.verdicts, verdict)})
         if REASON in result:
             self._search.put(known.model_copy(update={"reason": result[REASON]}))
             return
@@ -186,6 +199,7 @@ class Recorder(tune.Callback):
             state="running",
             epochs=experiment.training.epochs + config.epochs_on_top,
             epochs_on_top=config.epochs_on_top,
+            proposal=self._proposals.get(number),
         )
         opened = opened.model_copy(update={"state": "running"})
         self._search.put(opened)

@@ -61,6 +61,19 @@ class Search:
 
         return leaderboard_frame(self.record, method, state)
 
+    def explain(self, trial: int) -> str:
+        """Why a trial was proposed, and why it was stopped or not, in a few sentences.
+
+        Args:
+            trial: its number.
+
+        Raises:
+            SearchError: the search has no such trial.
+        """
+        from search.report.explanation import explanation
+
+        return "\n".join(explanation(self.record, trial))
+
     @property
     def plots(self) -> "Plots":
         """The pictures of the search, as matplotlib figures."""

@@ -27,7 +27,7 @@ from search.record.files import read_record
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
 from search.record.owner import Owner
-from search.record.record import SearchRecord, TrialRecord
+from search.record.record import SearchRecord, TrialRecord, Verdict
 from search.record.storage import Storage, local_home, search_storage
 from search.record.wording import as_typed, percent_of
 from search.report.reporter import Reporter
@@ -41,8 +41,8 @@ from search.session.retraining.retraining import Asked, Retraining
 from search.session.sampler import OptunaSampler
 from search.session.trial import run_trial
 from search.session.winner import classes_of
-from search.stopping.rungs import Rungs
-from search.stopping.scheduler import ControlSparingAsha, Fifo
+from search.stopping.named import rule_of
+from search.stopping.scheduler import ControlSparing, Fifo
 from search.tracking.tracker import Tracker
 
 # How often a trial is restarted after its process or machine died, or it raised an error.
@@ -254,12 +254,14 @@ class Session:
         if remaining <= 0:
             self._search.update(state="finished")
             return
-        scheduler = Fifo()
-        if search.asha is not None:
-            rungs = Rungs(search.asha, epochs=epochs)
+        scheduler, verdicts = Fifo(), dict[int, Verdict]()
+        if search.rule is not None:
+            rule = rule_of(search.rule, epochs=epochs)
             for trial in recorded:
-                rungs.add_curve(trial.number, trial.curve, trial.epochs_on_top)
-            scheduler = ControlSparingAsha(rungs, epochs=epochs, on_top=on_top)
+                rule.add_curve(trial.number, trial.curve, trial.epochs_on_top)
+            scheduler = ControlSparing(
+                rule, epochs=epochs, on_top=on_top, metric=search.metric, verdicts=verdicts
+            )
         searcher = OptunaSampler(
             self._plan.space,
             trials=search.trials,
@@ -269,6 +271,8 @@ class Session:
             recorded=recorded,
             earlier=self._earlier_trials(),
             on_top=on_top,
+            sampler=search.sampler,
+            grid_steps=search.grid_steps,
         )
         request = StopRequest()
         callback = Recorder(
@@ -279,6 +283,8 @@ class Session:
             self._reporter,
             self._progress,
             request,
+            proposals=searcher.proposals,
+            verdicts=verdicts,
         )
         trainable = tune.with_resources(
             tune.with_parameters(

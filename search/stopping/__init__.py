@@ -1,1 +1,1 @@
-"""Early stopping by successive halving: its rungs, its place in Ray Tune, and replays of it."""
+"""Early stopping: its rules by name, their place in Ray Tune, and replays of them."""

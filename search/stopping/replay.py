@@ -1,4 +1,4 @@
-"""Replays a search's recorded learning curves under other settings of early stopping.
+"""Replays a search's recorded learning curves under other rules and settings of early stopping.
 
 Nothing is trained. Trials start in the order of their numbers, each as soon as a slot is free, and
 take as long as they took.
@@ -8,29 +8,19 @@ import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from search.errors import SearchError
-from search.experiment.search_config import Asha
+from search.experiment.search_config import Median, StoppingSettings
 from search.record.record import SearchRecord
 from search.record.wording import METRIC_HEADS, percent, points
-from search.stopping.rungs import Rungs
+from search.stopping.named import rule_of
+from search.stopping.rule import StoppingRule
 
 Curves = Mapping[int, Sequence[float]]
 """The held-out accuracies of each trial, by number, after each of its epochs."""
-
-
-class StoppingRule(Protocol):
-    """Decides which trials stop early."""
-
-    def add(self, trial: int, epoch: int, best_accuracy: float) -> None:
-        """Records a trial's best accuracy up to an epoch."""
-
-    def keeps(self, trial: int, epoch: int) -> bool:
-        """Whether a trial continues after an epoch."""
 
 
 def simulate(
@@ -75,7 +65,7 @@ def simulate(
         now, trial = heapq.heappop(reports)
         ran[trial] = epoch = ran[trial] + 1
         judged = epoch - (on_top[trial] if on_top else 0)
-        rule.add(trial, judged, best[trial][epoch - 1])
+        rule.add(trial, judged, best[trial][epoch - 1], curves[trial][epoch - 1])
         if epoch < len(curves[trial]) and (trial in spared or rule.keeps(trial, judged)):
             heapq.heappush(reports, (now + seconds(trial), trial))
         else:
@@ -88,7 +78,7 @@ class Outcome:
     """How a search would have ended.
 
     Args:
-        asha: the settings; None for the search as it was.
+        settings: of early stopping; None for the search as it was.
         epochs: number of epochs that would have been trained.
         finished: number of trials that would have reached their last epoch.
         best_accuracy: the best accuracy among them, or what else is ranked by, from 0 to 1.
@@ -97,7 +87,7 @@ class Outcome:
             counted only as far as they were recorded.
     """
 
-    asha: Asha | None
+    settings: StoppingSettings | None
     epochs: int
     finished: int
     best_accuracy: float
@@ -105,7 +95,7 @@ class Outcome:
     unknown: int
 
 
-def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[Outcome]:
+def replay(record: SearchRecord, settings: Iterable[StoppingSettings], slots: int) -> list[Outcome]:
     """How a search ended, followed by how it would have ended under each of the settings.
 
     Args:
@@ -126,11 +116,11 @@ def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[O
     outcomes = [
         Outcome(None, sum(map(len, curves.values())), len(whole), best, best_found=True, unknown=0)
     ]
-    for asha in settings:
-        rungs = Rungs(asha, epochs=record.experiment.training.epochs)
+    for each in settings:
+        rule = rule_of(each, epochs=record.experiment.training.epochs)
         ran = simulate(
             curves,
-            rungs,
+            rule,
             slots=slots,
             spared={trial.number for trial in trials if trial.is_control},
             epoch_seconds={t.number: t.train_seconds / t.epochs_done for t in trials},
@@ -142,12 +132,12 @@ def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[O
         reached = max((max(curves[number]) for number in finished), default=0.0)
         outcomes.append(
             Outcome(
-                asha,
+                each,
                 sum(ran.values()),
                 len(finished),
                 reached,
                 best_found=reached == best,
-                unknown=sum(rungs.keeps(each, ran[each] - on_top[each]) for each in cut),
+                unknown=sum(rule.keeps(trial, ran[trial] - on_top[trial]) for trial in cut),
             )
         )
     return outcomes
@@ -156,12 +146,13 @@ def replay(record: SearchRecord, settings: Iterable[Asha], slots: int) -> list[O
 def replay_table(record: SearchRecord, outcomes: Sequence[Outcome]) -> Table:
     """The outcomes of a search for a terminal."""
     table = Table(
-        title=f"{record.name} under other settings of search.asha",
+        title=f"{record.name} under other early stopping",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
+    table.add_column("stopping")
     columns = ("grace_epochs", "reduction", "epochs", "saved", "finished")
     for column in (*columns, f"held-out {METRIC_HEADS.get(record.metric, '%')}", "lost"):
         table.add_column(column, justify="right")
@@ -170,8 +161,7 @@ def replay_table(record: SearchRecord, outcomes: Sequence[Outcome]) -> Table:
     for outcome in outcomes:
         unknown = f", {outcome.unknown} trials would have run longer" if outcome.unknown else ""
         table.add_row(
-            "as it was" if outcome.asha is None else str(outcome.asha.grace_epochs),
-            "" if outcome.asha is None else f"{outcome.asha.reduction:g}",
+            *_rule_in_words(outcome.settings),
             f"{outcome.epochs:,}",
             f"{100 * (1 - outcome.epochs / actual.epochs):.0f} %",
             str(outcome.finished),
@@ -180,3 +170,11 @@ def replay_table(record: SearchRecord, outcomes: Sequence[Outcome]) -> Table:
             ("kept" if outcome.best_found else "lost") + unknown,
         )
     return table
+
+
+def _rule_in_words(settings: StoppingSettings | None) -> tuple[str, str, str]:
+    """The rule, its grace epochs, its reduction."""
+    if settings is None:
+        return "as it was", "", ""
+    reduction = "" if isinstance(settings, Median) else f"{settings.reduction:g}"
+    return type(settings).__name__.lower(), str(settings.grace_epochs), reduction

@@ -29,38 +29,48 @@ judged again in time; the two extra ranks then cost a few epochs and lose less, 
 import math
 from bisect import bisect_right, insort
 from collections.abc import Iterable
-from itertools import accumulate
 
 from search.experiment.search_config import Asha
+from search.record.record import Verdict
+from search.stopping.rule import StoppingRule
 
 _ALWAYS_CONTINUE = 2  # the best trials at a rung, however few have reached it
 _EXTRA_RANKS = 2  # for a trial that has passed the rung
 
 
-class Rungs:
+def rung_epochs(grace_epochs: int, reduction: float, epochs: int) -> list[int]:
+    """The epochs of the rungs, rounded up, each a factor above the one before; all are below the
+    epochs of a whole trial."""
+    found: list[int] = []
+    rung: float = grace_epochs
+    while math.ceil(rung) < epochs:
+        found.append(math.ceil(rung))
+        rung *= reduction
+    return list(dict.fromkeys(found))
+
+
+class Rungs(StoppingRule):
     """The results of trials at each rung.
 
     Args:
         asha: the settings of early stopping.
         epochs: the epochs of a whole trial, without those of preparatory stages on top, which no
             rung counts.
+        at: the epochs of the rungs; none: by the settings.
 
     Attributes:
         results: by the rung's epoch and the trial's number, the best accuracy up to that epoch.
     """
 
-    def __init__(self, asha: Asha, *, epochs: int) -> None:
+    def __init__(self, asha: Asha, *, epochs: int, at: Iterable[int] | None = None) -> None:
         self._reduction = asha.reduction
-        self.results: dict[int, dict[int, float]] = {}
+        if at is None:
+            at = rung_epochs(asha.grace_epochs, asha.reduction, epochs)
+        self.results: dict[int, dict[int, float]] = {rung: {} for rung in at}
         # Each rung's results from the worst to the best.
-        self._ordered: dict[int, list[float]] = {}
-        rung: float = asha.grace_epochs
-        while math.ceil(rung) < epochs:
-            self.results[math.ceil(rung)] = {}
-            self._ordered[math.ceil(rung)] = []
-            rung *= asha.reduction
+        self._ordered: dict[int, list[float]] = {rung: [] for rung in self.results}
 
-    def add(self, trial: int, epoch: int, best_accuracy: float) -> None:
+    def add(self, trial: int, epoch: int, best_accuracy: float, accuracy: float = math.nan) -> None:
         """Records a trial's best accuracy if the epoch is a rung and the trial is new there."""
         results = self.results.get(epoch)
         if results is None or trial in results:
@@ -69,25 +79,27 @@ class Rungs:
         if not math.isnan(best_accuracy):  # which is neither better nor worse than any other
             insort(self._ordered[epoch], best_accuracy)
 
-    def add_curve(self, trial: int, accuracies: Iterable[float], on_top: int = 0) -> None:
-        """Records a trial's epochs, from the first one on; those on top are before any rung."""
-        for epoch, best in enumerate(accumulate(accuracies, max), start=1 - on_top):
-            self.add(trial, epoch, best)
+    def judge(self, trial: int, epoch: int) -> Verdict | None:
+        """What becomes of a trial after an epoch; none before the first rung.
 
-    def keeps(self, trial: int, epoch: int) -> bool:
-        """Whether a trial continues after an epoch.
-
-        Before the first rung it always does. At a rung it must be among the best 1/reduction,
-        rounded down, or among the best two. Later it may be two ranks below that at the last rung
-        it passed.
+        At a rung it must be among the best 1/reduction, rounded down, or among the best two. Later
+        it may be two ranks below that at the last rung it passed.
         """
         passed = [
             rung for rung, results in self.results.items() if rung <= epoch and trial in results
         ]
         if not passed:
-            return True
+            return None
         rung = max(passed)
         results = self.results[rung]
         better = len(self._ordered[rung]) - bisect_right(self._ordered[rung], results[trial])
         places = max(_ALWAYS_CONTINUE, math.floor(len(results) / self._reduction))
-        return better < places + (_EXTRA_RANKS if epoch > rung else 0)
+        places += _EXTRA_RANKS if epoch > rung else 0
+        return Verdict(
+            epoch=epoch,
+            stops=better >= places,
+            rung=rung,
+            place=better + 1,
+            of=len(results),
+            places=places,
+        )

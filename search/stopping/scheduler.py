@@ -6,9 +6,11 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from kdcore.training.metric import Metric
+from kdcore.training.report import EpochReport
 from search.experiment.space.point import IS_CONTROL, NUMBER, Point
-from search.record.record import METRIC, REASON, TIME
-from search.stopping.rungs import Rungs
+from search.record.record import METRIC, REASON, REPORT, TIME, Verdict
+from search.stopping.rule import StoppingRule
 
 
 class Fifo(FIFOScheduler):
@@ -36,24 +38,34 @@ class Fifo(FIFOScheduler):
         return None
 
 
-class ControlSparingAsha(Fifo):
-    """Stops the trials that the rungs do not keep, except controls.
+class ControlSparing(Fifo):
+    """Stops the trials that a rule does not keep, except controls.
 
     Every gain on the leaderboard is measured against a control, so controls run to their last
-    epoch. Their results count at the rungs.
+    epoch. For the rule they count as others do.
 
     Args:
-        rungs: the rungs, with the results of earlier sessions of the search.
+        rule: of early stopping, with the trials of earlier sessions of the search.
         epochs: the epochs of a whole trial, without those of preparatory stages on top.
         on_top: the number of those, of a point.
+        metric: what is compared, `search.metric`.
+        verdicts: by number, takes what was decided about a trial at a rung, or to stop it; who
+            keeps it takes it out again.
     """
 
     def __init__(
-        self, rungs: Rungs, *, epochs: int, on_top: Callable[[Point], int] = lambda point: 0
+        self,
+        rule: StoppingRule,
+        *,
+        epochs: int,
+        on_top: Callable[[Point], int] = lambda point: 0,
+        metric: Metric = "accuracy",
+        verdicts: dict[int, Verdict] | None = None,
     ) -> None:
         super().__init__()
-        self._rungs, self._epochs, self._on_top = rungs, epochs, on_top
+        self._rule, self._epochs, self._on_top, self._compared = rule, epochs, on_top, metric
         self._seen: dict[int, int] = {}
+        self._verdicts = {} if verdicts is None else verdicts
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decides whether a trial stops or continues."""
@@ -63,8 +75,19 @@ class ControlSparingAsha(Fifo):
         # A restarted trial reports its earlier epochs again.
         again = epoch <= self._seen.get(number, 0)
         self._seen[number] = max(epoch, self._seen.get(number, 0))
-        self._rungs.add(number, epoch, result[METRIC])
-        spared = again or IS_CONTROL in trial.config
-        if epoch < self._epochs and (spared or self._rungs.keeps(number, epoch)):
+        self._rule.add(number, epoch, result[METRIC], self._accuracy(result))
+        if epoch >= self._epochs:
+            return str(TrialScheduler.STOP)
+        if again or IS_CONTROL in trial.config:
             return str(TrialScheduler.CONTINUE)
-        return str(TrialScheduler.STOP)
+        verdict = self._rule.judge(number, epoch)
+        if verdict is not None and (verdict.stops or verdict.rung == epoch):
+            self._verdicts[number] = verdict
+        stops = verdict is not None and verdict.stops
+        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
+
+    def _accuracy(self, result: dict[str, Any]) -> float:
+        """The epoch's own, by the search's metric; what Tune is told otherwise is the best."""
+        report: EpochReport = result[REPORT]
+        score = report.score_by(self._compared)
+        return report.heldout_accuracy if score is None else score

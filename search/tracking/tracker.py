@@ -21,7 +21,7 @@ from search.tracking.delivery import Order
 from search.tracking.delivery_queue import DeliveryQueue, command_for
 from search.tracking.runs_table import runs_table
 
-# MLflow's own words for how a run ended. KILLED tells a trial that ASHA stopped from one that
+# MLflow's own words for how a run ended. KILLED tells a trial that was stopped from one that
 # finished.
 _STATUS: Mapping[State, str] = {
     "finished": "FINISHED",
@@ -69,7 +69,7 @@ class Tracker:
         data: ImageData,
         owner: Owner | None = None,
     ) -> None:
-        self._search = record.name
+        self._search, self._stopping = record.name, record.experiment.search.stopping
         self.is_abandoned = False
         self._dataset = describe_dataset(data)
         images = max(len(data.heldout), len(data.test))
@@ -191,7 +191,7 @@ class Tracker:
         """Closes a trial's run with the trial's state."""
         tags: dict[str, str] = {"state": trial.state}
         if trial.state == "stopped":
-            tags["kdsearch.stop"] = f"asha@epoch{trial.epochs_done}"
+            tags["kdsearch.stop"] = f"{self._stopping}@epoch{trial.epochs_done}"
         if trial.parts > 1:
             tags["kdsearch.parts"] = str(trial.parts)
         if trial.reason:

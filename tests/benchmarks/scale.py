@@ -53,7 +53,7 @@ from search.session.recorder import Recorder
 from search.session.sampler import OptunaSampler
 from search.session.session import Session
 from search.session.trial import as_result
-from search.stopping.scheduler import ControlSparingAsha
+from search.stopping.scheduler import ControlSparing
 from tests.benchmarks import report
 
 
@@ -135,7 +135,7 @@ def _timed(seconds: dict[str, list[float]]) -> Iterator[None]:
     """Adds the processor seconds of each call that Tune makes of what is ours."""
     ours = {
         OptunaSampler: ("suggest", "on_trial_complete"),
-        ControlSparingAsha: ("on_trial_result",),
+        ControlSparing: ("on_trial_result",),
         Recorder: (
             *("on_trial_start", "on_trial_result", "on_trial_complete", "on_trial_error"),
             "on_step_end",

@@ -24,6 +24,7 @@ from search.export.choice import candidates
 from search.record.record import SearchRecord
 from search.record.trial_checkpoints import Checkpoints
 from search.report.summary import summary
+from search.session.search import Search
 from tests.integration.commands import Command, succeeded
 from tests.integration.finished_search import Finished
 
@@ -57,6 +58,22 @@ def test_every_trial_ends_in_a_true_state(record: SearchRecord) -> None:
     assert record.trials[0].is_control
     assert record.trials[0].state == "finished"
     assert {"failed", "finished", "stopped"} == {trial.state for trial in record.trials}
+
+
+def test_every_trial_tells_where_it_came_from_and_why_it_was_stopped(
+    finished: Finished, record: SearchRecord
+) -> None:
+    origins = [trial.proposal.by for trial in record.trials if trial.proposal]
+    assert origins == ["control", *["published"] * 3, *["tpe"] * 4]
+    for trial in record.trials:
+        lines = Search(record, finished.storage).explain(trial.number).splitlines()
+        assert f"trial {trial.number} " in lines[0].lower()
+        if trial.state == "stopped":
+            assert trial.verdicts[-1].epoch == trial.epochs_done
+            assert lines[-2].endswith("so it was stopped.")
+        assert [each.stops for each in trial.verdicts[:-1]] == [False] * len(trial.verdicts[:-1])
+        assert bool(trial.verdicts) == (not trial.is_control and trial.state != "failed")
+    assert "is the control" in succeeded(finished.folder, "explain", "task-1", "0")
 
 
 def test_every_trial_computes_as_the_record_says(

@@ -53,6 +53,7 @@ ALLOWED = {
     "mlflow": {"search/tracking"},
     "optuna": {
         "search/session/sampler.py",
+        "search/session/sampling",
         "search/experiment/space",
         "search/report/importance.py",
     },

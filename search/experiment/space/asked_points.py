@@ -36,6 +36,18 @@ def asked_points(experiment: Experiment, space: Space) -> tuple[tuple[Point, ...
     return tuple(points), problems
 
 
+def points_caution(experiment: Experiment) -> list[str]:
+    """Points that there are too few trials for."""
+    search = experiment.search
+    needed = len(experiment.students) + len(search.points)
+    if not search.points or needed <= search.trials:
+        return []
+    return [
+        f"search.trials is {search.trials}, but controls and search.points are {needed}: the last "
+        f"points do not run, until kdsearch resume NAME --more-trials N"
+    ]
+
+
 def _point(asked: Mapping[str, Option], space: Space) -> Point:
     """A point of the space; settings that are not named have their published values.
 

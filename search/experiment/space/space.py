@@ -89,9 +89,10 @@ class Space:
         return [student | each for student, each in product(students, slots)]
 
     def first_points(self) -> list[Point]:
-        """The trials that every search begins with: each student's control, the points that are
-        asked for, then, where they are not among these, with the first student, each candidate as published, beside its companions, else the control's choice (else
-        the first candidate) in the other slots, and the combinations."""
+        """The trials that every search begins with: each student's control, and the points that are
+        asked for. Then, where they are not among these, with the first student: each candidate as
+        published, beside its companions, else the control's choice (else the first candidate) in
+        the other slots, and the combinations."""
         shared: Point = {each.name: each.published for each in self.shared}
         if len(self.students) > 1:
             points = [self._control() | {STUDENT: each} | shared for each in self.students]

@@ -23,7 +23,7 @@ from search.report.plots.style import (
     score_label,
     teacher_score,
 )
-from search.stopping.rungs import Rungs
+from search.stopping.named import all_rungs
 
 # Of many trials; as many as there is room for labels.
 _MOST_LINES = 10
@@ -81,8 +81,7 @@ def learning_curves(record: SearchRecord) -> Figure | None:
                 markersize=6,
                 gid="cut",
             )
-    asha = record.experiment.search.asha
-    rungs = Rungs(asha, epochs=record.experiment.training.epochs).results if asha else {}
+    rungs = all_rungs(record.experiment)
     for epoch in rungs:
         axes.axvline(epoch, color=OTHER, linewidth=1, linestyle=(0, (1, 2)), zorder=0, gid="rung")
     shown = [value for curve in curves.values() for value in curve]

@@ -75,19 +75,18 @@ class ByCombination:
             fit = self._gaussian_process if self._model == "gp" else self._evolution
             answers = choice | fit(choice, fields, alike, seed)
         point = self._space.propose(Walk(lambda name, field: answers[name]))
-        return unless_known(point, self._space, known, seed), Proposal(
+        proposal = Proposal(
             by=self._model,
             results=len(whole),
             needed=self._startup,
             alike=len(alike),
             alike_needed=_FEWEST if self._model == "gp" else 1,
         )
+        return unless_known(point, proposal, self._space, known, seed)
 
     def _choose(self, trials: Sequence[FrozenTrial], seed: int) -> tuple[Point, Fields]:
         """Student and methods, and the fields that they bring."""
-        study = _study(
-            TPESampler(multivariate=True, n_startup_trials=self._startup, seed=seed)
-        )
+        study = _study(TPESampler(multivariate=True, n_startup_trials=self._startup, seed=seed))
         for trial in trials:
             study.add_trial(_part(trial, self._deciding, trial.state))
         asked = study.ask()

@@ -5,6 +5,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -22,7 +23,7 @@ from search.experiment.space.point import Point, settings_of
 from search.experiment.space.space import Space
 from search.record.record import Proposal
 from search.session.sampling.proposer import Known
-from search.session.sampling.walk import Walk
+from search.session.sampling.walk import Walk, value_at
 
 _DIGITS = 6  # of a value between the ends of a range, for whoever reads it
 
@@ -76,7 +77,7 @@ class Grid:
     def __init__(self, space: Space, *, steps: int, seed: int) -> None:
         self._blocks = []
         for choice in space.choices():
-            walk = Walk(lambda name, field, choice=choice: choice.get(name, _lowest(field)))
+            walk = Walk(partial(_first_value, choice))
             space.propose(walk)
             values = {
                 name: (choice[name],) if name in choice else _values(field, steps)
@@ -141,9 +142,9 @@ class _Order:
         return found
 
 
-def _lowest(field: BaseDistribution) -> Any:
-    """Any value of a field."""
-    return field.choices[0] if isinstance(field, CategoricalDistribution) else field.low
+def _first_value(choice: Point, name: str, field: BaseDistribution) -> Any:
+    """What is chosen, else any value."""
+    return choice[name] if name in choice else value_at(field, 0.0)
 
 
 def _values(field: BaseDistribution, steps: int) -> tuple[Any, ...]:
@@ -169,7 +170,12 @@ def _equal(one: Any, other: Any) -> bool:
     return isinstance(other, int | float) and math.isclose(one, other, rel_tol=10.0**-_DIGITS)
 
 
-def whole_grid(experiment: Experiment, space: Space) -> int:
-    """The number of trials with which a grid is complete: the first ones, and what is left."""
-    grid = Grid(space, steps=experiment.search.grid_steps, seed=experiment.search.seed)
-    return len(space.first_points()) + grid.left
+def capped(experiment: Experiment, space: Space) -> Experiment:
+    """An experiment with no more trials than its grid has, with the first ones; one without a grid
+    stays as it is."""
+    search = experiment.search
+    if search.sampler != "grid":
+        return experiment
+    whole = len(space.first_points()) + Grid(space, steps=search.grid_steps, seed=0).left
+    search = search.model_copy(update={"trials": min(search.trials, whole)})
+    return experiment.model_copy(update={"search": search})

@@ -30,7 +30,7 @@ def proposer_of(
     first: int,
     running: Callable[[], list[Point]],
 ) -> Proposer | None:
-    """What proposes the points; none where the sampler of Optuna's study does it, see `study_sampler`.
+    """What proposes the points; none where Optuna's study does, see `study_sampler`.
 
     Args:
         name: of the sampler.

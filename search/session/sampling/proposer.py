@@ -33,15 +33,18 @@ class Proposer(Protocol):
         """
 
 
-def unless_known(point: Point, space: Space, known: Known, seed: int) -> Point:
-    """The point, or where it has been there a random one that has not: to train the same again
-    would give the same."""
+def unless_known(
+    point: Point, proposal: Proposal, space: Space, known: Known, seed: int
+) -> tuple[Point, Proposal]:
+    """A point as it was proposed, or where it has been there a random one that has not: to train
+    the same again would give the same."""
     chance = random.Random(seed)
     for _ in range(_TRIES):
         if settings_of(point) not in known:
             break
         point = space.propose(Walk(lambda _, field: value_at(field, chance.random())))
-    return point
+        proposal = proposal.model_copy(update={"redrawn": True})
+    return point, proposal
 
 
 def seed_of(seed: int, number: int) -> int:

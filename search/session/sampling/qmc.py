@@ -2,10 +2,12 @@
 2012)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
+from torch.quasirandom import SobolEngine
 
 from search.experiment.space.point import STUDENT, Point, slot
 from search.experiment.space.space import Space
@@ -49,7 +51,7 @@ class QuasiRandom:
         self, number: int, ended: Sequence[FrozenTrial], known: Known
     ) -> tuple[Point, Proposal]:
         """See `Proposer`."""
-        sequence = torch.quasirandom.SobolEngine(self._size, scramble=True, seed=self._seed)
+        sequence: Any = SobolEngine(self._size, scramble=True, seed=self._seed)  # type: ignore[no-untyped-call]
         if number > self._first:
             sequence.fast_forward(number - self._first)
         (shares,) = sequence.draw(1, dtype=torch.float64).tolist()
@@ -58,5 +60,5 @@ class QuasiRandom:
             return value_at(field, shares[self._coordinates[name]])
 
         point = self._space.propose(Walk(answer))
-        point = unless_known(point, self._space, known, seed_of(self._seed, number))
-        return point, Proposal(by="qmc")
+        seed = seed_of(self._seed, number)
+        return unless_known(point, Proposal(by="qmc"), self._space, known, seed)

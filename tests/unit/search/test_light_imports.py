@@ -10,6 +10,8 @@ MODULES = (
     "search.leaderboard.progress",
     "search.leaderboard.ranking",
     "search.leaderboard.tables",
+    "search.report.explanation",
+    "search.stopping.named",
     "search.stopping.replay",
     "search.stopping.rungs",
     "search.export.choice",

@@ -10,24 +10,22 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from search.experiment.search_config import Asha
 from search.experiment.space.point import IS_CONTROL, NUMBER
-from search.record.record import METRIC, REASON, TIME
+from search.record.record import METRIC, REASON, REPORT, TIME, Verdict
 from search.stopping.rungs import Rungs
-from search.stopping.scheduler import ControlSparingAsha
+from search.stopping.scheduler import ControlSparing
+from tests.unit.search.test_recorder import report_of
 
 EPOCHS = 9
 
 
-def scheduler() -> ControlSparingAsha:
-    return ControlSparingAsha(
-        Rungs(Asha(grace_epochs=1, reduction=3), epochs=EPOCHS), epochs=EPOCHS
-    )
+def scheduler() -> ControlSparing:
+    return ControlSparing(Rungs(Asha(grace_epochs=1, reduction=3), epochs=EPOCHS), epochs=EPOCHS)
 
 
-def decide(
-    asha: ControlSparingAsha, number: int, accuracy: float, epoch: int, **config: Any
-) -> str:
+def decide(asha: ControlSparing, number: int, accuracy: float, epoch: int, **config: Any) -> str:
     trial: Any = SimpleNamespace(config={NUMBER: number, **config})
-    return asha.on_trial_result(None, trial, {METRIC: accuracy, TIME: epoch})
+    report = {METRIC: accuracy, TIME: epoch, REPORT: report_of(epoch, EPOCHS, {})}
+    return asha.on_trial_result(None, trial, report)
 
 
 def test_a_trial_below_the_rung_is_stopped_and_one_above_goes_on() -> None:
@@ -68,7 +66,7 @@ def test_epochs_told_once_more_are_not_judged_again() -> None:
 def test_preparatory_epochs_on_top_count_for_no_rung() -> None:
     ahead = 2
     usual, asha = (
-        ControlSparingAsha(
+        ControlSparing(
             Rungs(Asha(grace_epochs=1, reduction=3), epochs=EPOCHS),
             epochs=EPOCHS,
             on_top=lambda point: ahead if point[NUMBER] == 5 else 0,
@@ -89,7 +87,7 @@ def test_preparatory_epochs_on_top_count_for_no_rung() -> None:
 
 def test_a_trial_that_cannot_go_on_leaves_no_mark_in_the_rungs() -> None:
     rungs = Rungs(Asha(grace_epochs=1, reduction=3), epochs=EPOCHS)
-    asha = ControlSparingAsha(rungs, epochs=EPOCHS)
+    asha = ControlSparing(rungs, epochs=EPOCHS)
     trial: Any = SimpleNamespace(config={NUMBER: 0})
     report = {METRIC: float("nan"), TIME: 1, REASON: "not finite"}
     assert asha.on_trial_result(None, trial, report) == TrialScheduler.STOP

@@ -1,0 +1,193 @@
+"""Why a trial was proposed, and why it was stopped or not, in words."""
+
+from search.errors import SearchError
+from search.experiment.search_config import Hyperband, Median
+from search.record.record import Proposal, SearchRecord, TrialRecord, Verdict
+from search.record.wording import percent
+from search.stopping.hyperband import Brackets
+from search.stopping.named import IN_WORDS, rule_of
+
+_MODELS = {"gp": "a Gaussian process", "cmaes": "CMA-ES"}
+_SCORES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "top5": "top-5 accuracy",
+}
+
+_WITHOUT_MODEL = {
+    "control": "It is the control, which every search begins with: the student without "
+    "distillation, against which gains are measured.",
+    "random": "Its settings are random: search.sampler is random.",
+    "qmc": "It is the next point of a quasi-random sequence, which fills the space evenly and "
+    "learns from no trial: search.sampler is qmc.",
+    "grid": "It is a point of the grid, next in its random order: search.sampler is grid.",
+}
+
+
+def explanation(record: SearchRecord, number: int) -> list[str]:
+    """What is known of a trial's beginning and end, a line each.
+
+    Args:
+        record: the search.
+        number: of the trial.
+
+    Raises:
+        SearchError: there is no such trial.
+    """
+    trials = {trial.number: trial for trial in record.trials}
+    if number not in trials:
+        there = f"it has {min(trials)} to {max(trials)}" if trials else "it has none"
+        raise SearchError(f"{record.name} has no trial {number}; {there}")
+    trial = trials[number]
+    return [
+        f"Trial {number} of {record.name}: {record.words(trial)}.",
+        _proposed(record, trial),
+        *_judged(record, trial),
+        _ended(record, trial),
+    ]
+
+
+def _proposed(record: SearchRecord, trial: TrialRecord) -> str:
+    """Why it was proposed."""
+    search, proposal = record.experiment.search, trial.proposal
+    if proposal is None:
+        return _proposed_before(record, trial)
+    if proposal.redrawn:
+        return (
+            f"Its settings are random: what search.sampler, which is {proposal.by}, proposed had "
+            f"been tried before."
+        )
+    if proposal.by == "asked":
+        asked = search.points[trial.number - len(record.experiment.students)]
+        return f"It was asked for in search.points: {asked.place}."
+    if proposal.by == "published":
+        images = record.experiment.published
+        of = f"settings published for {images}" if images else "published settings"
+        return f"It has the {of}, which every search tries before its sampler."
+    return _WITHOUT_MODEL.get(proposal.by) or _modelled(proposal)
+
+
+def _modelled(proposal: Proposal) -> str:
+    """What a model had learned from."""
+    results, needed = proposal.results or 0, proposal.needed or 0
+    drawn = f"drawn at random: TPE begins with {needed} results, and there were {results}"
+    if proposal.by == "tpe":
+        if results < needed:
+            return f"Its settings were {drawn}."
+        return f"TPE proposed it, from {results} trials with a result."
+    alike, model = proposal.alike or 0, _MODELS[proposal.by]
+    chosen = drawn if results < needed else f"chosen by TPE from {results} trials with a result"
+    settings = f"by {model}, from {alike} trials of the same student and methods"
+    if alike < (proposal.alike_needed or 0):
+        settings = (
+            f"random: {model} begins with {proposal.alike_needed} trials of the same student and "
+            f"methods, and there were {alike}"
+        )
+    return f"Student and methods were {chosen}; the settings are {settings}."
+
+
+def _proposed_before(record: SearchRecord, trial: TrialRecord) -> str:
+    """Why it was proposed in an earlier version, as far as its number tells."""
+    from search.experiment.space.space import published_trials
+
+    if trial.number < len(record.experiment.students):
+        by = "control"
+    elif trial.number in published_trials(record.experiment):
+        by = "published"
+    else:
+        return "The sampler proposed it; this version of the record does not tell from what."
+    return _proposed(record, trial.model_copy(update={"proposal": Proposal(by=by)}))
+
+
+def _judged(record: SearchRecord, trial: TrialRecord) -> list[str]:
+    """What early stopping decided."""
+    experiment, rule = record.experiment, record.experiment.search.rule
+    if rule is None:
+        return ["No trial of this search is stopped early: search.stopping is none."]
+    if trial.is_control:
+        return ["Controls are not stopped early."]
+    lines = []
+    if isinstance(rule, Hyperband):
+        lines.append(_bracket(Brackets(rule, epochs=experiment.training.epochs), trial.number))
+    lines += [_in_words(verdict, experiment.search.metric) for verdict in trial.verdicts]
+    if isinstance(rule, Median) and trial.state == "finished":
+        lines.append(
+            f"Its best so far never fell below the median of the running averages of whole trials, "
+            f"which counts from epoch {rule.grace_epochs} on, once there are {rule.min_trials}."
+        )
+    elif trial.state == "stopped" and not trial.verdicts:
+        lines += _by_now(record, trial)
+    return lines
+
+
+def _bracket(brackets: Brackets, number: int) -> str:
+    place = brackets.bracket_of(number)
+    rungs = list(brackets.brackets[place].results)
+    begins = f"where trials are compared from epoch {rungs[0]} on" if rungs else "which stops none"
+    return f"It is in bracket {place + 1} of {len(brackets.brackets)}, {begins}."
+
+
+def _in_words(verdict: Verdict, metric: str) -> str:
+    end = "so it was stopped" if verdict.stops else "so it went on"
+    if verdict.rung is None:
+        return (
+            f"After epoch {verdict.epoch} its best {_SCORES[metric]} so far, "
+            f"{percent(verdict.best)} %, was below {percent(verdict.median)} %, the median of the "
+            f"running averages of the {verdict.of} whole trials, {end}."
+        )
+    place = f"{_ordinal(verdict.place or 0)} of {verdict.of}"
+    if verdict.epoch == verdict.rung:
+        return (
+            f"At the rung of epoch {verdict.rung} it was {place}, where the best {verdict.places} "
+            f"go on, {end}."
+        )
+    return (
+        f"After epoch {verdict.epoch} more trials had come to the rung of epoch {verdict.rung}: it "
+        f"was {place} there, where {verdict.places} places go on by then, {end}."
+    )
+
+
+def _by_now(record: SearchRecord, trial: TrialRecord) -> list[str]:
+    """Of a trial that an earlier version stopped: how it stands among all that is known now."""
+    experiment = record.experiment
+    assert experiment.search.rule is not None
+    rule = rule_of(experiment.search.rule, epochs=experiment.training.epochs)
+    for each in record.trials:
+        rule.add_curve(each.number, each.curve, each.epochs_on_top)
+    verdict = rule.judge(trial.number, trial.epochs_done - trial.epochs_on_top)
+    if verdict is None:
+        return []
+    name, place = IN_WORDS[experiment.search.stopping], _ordinal(verdict.place or 0)
+    return [
+        f"This version of the record does not tell what {name} knew when it stopped the trial. By "
+        f"all that is known now it is {place} of {verdict.of} at the rung of epoch {verdict.rung}, "
+        f"where {verdict.places} go on."
+    ]
+
+
+def _ended(record: SearchRecord, trial: TrialRecord) -> str:
+    """What has become of it."""
+    done = f"epoch {trial.epochs_done} of {trial.epochs}"
+    if trial.epochs_on_top:
+        done += f", of which {trial.epochs_on_top} preparatory ones come before epoch 1"
+    match trial.state:
+        case "finished":
+            words = f"It ran to its end, {done}"
+        case "stopped":
+            words = f"It was stopped after {done}"
+        case "failed":
+            return f"It failed after {done}: {trial.reason}."
+        case "interrupted":
+            words = f"It was cut off after {done}; kdsearch resume {record.name} continues it"
+        case _:
+            words = f"It is running, after {done}"
+    if trial.score is None:
+        return f"{words}."
+    score = _SCORES[record.experiment.search.metric]
+    return f"{words}; its best held-out {score} is {percent(trial.score)} %."
+
+
+def _ordinal(place: int) -> str:
+    """Like 1st, 2nd, 11th."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    return f"{place}{'th' if place % 100 in (11, 12, 13) else ending}"
