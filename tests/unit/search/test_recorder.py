@@ -8,20 +8,23 @@ from unittest.mock import Mock
 from kdcore.training.report import EpochReport
 from search.experiment.space.point import IS_CONTROL, NUMBER
 from search.record.live_record import LiveRecord
+from search.record.record import Proposal, Verdict
 from search.session.recorder import Recorder
 from search.session.trial import as_result
 from tests.cases import Case
 from tests.synthetic import finished_search
 
 
-def report_of(epoch: int, epochs: int, seconds_by_part: dict[str, float]) -> EpochReport:
+def report_of(
+    epoch: int, epochs: int, seconds_by_part: dict[str, float], accuracy: float = 0.5
+) -> EpochReport:
     return EpochReport(
         epoch=epoch,
         epochs=epochs,
         train_loss=1.0,
         train_terms={},
         train_accuracy=0.5,
-        heldout_accuracy=0.5,
+        heldout_accuracy=accuracy,
         heldout_loss=1.0,
         best_heldout_accuracy=0.5,
         best_epoch=1,
@@ -67,3 +70,33 @@ def test_a_report_of_an_earlier_version_lacks_what_came_later() -> None:
     before = asdict(now)
     del before["seconds_by_part"]
     assert as_result(before, saved=1)["report"] == now
+
+
+def test_where_a_trial_came_from_and_what_was_decided_is_recorded_once() -> None:
+    search = LiveRecord(finished_search((), {"training": {"epochs": 9}}))
+    proposals = {3: Proposal(by="tpe", results=12, needed=5)}
+    verdicts: dict[int, Verdict] = {}
+    fakes: Any = (Mock(pause=0.0), Mock(), Mock(ids={}), Mock(), Mock(), SimpleNamespace())
+    recorder = Recorder(search, *fakes, proposals=proposals, verdicts=verdicts)
+    trial: Any = SimpleNamespace(config={"objective.1": "kd", NUMBER: 3})
+
+    def at(epoch: int, verdict: Verdict | None) -> None:
+        if verdict is not None:
+            verdicts[3] = verdict
+        result = as_result(asdict(report_of(epoch, 9, {})), saved=0)
+        recorder.on_trial_result(0, [], trial, result)
+        assert verdicts == {}
+
+    recorder.on_trial_start(0, [], trial)
+    assert search.trials[3].proposal == proposals[3]
+    first, now = (Verdict(epoch=1, stops=False, rung=1, place=1, of=n, places=2) for n in (1, 4))
+    last = Verdict(epoch=2, stops=True, rung=1, place=5, of=6, places=4)
+    at(1, first)
+    at(2, None)
+    # It was cut off, and tells its epochs again, when more is known.
+    at(1, now)
+    assert search.trials[3].verdicts == (first,)
+    at(2, last)
+    assert search.trials[3].verdicts == (first, last)
+    known = search.record
+    assert type(known).model_validate_json(known.model_dump_json()) == known

@@ -10,7 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from search.experiment.search_config import Asha
 from search.experiment.space.point import IS_CONTROL, NUMBER
-from search.record.record import METRIC, REASON, REPORT, TIME, Verdict
+from search.record.record import METRIC, REASON, REPORT, TIME
 from search.stopping.rungs import Rungs
 from search.stopping.scheduler import ControlSparing
 from tests.unit.search.test_recorder import report_of
