@@ -106,7 +106,8 @@ def _methods(asked: Option | None, space: Space) -> list[str]:
 def _unknown(key: str, known: list[str], methods: list[str], space: Space) -> str:
     owner = key.partition(".")[0]
     if owner not in methods and any(owner in of_slot for of_slot in space.slots):
-        return f"{key} is given, but {METHOD} is {' + '.join(methods)}; leave it out"
+        chosen = " + ".join(name for name in methods if name != CONTROL) or CONTROL
+        return f"{key} is given, but {METHOD} is {chosen}; leave it out"
     return (
         f"unknown key {key!r}{did_you_mean(key, known)} Known here: {', '.join(known)}; "
         f"others are not searched"

@@ -3,7 +3,6 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from search.experiment.space.space import published_trials
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
 from search.record.wording import percent_of
@@ -16,6 +15,7 @@ from search.report.plots.style import (
     method_colours,
     methods_in_words,
     new_figure,
+    published_numbers,
     score_label,
     scores,
     teacher_score,
@@ -70,7 +70,7 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
         owner = "" if len(record.experiment.students) == 1 else f"{control.student}'s "
         note = f"{owner}control {value:.2f}"
         note_on_top(axes, value, note, INK, "right" if below else "left")
-    colours, published = method_colours(record), published_trials(record.experiment)
+    colours, published = method_colours(record), published_numbers(record)
     figure.draw_without_rendering()  # the swarm needs the final size of the axes
     for row, methods in enumerate(rows):
         group = groups[methods]

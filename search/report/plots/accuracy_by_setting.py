@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from search.experiment.space.space import is_logarithmic, published_trials
+from search.experiment.space.space import is_logarithmic
 from search.record.record import SearchRecord
 from search.record.wording import METRIC_WORDS
 from search.report.plots.axes import few_log_ticks, scale_accuracies
@@ -15,6 +15,7 @@ from search.report.plots.style import (
     method_colours,
     methods_in_words,
     new_figure,
+    published_numbers,
     score_label,
     scores,
 )
@@ -41,7 +42,7 @@ def accuracy_by_setting(record: SearchRecord) -> Figure | None:
         else "each dot is a trial, filled if it finished and hollow if not; "
         "a diamond is the published setting",
     )
-    colours, published = method_colours(record), published_trials(record.experiment)
+    colours, published = method_colours(record), published_numbers(record)
     values = scores(shown)
     finished = [v for v, trial in zip(values, shown, strict=True) if trial.state == "finished"]
     label = "held-out, %" if record.metric == "accuracy" else score_label(record, narrow=True)

@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from search.experiment.space.point import is_number
-from search.experiment.space.space import is_logarithmic, published_trials
+from search.experiment.space.space import is_logarithmic
 from search.record.record import SearchRecord, TrialRecord
 from search.record.wording import METRIC_WORDS
 from search.report.plots.axes import log_error, short_number
@@ -23,6 +23,7 @@ from search.report.plots.style import (
     counted,
     methods_in_words,
     new_figure,
+    published_numbers,
     score_label,
     scores,
 )
@@ -51,7 +52,7 @@ def parallel_coordinates(record: SearchRecord) -> Figure | None:
         else f"each line is a trial, from its settings to its {words}: the darker, the better; "
         "dashed is the published setting",
     )
-    published = published_trials(record.experiment)
+    published = published_numbers(record)
     for number, (methods, (trials, fields)) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(len(panels), 1, number)
         columns = [_Coordinate(record, name, trials) for name in fields]

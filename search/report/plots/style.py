@@ -1,6 +1,6 @@
 """What all pictures share: colours, the house style, and the head of a figure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from matplotlib.colors import LinearSegmentedColormap
@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from search.experiment.schema import CONTROL
+from search.experiment.space.space import published_trials
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
 from search.record.wording import METRIC_WORDS
@@ -94,6 +95,14 @@ def score_label(record: SearchRecord, *, narrow: bool = False) -> str:
     """What an axis of scores is called; in two lines, where there is no room for a long name."""
     space = "\n" if narrow and record.metric != "accuracy" else " "
     return f"held-out{space}{METRIC_WORDS[record.metric]}, %"
+
+
+def published_numbers(record: SearchRecord) -> Container[int]:
+    """The numbers of the trials with published settings."""
+    origins = {trial.number: trial.proposal.by for trial in record.trials if trial.proposal}
+    if not origins:  # in an earlier version
+        return published_trials(record.experiment)
+    return {number for number, by in origins.items() if by == "published"}
 
 
 def percents(shares: Iterable[float]) -> list[float]:

@@ -104,6 +104,60 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
             "must be below learning_rate, which is 0.01",
         ),
         ({"search": {"trials": 4, "asha": {"grace_epochs": 9}}}, "", "must be at most"),
+        ({"search": {"trials": 4, "sampler": "tpee"}}, "search.sampler", "is 'tpee', but"),
+        ({"search": {"trials": 4, "grid_steps": 3}}, "search", "only sampler grid uses it"),
+        (
+            {"search": {"trials": 4, "sampler": "grid", "grid_steps": 1}},
+            "search.grid_steps",
+            "is 1, but",
+        ),
+        (
+            {"search": {"trials": 4, "sampler": "qmc", "warm_start": ["a"]}},
+            "search",
+            "warm_start is ['a'], but sampler qmc learns from no trial",
+        ),
+        ({"search": {"trials": 4, "stopping": "ash"}}, "search.stopping", "is 'ash', but"),
+        (
+            {"search": {"trials": 4, "stopping": "asha", "asha": None}},
+            "search",
+            "stopping is asha, but asha is null; leave one of them out",
+        ),
+        (
+            {"search": {"trials": 4, "stopping": "median", "asha": {"reduction": 2}}},
+            "search",
+            "asha is given, but stopping is median, which does not use it; leave asha out, or set",
+        ),
+        (
+            {"search": {"trials": 4, "hyperband": {"reduction": 2}}},
+            "search",
+            "hyperband is given, but stopping is asha",
+        ),
+        (
+            {"search": {"trials": 4, "asha": None, "median": {}}},
+            "search",
+            "median is given, but stopping is none",
+        ),
+        (
+            {"search": {"trials": 4, "stopping": "hyperband", "hyperband": {"reduction": 1.5}}},
+            "search.hyperband.reduction",
+            "is 1.5, but",
+        ),
+        (
+            {"search": {"trials": 4, "stopping": "hyperband", "hyperband": {"grace": 2}}},
+            "search.hyperband.grace",
+            "Known here: grace_epochs, reduction",
+        ),
+        (
+            {"search": {"trials": 4, "stopping": "median", "median": {"min_trials": 0}}},
+            "search.median.min_trials",
+            "is 0, but",
+        ),
+        (
+            {"search": {"trials": 4, "stopping": "median", "median": {"grace_epochs": 9}}},
+            "",
+            "search.median.grace_epochs is 9, but must be at most training.epochs, which is 3",
+        ),
+        ({"search": {"trials": 4, "points": 3}}, "search.points", "is 3, but"),
         ({"name": "../escape"}, "name", "'../escape'"),
         (
             {"data": {"name": "digits", "augmentation": "stronk"}},
@@ -215,6 +269,51 @@ def test_an_experiment_without_later_keys_is_stored_as_before(tmp_path: Path) ->
         "cuda_graph",
         "learning_rate",
     ]
+    assert list(stored["search"]) == [
+        *("trials", "seed", "asha", "concurrent_trials", "hours", "gpu_hours", "cpu_hours"),
+        *("warm_start", "metric", "combinations", "teacher_must_lead"),
+    ]
+
+
+def test_a_rule_of_early_stopping_is_named_or_known_by_its_settings(tmp_path: Path) -> None:
+    asha = {"grace_epochs": 2, "reduction": 3.0}
+    for given, name, written in (
+        ({}, "asha", {"asha": {"grace_epochs": 1, "reduction": 3.0}}),
+        ({"stopping": "asha"}, "asha", {"asha": {"grace_epochs": 1, "reduction": 3.0}}),
+        ({"asha": {"grace_epochs": 2}}, "asha", {"asha": asha}),
+        ({"asha": {"grace_epochs": 2}, "stopping": "asha"}, "asha", {"asha": asha}),
+        ({"asha": None}, "none", {"asha": None}),
+        ({"stopping": "none"}, "none", {"asha": None}),
+        (
+            {"stopping": "hyperband"},
+            "hyperband",
+            {
+                "stopping": "hyperband",
+                "asha": None,
+                "hyperband": {"grace_epochs": 1, "reduction": 3.0},
+            },
+        ),
+        (
+            {"stopping": "median", "asha": None, "median": {"min_trials": 2}},
+            "median",
+            {"stopping": "median", "asha": None, "median": {"grace_epochs": 1, "min_trials": 2}},
+        ),
+    ):
+        with Case(given):
+            search = read_experiment(write(tmp_path, VALID | {"search": {"trials": 4, **given}}))
+            assert search.search.stopping == name
+            stored = json.loads(search.model_dump_json())
+            keys = ("stopping", "asha", "hyperband", "median")
+            assert {k: v for k, v in stored["search"].items() if k in keys} == written
+            assert parse_experiment(stored, "") == search
+            rule = search.search.rule
+            assert (None if rule is None else type(rule).__name__.lower()) == (
+                None if name == "none" else name
+            )
+    # As a file with settings of ASHA is used with another rule.
+    path = write(tmp_path, VALID | {"search": {"trials": 4, "asha": asha}})
+    changes = ["search.stopping=median", "search.asha=null"]
+    assert read_experiment(path, changes).search.stopping == "median"
 
 
 def test_all_mistakes_come_at_once_each_with_the_file(tmp_path: Path) -> None:

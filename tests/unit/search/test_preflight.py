@@ -207,6 +207,76 @@ def test_check_tells_of_precision_layout_and_idle_gpus(
     torch.set_num_threads(threads)
 
 
+def test_check_tells_of_sampler_points_and_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "points.yaml").write_text("- {method: kd, kd.temperature: 2}\n")
+    (tmp_path / "task.yaml").write_text(
+        "data: {name: digits}\nteacher: {backbone: resnet14, training: {epochs: 2}}\n"
+        "student: resnet8\nobjective: [[none, kd]]\ntraining: {epochs: 9}\n"
+        f"search: {{trials: 400, points: {tmp_path / 'points.yaml'}}}\n"
+    )
+    monkeypatch.setattr(
+        "search.session.preparation.fastest_execution", lambda *network, **how: Execution()
+    )
+    threads = torch.get_num_threads()
+
+    def printed(*changes: str) -> str:
+        check(tmp_path / "task.yaml", list(changes), storage=str(tmp_path))
+        return capsys.readouterr().out
+
+    text = printed("search.stopping=hyperband")
+    first = "the first 3 are the control, the 1 of search.points and the settings published for"
+    assert f"\ntrials   400 of 9 epochs; {first} cifar; Hyperband may stop" in text
+    assert "\nsampler  tpe\n" in text
+    assert "but search.hyperband compares trials from epoch 1 on" in text
+    text = printed("search.stopping=none", "search.sampler=grid", "search.grid_steps=4")
+    # 4 weights, 4 temperatures, standardized or not; two of the first trials are on no point.
+    assert "\ntrials   35 of 9 epochs; " in text
+    assert "grid of 32 points with 4 values of a range, 0 of them among the first 3; 35 tr" in text
+    assert "caution: training.schedule" not in text
+    assert "the last points do not run" in printed("search.trials=1")
+    torch.set_num_threads(threads)
+
+
+def test_a_grid_ends_with_its_last_point(tmp_path: Path) -> None:
+    narrow = {"kd.weight": [1], "kd.temperature": [1, 16]}
+    task = {"objective": [["none", "kd"]], "narrow": narrow, "published": "cifar"}
+    for trials, planned_trials in ((3, 3), (50, 7)):
+        search = {"trials": trials, "sampler": "grid"}
+        prepared = planned(tmp_path, **task, search=search)
+        # Three temperatures, standardized or not, and the control; kd as published is on the grid.
+        assert prepared.experiment.search.trials == planned_trials
+    assert planned(tmp_path, **task, search={"trials": 50}).experiment.search.trials == 50
+
+
+def test_a_sampler_whose_package_is_missing_is_refused_with_the_way_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.session.sampling.named.find_spec", lambda name: None)
+    wanted = {"objective": [["none", "kd"]], "narrow": {"kd.heat": [1]}}
+    with pytest.raises(ExperimentError) as caught:
+        planned(tmp_path, **wanted, search={"trials": 4, "sampler": "cmaes"})
+    problems = {problem.key: problem.message for problem in caught.value.problems}
+    assert problems["search.sampler"] == (
+        "is cmaes, which needs the package cmaes: pip install 'kdsearch[cmaes]'"
+    )
+    assert list(problems) == ["search.sampler", "narrow.kd.heat"], "all at once"
+    del wanted["narrow"]
+    planned(tmp_path, **wanted, search={"trials": 4, "sampler": "gp"})
+
+
+def test_points_out_of_the_space_are_refused_with_all_else(tmp_path: Path) -> None:
+    (tmp_path / "points.yaml").write_text("- {method: kd}\n- {method: kdd}\n- {method: at}\n")
+    search = {"trials": 4, "points": str(tmp_path / "points.yaml")}
+    with pytest.raises(ExperimentError) as caught:
+        planned(tmp_path, objective=[["none", "kd"]], search=search)
+    lines = caught.value.lines()
+    assert [line.split(": method")[0] for line in lines] == [
+        f"task.yaml: search.points: points.yaml, line {number}" for number in (2, 3)
+    ]
+
+
 def test_gpus_that_trials_would_leave_idle_are_told_of(tmp_path: Path) -> None:
     experiment = planned(tmp_path).experiment
     assert idle_gpus_caution(experiment, 0, "this machine") == []
