@@ -172,18 +172,13 @@ def check(
     """Check an experiment, and print what a search would do."""
     experiment = search.read_experiment(file, overrides)
     from search.record.storage import Storage
-    from search.session.preflight import (
+    from search.session.cautions import (
         cautions,
-        costs,
-        evaluation,
-        executions,
         idle_gpus_caution,
-        plan,
-        recipes,
-        starts,
         teacher_caution,
         tracking_caution,
     )
+    from search.session.preflight import costs, evaluation, executions, plan, recipes, starts
     from search.session.sampling.named import sampler_in_words
     from search.stopping.named import IN_WORDS
 

@@ -19,15 +19,9 @@ from search.record.owner import Owner, owned
 from search.record.record import SearchRecord
 from search.record.storage import Storage, default_tracking_uri, local_home
 from search.record.wording import as_typed
+from search.session.cautions import cautions, idle_gpus_caution, tracking_caution
 from search.session.live_display import LiveDisplay
-from search.session.preflight import (
-    Plan,
-    cautions,
-    evaluation,
-    idle_gpus_caution,
-    plan,
-    tracking_caution,
-)
+from search.session.preflight import Plan, evaluation, plan
 from search.session.retraining.contenders import confirmation
 from search.session.retraining.retraining import Asked
 from search.session.session import Session

@@ -6,8 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import torch
 
@@ -19,21 +17,19 @@ from kdcore.distillation.distill import network_pair
 from kdcore.distillation.method_check import MethodCheck
 from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
-from kdcore.networks.classifier import ClassifierCard, build_classifier
+from kdcore.networks.classifier import build_classifier
 from kdcore.networks.measurement import measure_training
 from kdcore.teacher.teacher import is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
 from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.metric import check_metric
 from search.errors import ExperimentError, KdsearchError, Problem
-from search.experiment.schema import CONTROL, Experiment
-from search.experiment.space.asked_points import asked_points, points_caution
+from search.experiment.schema import Experiment
+from search.experiment.space.asked_points import asked_points
 from search.experiment.space.derivation import derive_space
 from search.experiment.space.point import Point
-from search.experiment.space.published import accompanied
 from search.experiment.space.space import Space
 from search.experiment.space.trial_config import trial_config
-from search.leaderboard.teacher_lead import known_caution
 from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
@@ -308,79 +304,6 @@ def recipes(experiment: Experiment) -> list[str]:
     teacher = experiment.teacher.training
     named = {"teacher": teacher, "students": experiment.training}
     return [f"recipe   {who}: {recipe}" for who, recipe in named.items() if recipe is not None]
-
-
-def cautions(experiment: Experiment) -> list[str]:
-    """What can be run, but may not give what its user expects."""
-    search, recipe = experiment.search, experiment.training
-    found = points_caution(experiment)
-    for method, published in accompanied(experiment).items():
-        others = {name for slot in experiment.objective if method not in slot for name in slot}
-        found += [
-            f"{method} is published beside {words}, and tried alone here; add a slot with it to "
-            f"the objective, [{CONTROL}, {name}]"
-            for name, words in published.companions().items()
-            if name not in others
-        ]
-    rule = search.rule
-    if rule is None or recipe.schedule == "constant" or rule.grace_epochs >= recipe.epochs:
-        return found
-    return [
-        *found,
-        f"training.schedule is {recipe.schedule} over all {recipe.epochs} epochs, but search."
-        f"{search.stopping} compares trials from epoch {rule.grace_epochs} on, when the learning "
-        f"rate is still near its peak: this favours settings that learn quickly over those that "
-        f"end best. Use training.schedule: constant for the search, more grace_epochs, or "
-        f"stopping: none; kdsearch replay shows what other settings would have cost",
-    ]
-
-
-def teacher_caution(prepared: Plan, storage: Storage) -> list[str]:
-    """What earlier searches tell of a teacher that is ready: whether their controls reach it."""
-    if not prepared.teacher_ready:
-        return []
-    card = ClassifierCard.model_validate_json((prepared.teacher_path / "teacher.json").read_bytes())
-    accuracy = card.metrics.get(f"heldout_{prepared.experiment.search.metric}")
-    if accuracy is None:
-        return []
-    images = len(prepared.data.heldout)
-    caution = known_caution(prepared.experiment, accuracy, images, storage)
-    return [caution] if caution else []
-
-
-def idle_gpus_caution(experiment: Experiment, gpus: int, place: str) -> list[str]:
-    """What trials leave unused.
-
-    Args:
-        experiment: what a trial occupies.
-        gpus: that are there.
-        place: where, as `this machine`.
-    """
-    if not gpus or experiment.resources.gpus:
-        return []
-    return [
-        f"{place} has {gpus} GPU{'s' if gpus > 1 else ''}, but resources.gpus is 0, so trials "
-        f"compute on the CPU; resources.gpus: 1 gives each trial one, a fraction a share of one"
-    ]
-
-
-def tracking_caution(uri: str | None) -> list[str]:
-    """What to expect of a tracking server that does not answer."""
-    if uri is None or not uri.startswith("http"):
-        return []
-    try:
-        with urlopen(f"{uri.rstrip('/')}/health", timeout=5):
-            return []
-    except HTTPError as error:
-        if error.code in (401, 403):  # it is there; the clients have its password
-            return []
-        reason = str(error)
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    return [
-        f"MLflow at {uri} does not answer ({reason}): the search would run, and its entries would "
-        f"wait on disk"
-    ]
 
 
 def costs(prepared: Plan) -> list[str]:

@@ -19,7 +19,8 @@ from search.cli.launching import check
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
 from search.record.storage import Storage
-from search.session.preflight import cautions, costs, executions, idle_gpus_caution, plan
+from search.session.cautions import cautions, idle_gpus_caution
+from search.session.preflight import costs, executions, plan
 
 
 def planned(folder: Path, **changes: Any) -> Any:
