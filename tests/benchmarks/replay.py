@@ -1,4 +1,4 @@
-"""Three ways to stop trials early, on the same recorded learning curves.
+"""Five ways to stop trials early, on the same recorded learning curves.
 
     python -m tests.benchmarks.replay [--orders N] [--trials N]
 
@@ -9,6 +9,7 @@ random orders, under several reductions, on one to sixteen places; an epoch of o
 to twice as long as that of another. `arrival` is what schedulers ship: a trial is judged once, when
 it comes to a rung, among those before it. `again` is kdsearch's: judged also at each epoch after.
 `promote` is the paper's: trials pause at a rung, and go on when they are among the best of it.
+`hyperband` and `median` are kdsearch's other rules; the latter has no reduction.
 
 Tables are printed, and `runs/bench/replay.json` written: epochs trained, how often the best trial
 of all came to its end, how many points were lost on average, and each way's difference from
@@ -33,8 +34,11 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from search.experiment.search_config import Asha
+from search.experiment.search_config import Asha, Hyperband, Median
+from search.stopping.hyperband import Brackets
+from search.stopping.median import RunningAverages
 from search.stopping.replay import Curves, simulate
+from search.stopping.rule import StoppingRule
 from search.stopping.rungs import Rungs
 from tests.benchmarks import report
 
@@ -46,6 +50,8 @@ HALVES = {"256 images": "the rule was chosen here", "512 images": "the rule was 
 GRACE_EPOCHS = (1, 3)
 REDUCTIONS = (2.0, 3.0, 4.0)
 PLACES = (1, 2, 4, 16)
+
+WAYS = ("arrival", "again", "promote", "hyperband", "median")
 
 FIGURES = ("epochs", "same winner", "points lost")
 """Of one order: epochs trained, 100 if the best trial of all ended, percentage points lost."""
@@ -112,12 +118,25 @@ def promote(
         rungs.add(trial, ran[trial], best[trial][ran[trial] - 1])
 
 
+def _rule(way: str, asha: Asha, epochs: int) -> StoppingRule:
+    """The rule of a way, other than `promote`, as near to the settings of ASHA as it can be."""
+    match way:
+        case "arrival":
+            return Arrival(asha, epochs=epochs)
+        case "hyperband":
+            return Brackets(Hyperband(**asha.model_dump()), epochs=epochs)
+        case "median":
+            return RunningAverages(Median(grace_epochs=asha.grace_epochs), epochs=epochs)
+        case _:
+            return Rungs(asha, epochs=epochs)
+
+
 def compare(
     curves: Sequence[Sequence[float]], asha: Asha, places: int, trials: int, seeds: Iterable[str]
 ) -> dict[str, Figures]:
     """By way, the figures of one order for each seed, which also draws so many of the trials."""
     epochs = len(curves[0])
-    figures: dict[str, list[tuple[float, ...]]] = {"arrival": [], "again": [], "promote": []}
+    figures: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}
     for seed in seeds:
         generator = random.Random(seed)
         order = generator.sample(range(len(curves)), min(trials, len(curves)))
@@ -128,7 +147,7 @@ def compare(
             if way == "promote":
                 ran = promote(shuffled, asha, slots=places, epoch_seconds=seconds)
             else:
-                rule = (Arrival if way == "arrival" else Rungs)(asha, epochs=epochs)
+                rule = _rule(way, asha, epochs)
                 ran = simulate(shuffled, rule, slots=places, epoch_seconds=seconds)
             whole = [trial for trial in order if ran[trial] == epochs]
             trained = whole or [trial for trial in order if ran[trial]]
@@ -232,7 +251,7 @@ def main() -> None:
                         shown=f"{half}, {kind} {value}, {way}: "
                         + ", ".join(map(" ".join, zip(FIGURES, written, strict=True))),
                     )
-                    table.add_row(kind, value, way, *written, end_section=way == "promote")
+                    table.add_row(kind, value, way, *written, end_section=way == WAYS[-1])
                     failed |= kind == "all" and way == "again" and worse(figures)
             Console(width=100).print(table)
     sys.exit(failed)
