@@ -150,8 +150,9 @@ def _tags(record: SearchRecord, exported: ExportedStudent) -> dict[str, str]:
     if exported.test_accuracy is not None:
         tags[ACCURACY] = repr(exported.test_accuracy)
     if confirmed is not None:
+        tested = confirmed.test_accuracies
         for metric, key in BY_SEED.items():
-            shares = {run.seed: run.test(metric) for run in confirmed.runs if not run.reason}
+            shares = {run.seed: run.test(metric) for run in confirmed.runs if run.seed in tested}
             if None not in shares.values():
                 tags[key] = json.dumps(shares)
         tags["kdsearch.mean_test_accuracy"] = repr(confirmed.test_accuracy)
@@ -165,6 +166,7 @@ def _heldout(record: SearchRecord, picked: Candidate) -> dict[Metric, float]:
     searched = next((each for each in record.trials if each.number == picked.trial), None)
     if searched is not None and searched.heldout_accuracy is not None:
         known = {metric: searched.heldout(metric) for metric in HELDOUT}
+        known |= {record.metric: searched.score}
     elif (again := picked.confirmed) is not None:  # as published, which the search did not try
         known = {"accuracy": again.heldout_accuracy, record.metric: again.heldout_score}
     return {metric: share for metric, share in known.items() if share is not None}
