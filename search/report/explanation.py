@@ -2,7 +2,8 @@
 
 from search.errors import SearchError
 from search.experiment.search_config import Hyperband, Median
-from search.record.record import Proposal, SearchRecord, TrialRecord, Verdict
+from search.record.decisions import Proposal, Verdict
+from search.record.record import SearchRecord, TrialRecord
 from search.record.wording import percent
 from search.stopping.hyperband import Brackets
 from search.stopping.named import IN_WORDS, rule_of

@@ -16,10 +16,11 @@ from search.experiment.schema import CONTROL
 from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import trial_config
 from search.leaderboard.teacher_lead import teacher_lead, what_to_do
+from search.record.decisions import Proposal, Verdict
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
 from search.record.owner import HEARTBEAT, Owner
-from search.record.record import REASON, REPORT, SAVED, Proposal, TrialRecord, Verdict
+from search.record.record import REASON, REPORT, SAVED, TrialRecord
 from search.record.trial_checkpoints import trial_folder
 from search.report.reporter import Reporter
 from search.session.interruption import StopRequest

@@ -17,7 +17,8 @@ from ray.tune.search import Searcher
 from search.experiment.search_config import SamplerName
 from search.experiment.space.point import IS_CONTROL, NUMBER, Point, settings_of
 from search.experiment.space.space import Space
-from search.record.record import METRIC, TIME, Proposal, TrialRecord
+from search.record.decisions import Proposal
+from search.record.record import METRIC, TIME, TrialRecord
 from search.session.sampling.named import proposer_of, study_sampler
 
 # Random trials before the model is used: enough to fit a density, few enough to leave a small

@@ -23,11 +23,12 @@ from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import epochs_on_top
 from search.export.choice import candidates
 from search.leaderboard.teacher_lead import broken_demand, teacher_caution
+from search.record.decisions import Verdict
 from search.record.files import read_record
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
 from search.record.owner import Owner
-from search.record.record import SearchRecord, TrialRecord, Verdict
+from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage, local_home, search_storage
 from search.record.wording import as_typed, percent_of
 from search.report.reporter import Reporter

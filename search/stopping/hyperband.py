@@ -16,7 +16,7 @@ from the last one down.
 import math
 
 from search.experiment.search_config import Asha, Hyperband
-from search.record.record import Verdict
+from search.record.decisions import Verdict
 from search.stopping.rule import StoppingRule
 from search.stopping.rungs import Rungs, rung_epochs
 

@@ -10,7 +10,7 @@ from bisect import insort
 from statistics import median
 
 from search.experiment.search_config import Median
-from search.record.record import Verdict
+from search.record.decisions import Verdict
 from search.stopping.rule import StoppingRule
 
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from itertools import accumulate
 
-from search.record.record import Verdict
+from search.record.decisions import Verdict
 
 
 class StoppingRule(ABC):

@@ -31,7 +31,7 @@ from bisect import bisect_right, insort
 from collections.abc import Iterable
 
 from search.experiment.search_config import Asha
-from search.record.record import Verdict
+from search.record.decisions import Verdict
 from search.stopping.rule import StoppingRule
 
 _ALWAYS_CONTINUE = 2  # the best trials at a rung, however few have reached it

@@ -9,7 +9,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from kdcore.training.metric import Metric
 from kdcore.training.report import EpochReport
 from search.experiment.space.point import IS_CONTROL, NUMBER, Point
-from search.record.record import METRIC, REASON, REPORT, TIME, Verdict
+from search.record.decisions import Verdict
+from search.record.record import METRIC, REASON, REPORT, TIME
 from search.stopping.rule import StoppingRule
 
 

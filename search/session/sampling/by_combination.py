@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.experiment.space.point import STUDENT, Point, slot
 from search.experiment.space.space import Space
-from search.record.record import Proposal
+from search.record.decisions import Proposal
 from search.session.sampling.proposer import Known, seed_of, unless_known
 from search.session.sampling.walk import Walk, value_at
 

@@ -21,7 +21,7 @@ from search.errors import SearchError
 from search.experiment.schema import Experiment
 from search.experiment.space.point import Point, settings_of
 from search.experiment.space.space import Space
-from search.record.record import Proposal
+from search.record.decisions import Proposal
 from search.session.sampling.proposer import Known
 from search.session.sampling.walk import Walk, value_at
 

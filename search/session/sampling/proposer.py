@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 from search.experiment.schema import Option
 from search.experiment.space.point import Point, settings_of
 from search.experiment.space.space import Space
-from search.record.record import Proposal
+from search.record.decisions import Proposal
 from search.session.sampling.walk import Walk, value_at
 
 Known = Collection[frozenset[tuple[str, Option]]]

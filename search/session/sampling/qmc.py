@@ -11,7 +11,7 @@ from torch.quasirandom import SobolEngine
 
 from search.experiment.space.point import STUDENT, Point, slot
 from search.experiment.space.space import Space
-from search.record.record import Proposal
+from search.record.decisions import Proposal
 from search.session.sampling.proposer import Known, seed_of, unless_known
 from search.session.sampling.walk import Walk, value_at
 

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from search.cli.app import app
 from search.errors import SearchError
 from search.experiment.space.point import IS_CONTROL
-from search.record.record import Proposal, SearchRecord, TrialRecord, Verdict
+from search.record.decisions import Proposal, Verdict
+from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage
 from search.report.explanation import explanation
 from search.session.search import Search

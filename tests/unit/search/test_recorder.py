@@ -7,8 +7,8 @@ from unittest.mock import Mock
 
 from kdcore.training.report import EpochReport
 from search.experiment.space.point import IS_CONTROL, NUMBER
+from search.record.decisions import Proposal, Verdict
 from search.record.live_record import LiveRecord
-from search.record.record import Proposal, Verdict
 from search.session.recorder import Recorder
 from search.session.trial import as_result
 from tests.cases import Case

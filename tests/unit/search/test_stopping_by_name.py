@@ -10,7 +10,8 @@ import pytest
 
 from search.experiment.search_config import Asha, Hyperband, Median, StoppingSettings
 from search.experiment.space.point import IS_CONTROL, NUMBER
-from search.record.record import METRIC, REPORT, TIME, Verdict
+from search.record.decisions import Verdict
+from search.record.record import METRIC, REPORT, TIME
 from search.stopping.hyperband import Brackets
 from search.stopping.median import RunningAverages
 from search.stopping.named import all_rungs, rule_of
@@ -216,7 +217,7 @@ def test_other_rules_can_be_replayed() -> None:
     assert (asha.epochs, middle.epochs) == (21 * 9 + 10, 21 * 9 + 10 * 2)
     assert asha.epochs < hyperband.epochs < 31 * 9, "the last bracket stops none"
     assert all(outcome.best_found and not outcome.unknown for outcome in outcomes)
-    table = replay_table(record.name, outcomes)
+    table = replay_table(record, outcomes)
     assert list(table.columns[0].cells) == ["as it was", "asha", "hyperband", "median"]
     assert list(table.columns[2].cells) == ["", "3", "3", ""]
 

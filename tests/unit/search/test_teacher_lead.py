@@ -269,7 +269,9 @@ def test_resuming_such_a_search_says_why_it_ended_and_how_to_go_on(
     with pytest.raises(ExperimentError, match="is 'perhaps', but"):
         launch.resume("made-up-1", storage=storage, overrides=["search.teacher_must_lead=perhaps"])
     ran: list[SearchRecord] = []
-    monkeypatch.setattr(launch, "plan", lambda *arguments, begun: None)
+    monkeypatch.setattr(
+        launch, "plan", lambda experiment, *_, begun: SimpleNamespace(experiment=experiment)
+    )
     monkeypatch.setattr(launch, "_run", lambda prepared, storage, record, *rest: ran.append(record))
     launch.resume("made-up-1", storage=storage, overrides=["search.teacher_must_lead=false"])
     assert [each.ended for each in ran] == [""]
