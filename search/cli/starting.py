@@ -110,7 +110,8 @@ def _measurement(channels: int, classes: int) -> "Measure":
     import torch
 
     from kdcore.backbones.catalogue import build_backbone
-    from kdcore.networks.measurement import count_multiply_adds, measure_training
+    from kdcore.execution.fastest import fastest_training
+    from kdcore.networks.measurement import count_multiply_adds
     from kdcore.training.evaluation import default_device
     from search.experiment.proposal.rules import Cost
 
@@ -119,7 +120,7 @@ def _measurement(channels: int, classes: int) -> "Measure":
         torch.set_num_threads(threads)
         network = build_backbone(name, num_classes=classes, in_channels=channels, seed=0)
         multiply_adds = count_multiply_adds(network, size)
-        cost = measure_training(network, size, batch, default_device())
+        cost = fastest_training(network, size, batch, default_device())
         return Cost(multiply_adds, cost.seconds, cost.memory_bytes)
 
     return measured

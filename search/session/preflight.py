@@ -17,8 +17,8 @@ from kdcore.distillation.distill import network_pair
 from kdcore.distillation.method_check import MethodCheck
 from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
+from kdcore.execution.fastest import fastest_training
 from kdcore.networks.classifier import build_classifier
-from kdcore.networks.measurement import measure_training
 from kdcore.teacher.teacher import is_ready, teacher_folder
 from kdcore.training.evaluation import default_device
 from kdcore.training.fine_tuning import fine_tuning
@@ -314,7 +314,7 @@ def costs(prepared: Plan) -> list[str]:
     steps = len(data.train) // recipe.batch_size
     lines = []
     for student, config in prepared.experiment.student_configs.items():
-        cost = measure_training(
+        cost = fastest_training(
             build_classifier(config.backbone, data, seed=0).backbone,
             data.image_size,
             recipe.batch_size,

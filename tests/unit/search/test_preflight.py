@@ -164,7 +164,7 @@ def test_costs_and_precision_are_measured_on_the_device_of_a_trial(
         return TrainingCost(1.0, 2**30)
 
     monkeypatch.setattr("search.session.preparation.fastest_execution", fastest)
-    monkeypatch.setattr("search.session.preflight.measure_training", cost)
+    monkeypatch.setattr("search.session.preflight.fastest_training", cost)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     prepared = planned(tmp_path, resources={"gpus": gpus})
     assert len(costs(prepared)) == 1
