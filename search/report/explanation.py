@@ -1,19 +1,15 @@
 """Why a trial was proposed, and why it was stopped or not, in words."""
 
+from kdcore.training.metric import Metric
 from search.errors import SearchError
 from search.experiment.search_config import Hyperband, Median
 from search.record.decisions import Proposal, Verdict
 from search.record.record import SearchRecord, TrialRecord
-from search.record.wording import percent
+from search.record.wording import METRIC_WORDS, percent
 from search.stopping.hyperband import Brackets
 from search.stopping.named import IN_WORDS, rule_of
 
 _MODELS = {"gp": "a Gaussian process", "cmaes": "CMA-ES"}
-_SCORES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "top5": "top-5 accuracy",
-}
 
 _WITHOUT_MODEL = {
     "control": "It is the control, which every search begins with: the student without "
@@ -128,11 +124,11 @@ def _bracket(brackets: Brackets, number: int) -> str:
     return f"It is in bracket {place + 1} of {len(brackets.brackets)}, {begins}."
 
 
-def _in_words(verdict: Verdict, metric: str) -> str:
+def _in_words(verdict: Verdict, metric: Metric) -> str:
     end = "so it was stopped" if verdict.stops else "so it went on"
     if verdict.rung is None:
         return (
-            f"After epoch {verdict.epoch} its best {_SCORES[metric]} so far, "
+            f"After epoch {verdict.epoch} its best {METRIC_WORDS[metric]} so far, "
             f"{percent(verdict.best)} %, was below {percent(verdict.median)} %, the median of the "
             f"running averages of the {verdict.of} whole trials, {end}."
         )
@@ -184,7 +180,7 @@ def _ended(record: SearchRecord, trial: TrialRecord) -> str:
             words = f"It is running, after {done}"
     if trial.score is None:
         return f"{words}."
-    score = _SCORES[record.experiment.search.metric]
+    score = METRIC_WORDS[record.experiment.search.metric]
     return f"{words}; its best held-out {score} is {percent(trial.score)} %."
 
 
