@@ -38,6 +38,7 @@ distillation helps on these images. All else can be searched later. So:
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,7 @@ _AROUND_A_STEP = 1.5  # evaluation, images and teacher, beside the step
 # Methods beside the control, and how often as many trials as there are first ones: what gives way
 # where even the smallest images would take too long.
 _METHODS_OF_MAPS = ("at", "crd", "reviewkd")
-_SEARCHES = ((("kd", "dkd", "nkd", "rkd"), 2), (("kd", "dkd", "rkd"), 1), (("kd", "dkd"), 1))
+_SEARCHES = ((("kd", "dkd", "nkd", "rkd"), 2), (("kd", "dkd", "rkd"), 1), (("kd",), 1))
 
 
 class Proposal:
@@ -216,10 +217,10 @@ class Proposal:
         return self._seconds_of_training(network, epochs) / max(1.0, faster)
 
     def _seconds_of_trials(self, students: Sequence[Network]) -> float:
-        """Of all trials of these students, on all of the machine."""
-        trials = self._times * len(self._methods)
+        """Of all trials of these students, on all of the machine, whose last places stay empty."""
+        trials = self._times * len(self._methods) * len(students)
         each = [self._seconds_of_training(student, self._epochs) for student in students]
-        return trials * sum(each) / self._at_a_time
+        return math.ceil(trials / self._at_a_time) * statistics.mean(each)
 
     # What is written.
 
