@@ -1,5 +1,4 @@
-"""A search with another sampler, another rule of early stopping and points of its user's, which is
-extended: what it was asked for is in its record."""
+"""A search with another sampler, another rule of early stopping and points of its user's."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ EXPERIMENT: dict[str, Any] = {
     "objective": [["none", "kd"]],
     "training": {"epochs": 4, "learning_rate": {"low": 0.01, "high": 0.1}},
     "search": {
-        "trials": 3,
+        "trials": 5,
         "sampler": "qmc",
         "points": "points.yaml",
         "stopping": "hyperband",
@@ -31,21 +30,19 @@ EXPERIMENT: dict[str, Any] = {
 }
 
 
-def test_a_search_with_points_goes_on_with_its_sampler(tmp_path: Path) -> None:
+def test_a_search_runs_what_it_was_asked_for_and_explains_it(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     points = tmp_path / "points.yaml"
     points.write_text("- {method: kd, kd.temperature: 2}\n- {method: none, learning_rate: 0.1}\n")
     succeeded(tmp_path, "launch", "task.yaml")
     points.unlink()
-    succeeded(tmp_path, "resume", "task-1", "--more-trials", "4")
     storage = Storage(str(tmp_path / "runs"))
     record = read_record(storage, "task-1")
     assert record.state == "finished"
     origins = [trial.proposal.by for trial in record.trials if trial.proposal]
-    assert origins == ["control", "asked", "asked", "published", *["qmc"] * 3]
+    assert origins == ["control", "asked", "asked", "published", "qmc"]
     assert record.trials[1].point["kd.temperature"] == 2
     assert record.trials[2].point["training.learning_rate"] == 0.1
-    assert len({str(sorted(trial.point.items())) for trial in record.trials}) == 7
     text = Search(record, storage).explain(1)
     assert "It was asked for in search.points: points.yaml, line 1." in text
     assert "It is in bracket " in text
