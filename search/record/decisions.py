@@ -2,14 +2,10 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from search.experiment.closed import Closed
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Proposal(_Record):
+class Proposal(Closed):
     """Where a trial's settings came from.
 
     Args:
@@ -31,7 +27,7 @@ class Proposal(_Record):
     redrawn: bool = False
 
 
-class Verdict(_Record):
+class Verdict(Closed):
     """What a rule of early stopping decided about a trial.
 
     Args:

@@ -106,7 +106,7 @@ def _judged(record: SearchRecord, trial: TrialRecord) -> list[str]:
     lines = []
     if isinstance(rule, Hyperband):
         lines.append(_bracket(Brackets(rule, epochs=experiment.training.epochs), trial.number))
-    lines += [_in_words(verdict, experiment.search.metric) for verdict in trial.verdicts]
+    lines += [_in_words(verdict, record.metric) for verdict in trial.verdicts]
     if isinstance(rule, Median) and trial.state == "finished":
         lines.append(
             f"Its best so far never fell below the median of the running averages of whole trials, "
@@ -180,7 +180,7 @@ def _ended(record: SearchRecord, trial: TrialRecord) -> str:
             words = f"It is running, after {done}"
     if trial.score is None:
         return f"{words}."
-    score = METRIC_WORDS[record.experiment.search.metric]
+    score = METRIC_WORDS[record.metric]
     return f"{words}; its best held-out {score} is {percent(trial.score)} %."
 
 
