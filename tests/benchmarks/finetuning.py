@@ -98,8 +98,14 @@ def accuracy(network: nn.Module, data: ImageFolder, workers: int) -> float:
     return right / len(data)
 
 
-def searched(file: Path, seed: int, storage: str) -> dict[str, Any]:
-    """Launches the experiment, picks its best student, and reads its card."""
+def searched(file: Path, seed: int) -> dict[str, Any]:
+    """Launches the experiment in a storage of its own, where no teacher is found, picks its best
+    student, and reads its card."""
+    with tempfile.TemporaryDirectory() as storage:
+        return _searched(file, seed, storage)
+
+
+def _searched(file: Path, seed: int, storage: str) -> dict[str, Any]:
     name = f"finetuning-{seed}"
     command = [sys.executable, "-m", "search"]
     options = ["--storage", storage, "--name", name]
@@ -123,13 +129,10 @@ def main() -> None:
     options = parser.parse_args()
     size = read_experiment(options.file).data.image_size
     assert size is not None, "the images have one size"
-    with (
-        report.Benchmark("finetuning", torch.device("cpu"), report.cores()) as benchmark,
-        tempfile.TemporaryDirectory() as storage,
-    ):
+    with report.Benchmark("finetuning", torch.device("cpu"), report.cores()) as benchmark:
         for seed in range(options.seeds):
             benchmark.doing(f"seed {seed}: the search")
-            ours = searched(options.file, seed, storage)
+            ours = searched(options.file, seed)
             benchmark.doing(f"seed {seed}: the plain loop, {ours['seconds']:.0f} s")
             plain = fine_tuned(
                 options.folder,
