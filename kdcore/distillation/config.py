@@ -10,8 +10,10 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -24,6 +26,9 @@ from kdcore.teacher.config import TeacherConfig
 from kdcore.teacher_cache.config import CacheConfig
 from kdcore.training.metric import Metric
 from kdcore.training.recipe import Recipe
+
+# Keys of the data that decide its views alone.
+_VIEWS = ("views", "view_seed", "augmentation")
 
 
 class TermConfig(BaseModel):
@@ -70,6 +75,8 @@ class TrialConfig(BaseModel):
         seed: of the initial weights of student and helpers, and of the order of the images.
         cache: of the teacher's outputs; None to run the teacher in every step.
         metric: of the held-out images, by which the best epoch is chosen.
+        teacher_data: the images as the teacher learned from them, where its views were others than
+            those of `data`; None: the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +89,12 @@ class TrialConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32)
     cache: CacheConfig | None = None
     metric: Metric = "accuracy"
+    teacher_data: DataConfig | None = None
+
+    @property
+    def data_of_teacher(self) -> DataConfig:
+        """The images as the teacher learned from them."""
+        return self.data if self.teacher_data is None else self.teacher_data
 
     @property
     def epochs_on_top(self) -> int:
@@ -93,13 +106,37 @@ class TrialConfig(BaseModel):
         """A text that is equal for two trials exactly if their configurations are. A factor of 1
         for cross-entropy is not written: it is what version 0.1.0 had; nor is the accuracy as
         metric."""
-        content = self.model_dump(mode="json", exclude={"data": {"decoded_gb"}})
+        kept = {"decoded_gb"}
+        content = self.model_dump(mode="json", exclude={"data": kept, "teacher_data": kept})
         if self.metric == "accuracy":
             del content["metric"]
         for term in content["objective"]:
             if term["params"]["cross_entropy"] == 1:
                 del term["params"]["cross_entropy"]
         return json.dumps([content], sort_keys=True)
+
+    @model_serializer(mode="wrap")
+    def _without_the_data_of_the_teacher(
+        self, serialize: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leaves it out where it is the same, as what was written before it could be another."""
+        content: dict[str, Any] = serialize(self)
+        if self.teacher_data is None:
+            content.pop("teacher_data", None)
+        return content
+
+    @model_validator(mode="after")
+    def _the_teachers_images(self) -> Self:
+        if self.teacher_data is None:
+            return self
+        ours, theirs = dict(self.data), dict(self.teacher_data)
+        keys = [key for key in ours if ours[key] != theirs[key] and key not in _VIEWS]
+        if keys:
+            raise ConfigError(
+                f"teacher_data has another {' and '.join(keys)} than data, but only its views may "
+                f"differ: {', '.join(_VIEWS)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fresh_weights_are_trained(self) -> Self:

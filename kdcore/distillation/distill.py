@@ -121,9 +121,12 @@ def distill(
         )
     teacher = cache = None
     if any(CATALOGUE[term.method].needs for term in config.objective):
-        for _ in prepare_teacher(config.teacher, data, workspace, device):
+        seen = data
+        if config.teacher_data is not None:
+            seen = open_data(config.teacher_data, workspace)
+        for _ in prepare_teacher(config.teacher, seen, workspace, device):
             pass
-        folder = teacher_folder(config.teacher, data, workspace)
+        folder = teacher_folder(config.teacher, seen, workspace)
         teacher = load_teacher(folder)
         if teacher_execution is None:
             teacher_execution = fastest_execution(

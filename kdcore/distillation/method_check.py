@@ -30,7 +30,7 @@ class MethodCheck:
         networks: their shapes and norms.
         images: [B, C, H, W], B >= 2, uint8.
         labels: [B], int64, not all the same.
-        tuning: which parts of the student are trained.
+        tunings: which parts of the student may be trained; none: all of it.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class MethodCheck:
         networks: NetworkPair,
         images: Tensor,
         labels: Tensor,
-        tuning: FineTuning = FineTuning(),  # noqa: B008  (frozen)
+        *tunings: FineTuning,
     ) -> None:
-        self._tuning = tuning
+        self._tunings = tunings
         self._networks, self._labels, self._images = networks, labels, images
         self._student, self._teacher = student.train(), teacher.eval()
         self._positions = torch.arange(len(images))
@@ -80,8 +80,9 @@ class MethodCheck:
             torch.manual_seed(0)
             try:
                 method = CATALOGUE[term.method](term.params, self._networks)
-                if refusal := self._tuning.refusal(method):
-                    return refusal
+                for tuning in self._tunings:
+                    if refusal := tuning.refusal(method):
+                        return refusal
                 outputs: tuple[Taps, Taps] | None = self._outputs
                 if not method.needs <= _USUAL:
                     outputs = self._with_gradients

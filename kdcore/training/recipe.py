@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 # The step schedule of the distillation literature: epochs 150, 180 and 210 of 240.
 _STEP_MILESTONES = (0.625, 0.75, 0.875)
 
-# Keys that have an effect under some values of another key only.
-_USED_BY = {
+USED_BY: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "milestones": ("schedule", ("step",)),
     "gamma": ("schedule", ("step",)),
     "minimum_learning_rate": ("schedule", ("cosine", "step")),
     "nesterov": ("optimizer", ("sgd",)),
     "betas": ("optimizer", ("adamw", "lamb")),
 }
+"""Keys that have an effect only under some values of another key: that key, and those values."""
 
 # Keys that came after version 0.1.0. At their defaults they are not written, so that what was
 # trained before is still known by its recipe.
 _LATER_KEYS = (
-    *_USED_BY,
+    *USED_BY,
     "decay_norms_and_biases",
     "preparation_on_top",
     "label_smoothing",
@@ -145,13 +145,11 @@ class BaseRecipe(BaseModel):
         if not isinstance(value, Mapping) or NAMED not in value:
             return value
         given = {key: each for key, each in value.items() if key != NAMED}
-        name = value[NAMED]
-        if not isinstance(name, str) or name not in NAMED_RECIPES:
-            raise ConfigError(
-                f"unknown {NAMED} {name!r}{did_you_mean(str(name), NAMED_RECIPES)} "
-                f"The recipes are {', '.join(NAMED_RECIPES)}"
-            )
-        return _expanded(NAMED_RECIPES[name].keys, given)
+        named = named_keys(value[NAMED], given.get("epochs"))
+        for key, (setting, users) in USED_BY.items():
+            if (named | given)[setting] not in users:
+                named.pop(key, None)  # the user did not write it
+        return named | given
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -174,7 +172,7 @@ class BaseRecipe(BaseModel):
 
     @model_validator(mode="after")
     def _only_what_is_used(self) -> Self:
-        for key, (setting, users) in _USED_BY.items():
+        for key, (setting, users) in USED_BY.items():
             chosen = getattr(self, setting)
             if key in self.model_fields_set and chosen not in users:
                 raise ConfigError(
@@ -347,18 +345,27 @@ class Recipe(BaseRecipe):
         return self.learning_rate
 
 
-def _expanded(named: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a named recipe with those given beside it."""
-    keys = dict(named)
-    for key, (setting, users) in _USED_BY.items():
-        if (keys | given)[setting] not in users:
-            keys.pop(key, None)  # the user did not write it
-    epochs = given.get("epochs")
+def named_keys(name: Any, epochs: Any = None) -> dict[str, Any]:
+    """The keys that a recipe's name stands for.
+
+    Args:
+        name: of the recipe.
+        epochs: of which milestones and warm-up keep their share; None: those of the recipe.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    if not isinstance(name, str) or name not in NAMED_RECIPES:
+        raise ConfigError(
+            f"unknown {NAMED} {name!r}{did_you_mean(str(name), NAMED_RECIPES)} "
+            f"The recipes are {', '.join(NAMED_RECIPES)}"
+        )
+    keys = dict(NAMED_RECIPES[name].keys)
     if isinstance(epochs, int):
         for key in _IN_EPOCHS:
             if key in keys:
-                keys[key] = _scaled(keys[key], epochs, named["epochs"])
-    return keys | given
+                keys[key] = _scaled(keys[key], epochs, keys["epochs"])
+    return keys
 
 
 def _scaled(value: Any, epochs: int, of: int) -> Any:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 import search
@@ -199,7 +200,7 @@ def check(
     table.add_column("field")
     table.add_column("values", overflow="fold")
     for field, values in space.describe():
-        table.add_row(field, values)
+        table.add_row(field, escape(values))  # a list of steps is no markup
     rule, points = experiment.search.rule, experiment.search.points
     stops = "no trial is stopped early"
     if rule is not None:
@@ -209,11 +210,12 @@ def check(
     trials = prepared.experiment.search.trials
     controls = "control" if len(experiment.students) == 1 else "students' controls"
     trained = "\n".join((*evaluation(prepared), *starts(prepared), *recipes(experiment)))
+    searched = "" if experiment.searched_views is None else " (teacher and first trials; searched)"
     on_top = " after preparatory ones" if experiment.training.preparation_on_top else ""
     print(
         f"data     {experiment.data.name}: {len(data.train):,} train, "
         f"{len(data.heldout):,} held out, {len(data.test):,} test; {data.num_classes} classes\n"
-        f"views    {', '.join(map(str, data.train.all_steps())) or 'as the images are'}\n"
+        f"views    {', '.join(map(str, data.train.all_steps())) or 'as the images are'}{searched}\n"
         f"teacher  {experiment.teacher.backbone}, "
         f"{'ready' if prepared.teacher_ready else 'to be prepared'}\n"
         f"student  {', '.join(experiment.students)}\n"
@@ -229,6 +231,8 @@ def check(
             f"published, with {experiment.confirm.seeds} fresh seeds each"
         )
     console().print(table)
+    whole, most = space.size()
+    print(f"space    {whole} in all, of which a trial has at most {most}")
     for line in (*costs(prepared), *executions(prepared, place)):
         print(line)
     found = (*cautions(prepared.experiment), *teacher_caution(prepared, place), *idle)

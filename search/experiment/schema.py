@@ -1,14 +1,19 @@
 """The keys of an experiment file, with their defaults and rules."""
 
-import math
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
     Discriminator,
     Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
     Tag,
+    ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -16,66 +21,20 @@ from kdcore import CacheConfig, DataConfig, StudentConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
 from kdcore.contract.published import Benchmark
 from kdcore.methods import check_method, check_mixing
-from kdcore.training.recipe import BaseRecipe
 from search.experiment.closed import Closed
 from search.experiment.search_config import SearchConfig
+from search.experiment.searched import Option, mistakes_in, refuse
+from search.experiment.training import Training
+from search.experiment.views import SearchedViews, searched_views
 
 CONTROL = "none"
 
 # A name becomes a folder; this is what keeps it inside its place.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-Option = bool | int | float | str
-
-
-class SearchedRange(Closed):
-    """A number that the search chooses, both ends included.
-
-    Args:
-        low: the smallest value, > 0.
-        high: the largest value.
-        log: sample evenly in the logarithm.
-    """
-
-    low: float = Field(gt=0)
-    high: float
-    log: bool = True
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low < self.high:
-            raise ValueError(f"low is {self.low}, but must be below high, which is {self.high}")
-        return self
-
-    @property
-    def middle(self) -> float:
-        """Where the first trials stand: the centre on the scale that is sampled."""
-        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
 
 
 # Pydantic puts the tag of the chosen alternative into an error's path; the user never wrote it.
-_NUMBER, _RANGE, _ONE, _SEVERAL = "a number", "a range", "one name", "several names"
-TAGS = (_NUMBER, _RANGE, _ONE, _SEVERAL)
-
-
-class Training(BaseRecipe):
-    """The students' recipe: `kdcore.Recipe`, whose learning rate may be searched."""
-
-    learning_rate: Annotated[
-        Annotated[float, Field(gt=0), Tag(_NUMBER)] | Annotated[SearchedRange, Tag(_RANGE)],
-        Discriminator(lambda value: _NUMBER if isinstance(value, int | float | str) else _RANGE),
-    ] = 0.05
-
-    @model_validator(mode="after")
-    def _minimum_below_the_peak(self) -> Self:
-        rate = self.learning_rate
-        self._check_minimum(rate.low if isinstance(rate, SearchedRange) else rate)
-        return self
-
-    def __str__(self) -> str:
-        rate = self.learning_rate
-        if isinstance(rate, SearchedRange):
-            return self.in_words(f"{rate.low:g} to {rate.high:g}")
-        return self.in_words(f"{rate:g}")
+TAGS = _ONE, _SEVERAL = ("one name", "several names")
 
 
 class Confirm(Closed):
@@ -125,13 +84,13 @@ class Experiment(Closed):
     Args:
         name: of the task (default: the file's name). Searches of one task share an MLflow
             experiment.
-        data: see `kdcore.DataConfig`.
+        data: see `kdcore.DataConfig`; its augmentation may be searched.
         teacher: see `kdcore.TeacherConfig`.
         student: a network, or a list of networks to choose from; each a name, or a mapping with
             the weights that it begins with, see `kdcore.StudentConfig`.
         objective: the terms added to cross-entropy: a list of slots, each a list of candidate
             methods. A trial has one method of each slot.
-        training: the recipe of the students.
+        training: the recipe of the students, of which nearly any key may be searched.
         seed: of the students' initial weights and the order of their images.
         search: how the space is searched.
         resources: what one trial occupies.
@@ -166,6 +125,13 @@ class Experiment(Closed):
     published: Benchmark | None = None
     confirm: Confirm | None = None
     licences: Licences = Licences()
+    _views: SearchedViews | None = PrivateAttr(None)
+
+    @property
+    def searched_views(self) -> SearchedViews | None:
+        """What is searched of `data.augmentation`; none if nothing is. `data` has that of the first
+        trials."""
+        return self._views
 
     @property
     def student_configs(self) -> dict[str, StudentConfig]:
@@ -178,6 +144,31 @@ class Experiment(Closed):
     def students(self) -> tuple[str, ...]:
         """The labels of the networks that may learn; see `kdcore.StudentConfig`."""
         return tuple(self.student_configs)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_searched_views(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        data = value.get("data") if isinstance(value, Mapping) else None
+        if not isinstance(data, Mapping):
+            return handler(value)
+        views, wrong = searched_views(data)
+        if views is None and not wrong:
+            return handler(value)
+        first = None if views is None else views.at({})
+        try:
+            made = handler({**value, "data": {**data, "augmentation": first}})
+        except ValidationError as error:
+            refuse([*wrong, *mistakes_in(error, (), value)])
+        refuse(wrong)
+        made._views = views
+        return made
+
+    @model_serializer(mode="wrap")
+    def _with_its_views(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self._views is not None and "data" in content:
+            content["data"]["augmentation"] = self._views.written()
+        return content
 
     @field_validator("student")
     @classmethod
@@ -218,7 +209,7 @@ class Experiment(Closed):
 
     @model_validator(mode="after")
     def _methods_that_take_mixed_images(self) -> Self:
-        if self.data.mixes:
+        if self.data.mixes if self._views is None else self._views.mixes:
             check_mixing(name for slot in self.objective for name in slot)
         return self
 

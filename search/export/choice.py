@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from kdcore.networks.cost import NetworkCost
 from search.errors import SearchError
-from search.experiment.schema import CONTROL, Option
+from search.experiment.schema import CONTROL
+from search.experiment.searched import Option
 from search.leaderboard.ranking import by_test_accuracy, rank
 from search.record.record import Confirmed, SearchRecord
 from search.record.wording import percent

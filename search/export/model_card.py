@@ -6,8 +6,11 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from kdcore import DataConfig
+from kdcore.data.augmentation.steps import BASIC, written
 from kdcore.data.image_data import ImageData
 from kdcore.training.evaluation import Evaluation
+from search.experiment.searched import in_words
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate
 from search.export.class_table import class_section
@@ -97,6 +100,7 @@ def model_card(
         if picked.is_control
         else f"- objective: {picked.objective}, added to cross-entropy",
         f"- training: {config.training.model_dump_json(exclude_none=True)}",
+        *_views(record, config.data),
         f"- epochs: {config.training.epochs + config.epochs_on_top}; the weights are from epoch "
         f"{picked.best_epoch}",
         f"- seed: {picked.seed}; the search's seed: {experiment.seed}, its sampler's seed: "
@@ -139,6 +143,15 @@ def _preparation(data: ImageData) -> list[str]:
         "",
         f"The accuracies are of upright RGB images, {crop.in_words(data.image_size)}; prepare "
         "yours likewise.",
+    ]
+
+
+def _views(record: SearchRecord, data: DataConfig) -> list[str]:
+    """The student's augmentation, where that was searched."""
+    if record.experiment.searched_views is None:
+        return []
+    return [
+        f"- augmentation: {in_words(written(data.augmentation)) if data.augmentation else BASIC}"
     ]
 
 

@@ -16,6 +16,7 @@ from search.leaderboard.ranking import (
     further_columns,
     leaderboard,
     pretrained_students,
+    searches_recipe,
     tested_cells,
     tested_heads,
 )
@@ -34,6 +35,7 @@ _TYPES = {
     "student": "string",
     "pretrained": "bool",
     "objective": "string",
+    "recipe": "string",
     "heldout_accuracy": "float64",
     "heldout_balanced_accuracy": "float64",
     "heldout_top5": "float64",
@@ -57,6 +59,7 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
     pretrained, further = bool(pretrained_students(record)), further_columns(record)
     names = ["rank", "trial", *(["student"] if several else [])]
     names += [*(["pretrained"] if pretrained else []), "objective"]
+    names += ["recipe"] if searches_recipe(record) else []
     names += [*(tested_heads(record) if confirmed else []), "held-out %", *further.values()]
     names += ["gain", "epochs", "status"]
     lines = [names]
@@ -68,6 +71,7 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
         cells += [row.student] if several else []
         cells += ["yes" if row.pretrained else ""] if pretrained else []
         cells += [f"{network} (control)" if network == CONTROL else network]
+        cells += [row.recipe] if searches_recipe(record) else []
         cells += tested_cells(record, tested.get(row.trial)) if confirmed else []
         cells += [percent(row.heldout_accuracy)]
         cells += [percent(getattr(row, field)) for field in further]

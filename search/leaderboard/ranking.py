@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from kdcore.errors import did_you_mean
 from search.errors import SearchError
+from search.experiment.space.point import recipe_in_words
 from search.record.record import Confirmed, SearchRecord, TrialRecord, place
 from search.record.wording import METRIC_HEADS, spread
 
@@ -18,6 +19,7 @@ class LeaderboardRow:
         student: the student's label; in the teacher's row, the teacher network.
         pretrained: whether it began with weights that it was given.
         objective: the methods with their searched settings; `none` is the control.
+        recipe: what was chosen of recipe and views, like `learning_rate=0.03`; empty if nothing.
         heldout_accuracy: of the best epoch, from 0 to 1.
         heldout_balanced_accuracy: the same; None where it is not known.
         heldout_top5: the same; None with fewer than 20 classes.
@@ -41,6 +43,7 @@ class LeaderboardRow:
     student: str
     pretrained: bool
     objective: str
+    recipe: str
     heldout_accuracy: float | None
     heldout_balanced_accuracy: float | None
     heldout_top5: float | None
@@ -112,6 +115,12 @@ def pretrained_students(record: SearchRecord) -> frozenset[str]:
     return frozenset(label for label, student in students if student.weights is not None)
 
 
+def searches_recipe(record: SearchRecord) -> bool:
+    """Whether recipe or views are searched; only then do tables have a column for it."""
+    experiment = record.experiment
+    return experiment.training.space is not None or experiment.searched_views is not None
+
+
 def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
     rows = []
     if record.teacher_metrics:
@@ -125,6 +134,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
                 student=record.experiment.teacher.backbone,
                 pretrained=record.experiment.teacher.weights is not None,
                 objective="teacher",
+                recipe="",
                 heldout_accuracy=metrics["heldout_accuracy"],
                 heldout_balanced_accuracy=metrics.get("heldout_balanced_accuracy"),
                 heldout_top5=metrics.get("heldout_top5"),
@@ -151,6 +161,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
                 student=trial.student,
                 pretrained=trial.student in pretrained,
                 objective=trial.objective,
+                recipe=recipe_in_words(trial.point),
                 heldout_accuracy=trial.heldout_accuracy,
                 heldout_balanced_accuracy=trial.heldout_balanced_accuracy,
                 heldout_top5=trial.heldout_top5,

@@ -3,10 +3,12 @@
 import re
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from kdcore.networks.cost import LATENCY_BATCH
 from search.experiment.schema import CONTROL
+from search.experiment.space.point import recipe_in_words
 from search.leaderboard.ranking import (
     LeaderboardRow,
     by_test_accuracy,
@@ -14,6 +16,7 @@ from search.leaderboard.ranking import (
     further_columns,
     leaderboard,
     pretrained_students,
+    searches_recipe,
     tested_cells,
     tested_heads,
 )
@@ -79,6 +82,9 @@ def leaderboard_table(
     if pretrained:
         table.add_column("pretrained")
     table.add_column("objective", overflow="fold")
+    recipe = searches_recipe(record)
+    if recipe:
+        table.add_column("recipe", overflow="fold")
     confirmed = any(each.is_confirmed for each in record.confirmed)
     tested = confirmed_trials(record)
     further = further_columns(record)
@@ -105,6 +111,7 @@ def leaderboard_table(
             *([row.student] if several else []),
             *(["yes" if row.pretrained else ""] if pretrained else []),
             objective,
+            *([escape(row.recipe)] if recipe else []),
             *(tested_cells(record, tested.get(row.trial)) if confirmed else []),
             percent(row.heldout_accuracy),
             *(percent(getattr(row, field)) for field in further),
@@ -141,6 +148,9 @@ def confirmed_table(record: SearchRecord) -> Table:
     )
     table.add_column("trial")
     table.add_column("objective", overflow="fold")
+    recipe = searches_recipe(record)
+    if recipe:
+        table.add_column("recipe", overflow="fold")
     head = METRIC_HEADS.get(record.metric, "%")
     for column in ("seeds", f"searched {head}", f"held-out {head}", *tested_heads(record)):
         table.add_column(column, justify="right", no_wrap=True)
@@ -152,6 +162,7 @@ def confirmed_table(record: SearchRecord) -> Table:
         table.add_row(
             each.label,
             words if each.role == "best" else f"{words} ({each.role})",
+            *([escape(recipe_in_words(each.point))] if recipe else []),
             str(seeds) if seeds == len(each.runs) else f"{seeds} of {len(each.runs)}",
             percent(searched.get(each.trial)) if each.trial is not None else "",
             percent(each.heldout_score) if seeds else "",

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from kdcore.execution.execution import Execution
 from kdcore.networks.cost import NetworkCost
 from kdcore.training.metric import Metric
-from search.experiment.schema import CONTROL, Experiment, Option
+from search.experiment.schema import CONTROL, Experiment
+from search.experiment.searched import Option
 from search.record.class_results import StudentClasses
 from search.record.decisions import Proposal, Verdict
 from search.record.paired_gain import PairedGain, paired_gain

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import optuna
 
-from search.experiment.schema import Experiment, Option
+from search.experiment.schema import Experiment
+from search.experiment.searched import Option
 from search.experiment.space.point import is_number, plain_name
 from search.experiment.space.space import is_logarithmic
 from search.record.record import SearchRecord, TrialRecord
@@ -98,7 +99,8 @@ def _shares(
 
 def _distribution(values: list[Option], log: bool) -> optuna.distributions.BaseDistribution:
     """A distribution over the values that were tried."""
-    if not all(map(is_number, values)):
+    numbers = list(filter(is_number, values))
+    if len(numbers) < len(values):
         return optuna.distributions.CategoricalDistribution(list(dict.fromkeys(values)))
-    low, high = min(map(float, values)), max(map(float, values))
+    low, high = float(min(numbers)), float(max(numbers))
     return optuna.distributions.FloatDistribution(low, high, log=log and low > 0)

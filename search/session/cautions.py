@@ -10,12 +10,17 @@ from search.experiment.space.published import accompanied
 from search.leaderboard.teacher_lead import known_caution
 from search.record.storage import Storage
 from search.session.preflight import Plan
+from search.session.recipe_checks import redundancies, views_of_one_trial
 
 
 def cautions(experiment: Experiment) -> list[str]:
     """Those that the experiment alone tells of."""
-    search, recipe = experiment.search, experiment.training
-    found = points_caution(experiment)
+    search, epochs = experiment.search, experiment.training.epochs
+    found = [
+        *points_caution(experiment),
+        *redundancies(experiment),
+        *views_of_one_trial(experiment),
+    ]
     for method, published in accompanied(experiment).items():
         others = {name for slot in experiment.objective if method not in slot for name in slot}
         found += [
@@ -24,12 +29,14 @@ def cautions(experiment: Experiment) -> list[str]:
             for name, words in published.companions().items()
             if name not in others
         ]
+    schedules = {recipe.schedule: None for recipe in experiment.training.variants("schedule")}
+    falling = " or ".join(each for each in schedules if each != "constant")
     rule = search.rule
-    if rule is None or recipe.schedule == "constant" or rule.grace_epochs >= recipe.epochs:
+    if rule is None or not falling or rule.grace_epochs >= epochs:
         return found
     return [
         *found,
-        f"training.schedule is {recipe.schedule} over all {recipe.epochs} epochs, but search."
+        f"training.schedule is {falling} over all {epochs} epochs, but search."
         f"{search.stopping} compares trials from epoch {rule.grace_epochs} on, when the learning "
         f"rate is still near its peak: this favours settings that learn quickly over those that "
         f"end best. Use training.schedule: constant for the search, more grace_epochs, or "

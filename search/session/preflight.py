@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,6 +33,7 @@ from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
 from search.session.preparation import measured_executions, starts_in_words, with_evaluation
+from search.session.recipe_checks import drop_path_problems, view_problems
 from search.session.sampling.grid import capped
 from search.session.sampling.named import missing_packages
 
@@ -181,7 +181,7 @@ def _prepared(
     problems += more
     pairs = _network_pairs(experiment, data, problems)
     networks = dict.fromkeys(experiment.student_configs[label].backbone for label in pairs)
-    problems += _drop_path_problems(experiment, networks, data)
+    problems += drop_path_problems(experiment, networks, data) + view_problems(experiment, data)
     ready = is_ready(teacher_path)
     prepared = Prepared(experiment, data, teacher_path, ready, pairs, starts, evaluation)
     return prepared, problems
@@ -216,26 +216,6 @@ def _network_pairs(
     return pairs
 
 
-def _drop_path_problems(
-    experiment: Experiment, students: Iterable[str], data: ImageData
-) -> list[Problem]:
-    """Networks without the stochastic depth that their recipe asks for."""
-    teacher = experiment.teacher
-    asked = [("training", name, experiment.training.drop_path) for name in students]
-    if teacher.training is not None:
-        asked.append(("teacher.training", teacher.backbone, teacher.training.drop_path))
-    problems = []
-    for key, name, rate in asked:
-        if rate is None:
-            continue
-        try:
-            with torch.device("meta"):
-                constructor_of(name)(data.num_classes, data.in_channels).set_drop_path(rate)
-        except ConfigError as error:
-            problems.append(Problem(key=f"{key}.drop_path", message=f"{name}: {error}"))
-    return problems
-
-
 def _refusals(
     experiment: Experiment, points: Iterable[Point], networks: NetworkPair, data: ImageData
 ) -> list[Problem]:
@@ -246,13 +226,14 @@ def _refusals(
     chosen = torch.stack([(data.train.labels == label).nonzero()[0, 0] for label in (0, 1)])
     (images,) = data.train.views(chosen, 0, len(chosen))
     labels = data.train.labels[chosen]
+    recipes = experiment.training.variants("linear_probe", "frozen_stages")
     check = MethodCheck(
         build_classifier(student, data, seed=0),
         build_classifier(experiment.teacher.backbone, data, seed=0),
         networks,
         images,
         labels,
-        fine_tuning(experiment.training, student),
+        *(fine_tuning(recipe, student) for recipe in recipes),
     )
     problems: list[Problem] = []
     for point in points:
@@ -266,8 +247,12 @@ def _refusals(
     return problems
 
 
-def _images(experiment: Experiment) -> dict[str, Any]:
-    return experiment.data.model_dump(exclude={"decoded_gb"})
+def _same_images(first: Experiment, second: Experiment) -> bool:
+    """Whether the trials of two searches have the same images, but for what is searched of them."""
+    irrelevant = {"decoded_gb"}
+    if first.searched_views is not None or second.searched_views is not None:
+        irrelevant.add("augmentation")
+    return first.data.model_dump(exclude=irrelevant) == second.data.model_dump(exclude=irrelevant)
 
 
 def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Problem]:
@@ -280,7 +265,7 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
         except KdsearchError as error:
             message = str(error)
         else:
-            if _images(earlier) != _images(experiment):
+            if not _same_images(earlier, experiment):
                 message = f"search {name!r} had other data, so its accuracies cannot be compared"
             elif earlier.search.metric != experiment.search.metric:
                 message = f"search {name!r} ranked by {earlier.search.metric}, this one does not"
@@ -311,13 +296,16 @@ def costs(prepared: Plan) -> list[str]:
     torch.set_num_threads(prepared.experiment.resources.cpus)
     recipe, data = prepared.experiment.training, prepared.data
     device = _device_of_trials(prepared.experiment)
-    steps = len(data.train) // recipe.batch_size
+    sizes = {each.batch_size for each in recipe.variants("batch_size")}
+    batch_size = max(sizes)
+    batches = f", with batches of {batch_size}," if len(sizes) > 1 else ","
+    steps = len(data.train) // batch_size
     lines = []
     for student, config in prepared.experiment.student_configs.items():
         cost = fastest_training(
             build_classifier(config.backbone, data, seed=0).backbone,
             data.image_size,
-            recipe.batch_size,
+            batch_size,
             device,
         )
         seconds = cost.seconds * steps
@@ -325,8 +313,8 @@ def costs(prepared: Plan) -> list[str]:
         if recipe.preparation_on_top:
             whole += f" and {duration(seconds)} for each preparatory epoch"
         lines.append(
-            f"cost     {student}: {whole}, and {cost.memory_bytes / 2**30:.2g} GiB, beside its "
-            f"teacher and images, on this machine ({device.type})"
+            f"cost     {student}: {whole}{batches} and {cost.memory_bytes / 2**30:.2g} GiB, "
+            f"beside its teacher and images, on this machine ({device.type})"
         )
     return lines
 

@@ -18,6 +18,7 @@ from kdcore.networks.cost import NetworkCost
 from kdcore.networks.measurement import measure_network
 from kdcore.teacher.teacher import is_ready, prepare_teacher, teacher_folder
 from kdcore.training.evaluation import default_device
+from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.report import EpochReport
 from search.errors import ExperimentError, Problem
 from search.experiment.schema import Experiment
@@ -70,9 +71,12 @@ def starts_in_words(
         except ConfigError as error:
             key = "teacher.weights" if isinstance(error, WeightsError) else "teacher"
             problems.append(Problem(key=key, message=str(error)))
+    recipes = experiment.training.variants("linear_probe", "frozen_stages", "layer_decay")
     for label, student in experiment.student_configs.items():
         try:
             words[f"student {label}"] = start_in_words(student, experiment.training, data)
+            for recipe in recipes:
+                fine_tuning(recipe, student.backbone)
         except ConfigError as error:
             problems.append(Problem(key="student", message=str(error)))
     return {network: each for network, each in words.items() if each}, problems

@@ -120,7 +120,7 @@ def resumable_reports(
     """
     workspace = workspace_of(storage)
     if storage.local is None:
-        fetch_teacher(config.data, config.teacher, storage, workspace)
+        fetch_teacher(config.data_of_teacher, config.teacher, storage, workspace)
     reports = patiently(lambda: checkpoints.restore(folder))
     saved, due = len(reports), time.monotonic() + _CHECKPOINT_SECONDS
     for report in reports[:]:

@@ -10,7 +10,7 @@ from typing import Any
 from kdcore.data.image_data import ImageData
 from kdcore.networks.cost import NetworkCost
 from kdcore.training.report import EpochReport
-from search.experiment.space.point import plain_name
+from search.experiment.space.point import option_in_words, plain_name
 from search.leaderboard.ranking import further_columns
 from search.record.live_record import LiveRecord
 from search.record.owner import Owner
@@ -148,7 +148,7 @@ class Tracker:
             params: the run's parameters, in addition to the trial's settings.
             cost: what the student costs, if it was measured.
         """
-        settings = {plain_name(key): str(value) for key, value in trial.point.items()}
+        settings = {plain_name(key): option_in_words(value) for key, value in trial.point.items()}
         costs = {}
         if cost is not None:
             costs = {

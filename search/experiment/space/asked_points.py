@@ -4,9 +4,19 @@ from collections.abc import Mapping
 
 from kdcore.errors import ConfigError, did_you_mean
 from search.errors import Problem
-from search.experiment.schema import CONTROL, Experiment, Option
-from search.experiment.space.fields import ChoiceField, SearchedField
-from search.experiment.space.point import STUDENT, Point, is_number, plain_name, settings_of, slot
+from search.experiment.schema import CONTROL, Experiment
+from search.experiment.searched import Option
+from search.experiment.space.fields import ChoiceField, SearchedField, beside_in_words, exists
+from search.experiment.space.point import (
+    STUDENT,
+    Point,
+    is_number,
+    option_in_words,
+    plain_name,
+    settings_of,
+    short_name,
+    slot,
+)
 from search.experiment.space.space import Space
 
 METHOD = "method"
@@ -65,17 +75,27 @@ def _point(asked: Mapping[str, Option], space: Space) -> Point:
     point: Point = {STUDENT: student} if len(space.students) > 1 else {}
     point |= {slot(number): name for number, name in enumerate(methods, start=1)}
     of_methods = [each for name in methods for each in space.fields[student, name]]
-    # As on the leaderboard, and as in the file: `learning_rate`, `training.learning_rate`.
-    named = {each.name.partition(".")[2]: each for each in space.shared}
-    named |= {plain_name(each.name): each for each in of_methods}
-    known = [METHOD, *([STUDENT] if len(space.students) > 1 else []), *named]
-    fields = [*space.shared, *of_methods]
-    named |= {each.name: each for each in space.shared}
+    known = [METHOD, *([STUDENT] if len(space.students) > 1 else [])]
+    known += dict.fromkeys(short_name(each.name) for each in space.shared)
+    known += [plain_name(each.name) for each in of_methods]
+    for each in (*space.shared, *of_methods):
+        if exists(each, point):
+            key = next((name for name in _names(each, space) if name in values), None)
+            value = each.published if key is None else _value(key, each, values.pop(key))
+            point[each.name] = value
     for key in values:
-        if key not in named:
-            raise ConfigError(_unknown(key, known, methods, space))
-    chosen = {named[key].name: _value(key, named[key], value) for key, value in values.items()}
-    return point | {each.name: chosen.get(each.name, each.published) for each in fields}
+        without = [each for each in space.shared if key in _names(each, space)]
+        if without and not exists(without[0], point):
+            raise ConfigError(f"{key} is given, but exists {beside_in_words(without[0])} only")
+        raise ConfigError(_unknown(key, known, methods, space))
+    return point
+
+
+def _names(field: SearchedField, space: Space) -> tuple[str, ...]:
+    """What a user may call a field: as on the leaderboard, and of recipe and views as in the file:
+    `learning_rate`, `training.learning_rate`."""
+    plain = plain_name(field.name)
+    return (short_name(plain), plain) if field in space.shared else (plain,)
 
 
 def _methods(asked: Option | None, space: Space) -> list[str]:
@@ -122,7 +142,8 @@ def _value(key: str, field: SearchedField, value: Option) -> Option:
     """
     if isinstance(field, ChoiceField):
         for option in field.options:
-            if option == value and isinstance(option, bool) == isinstance(value, bool):
+            same = option == value and isinstance(option, bool) == isinstance(value, bool)
+            if same or (option is None and value == option_in_words(None)):
                 return option
     elif is_number(value) and field.takes(value) and not (field.integer and value != int(value)):
         return int(value) if field.integer else float(value)

@@ -11,10 +11,12 @@ from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.errors import ConfigError, did_you_mean
 from kdcore.methods import CATALOGUE
 from search.errors import ExperimentError, Problem
-from search.experiment.schema import CONTROL, Experiment, Option, SearchedRange
+from search.experiment.schema import CONTROL, Experiment
+from search.experiment.searched import Option
 from search.experiment.space.fields import ChoiceField, NumberField, SearchedField
-from search.experiment.space.point import LEARNING_RATE
+from search.experiment.space.point import is_number
 from search.experiment.space.published import UNLESS_NAMED, accompanied, published_settings
+from search.experiment.space.shared import shared_fields
 from search.experiment.space.space import Space
 
 
@@ -48,15 +50,11 @@ def derive_space(experiment: Experiment, pairs: Mapping[str, NetworkPair], sourc
             )
     if problems:
         raise ExperimentError(source, problems)
-    shared: tuple[SearchedField, ...] = ()
-    rate = experiment.training.learning_rate
-    if isinstance(rate, SearchedRange):
-        shared = (NumberField(LEARNING_RATE, rate.low, rate.high, rate.log, False, rate.middle),)
     return Space(
         experiment.students,
         experiment.objective,
         fields,
-        shared,
+        shared_fields(experiment),
         experiment.search.combinations,
         accompanied(experiment),
     )
@@ -115,10 +113,10 @@ def _narrowed_fields(
 
 
 def _least(field: SearchedField | None, otherwise: Option) -> Option:
-    """The smallest value of a field; of one that is not searched, its value."""
+    """The smallest number of a field; of one that is not searched, its value."""
     if isinstance(field, NumberField):
         return field.low
-    return otherwise if field is None else min(field.options)
+    return otherwise if field is None else min(filter(is_number, field.options))
 
 
 def _fields(

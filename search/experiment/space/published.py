@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from kdcore.contract.published import Benchmark, Published
 from kdcore.methods import CATALOGUE
-from search.experiment.schema import Experiment, Option
+from search.experiment.schema import Experiment
+from search.experiment.searched import Option
 
 UNLESS_NAMED: Mapping[str, Option] = {"cross_entropy": 1.0}
 """What a point means that does not name a setting, where that is not the default of today: in

@@ -1,6 +1,6 @@
 """The space of a search: what Optuna is asked for, and the points that come first."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING
@@ -8,21 +8,59 @@ from typing import TYPE_CHECKING
 from kdcore.contract.published import Published
 from kdcore.contract.searched import Span
 from kdcore.methods import CATALOGUE
-from search.experiment.schema import CONTROL, Experiment, SearchedRange
-from search.experiment.space.fields import ChoiceField, SearchedField
+from search.experiment.schema import CONTROL, Experiment
+from search.experiment.space.fields import ChoiceField, NumberField, SearchedField, exists
 from search.experiment.space.point import (
     IS_CONTROL,
-    LEARNING_RATE,
     SLOT,
     STUDENT,
     Point,
+    plain_name,
     settings_of,
     slot,
 )
 from search.experiment.space.published import accompanied
+from search.experiment.space.shared import shared_fields
 
 if TYPE_CHECKING:
     import optuna
+
+
+@dataclass(frozen=True, order=True)
+class Dimensions:
+    """How many things are chosen; ordered by their number in all.
+
+    Args:
+        numbers: from ranges.
+        choices: from lists.
+    """
+
+    together: int = field(init=False)
+    numbers: int
+    choices: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "together", self.numbers + self.choices)
+
+    def __add__(self, other: "Dimensions") -> "Dimensions":
+        return Dimensions(self.numbers + other.numbers, self.choices + other.choices)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.together} dimension{'' if self.together == 1 else 's'} ({self.numbers} "
+            f"number{'' if self.numbers == 1 else 's'}, {self.choices} "
+            f"choice{'' if self.choices == 1 else 's'})"
+        )
+
+
+def _dimensions(fields: Iterable[SearchedField]) -> Dimensions:
+    """Those of fields that are not fixed."""
+    kinds = [isinstance(each, NumberField) for each in fields if not _is_fixed(each)]
+    return Dimensions(sum(kinds), len(kinds) - sum(kinds))
+
+
+def _is_fixed(field: SearchedField) -> bool:
+    return isinstance(field, ChoiceField) and len(field.options) == 1
 
 
 @dataclass(frozen=True)
@@ -33,7 +71,8 @@ class Space:
         students: the networks that may learn.
         slots: the candidate methods of each slot.
         fields: by student and method, the searched fields.
-        shared: fields that every trial has, whatever its student and methods.
+        shared: fields that trials of every student and method have, those of recipe and views; a
+            trial has one where it exists beside its others.
         combinations: methods that are also tried together at the start.
         accompanied: what is published of those that stand beside other methods there.
         asked: the points that a user asks for.
@@ -58,7 +97,8 @@ class Space:
         if len(self.students) > 1:
             student = trial.suggest_categorical(STUDENT, self.students)
         for each in self.shared:
-            each.suggest(trial)
+            if exists(each, trial.params):
+                each.suggest(trial)
         if control:
             return trial.params | self._control()
         for number, candidates in enumerate(self.slots, start=1):
@@ -80,20 +120,47 @@ class Space:
         return tuple(name for name in candidates if name != CONTROL)
 
     def choices(self) -> list[Point]:
-        """Each student, where there are several, with each choice of methods that is sampled."""
+        """Each student, where there are several, with each choice of methods that is sampled, and
+        of what other fields need."""
         students: list[Point] = [{}]
         if len(self.students) > 1:
             students = [{STUDENT: each} for each in self.students]
         methods = product(*map(self._sampled, self.slots))
         slots = [{slot(i): name for i, name in enumerate(each, start=1)} for each in methods]
-        return [student | each for student, each in product(students, slots)]
+        every = product(students, self._decisions(), slots)
+        return [student | decided | each for student, decided, each in every]
+
+    @property
+    def deciding(self) -> tuple[ChoiceField, ...]:
+        """The fields of recipe and views that others need."""
+        needed = {name for each in self.shared for name, _ in each.beside}
+        choices = (each for each in self.shared if isinstance(each, ChoiceField))
+        return tuple(each for each in choices if each.name in needed)
+
+    def _decisions(self) -> list[Point]:
+        """Their options, each with each where they exist."""
+        points: list[Point] = [{}]
+        for each in self.deciding:
+            points = [
+                point | chosen
+                for point in points
+                for chosen in (
+                    [{each.name: option} for option in each.options]
+                    if exists(each, point)
+                    else [{}]
+                )
+            ]
+        return points
 
     def first_points(self) -> list[Point]:
         """The trials that every search begins with: each student's control, and the points that are
         asked for. Then, where they are not among these, with the first student: each candidate as
         published, beside its companions, else the control's choice (else the first candidate) in
         the other slots, and the combinations."""
-        shared: Point = {each.name: each.published for each in self.shared}
+        shared: Point = {}
+        for each in self.shared:
+            if exists(each, shared):
+                shared[each.name] = each.published
         if len(self.students) > 1:
             points = [self._control() | {STUDENT: each} | shared for each in self.students]
             shared = {STUDENT: self.students[0]} | shared
@@ -145,6 +212,30 @@ class Space:
                         points += [point | {each.name: option} for option in each.options]
         return points
 
+    def size(self) -> tuple[Dimensions, Dimensions]:
+        """All dimensions of the space, and those of the trial that has most; what is fixed is
+        none."""
+        own = {key: _dimensions(fields) for key, fields in self.fields.items()}
+        named = {each.name: each for fields in self.fields.values() for each in fields}
+        choices = sum(len(self._sampled(candidates)) > 1 for candidates in self.slots)
+        common = Dimensions(0, choices + (len(self.students) > 1))
+        whole = common + _dimensions([*self.shared, *named.values()])
+        most = max(
+            (
+                sum((max(own[student, name] for name in names) for names in self.slots), common)
+                for student in self.students
+            ),
+        )
+        return whole, most + self._most_shared()
+
+    def _most_shared(self) -> Dimensions:
+        """The most dimensions of recipe and views that a trial has."""
+        found = Dimensions(0, 0)
+        for point in self._decisions():
+            there = [each for each in self.shared if each.name in point or exists(each, point)]
+            found = max(found, _dimensions(there))
+        return found
+
     def describe(self) -> list[tuple[str, str]]:
         """Name and range of everything that is searched."""
         slots = [
@@ -160,9 +251,9 @@ class Space:
 
 def is_logarithmic(experiment: Experiment, name: str) -> bool:
     """Whether a setting is searched in its logarithm; `name` is a plain one."""
-    rate = experiment.training.learning_rate
-    if name == LEARNING_RATE:
-        return isinstance(rate, SearchedRange) and rate.log
+    for each in shared_fields(experiment):
+        if plain_name(each.name) == name:
+            return isinstance(each, NumberField) and each.log
     method, _, setting = name.partition(".")
     if method not in CATALOGUE:
         return False

@@ -1,9 +1,10 @@
 """The trial that a point of the space describes."""
 
-from kdcore import Recipe, TermConfig, TrialConfig
+from kdcore import DataConfig, TermConfig, TrialConfig
 from search.experiment.schema import CONTROL, Experiment
-from search.experiment.space.point import LEARNING_RATE, STUDENT, Point, plain_name, slot
+from search.experiment.space.point import STUDENT, TRAINING, VIEWS, Point, plain_name, slot
 from search.experiment.space.published import UNLESS_NAMED
+from search.experiment.views import with_augmentation
 
 
 def epochs_on_top(experiment: Experiment, point: Point) -> int:
@@ -27,16 +28,32 @@ def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
             }
             params = {**UNLESS_NAMED, **named}
             terms.append(TermConfig.model_validate({"method": method, "params": params}))
-    recipe = experiment.training.model_dump()
-    if LEARNING_RATE in point:
-        recipe["learning_rate"] = point[LEARNING_RATE]
+    recipe = {
+        key.removeprefix(TRAINING): value
+        for key, value in point.items()
+        if key.startswith(TRAINING)
+    }
+    data = _data(experiment, point)
     return TrialConfig(
-        data=experiment.data,
+        data=data,
         teacher=experiment.teacher,
         student=experiment.student_configs[point.get(STUDENT, experiment.students[0])],
         objective=tuple(terms),
-        training=Recipe.model_validate(recipe),
+        training=experiment.training.at(recipe),
         seed=experiment.seed,
         cache=experiment.cache,
         metric=experiment.search.metric,
+        teacher_data=None if data == experiment.data else experiment.data,
     )
+
+
+def _data(experiment: Experiment, point: Point) -> DataConfig:
+    """The images as the trial sees them; the teacher learned from those of the first trials."""
+    if experiment.searched_views is None:
+        return experiment.data
+    chosen = {
+        key.removeprefix(VIEWS).removeprefix("."): value
+        for key, value in point.items()
+        if key.startswith(VIEWS)
+    }
+    return with_augmentation(experiment.data, experiment.searched_views.at(chosen))

@@ -74,8 +74,8 @@ def scale_costs(axes: Axes, costs: Sequence[float]) -> None:
     few_log_ticks(axes, [low, high] if low == high else [low / room, high * room])
 
 
-def few_log_ticks(axes: Axes, values: Sequence[float]) -> None:
-    """Sets at most five plain numbers as ticks of the x axis, powers of ten if there are enough."""
+def few_log_ticks(axes: Axes, values: Sequence[float], most: int = 5) -> None:
+    """Sets a few plain numbers as ticks of the x axis, powers of ten if there are enough."""
     low, high = min(values), max(values)
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     wide = math.log10(high / low)
@@ -86,8 +86,8 @@ def few_log_ticks(axes: Axes, values: Sequence[float]) -> None:
             break
     else:
         inside = [low, high] if high > 1.2 * low else [low]
-    if len(inside) > 5:
-        inside = inside[:: math.ceil(len(inside) / 5)]
+    if len(inside) > most:
+        inside = inside[:: math.ceil(len(inside) / most)]
     axes.xaxis.set_major_locator(FixedLocator(inside))
     axes.xaxis.set_major_formatter(FixedFormatter([short_number(mark) for mark in inside]))
     axes.xaxis.set_minor_locator(NullLocator())

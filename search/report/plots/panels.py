@@ -1,7 +1,7 @@
 """Which methods and settings get a panel in pictures that have one for each method."""
 
-from search.experiment.schema import Option
-from search.experiment.space.point import is_number, plain_name
+from search.experiment.searched import Option
+from search.experiment.space.point import IS_CONTROL, SLOT, is_number, plain_name
 from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
 
@@ -27,17 +27,29 @@ def panels_by_methods(
             groups.setdefault(trial.methods, []).append(trial)
     panels = {}
     for methods, trials in groups.items():
-        names = [plain_name(key) for key in trials[0].point if not key.startswith("objective.")]
         fields = []
-        for name in names:
-            values = [setting_of(trial, name) for trial in trials]
-            if len(set(values)) > 1 and (not numeric or all(map(is_number, values))):
+        for name in dict.fromkeys(plain_name(key) for trial in trials for key in trial.point):
+            values = [setting_of(trial, name) for trial in trials if has_setting(trial, name)]
+            is_choice = name != IS_CONTROL and not name.startswith(SLOT)
+            if is_choice and len(set(values)) > 1 and (not numeric or all(map(is_number, values))):
                 fields.append(name)
         if len(fields) >= fewest_fields and len(trials) >= _FEWEST_TRIALS:
             panels[methods] = trials, fields
     return dict(list(panels.items())[:MOST_PANELS])
 
 
+def has_setting(trial: TrialRecord, name: str) -> bool:
+    """Whether a trial has a setting; a momentum, for instance, only beside SGD."""
+    return any(plain_name(key) == name for key in trial.point)
+
+
 def setting_of(trial: TrialRecord, name: str) -> Option:
-    """The value of a trial's setting; empty if it has none, like a control."""
-    return next((value for key, value in trial.point.items() if plain_name(key) == name), "")
+    """The value of a setting that a trial has."""
+    return next(value for key, value in trial.point.items() if plain_name(key) == name)
+
+
+def number_of(trial: TrialRecord, name: str) -> float:
+    """The same of a setting that is a number."""
+    value = setting_of(trial, name)
+    assert is_number(value)
+    return float(value)

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from search.experiment.space.point import is_number
+from search.experiment.space.point import is_number, is_shared, option_in_words, short_name
 from search.experiment.space.space import is_logarithmic
 from search.record.record import SearchRecord, TrialRecord
 from search.record.wording import METRIC_WORDS
 from search.report.plots.axes import log_error, short_number
 from search.report.plots.density import MANY, shade_lines
-from search.report.plots.panels import panels_by_methods, setting_of
+from search.report.plots.panels import has_setting, number_of, panels_by_methods, setting_of
 from search.report.plots.style import (
     HALO,
     MUTED,
@@ -31,6 +31,9 @@ from search.report.plots.style import (
 # Where there are many trials.
 _LINES = 12
 _FULL_PANEL = 40  # trials
+
+_NAMES_IN_A_ROW = 6  # of settings; of more, every second is a line below
+_WITHOUT = 0.15  # of an axis, for trials that do not have its setting
 
 
 def parallel_coordinates(record: SearchRecord) -> Figure | None:
@@ -89,7 +92,12 @@ def parallel_coordinates(record: SearchRecord) -> Figure | None:
                     path_effects=HALO,
                     zorder=4,
                 )
-        names = [name.removeprefix(f"{methods}.") for name in fields]
+        names = [
+            short_name(name) if is_shared(name) else name.removeprefix(f"{methods}.")
+            for name in fields
+        ]
+        if len(names) > _NAMES_IN_A_ROW:
+            names = [f"\n{name}" if place % 2 else name for place, name in enumerate(names)]
         axes.set_xticks(range(len(heights)), [*names, score_label(record, narrow=True)])
         axes.set(xlim=(-0.08, len(heights) - 0.7), ylim=(-0.08, 1.08))
         if full:
@@ -111,25 +119,39 @@ class _Coordinate:
     """A vertical axis: the height of each trial on it, from 0 to 1, and its ticks."""
 
     def __init__(self, record: SearchRecord, name: str, trials: Sequence[TrialRecord]) -> None:
-        values = [setting_of(trial, name) for trial in trials]
+        having = [trial for trial in trials if has_setting(trial, name)]
+        values = [setting_of(trial, name) for trial in having]
         self.ticks: list[tuple[float, str]]
         if all(map(is_number, values)):
             log = is_logarithmic(record.experiment, name)
-            numbers = [float(value) for value in values]
+            numbers = [number_of(trial, name) for trial in having]
             self._place(numbers, math.log if log else float, short_number)
         else:
-            options = sorted({str(value) for value in values})
+            options = sorted(map(option_in_words, set(values)))
             places = {
                 option: (number + 0.5) / len(options) for number, option in enumerate(options)
             }
-            self.heights = [places[str(value)] for value in values]
+            self.heights = [places[option_in_words(value)] for value in values]
             self.ticks = [(height, option) for option, height in places.items()]
+        if len(having) < len(trials):
+            self._leave_room_for(trials, having)
 
     @classmethod
     def of_accuracies(cls, values: Sequence[float]) -> "_Coordinate":
         made = cls.__new__(cls)
         made._place(values, log_error(values), "{:.2f}".format)
         return made
+
+    def _leave_room_for(self, trials: Sequence[TrialRecord], having: Sequence[TrialRecord]) -> None:
+        """Moves the trials that have the setting up, and puts the others below them."""
+        share = 1 - _WITHOUT
+        heights = dict(zip((trial.number for trial in having), self.heights, strict=True))
+        self.heights = [
+            _WITHOUT + share * heights[trial.number] if trial.number in heights else 0.0
+            for trial in trials
+        ]
+        moved = [(_WITHOUT + share * height, text) for height, text in self.ticks]
+        self.ticks = [(0.0, "without"), *moved]
 
     def _place(
         self,

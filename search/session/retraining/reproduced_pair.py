@@ -10,10 +10,11 @@ from search.errors import ExperimentError, Problem
 from search.experiment.figures import PairFigures
 from search.experiment.pair import Pair
 from search.experiment.reading import check_name
-from search.experiment.schema import CONTROL, Experiment, Training
+from search.experiment.schema import CONTROL, Experiment
 from search.experiment.search_config import SearchConfig
 from search.experiment.space.point import Point, slot
 from search.experiment.space.trial_config import trial_config
+from search.experiment.training import Training
 from search.record.files import read_record
 from search.record.log import has_record
 from search.record.record import Confirmed, SearchRecord

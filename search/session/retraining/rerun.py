@@ -111,7 +111,7 @@ def rerun(
     if storage.local is None:
         from search.session.preparation import fetch_teacher
 
-        fetch_teacher(row.config.data, row.config.teacher, storage, workspace)
+        fetch_teacher(row.config.data_of_teacher, row.config.teacher, storage, workspace)
     # As in its last epoch. Where memory first failed later than in the first, that one differs.
     parts = row.reports[-1].get("parts", 1)
     executions = row.executions

@@ -23,13 +23,15 @@ Fields = Mapping[str, BaseDistribution]
 
 
 class ByCombination:
-    """Student and methods by TPE, their settings by a Gaussian process or CMA-ES.
+    """Student, methods and what other settings need by TPE, the settings by a Gaussian process or
+    CMA-ES.
 
     These two of Optuna's samplers model only what all trials of a study have, and in a space where
-    methods bring their own fields that is nothing, or the learning rate. So student and methods are
-    chosen first, by TPE from all trials; then the settings, by the model of those trials that had
-    the same student and methods. Such a model is fitted anew for each proposal, so it needs
-    nothing but the trials. A trial that was stopped early counts with the score that it had then.
+    methods bring their own fields that is nothing, or the learning rate. So student, methods and
+    what decides which other settings there are (like the optimizer, where its momentum is
+    searched) are chosen first, by TPE from all trials; then the settings, by the model of those
+    trials that had the same. Such a model is fitted anew for each proposal, so it needs nothing
+    but the trials. A trial that was stopped early counts with the score that it had then.
 
     - `gp`: a Gaussian process with log expected improvement, for numbers and choices. It takes
       trials that run into account. Settings are random for a combination's first four results.
@@ -56,15 +58,16 @@ class ByCombination:
     ) -> None:
         self._space, self._model, self._startup = space, model, startup
         self._seed, self._running = seed, running
-        self._deciding = {slot(number) for number in range(1, len(space.slots) + 1)}
-        self._deciding |= {STUDENT} if len(space.students) > 1 else set()
+        self._needed = {slot(number) for number in range(1, len(space.slots) + 1)}
+        self._needed |= {STUDENT} if len(space.students) > 1 else set()
+        self._deciding = self._needed | {each.name for each in space.deciding}
 
     def propose(
         self, number: int, ended: Sequence[FrozenTrial], known: Known
     ) -> tuple[Point, Proposal]:
         """See `Proposer`."""
         seed = seed_of(self._seed, number)
-        whole = [trial for trial in ended if self._deciding <= trial.params.keys()]
+        whole = [trial for trial in ended if self._needed <= trial.params.keys()]
         with _without_messages():
             choice, fields = self._choose(whole, seed)
             alike = [
@@ -85,10 +88,11 @@ class ByCombination:
         return unless_known(point, proposal, self._space, known, seed)
 
     def _choose(self, trials: Sequence[FrozenTrial], seed: int) -> tuple[Point, Fields]:
-        """Student and methods, and the fields that they bring."""
+        """Student, methods and what else decides, and the fields that these bring."""
         study = _study(TPESampler(multivariate=True, n_startup_trials=self._startup, seed=seed))
         for trial in trials:
-            study.add_trial(_part(trial, self._deciding, trial.state))
+            known = self._deciding & trial.params.keys()
+            study.add_trial(_part(trial, known, trial.state))
         asked = study.ask()
 
         def answer(name: str, field: BaseDistribution) -> object:

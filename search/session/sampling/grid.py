@@ -30,8 +30,8 @@ _DIGITS = 6  # of a value between the ends of a range, for whoever reads it
 
 @dataclass(frozen=True)
 class _Block:
-    """The points of one student with one choice of methods: all combinations of the values of each
-    of its fields, by name."""
+    """The points of one student with one choice of methods, and of what other fields need: all
+    combinations of the values of each of its fields, by name."""
 
     values: dict[str, tuple[Any, ...]]
 
@@ -165,7 +165,7 @@ def _values(field: BaseDistribution, steps: int) -> tuple[Any, ...]:
 
 def _equal(one: Any, other: Any) -> bool:
     """Whether two values of a field are the same; published ones are not rounded."""
-    if isinstance(one, bool) or isinstance(other, bool) or isinstance(one, str):
+    if one is None or isinstance(one, bool) or isinstance(other, bool) or isinstance(one, str):
         return one is other or (one == other and type(one) is type(other))
     return isinstance(other, int | float) and math.isclose(one, other, rel_tol=10.0**-_DIGITS)
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from optuna.trial import FrozenTrial
 
-from search.experiment.schema import Option
+from search.experiment.searched import Option
 from search.experiment.space.point import Point, settings_of
 from search.experiment.space.space import Space
 from search.record.decisions import Proposal

@@ -18,7 +18,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from kdcore import DataConfig, EpochReport, Recipe, TeacherConfig, TermConfig, TrialConfig, distill
+from kdcore import (
+    CacheConfig,
+    DataConfig,
+    EpochReport,
+    Recipe,
+    TeacherConfig,
+    TermConfig,
+    TrialConfig,
+    distill,
+)
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.data.image_data import ImageData
 from kdcore.distillation.distill import build_terms, network_pair
@@ -299,6 +308,34 @@ def test_a_missing_teacher_is_trained_first_and_only_once(
     again = list(distill(config, workspace=tmp_path, device=CPU))
     assert timeless(again) == timeless(first)
     assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_a_teacher_that_saw_other_views_is_the_same_for_all_students(
+    configure: Configure, tmp_path: Path
+) -> None:
+    plain = configure(SEARCHED, epochs=1)
+    assert plain.data_of_teacher == plain.data
+    assert "teacher_data" not in plain.identity + plain.model_dump_json()
+    mixed = DataConfig.model_validate({**plain.data.model_dump(), "augmentation": ["mixup"]})
+    other = plain.model_copy(update={"data": mixed, "teacher_data": plain.data})
+    assert TrialConfig.model_validate_json(other.model_dump_json()) == other
+    assert other.identity != plain.model_copy(update={"data": mixed}).identity
+    first = list(distill(plain, workspace=tmp_path, device=CPU))
+    (made,) = (tmp_path / "teachers").glob("*/*.safetensors")
+    written = made.read_bytes()
+    live = list(distill(other, workspace=tmp_path, device=CPU))
+    assert [*(tmp_path / "teachers").glob("*/*.safetensors")] == [made]
+    assert made.read_bytes() == written
+    assert [each.train_loss for each in live] != [each.train_loss for each in first]
+    exact = CacheConfig(precision="float32")
+    cached = list(
+        distill(other.model_copy(update={"cache": exact}), workspace=tmp_path, device=CPU)
+    )
+    assert [each.train_loss for each in cached] == [each.train_loss for each in live]
+    for changes in ({"split_seed": 1}, {"train_images": 64, "heldout_fraction": 0.3}):
+        content = {**plain.model_dump(), "teacher_data": plain.data.model_copy(update=changes)}
+        with pytest.raises(ValidationError, match=f"another .*{next(iter(changes))}.* than data"):
+            TrialConfig.model_validate(content)
 
 
 def test_a_setting_is_measured_on_the_data(digits: ImageData) -> None:

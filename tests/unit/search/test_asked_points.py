@@ -186,6 +186,60 @@ def test_each_mistake_in_a_point_is_told_with_its_line(
     assert "must name one of kd," in messages[1]
 
 
+SEARCHED: dict[str, Any] = {
+    "student": "resnet8",
+    "objective": [["none", "kd"]],
+    "training": {
+        "epochs": 3,
+        "optimizer": ["sgd", "adamw"],
+        "momentum": {"low": 0.5, "high": 0.9},
+        "ema_decay": [0.99, None],
+        "betas": [[0.9, 0.99], [0.9, 0.999]],
+    },
+    "data": {
+        "name": "digits",
+        "augmentation": {
+            "choices": [
+                "basic",
+                [{"mixup": {"alpha": {"low": 0.1, "high": 1}}}],
+                ["flip", {"mixup": {"alpha": {"low": 1, "high": 4}}}],
+            ]
+        },
+    },
+}
+
+
+def test_recipe_and_views_are_named_as_on_the_leaderboard_or_in_the_file(
+    tmp_path: Path, pairs: dict[str, NetworkPair]
+) -> None:
+    path = tmp_path / "points.yaml"
+    path.write_text(
+        "- {method: kd, momentum: 0.6, training.ema_decay: 'null'}\n"
+        "- {method: none, optimizer: adamw, betas: '[0.9, 0.999]', mixup.alpha: 2,\n"
+        "   augmentation: '[flip, {mixup: {alpha: 1 to 4}}]'}\n"
+    )
+    experiment = asking(path, **SEARCHED)
+    points, wrong = asked_points(experiment, derive_space(experiment, pairs, ""))
+    assert wrong == []
+    first, second = (trial_config(experiment, point) for point in points)
+    assert (first.training.momentum, first.training.ema_decay) == (0.6, None)
+    assert "data.augmentation.mixup.alpha.3" in points[1]
+    assert second.training.betas == (0.9, 0.999)
+    assert second.training.ema_decay == 0.99
+    assert second.data.mixes
+    for point, words in {
+        "{method: kd, optimizer: adamw, momentum: 0.6}": "momentum is given, but exists with "
+        "training.optimizer sgd only",
+        "{method: kd, mixup.alpha: 0.5}": "is given, but exists with data.augmentation [",
+        "{method: kd, betas: '[1, 2]', optimizer: adamw}": "but the search takes [0.9, 0.99], [0.9",
+        "{method: kd, momentun: 0.6}": "did you mean 'momentum'? Known here: method, optimizer, ",
+    }.items():
+        with Case(point):
+            path.write_text(f"- {point}\n")
+            (message,) = refusals(asking(path, **SEARCHED), pairs)
+            assert words in message
+
+
 def test_a_file_that_holds_no_points_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.parquet").write_text("no table")
     for name, content, words in (

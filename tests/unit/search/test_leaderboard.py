@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 from rich.console import Console
+from rich.table import Table
 
 from kdcore.networks.cost import NetworkCost
 from search.errors import SearchError
 from search.leaderboard.formats import as_bytes, leaderboard_frame
 from search.leaderboard.progress import how_far
 from search.leaderboard.ranking import leaderboard
-from search.leaderboard.tables import leaderboard_table
+from search.leaderboard.tables import confirmed_table, leaderboard_table
 from search.record.files import read_record
-from search.record.record import SearchRecord, TrialRecord
+from search.record.record import ConfirmationRun, Confirmed, SearchRecord, TrialRecord
 from search.record.storage import Storage, search_storage
 from tests.records import write_record
 from tests.synthetic import finished_search
@@ -161,6 +162,53 @@ def test_markdown_has_a_line_for_each_row() -> None:
     assert lines[2].split(" | ")[2:4] == ["teacher resnet20", "99.00"]
     assert lines[3].split(" | ")[:5] == ["| 1", "1", "kd(temperature=1)", "95.00", "+5.00"]
     assert "a \\| b" in lines[-1]
+
+
+def test_what_is_searched_of_recipe_and_views_has_a_column_in_every_form() -> None:
+    plain = record_of(CONTROL)
+    for text in (as_bytes(plain, "markdown").decode(), printed(leaderboard_table(plain))):
+        assert "recipe" not in text
+    views = {"choices": ["basic", ["pad_crop", "mixup"]]}
+    experiment = {
+        "data": {"name": "digits", "augmentation": views},
+        "training": {
+            "epochs": 4,
+            "ema_decay": [None, 0.99],
+            "weight_decay": {"low": 1e-5, "high": 1},
+        },
+    }
+    chosen = {
+        "training.ema_decay": None,
+        "training.weight_decay": 0.012345,
+        "data.augmentation": "[pad_crop, mixup]",
+    }
+    words = "ema_decay=null, weight_decay=0.01235, augmentation=[pad_crop, mixup]"
+    again = Confirmed(
+        label="1",
+        role="best",
+        trial=1,
+        student="resnet8",
+        objective="kd",
+        point=chosen,
+        runs=tuple(
+            ConfirmationRun(seed=seed, heldout_accuracy=0.9, test_accuracy=0.9) for seed in (1, 2)
+        ),
+    )
+    trials = CONTROL, trial(1, 0.95, point=chosen)
+    record = finished_search(trials, experiment, confirmed=(again,))
+    assert SearchRecord.model_validate_json(record.model_dump_json()) == record
+    assert [row["recipe"] for row in json.loads(as_bytes(record, "json"))] == [words, ""]
+    assert words in as_bytes(record, "markdown").decode()
+    assert words in printed(leaderboard_table(record))
+    assert words in printed(confirmed_table(record))
+
+
+def printed(table: Table) -> str:
+    """What a wide terminal shows."""
+    console = Console(width=300, file=io.StringIO(), force_terminal=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 def test_the_table_fits_a_terminal_of_80_columns_and_marks_the_control() -> None:

@@ -4,15 +4,17 @@ import io
 import random
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
 
 from search.errors import SearchError
+from search.experiment.reading import parse_experiment
 from search.experiment.space.space import published_trials
 from search.record.record import SearchRecord
-from search.report.importance import MOST_TRIALS
+from search.report.importance import MOST_TRIALS, importances
 from search.report.plots.accuracy_against_cost import accuracy_against_cost, pareto
 from search.report.plots.accuracy_by_method import accuracy_by_method
 from search.report.plots.accuracy_by_setting import accuracy_by_setting
@@ -151,6 +153,68 @@ def test_each_trial_is_a_line_through_its_methods_settings(record: SearchRecord)
         ends = [float(line.get_ydata()[-1]) for line in lines if line.get_gid() == "trial"]  # type: ignore[index, arg-type]
         assert min(ends) == 0.0
         assert max(ends) == 1.0
+
+
+@pytest.fixture(scope="module")
+def searched() -> SearchRecord:
+    """A search that chose recipe and views too; momentum only beside SGD."""
+    record = made_up_search(24, methods=("none", "kd", "at"))
+    training = {
+        "optimizer": ["sgd", "adamw"],
+        "momentum": {"low": 0.5, "high": 0.99, "log": False},
+        "learning_rate": {"low": 1e-3, "high": 1},
+        "weight_decay": {"low": 1e-6, "high": 1e-2},
+        "label_smoothing": {"low": 0, "high": 0.2, "log": False},
+        "ema_decay": [None, 0.99, 0.999],
+    }
+    views = ["flip", {"mixup": {"alpha": {"low": 0.1, "high": 1}}}]
+    content = record.experiment.model_dump(mode="json")
+    content["training"] |= training
+    content["data"]["augmentation"] = views
+    experiment = parse_experiment(content, "")
+    chance = random.Random(0)
+    trials = []
+    for trial in record.trials:
+        chosen: dict[str, Any] = {"training.optimizer": chance.choice(["sgd", "adamw"])}
+        if chosen["training.optimizer"] == "sgd":
+            chosen["training.momentum"] = chance.uniform(0.5, 0.99)
+        chosen |= {
+            "training.learning_rate": 10 ** chance.uniform(-3, 0),
+            "training.weight_decay": 10 ** chance.uniform(-6, -2),
+            "training.label_smoothing": chance.uniform(0, 0.2),
+            "training.ema_decay": chance.choice([None, 0.99, 0.999]),
+            "data.augmentation.mixup.alpha": chance.uniform(0.1, 1),
+        }
+        trials.append(trial.model_copy(update={"point": chosen | trial.point}))
+    return record.model_copy(update={"experiment": experiment, "trials": tuple(trials)})
+
+
+def test_recipe_and_views_are_settings_of_every_method(searched: SearchRecord) -> None:
+    groups = Counter(trial.methods for trial in searched.trials)
+    shown = {methods for methods, trials in groups.items() if trials >= 3}
+    of_methods = {"kd": 2, "at": 2}
+    figure = drawn(accuracy_by_setting, searched)
+    counts = marks(figure)
+    with_momentum = sum(
+        "training.momentum" in trial.point for trial in searched.trials if trial.methods in shown
+    )
+    expected = sum((4 + of_methods[methods]) * groups[methods] for methods in shown)
+    assert counts["trial"] + counts["published"] == expected + with_momentum
+    labels = {axes.get_xlabel() for axes in figure.axes}
+    assert {"momentum", "learning_rate", "mixup.alpha", "temperature"} <= labels
+    scales = {axes.get_xlabel(): axes.get_xscale() for axes in figure.axes}
+    assert (scales["weight_decay"], scales["label_smoothing"]) == ("log", "linear")
+    lines = drawn(parallel_coordinates, searched)
+    assert marks(lines)["trial"] == sum(groups[methods] for methods in shown)
+    assert {"without", "adamw", "null", "0.999"} <= words(lines)
+    # What only some trials have is no reason why accuracies of all differ.
+    names = {name for each in importances(searched, 1) for name in each.shares}
+    assert {
+        "training.learning_rate",
+        "training.ema_decay",
+        "data.augmentation.mixup.alpha",
+    } <= names
+    assert "training.momentum" not in names
 
 
 def test_importances_are_shown_for_methods_with_enough_trials(record: SearchRecord) -> None:

@@ -144,6 +144,23 @@ def test_what_cannot_work_is_told_before_anything_is_launched(tmp_path: Path) ->
         (
             {
                 "student": student,
+                "training": {"epochs": 3, "linear_probe": [False, True]},
+                "objective": [["none", "kd", "rkd"]],
+            },
+            "objective",
+            "rkd cannot teach resnet8: it reads embedding, which linear_probe leaves",
+        ),
+        (
+            {
+                "student": student,
+                "training": {"epochs": 3, "frozen_stages": {"low": 0, "high": 3, "log": False}},
+            },
+            "student",
+            "frozen_stages is 3, but resnet8 has 3 stages, so at most 2",
+        ),
+        (
+            {
+                "student": student,
                 "training": {"epochs": 3, "frozen_stages": 1},
                 "objective": [["none", "at"]],
                 "narrow": {"at.layers": ["stage1:stage1"]},

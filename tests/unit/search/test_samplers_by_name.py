@@ -51,6 +51,27 @@ def space(pairs: dict[str, NetworkPair]) -> Space:
     return space_of(pairs, student=students, objective=objective, training=RATES)
 
 
+@pytest.fixture
+def conditional(pairs: dict[str, NetworkPair]) -> Space:
+    """Settings of recipe and views that there are only beside others."""
+    training = {
+        "epochs": EPOCHS,
+        "optimizer": ["sgd", "adamw", "lamb"],
+        "momentum": [0, 0.5, 0.9],
+        "nesterov": [False, True],
+        "betas": [0.9, {"low": 0.9, "high": 0.999}],
+        "ema_decay": [None, 0.99],
+        "batch_size": {"low": 16, "high": 64},
+    }
+    mixed = [["mixup"], ["flip", {"mixup": {"alpha": {"low": 0.1, "high": 1}}}]]
+    return space_of(
+        pairs,
+        objective=[["none", "kd"]],
+        training=training,
+        data={"name": "digits", "augmentation": {"choices": ["basic", *mixed]}},
+    )
+
+
 def of_name(name: str, space: Space, **changes: Any) -> OptunaSampler:
     if name == "cmaes":
         pytest.importorskip("cmaes")
@@ -69,7 +90,12 @@ def is_in(space: Space, point: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_search_goes_on_where_it_was_cut_off(name: str, space: Space) -> None:
+@pytest.mark.parametrize("kind", ["space", "conditional"])
+def test_a_search_goes_on_where_it_was_cut_off(
+    name: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    space: Space = request.getfixturevalue(kind)
+    controls = len(space.students)
     chance = random.Random(0)
     first = of_name(name, space)
     points = [first.suggest(str(number)) for number in range(3)]
@@ -96,7 +122,9 @@ def test_a_search_goes_on_where_it_was_cut_off(name: str, space: Space) -> None:
     by = [second.proposals[point["trial"]].by for point in (lost, *new)]
     assert set(by) == {name}
     known = {number: trial.by for number, trial in first.proposals.items()}
-    assert [known[number] for number in (0, 1, 2, 25)] == ["control", "control", "published", name]
+    assert [known[number] for number in (0, controls - 1, controls, 25)] == [
+        *("control", "control", "published", name)
+    ]
     assert not second.proposals.keys() & {0, 7, 12, 20}, "the record tells"
 
 
@@ -251,6 +279,26 @@ def test_a_grid_has_each_point_once(pairs: dict[str, NetworkPair]) -> None:
     assert [point["trial"] for point in points] == list(range(len(points)))
     other = of_name("grid", space, trials=10**6, seed=4)
     assert [other.suggest(str(n)) for n in range(len(points))] != points
+
+
+def test_a_grid_has_what_others_need_with_what_needs_it(conditional: Space) -> None:
+    grid = Grid(conditional, steps=2, seed=0)
+    of_optimizers = 2 * (1 + 2 * 2 + 2)  # by ema: no momentum, each of two with nesterov; betas
+    of_optimizers += 2 * 2  # betas of LAMB
+    views = 1 + 1 + 2
+    kd = math.prod(
+        len(each.options) if hasattr(each, "options") else 2 for each in _of_kd(conditional)
+    )
+    assert grid.size == of_optimizers * 2 * views * (1 + kd)
+    points = [grid.propose(0, (), set())[0] for _ in range(grid.left)]
+    assert len(set(map(settings_of, points))) == grid.left
+    for point in points[:200]:
+        with Case(point):
+            assert is_in(conditional, point)
+
+
+def _of_kd(space: Space) -> Any:
+    return space.fields["resnet8", "kd"]
 
 
 def test_the_values_of_a_grid_are_even_on_their_scale(pairs: dict[str, NetworkPair]) -> None:
