@@ -20,6 +20,7 @@ from search.experiment.search_config import SamplerName
 from search.experiment.space.derivation import derive_space
 from search.experiment.space.point import IS_CONTROL, settings_of
 from search.experiment.space.space import Space
+from search.record.record import TrialRecord
 from search.session.sampler import OptunaSampler
 from search.session.sampling.grid import Grid
 from search.session.sampling.proposer import seed_of
@@ -126,6 +127,20 @@ def test_a_search_goes_on_where_it_was_cut_off(
         *("control", "control", "published", name)
     ]
     assert not second.proposals.keys() & {0, 7, 12, 20}, "the record tells"
+
+
+def test_a_search_learns_from_others_with_the_same_settings_of_recipe_and_views(
+    conditional: Space, pairs: dict[str, NetworkPair]
+) -> None:
+    first = of_name("random", conditional)
+    points = [first.suggest(str(number)) for number in range(12)]
+    assert {point["training.ema_decay"] for point in points} == {None, 0.99}
+    trials = [recorded(number, point, "stopped", [0.1]) for number, point in enumerate(points)]
+    earlier = [TrialRecord.model_validate_json(trial.model_dump_json()) for trial in trials]
+    assert earlier == trials
+    assert of_name("tpe", conditional, earlier=earlier).adopted == 12
+    other = space_of(pairs, objective=[["none", "kd"]], training=RATES)
+    assert of_name("tpe", other, earlier=earlier).adopted == 0
 
 
 def test_tpe_proposes_what_optuna_proposes(pairs: dict[str, NetworkPair]) -> None:

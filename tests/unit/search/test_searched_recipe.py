@@ -29,9 +29,6 @@ from search.experiment.space.point import (
 from search.experiment.space.shared import shared_fields
 from search.experiment.space.space import Dimensions, Space, is_logarithmic
 from search.experiment.space.trial_config import trial_config
-from search.record.record import METRIC, TIME, TrialRecord
-from search.session.preflight import cautions
-from search.session.sampler import OptunaSampler
 from tests.cases import Case
 
 FIXED = {"epochs", "preparation_on_top", "acceleration", "compile", "cuda_graph"}
@@ -411,34 +408,6 @@ def test_the_size_of_a_space_and_of_its_largest_trial() -> None:
     )
 
 
-def test_a_direction_in_which_nothing_changes_is_told_of() -> None:
-    both = {"kd.cross_entropy": (0, 0.1, 1)}
-    rate = {"learning_rate": [0.05, 0.1]}
-    told = cautions(experiment_of(rate, narrow=both))
-    assert told[0].startswith(
-        "kd.weight, kd.cross_entropy and training.learning_rate are searched together"
-    )
-    for training, narrow in (
-        ({}, both),
-        (rate, {}),
-        (rate, {"kd.cross_entropy": (0.1,)}),
-        (rate, both | {"kd.weight": (0.9,)}),
-    ):
-        found = cautions(experiment_of(training, narrow=narrow))
-        assert not any("searched together" in caution for caution in found)
-
-
-def test_early_stopping_is_warned_of_where_any_schedule_falls() -> None:
-    for schedules, falling in (
-        (["constant", "step", "cosine"], "step or cosine"),
-        (None, "cosine"),
-    ):
-        training = {} if schedules is None else {"schedule": schedules}
-        (caution,) = cautions(experiment_of(training))
-        assert caution.startswith(f"training.schedule is {falling} over all 8 epochs")
-    assert cautions(experiment_of({"schedule": "constant", "momentum": [0.8, 0.9]})) == []
-
-
 def test_a_published_setting_has_the_recipe_of_its_control() -> None:
     control: Point = {
         "control": True,
@@ -457,47 +426,3 @@ def test_a_published_setting_has_the_recipe_of_its_control() -> None:
         "optimizer=sgd, ema_decay=null, weight_decay=0.0001235, augmentation=strong, "
         "mixup.alpha=0.25"
     )
-
-
-def test_a_resumed_sampler_goes_on_with_the_keys_that_each_trial_has() -> None:
-    experiment = experiment_of(
-        {
-            "optimizer": ["sgd", "adamw"],
-            "momentum": {"low": 0.5, "high": 0.9},
-            "ema_decay": [None, 0.99],
-        }
-    )
-    settings: dict[str, Any] = {"trials": 30, "parallel": 1, "epochs": 8, "seed": 0}
-    first = OptunaSampler(space_of(experiment), **settings)
-    trials = []
-    for number in range(20):
-        point = first.suggest(str(number))
-        score = 0.5 + 0.01 * number
-        first.on_trial_complete(str(number), {METRIC: score, TIME: 8})
-        cut_off = number == 19
-        trials.append(
-            TrialRecord(
-                number=number,
-                student="resnet8",
-                point={key: value for key, value in point.items() if key != "trial"},
-                objective="",
-                state="interrupted" if cut_off else "finished",
-                epochs_done=8,
-                epochs=8,
-                accuracies=() if cut_off else (score,) * 8,
-            )
-        )
-    assert {("training.momentum" in trial.point) for trial in trials} == {True, False}
-    recorded = [TrialRecord.model_validate_json(trial.model_dump_json()) for trial in trials]
-    assert recorded == trials
-    second = OptunaSampler(space_of(stored_again(experiment)), **settings, recorded=recorded)
-    assert [each.params for each in second.study.trials] == [
-        each.params for each in first.study.trials[:19]
-    ]
-    again = second.suggest("again")
-    assert {key: value for key, value in again.items() if key != "trial"} == trials[19].point
-    assert second.suggest("new")["trial"] == 20
-    # A search that starts from this one learns from it too; one with other keys does not.
-    other = space_of(experiment_of({"optimizer": ["sgd", "adamw"]}))
-    for space, adopted in ((space_of(experiment), 19), (other, 0)):
-        assert OptunaSampler(space, **settings, earlier=recorded).adopted == adopted

@@ -25,7 +25,7 @@ from search.experiment.space.space import Space, is_logarithmic
 from search.experiment.space.trial_config import trial_config
 from search.record.looks import images_of
 from search.record.storage import Storage
-from search.session.preflight import _warm_start_problems, cautions, plan
+from search.session.preflight import _warm_start_problems
 from tests.cases import Case
 from tests.records import write_record
 from tests.synthetic import finished_search
@@ -254,31 +254,6 @@ def test_the_example_of_the_readme_is_read() -> None:
         )
     )
     assert len(shared_fields(experiment)) == 7
-
-
-def test_views_of_a_single_trial_are_told_of() -> None:
-    (told,) = cautions(experiment_of(["flip", MIXUP], search={"trials": 4, "asha": None}))
-    assert told.startswith("data.augmentation.mixup.alpha is a range, so that nearly every trial")
-    alone = {"search": {"trials": 4, "asha": None}}
-    for experiment in (
-        experiment_of(["flip", MIXUP], cache=None, **alone),
-        experiment_of({"choices": ["basic", "strong"]}, **alone),
-    ):
-        assert cautions(experiment) == []
-
-
-def test_what_images_or_networks_cannot_have_is_refused_of_any_choice(tmp_path: Path) -> None:
-    experiment = experiment_of(
-        {"choices": ["basic", [{"blur": {"kernel_size": {"choices": [3, 17]}}}]]},
-        student="vgg8",
-        training={"epochs": 3, "drop_path": [None, 0.1, 0.2]},
-    )
-    with pytest.raises(ExperimentError) as caught:
-        plan(experiment, Storage(str(tmp_path)), "task.yaml")
-    drop_path, blur = caught.value.problems
-    assert (drop_path.key, blur.key) == ("training.drop_path", "data.augmentation")
-    assert drop_path.message.startswith("vgg8: drop_path is 0.1, but the network has no residual")
-    assert blur.message.startswith("step blur: kernel_size is 17, but must be below 16 for images")
 
 
 def test_a_search_starts_from_others_whatever_they_searched_of_the_views(tmp_path: Path) -> None:
