@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.commands import succeeded
 from tests.integration.ray_cluster import RayCluster
-from tests.integration.test_reused_processes import GPUS, SEEN
+from tests.endurance.test_reused_processes import GPUS, SEEN
 
 pytestmark = pytest.mark.integration
 
