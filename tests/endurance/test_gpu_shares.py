@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.endurance.test_reused_processes import GPUS, SEEN
 from tests.integration.commands import succeeded
 from tests.integration.ray_cluster import RayCluster
-from tests.endurance.test_reused_processes import GPUS, SEEN
 
 pytestmark = pytest.mark.integration
 
