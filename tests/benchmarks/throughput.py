@@ -89,7 +89,7 @@ def synthetic(images: int) -> ImageData:
         return TableSplit(pixels, labels, torch.arange(count), 0, crop_padding=4, flip=True)
 
     return ImageData(
-        config=DataConfig.model_construct(name="synthetic", views=1),
+        config=DataConfig.model_construct(name="cifar100", views=1),
         train=split(images),
         heldout=split(1),
         test=split(1),
