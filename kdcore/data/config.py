@@ -142,13 +142,9 @@ class DataConfig(BaseModel):
         if value.get("augmentation") == BASIC:
             value = {**value, "augmentation": None}
         filled = {**value, **{k: v for k, v in settings.items() if value.get(k) is None}}
-        decodes_once = "augmentation" in settings and _decodes_once(
-            filled["augmentation"], data_set
-        )
-        if decodes_once or value.get("evaluation") == OF_WEIGHTS:
-            filled["image_size"] = value.get(
-                "image_size"
-            )  # images stay as they are, or weights say
+        stay = "augmentation" in settings and _decodes_once(filled["augmentation"], data_set)
+        if stay or value.get("evaluation") == OF_WEIGHTS:
+            filled["image_size"] = value.get("image_size")  # that of the images, or of the weights
         return filled
 
     @field_validator("root")

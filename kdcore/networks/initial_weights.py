@@ -187,7 +187,7 @@ def begin_with(
     )
     if fit.replaced:
         state = classifier.backbone.state_dict()
-        _quieten(state[name] for name in head_of(network) & state.keys())
+        _quieten(state[name] for name in head_of(network))
     classifier.origin = {**weights.origin, "fit": str(fit)}
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
+from search.experiment.closed import Closed
 from search.experiment.schema import CONTROL
 from search.record.wording import markdown_table, percent
 
@@ -17,11 +16,7 @@ WORST_CLASSES = 20
 _MOST_MISTAKES = 20
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ClassResult(_Closed):
+class ClassResult(Closed):
     """A class.
 
     Args:
@@ -37,7 +32,7 @@ class ClassResult(_Closed):
     precision: float | None
 
 
-class StudentClasses(_Closed):
+class StudentClasses(Closed):
     """What a student does with each class of the held-out images.
 
     Args:

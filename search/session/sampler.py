@@ -20,6 +20,7 @@ from search.experiment.space.space import Space
 from search.record.decisions import Proposal
 from search.record.record import METRIC, TIME, TrialRecord
 from search.session.sampling.named import proposer_of, study_sampler
+from search.session.sampling.proposer import seed_of
 
 # Random trials before the model is used: enough to fit a density, few enough to leave a small
 # budget.
@@ -184,7 +185,7 @@ class OptunaSampler(Searcher):
         Args:
             drawn: number of points that were drawn before, with other seeds.
         """
-        seed = (self._seed + 1_000_003 * drawn) % 2**32
+        seed = seed_of(self._seed, drawn)
         sampler = study_sampler(self._sampler, startup=self._startup, seed=seed)
         self.study = optuna.create_study(sampler=sampler, direction="maximize")
         kept = self._ended

@@ -101,19 +101,15 @@ def accuracy(network: nn.Module, data: ImageFolder, workers: int) -> float:
 def searched(file: Path, seed: int) -> dict[str, Any]:
     """Launches the experiment in a storage of its own, where no teacher is found, picks its best
     student, and reads its card."""
-    with tempfile.TemporaryDirectory() as storage:
-        return _searched(file, seed, storage)
-
-
-def _searched(file: Path, seed: int, storage: str) -> dict[str, Any]:
     name = f"finetuning-{seed}"
     command = [sys.executable, "-m", "search"]
-    options = ["--storage", storage, "--name", name]
-    started = time.monotonic()
-    subprocess.run([*command, "launch", str(file), "--set", f"seed={seed}", *options], check=True)
-    seconds = time.monotonic() - started
-    subprocess.run([*command, "best", name, "--storage", storage], check=True)
-    card = json.loads((Path(storage) / "searches" / name / "best" / "student.json").read_text())
+    with tempfile.TemporaryDirectory() as storage:
+        words = ["launch", str(file), "--set", f"seed={seed}", "--name", name]
+        started = time.monotonic()
+        subprocess.run([*command, *words, "--storage", storage], check=True)
+        seconds = time.monotonic() - started
+        subprocess.run([*command, "best", name, "--storage", storage], check=True)
+        card = json.loads((Path(storage) / "searches" / name / "best" / "student.json").read_text())
     return {"seconds": seconds, "accuracy": card["metrics"]["test_accuracy"], "student": card}
 
 

@@ -23,7 +23,7 @@ from search.experiment.space.point import Point, settings_of
 from search.experiment.space.space import Space
 from search.record.decisions import Proposal
 from search.session.sampling.proposer import Known
-from search.session.sampling.walk import Walk, value_at
+from search.session.sampling.walk import Walk, on_scale, value_at
 
 _DIGITS = 6  # of a value between the ends of a range, for whoever reads it
 
@@ -155,8 +155,7 @@ def _values(field: BaseDistribution, steps: int) -> tuple[Any, ...]:
     low, high = field.low, field.high
     values = []
     for place in range(1, steps - 1):
-        share = place / (steps - 1)
-        value = low * (high / low) ** share if field.log else low + share * (high - low)
+        value = on_scale(low, high, place / (steps - 1), log=field.log)
         whole = isinstance(field, IntDistribution)
         value = round(value) if whole else float(f"{value:.{_DIGITS}g}")
         values.append(min(max(value, low), high))

@@ -56,9 +56,12 @@ def value_at(distribution: BaseDistribution, share: float) -> Any:
     low, high = float(distribution.low), float(distribution.high)
     if isinstance(distribution, IntDistribution):
         low, high = low - 0.5, high + 0.5
-    value = low + share * (high - low)
-    if distribution.log:
-        value = low * (high / low) ** share
+    value = on_scale(low, high, share, log=distribution.log)
     if isinstance(distribution, IntDistribution):
         value = math.floor(value + 0.5)
     return min(max(value, distribution.low), distribution.high)
+
+
+def on_scale(low: float, high: float, share: float, *, log: bool) -> float:
+    """The number that lies this share of the way from one end of a scale to the other."""
+    return low * (high / low) ** share if log else low + share * (high - low)
