@@ -22,11 +22,22 @@ from search.experiment.schema import CONTROL, Experiment
 from search.experiment.space.point import IS_CONTROL, STUDENT, Point
 from search.experiment.space.space import published_trials
 from search.record.class_results import StudentClasses, kept_of
-from search.record.record import SearchRecord, TrialRecord
+from search.record.record import ConfirmationRun, Confirmed, SearchRecord, TrialRecord
 from search.report.reporter import Reporter
 from search.stopping.replay import simulate
 from search.stopping.rungs import Rungs
 from search.tracking.tracker import Tracker
+
+SMALL: Mapping[str, Any] = {
+    "name": "task",
+    "data": {"name": "digits"},
+    "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
+    "student": "resnet8",
+    "objective": [["none", "kd"]],
+    "training": {"epochs": 4},
+    "search": {"trials": 4},
+}
+"""The keys of a small experiment."""
 
 _PARAMETERS = {"resnet8": 77_754, "vgg8": 3_963_000, "mobilenetv2": 815_000, "resnet20": 272_000}
 
@@ -38,22 +49,13 @@ def finished_search(
 
     Args:
         trials: its trials, as a test wants them.
-        experiment: keys that differ from kd between resnet20 and resnet8 in four epochs.
+        experiment: keys that differ from `SMALL`.
         changes: fields of the record.
     """
-    content: dict[str, Any] = {
-        "name": "task",
-        "data": {"name": "digits"},
-        "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
-        "student": "resnet8",
-        "objective": [["none", "kd"]],
-        "training": {"epochs": 4},
-        "search": {"trials": 4},
-    }
     now = datetime.now(UTC)
     values: dict[str, Any] = {
         "name": "task-1",
-        "experiment": parse_experiment(content | dict(experiment or {}), ""),
+        "experiment": parse_experiment({**SMALL, **(experiment or {})}, ""),
         "state": "finished",
         "tracking_uri": "sqlite:///x.db",
         "started": now,
@@ -61,6 +63,19 @@ def finished_search(
         "trials": tuple(trials),
     }
     return SearchRecord(**values | changes)
+
+
+def confirmed_of(trial: TrialRecord, runs: Iterable[ConfirmationRun]) -> Confirmed:
+    """A trial that was trained again, with these runs."""
+    return Confirmed(
+        label=str(trial.number),
+        role="control" if trial.is_control else "best",
+        trial=trial.number,
+        student=trial.student,
+        objective=trial.objective,
+        point=trial.point,
+        runs=tuple(runs),
+    )
 
 
 def made_up_search(

@@ -20,14 +20,14 @@ from search.record.class_results import (
     class_table,
 )
 from search.record.live_record import LiveRecord
-from search.record.record import ConfirmationRun, Confirmed, SearchRecord
+from search.record.record import ConfirmationRun, SearchRecord
 from search.report.files import write_report
 from search.report.plots.confusion import confusion
 from search.report.summary import summary
 from search.session import session as sessions
 from search.session.search import Plots
 from search.session.session import Session
-from tests.synthetic import made_up_classes, made_up_evaluation, made_up_search
+from tests.synthetic import confirmed_of, made_up_classes, made_up_evaluation, made_up_search
 
 
 def test_what_is_kept_of_few_classes_is_everything_and_of_many_the_worst() -> None:
@@ -189,16 +189,7 @@ def test_the_winner_is_measured_once_and_a_new_one_replaces_it(
         )
         for seed in (1, 2)
     ]
-    trial = record.trials[1]
-    confirmed = Confirmed(
-        label="1",
-        role="best",
-        trial=1,
-        student=trial.student,
-        objective=trial.objective,
-        point=trial.point,
-        runs=tuple(runs),
-    )
+    confirmed = confirmed_of(record.trials[1], runs)
     whole = again._search.record.model_copy(update={"confirmed": (confirmed,)})
     assert (found := _Ended(whole).measure()) is not None
     assert (found.label, found.checkpoint) == ("1", "seed2")

@@ -37,7 +37,7 @@ from search.session.recorder import Recorder
 from search.session.retraining.retraining import _outcome
 from search.session.trial import as_result
 from search.stopping.replay import replay, replay_table
-from tests.synthetic import by_balanced_accuracy, finished_search, made_up_search
+from tests.synthetic import by_balanced_accuracy, confirmed_of, finished_search, made_up_search
 from tests.unit.search.test_preflight import planned
 
 BALANCED = {"search": {"trials": 4, "metric": "balanced_accuracy"}}
@@ -148,16 +148,7 @@ def test_confirmed_students_are_compared_by_the_metric(record: SearchRecord) -> 
             )
             for seed, score in enumerate(scores)
         )
-        trial = record.trials[number]
-        return Confirmed(
-            label=str(number),
-            role="control" if trial.is_control else "best",
-            trial=number,
-            student="resnet8",
-            objective=trial.objective,
-            point=trial.point,
-            runs=runs,
-        )
+        return confirmed_of(record.trials[number], runs)
 
     control, kd = confirmed(0, 0.5, 0.6, 0.55), confirmed(1, 0.7, 0.9, 0.75)
     again = record.model_copy(update={"confirmed": (control, kd)})

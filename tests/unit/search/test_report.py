@@ -7,12 +7,12 @@ import pytest
 
 from search.leaderboard.teacher_lead import gap_closed, heldout_images
 from search.record.live_record import LiveRecord
-from search.record.record import ConfirmationRun, Confirmed, SearchRecord
+from search.record.record import ConfirmationRun, SearchRecord
 from search.report.files import write_report
 from search.report.reporter import Reporter
 from search.report.summary import SUMMARY, TABLE, summary
 from search.report.time_by_part import time_table
-from tests.synthetic import made_up_search
+from tests.synthetic import confirmed_of, made_up_search
 
 
 def with_best(record: SearchRecord, accuracy: float) -> SearchRecord:
@@ -108,15 +108,7 @@ def test_fresh_seeds_that_spread_more_than_images_make_the_noise() -> None:
         for seed, share in enumerate((0.962, 0.966), start=1)
     )
     control = record.trials[0]
-    again = Confirmed(
-        label="0",
-        role="control",
-        trial=0,
-        student=control.student,
-        objective=control.objective,
-        point=control.point,
-        runs=runs,
-    )
+    again = confirmed_of(control, runs)
     assert gap_closed(record, record.trials[2]) is not None
     record = record.model_copy(update={"confirmed": (again,)})
     assert gap_closed(record, record.trials[2]) is None
@@ -209,14 +201,9 @@ def test_fresh_seeds_come_first_in_the_summary() -> None:
     record = made_up_search(24)
     accuracies = {0: (0.90, 0.92), 5: (0.95, 0.96)}
     confirmed = tuple(
-        Confirmed(
-            label=str(number),
-            role="best" if number else "control",
-            trial=number,
-            student=record.trials[number].student,
-            objective=record.trials[number].objective,
-            point=record.trials[number].point,
-            runs=tuple(
+        confirmed_of(
+            record.trials[number],
+            (
                 ConfirmationRun(seed=seed, test_accuracy=accuracy)
                 for seed, accuracy in enumerate(values)
             ),

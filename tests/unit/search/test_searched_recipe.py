@@ -7,10 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
-import yaml
-from optuna.trial import TrialState
 
 from kdcore import Recipe
 from kdcore.training.named_recipes import NAMED_RECIPES
@@ -30,6 +27,8 @@ from search.experiment.space.shared import shared_fields
 from search.experiment.space.space import Dimensions, Space, is_logarithmic
 from search.experiment.space.trial_config import trial_config
 from tests.cases import Case
+from tests.synthetic import SMALL
+from tests.unit.search.searched_experiment import sampled, space_of, stored_again
 
 FIXED = {"epochs", "preparation_on_top", "acceleration", "compile", "cuda_graph"}
 
@@ -50,45 +49,8 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 def experiment_of(training: dict[str, Any], **changes: Any) -> Experiment:
-    content: dict[str, Any] = {
-        "name": "task",
-        "data": {"name": "digits"},
-        "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
-        "student": "resnet8",
-        "objective": [["none", "kd"]],
-        "training": {"epochs": 8, **training},
-        "search": {"trials": 4},
-    }
+    content = {**SMALL, "training": {"epochs": 8, **training}}
     return parse_experiment(content | changes, "task.yaml")
-
-
-def space_of(experiment: Experiment) -> Space:
-    """Its space, with methods that have no settings."""
-    fields = {("resnet8", method): () for method in experiment.objective[0]}
-    return Space(("resnet8",), experiment.objective, fields, shared_fields(experiment))
-
-
-def sampled(experiment: Experiment, count: int = 60) -> list[Point]:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    space, found = space_of(experiment), []
-    for point in space.first_points():
-        study.enqueue_trial(point)
-    for _ in range(count):
-        trial = study.ask()
-        found.append(space.propose(trial))
-        study.tell(trial, state=TrialState.FAIL)
-    return found
-
-
-def stored_again(experiment: Experiment) -> Experiment:
-    """As a later process reads it."""
-    text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
-    read = parse_experiment(yaml.safe_load(text), "")
-    assert read == experiment
-    assert shared_fields(read) == shared_fields(experiment)
-    assert parse_experiment(json.loads(experiment.model_dump_json()), "") == experiment
-    return read
 
 
 def choices_of(key: str) -> list[Any]:

@@ -1,14 +1,11 @@
 """The augmentation may be searched: what is read, shown to each trial, and refused."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 import yaml
-from optuna.trial import TrialState
 
 from kdcore import DataConfig
 from kdcore.data.augmentation.steps import parse_augmentation
@@ -17,58 +14,26 @@ from kdcore.methods import CATALOGUE
 from kdcore.teacher.teacher import teacher_folder
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
-from search.experiment.schema import Experiment
 from search.experiment.space.fields import NumberField
-from search.experiment.space.point import VIEWS, Point
+from search.experiment.space.point import VIEWS
 from search.experiment.space.shared import shared_fields
-from search.experiment.space.space import Space, is_logarithmic
+from search.experiment.space.space import is_logarithmic
 from search.experiment.space.trial_config import trial_config
 from search.record.looks import images_of
 from search.record.storage import Storage
 from search.session.preflight import _warm_start_problems
 from tests.cases import Case
 from tests.records import write_record
-from tests.synthetic import finished_search
+from tests.synthetic import SMALL, finished_search
+from tests.unit.search.searched_experiment import sampled, stored_again
 
 MIXUP = {"mixup": {"alpha": {"low": 0.1, "high": 1.0}}}
 
 
 def experiment_of(augmentation: Any, data: dict[str, Any] | None = None, **changes: Any) -> Any:
-    content: dict[str, Any] = {
-        "name": "task",
-        "data": {"name": "digits", **(data or {}), "augmentation": augmentation},
-        "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
-        "student": "resnet8",
-        "objective": [["none", "kd"]],
-        "training": {"epochs": 3},
-        "search": {"trials": 4},
-    }
+    seen = {"name": "digits", **(data or {}), "augmentation": augmentation}
+    content = {**SMALL, "data": seen, "training": {"epochs": 3}}
     return parse_experiment(content | changes, "task.yaml")
-
-
-def stored_again(experiment: Experiment) -> Experiment:
-    """As a later process reads it."""
-    text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
-    read = parse_experiment(yaml.safe_load(text), "")
-    assert read == experiment
-    assert shared_fields(read) == shared_fields(experiment)
-    assert parse_experiment(json.loads(experiment.model_dump_json()), "") == experiment
-    assert experiment.model_copy(update={"seed": 3}).searched_views == experiment.searched_views
-    return read
-
-
-def sampled(experiment: Experiment, count: int = 60) -> list[Point]:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    fields = {("resnet8", method): () for method in experiment.objective[0]}
-    space = Space(("resnet8",), experiment.objective, fields, shared_fields(experiment))
-    study.enqueue_trial(space.first_points()[0])
-    found = []
-    for _ in range(count):
-        trial = study.ask()
-        found.append(space.propose(trial))
-        study.tell(trial, state=TrialState.FAIL)
-    return found
 
 
 def views(config: DataConfig) -> Any:

@@ -20,18 +20,11 @@ from search.experiment.space.derivation import derive_space
 from search.experiment.space.point import IS_CONTROL, LEARNING_RATE, plain_name
 from search.experiment.space.space import Space, published_trials
 from search.experiment.space.trial_config import trial_config
+from tests.synthetic import SMALL
 
 
 def experiment_of(**changes: Any) -> Experiment:
-    content: dict[str, Any] = {
-        "name": "task",
-        "data": {"name": "digits"},
-        "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
-        "student": "resnet8",
-        "objective": [list(CATALOGUE)],
-        "training": {"epochs": 3},
-        "search": {"trials": 4},
-    }
+    content = {**SMALL, "objective": [list(CATALOGUE)], "training": {"epochs": 3}}
     return parse_experiment(content | changes, "task.yaml")
 
 
