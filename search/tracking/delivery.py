@@ -208,10 +208,11 @@ def _serve(order: Order) -> None:
     ending = threading.Event()
 
     def listen() -> None:
-        if sys.stdin.readline():
-            ending.set()
-            return
-        os._exit(1)  # the driver was killed; another one delivers what is left
+        # After a driver that was killed another one delivers what is left; one that hears the end
+        # of this process closes its side too.
+        if not sys.stdin.readline() and not ending.is_set():
+            os._exit(1)
+        ending.set()
 
     threading.Thread(target=listen, daemon=True).start()
     from search.tracking.mlflow_writer import MlflowWriter, is_refusal
@@ -223,8 +224,11 @@ def _serve(order: Order) -> None:
         with suppress(OSError):
             print(now.model_dump_json(), file=answers, flush=True)
 
-    with held(order.queue):
-        Delivery(order.queue, writer.deliver, is_refusal, tell, _checks(order)).run(ending)
+    try:
+        with held(order.queue):
+            Delivery(order.queue, writer.deliver, is_refusal, tell, _checks(order)).run(ending)
+    finally:
+        ending.set()
 
 
 def _checks(order: Order) -> Callable[[], None]:

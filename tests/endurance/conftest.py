@@ -8,7 +8,7 @@ forget_the_user()
 
 # Started last, a long file would keep one worker alone. Each of three workers is given two files at
 # the beginning, so the fourth, a short one, waits for the first, the longest.
-_FIRST = ("test_under_fire", "test_object_store", "test_killed_drivers", "test_gpu_shares")
+_FIRST = ("test_under_fire", "test_object_store", "test_killed_drivers", "test_given_cluster")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -82,6 +82,11 @@ class RayCluster:
                 os.kill(pid, signal.SIGKILL)
         machine.wait()
 
+    def signal_trials(self, machine: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+        """Sends a signal to the processes that run trials on a machine."""
+        for pid in processes_below(machine.pid, "ray::ImplicitFunc"):
+            os.kill(pid, number)
+
     def close(self) -> None:
         for machine in reversed(self.machines.copy()):
             self.lose(machine)

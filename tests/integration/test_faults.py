@@ -27,10 +27,10 @@ EXPERIMENT: dict[str, Any] = {
     "teacher": {"backbone": "resnet8", "training": {"epochs": 2, "learning_rate": 0.1}},
     "student": "resnet8",
     "objective": [["none", "kd", "at"]],
-    "training": {"epochs": 40, "learning_rate": 0.1, "schedule": "constant"},
+    "training": {"epochs": 24, "learning_rate": 0.1, "schedule": "constant"},
     "search": {
         "trials": 2,
-        "asha": {"grace_epochs": 10, "reduction": 2},
+        "asha": {"grace_epochs": 8, "reduction": 2},
         "concurrent_trials": 1,
     },
 }
@@ -108,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         search.wait()
         assert read_record(Storage(str(folder / "runs")), "faulty").state == "interrupted"
         server = start_server(folder, port)
-        resumed = Command(folder, "resume", "faulty", "--more-trials", "1").wait()
+        resumed = Command(folder, "resume", "faulty").wait()
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
         assert "MLflow missed" not in resumed.stdout
         yield folder

@@ -25,7 +25,7 @@ teacher: {backbone: resnet8, training: {epochs: 1}}
 student: resnet8
 objective: [[kd]]
 training: {epochs: 1, optimizer: [sgd, adamw], momentum: {low: 0.5, high: 0.98, log: false}}
-search: {trials: 2, asha: null}
+search: {trials: 2, asha: null, concurrent_trials: 1}
 """
 
 

@@ -269,7 +269,10 @@ def state_of(pid: int) -> str:
 
 
 def test_who_has_lost_a_search_delivers_nothing_more(
-    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     record = made_up_search(2, state="running", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     storage = Storage(str(tmp_path))
@@ -284,3 +287,4 @@ def test_who_has_lost_a_search_delivers_nothing_more(
         assert tracker.close() == len(queue.read_text().splitlines())
     assert not (tmp_path / "mlflow.db").exists()
     assert json.loads(queue.read_text().splitlines()[0])["call"] == "start_search"
+    assert "the delivery to MLflow ended" not in caplog.text  # so it was not started again
