@@ -6,6 +6,7 @@ from search.experiment.search_config import Hyperband, Median
 from search.record.decisions import Proposal, Verdict
 from search.record.record import SearchRecord, TrialRecord
 from search.record.wording import METRIC_WORDS, percent
+from search.report.expectation import expectation
 from search.stopping.hyperband import Brackets
 from search.stopping.named import IN_WORDS, rule_of
 
@@ -39,6 +40,7 @@ def explanation(record: SearchRecord, number: int) -> list[str]:
     return [
         f"Trial {number} of {record.name}: {record.words(trial)}.",
         _proposed(record, trial),
+        *_expected(record, trial),
         *_judged(record, trial),
         _ended(record, trial),
     ]
@@ -81,6 +83,22 @@ def _modelled(proposal: Proposal) -> str:
             f"methods, and there were {alike}"
         )
     return f"Student and methods were {chosen}; the settings are {settings}."
+
+
+def _expected(record: SearchRecord, trial: TrialRecord) -> list[str]:
+    """What a sampler that learns had reason to expect of its proposal."""
+    if trial.proposal is None or trial.proposal.results is None:
+        return []
+    found = expectation(record, trial)
+    if found is None:
+        return []
+    numbers = ", ".join(str(number) for number, _ in found.neighbours)
+    places = ", ".join(_ordinal(place) for _, place in found.neighbours)
+    came = "" if found.came is None else f"; it came {_ordinal(found.came)}"
+    return [
+        f"Its nearest neighbours of the same student and methods, trials {numbers}, are {places} "
+        f"of the {found.of} before it, so place {found.place:.2g} was to be expected{came}."
+    ]
 
 
 def _proposed_before(record: SearchRecord, trial: TrialRecord) -> str:

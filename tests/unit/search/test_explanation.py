@@ -82,6 +82,39 @@ def test_where_a_trial_came_from_is_told() -> None:
             assert words in why
 
 
+def test_what_was_to_be_expected_is_told() -> None:
+    def tried(number: int, weight: float, layers: str, accuracy: float, **more: Any) -> TrialRecord:
+        point = {"objective.1": "at", "at.weight": weight, "at.layers": layers}
+        fields = {"objective": f"at(weight={weight})", "heldout_accuracy": accuracy}
+        return trial(number, "finished", 9, point=point, **fields | more)
+
+    modelled = Proposal(by="tpe", results=5, needed=3)
+    earlier = [
+        trial(0, "finished", 9, heldout_accuracy=0.99),  # the control has no place
+        tried(1, 1, "all", 0.6),
+        tried(2, 10, "all", 0.9),
+        tried(3, 1000, "all", 0.8),
+        tried(4, 30, "last", 0.7),  # near by its weight, but with other layers
+        trial(5, "finished", 9, heldout_accuracy=0.95),  # another method has one
+        trial(6, "failed", 0),
+    ]
+    record = search_of(*earlier, tried(7, 100, "all", 0.85, proposal=modelled))
+    # In the logarithm 10 and 1000 are equally far from 100, and 1 is twice as far; other layers are
+    # farther than that.
+    assert explanation(record, 7)[2] == (
+        "Its nearest neighbours of the same student and methods, trials 2, 3, 1, are 2nd, 3rd, 5th "
+        "of the 5 before it, so place 3.3 was to be expected; it came 3rd."
+    )
+    for number, proposal in ((7, Proposal(by="random")), (3, modelled)):  # no model; too few alike
+        with Case(number, proposal):
+            told = search_of(*earlier[:number], tried(number, 100, "all", 0.85, proposal=proposal))
+            assert not any("neighbours" in line for line in explanation(told, number))
+    running = tried(7, 100, "all", 0.85, proposal=modelled).model_copy(
+        update={"state": "running", "heldout_accuracy": None, "epochs_done": 0}
+    )
+    assert explanation(search_of(*earlier, running), 7)[2].endswith("was to be expected.")
+
+
 def test_what_was_decided_is_told() -> None:
     on = Verdict(epoch=1, stops=False, rung=1, place=2, of=7, places=2)
     off = Verdict(epoch=3, stops=True, rung=3, place=11, of=12, places=4)
