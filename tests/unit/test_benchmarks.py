@@ -2,15 +2,28 @@
 
 import inspect
 import json
+import math
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
+from search.experiment.reading import parse_experiment
 from search.session.trial import run_trial
 from tests.benchmarks import report
 from tests.benchmarks.search import reference_trial
+from tests.benchmarks.searchers import (
+    STOCK,
+    Entry,
+    Searcher,
+    Table,
+    compared,
+    regrets,
+    searcher_of,
+)
 
 
 @pytest.fixture
@@ -65,3 +78,72 @@ def test_a_process_of_its_own_passes_its_progress_on(capsys: pytest.CaptureFixtu
 def test_the_fields_trial_takes_what_a_search_gives_to_ours() -> None:
     given = dict.fromkeys(inspect.signature(run_trial).parameters)
     inspect.signature(reference_trial).bind(**given)
+
+
+def test_a_search_is_simulated_on_the_nearest_trials_of_a_table() -> None:
+    experiment = parse_experiment(
+        {
+            "name": "table",
+            "data": {"name": "digits"},
+            "teacher": {"backbone": "resnet14", "training": {"epochs": 1}},
+            "student": "resnet8",
+            "objective": [["none", "kd", "at"]],
+            "training": {"epochs": 3},
+            "search": {"trials": 4},
+        },
+        "",
+    )
+    control = {"control": True, "objective.1": "none"}
+    entries = [
+        Entry(control, (0.1, 0.2, 0.3), 1.0, 0),
+        *(
+            Entry({"objective.1": "at", **at}, (0.1, 0.2, accuracy), 1.0, 0)
+            for accuracy, at in (
+                (0.4, {"at.weight": 1.0, "at.layers": "all"}),
+                (0.5, {"at.weight": 100.0, "at.layers": "all"}),
+                (0.6, {"at.weight": 1.0, "at.layers": "stage3:stage3"}),
+            )
+        ),
+        Entry({"objective.1": "kd", "kd.weight": 1.0}, (0.8, 0.9, 0.7), 2.0, 0),
+    ]
+    table = Table(experiment, entries)
+    assert (table.best, table.trial_seconds) == (0.9, (4 * 3 + 6) / 5)
+    for weight, layers, accuracy in ((9, "all", 0.4), (11, "all", 0.5), (11, "stage3:stage3", 0.6)):
+        point = {"objective.1": "at", "at.weight": weight, "at.layers": layers}
+        assert table.at(point).accuracies[-1] == accuracy  # in the logarithm 10 is in the middle
+
+    class InTurn(Searcher):
+        """Runs the entries in their order, and stops `at` after an epoch."""
+
+        ended: ClassVar[list[tuple[int, int]]] = []
+
+        def start(self, trial: int) -> dict[str, Any]:
+            return entries[min(trial, 4)].point
+
+        def goes_on(self, trial: int, epoch: int, best: float, accuracy: float) -> bool:
+            return trial not in (1, 2, 3)
+
+        def end(self, trial: int, epochs: int, best: float) -> None:
+            self.ended.append((trial, epochs))
+
+    # 3 s of the control, 1 s of each `at`, 2 s an epoch of kd, whose first ends after 36 / 5 s.
+    regret, trials = regrets(table, InTurn(), budget=2, slots=1)
+    assert InTurn.ended == [(0, 3), (1, 1), (2, 1), (3, 1)]
+    assert trials == 5
+    # Nothing is known before the first second; then it is the control's curve.
+    seconds = 7.2 * np.arange(1, len(regret) + 1) / len(regret)
+    shown = np.where(seconds < 1, 0, np.where(seconds < 2, 0.1, np.where(seconds < 3, 0.2, 0.3)))
+    np.testing.assert_allclose(regret, 100 * (0.9 - shown), atol=1e-9)
+    for name in ("tpe, asha", *STOCK):
+        searcher = searcher_of(name, table, budget=2, slots=2, seed=0)
+        found, _ = regrets(table, searcher, budget=4, slots=2)
+        assert np.all(np.diff(found) <= 0)
+
+
+def test_a_share_of_the_time_is_told_with_its_interval() -> None:
+    basis = np.tile(np.linspace(10, 1, 10), (4, 1))
+    found = np.tile(np.array([9.0, 5, 1, 1, 1, 1, 1, 1, 1, 1]), (4, 1))
+    figures = compared(found, basis)
+    assert (figures["share"], figures["share_low"], figures["share_high"]) == (0.3, 0.3, 0.3)
+    assert compared(basis, basis)["share"] == 1.0
+    assert compared(found + 1, basis)["share"] == math.inf

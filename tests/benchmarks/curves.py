@@ -1,0 +1,111 @@
+"""A table of whole learning curves, on which `tests.benchmarks.searchers` lets searches run.
+
+    python -m tests.benchmarks.curves [--set KEY=VALUE ...] [--out FILE]
+
+Two searches of `experiments/whole_catalogue.yaml`, one for each pair of networks, train every trial
+to its last epoch: hours on two cores. A run that was cut off goes on where it was. Each trial's
+settings, its held-out accuracy after every epoch and its seconds are written as Parquet, beside the
+experiment, the machine and the versions; also of what there is so far, after a cut.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from pyarrow import parquet
+
+import search
+from search.record.record import SearchRecord
+from tests.benchmarks import report
+
+EXPERIMENT = Path("experiments/whole_catalogue.yaml")
+TABLE = Path("experiments/results/whole_catalogue.parquet")
+
+# The student of the first pair is of its teacher's family, that of the second is not.
+PAIRS = {"resnet20:resnet8": 0, "resnet20:wrn_16_1": 1}
+"""The pairs, and the seeds of their searches."""
+
+STORAGE = "runs/bench/curves"
+
+
+def searched(pair: str, overrides: Iterable[str]) -> SearchRecord:
+    """The search of a pair, run as far as it had not been."""
+    teacher, student = pair.split(":")
+    name = pair.replace(":", "-")
+    if name in search.search_names(STORAGE):
+        found = search.open_search(name, storage=STORAGE)
+        if found.state != "finished":
+            found.resume()
+        return found.record
+    own = (f"teacher.backbone={teacher}", f"student={student}", f"search.seed={PAIRS[pair]}")
+    experiment = search.read_experiment(EXPERIMENT, (*own, *overrides))
+    return search.launch(experiment, name=name, storage=STORAGE).record
+
+
+def rows_of(pair: str, record: SearchRecord) -> Iterable[dict[str, object]]:
+    """A row for each trial that has ended."""
+    for trial in record.trials:
+        if not trial.unfinished:
+            yield {
+                "pair": pair,
+                "trial": trial.number,
+                "point": json.dumps(trial.point),
+                "methods": trial.methods,
+                "objective": trial.objective,
+                "state": trial.state,
+                "reason": trial.reason,
+                "epochs_on_top": trial.epochs_on_top,
+                "epoch_seconds": trial.train_seconds / max(1, trial.epochs_done),
+                "accuracies": list(trial.accuracies),
+            }
+
+
+_COLUMNS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("pair", "point", "methods", "objective", "state")),
+        ("reason", pa.string()),
+        *((name, pa.int32()) for name in ("trial", "epochs_on_top")),
+        ("epoch_seconds", pa.float32()),
+        ("accuracies", pa.list_(pa.float32())),
+    ]
+)
+
+
+def write(path: Path, records: dict[str, SearchRecord]) -> int:
+    """Writes the table; returns its number of rows."""
+    rows = [row for pair, record in records.items() for row in rows_of(pair, record)]
+    facts = {
+        "machine": report.machine(torch.device("cpu"), threads=1),
+        "experiments": {
+            pair: record.experiment.model_dump(mode="json", exclude_defaults=True)
+            for pair, record in records.items()
+        },
+        "teachers": {pair: record.teacher_metrics for pair, record in records.items()},
+    }
+    metadata = {"kdsearch": json.dumps(facts)}
+    table = pa.Table.from_pylist(rows, _COLUMNS.with_metadata(metadata))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    parquet.write_table(table, partial, compression="zstd")
+    partial.replace(path)
+    return len(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, default=TABLE)
+    options = parser.parse_args()
+    records: dict[str, SearchRecord] = {}
+    for pair in PAIRS:
+        records[pair] = searched(pair, options.set)
+        print(f"{write(options.out, records)} trials are in {options.out}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
