@@ -201,11 +201,14 @@ def check(
     table.add_column("values", overflow="fold")
     for field, values in space.describe():
         table.add_row(field, escape(values))  # a list of steps is no markup
-    rule, points = experiment.search.rule, experiment.search.points
+    rule, points = prepared.experiment.search.rule, experiment.search.points
     stops = "no trial is stopped early"
     if rule is not None:
         name = IN_WORDS[experiment.search.stopping]
         stops = f"{name} may stop a trial from epoch {rule.grace_epochs} on"
+        if len(space.students) > 1:
+            of = "its student" if rule.among == "student" else "all students"
+            stops += f", compared with those of {of}"
     asked = f", the {len(points)} of search.points" if points else ""
     trials = prepared.experiment.search.trials
     controls = "control" if len(experiment.students) == 1 else "students' controls"

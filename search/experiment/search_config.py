@@ -27,41 +27,64 @@ _LEARNS_NOTHING = ("random", "qmc", "grid")
 _LATER_KEYS = ("sampler", "grid_steps", "stopping", "hyperband", "median", "points")
 
 
-class Asha(Closed):
-    """Asynchronous successive halving: Li et al., MLSys 2020, arXiv:1810.05934.
+class _Rule(Closed):
+    """What all rules of early stopping have.
 
     Args:
         grace_epochs: no trial is stopped before this epoch.
+        among: the trials that one is compared with: those of its `student`, or `all`. Null: a
+            search that begins takes `student` where it has several; in a record, which then is of
+            an earlier version, it means `all`.
+    """
+
+    grace_epochs: int = Field(1, ge=1)
+    among: Literal["student", "all"] | None = None
+
+    def by_student(self) -> Self:
+        """The same, comparing the trials of each student where nothing else is said."""
+        return self if self.among else self.model_copy(update={"among": "student"})
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        if self.among is None:
+            written.pop("among", None)
+        return written
+
+
+class Asha(_Rule):
+    """Asynchronous successive halving: Li et al., MLSys 2020, arXiv:1810.05934.
+
+    Args:
+        grace_epochs, among: as in every rule.
         reduction: at each rung the best 1/reduction continue, at least two; each rung is that
             factor above the one before.
     """
 
-    grace_epochs: int = Field(1, ge=1)
     reduction: float = Field(3.0, gt=1)
 
 
-class Hyperband(Closed):
+class Hyperband(_Rule):
     """Brackets of successive halving, each with a later first rung: Li et al., JMLR 2018,
     arXiv:1603.06560.
 
     Args:
         grace_epochs: the first rung of the first bracket.
+        among: as in every rule.
         reduction: as in `Asha`; also the factor between the first rungs of two brackets.
     """
 
-    grace_epochs: int = Field(1, ge=1)
     reduction: float = Field(3.0, ge=2)
 
 
-class Median(Closed):
+class Median(_Rule):
     """The median stopping rule: Golovin et al., KDD 2017, section 3.2.2.
 
     Args:
-        grace_epochs: no trial is stopped before this epoch.
+        grace_epochs, among: as in every rule.
         min_trials: number of trials that must have ended whole before any is stopped.
     """
 
-    grace_epochs: int = Field(1, ge=1)
     min_trials: int = Field(5, ge=1)
 
 
@@ -131,6 +154,12 @@ class SearchConfig(Closed):
     def rule(self) -> StoppingSettings | None:
         """The settings of the rule of early stopping; none where every trial runs to its end."""
         return self._settings.get(self.stopping)
+
+    def stopping_by_student(self) -> Self:
+        """The same, comparing the trials of each student where nothing else is said."""
+        if self.rule is None:
+            return self
+        return self.model_copy(update={self.stopping: self.rule.by_student()})
 
     @property
     def _settings(self) -> dict[str, StoppingSettings | None]:

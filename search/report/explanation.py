@@ -124,15 +124,25 @@ def _judged(record: SearchRecord, trial: TrialRecord) -> list[str]:
     lines = []
     if isinstance(rule, Hyperband):
         lines.append(_bracket(Brackets(rule, epochs=experiment.training.epochs), trial.number))
-    lines += [_in_words(verdict, record.metric) for verdict in trial.verdicts]
+    whose = _whose(record, trial)
+    lines += [_in_words(verdict, record.metric, whose) for verdict in trial.verdicts]
     if isinstance(rule, Median) and trial.state == "finished":
         lines.append(
-            f"Its best so far never fell below the median of the running averages of whole trials, "
-            f"which counts from epoch {rule.grace_epochs} on, once there are {rule.min_trials}."
+            f"Its best so far never fell below the median of the running averages of whole trials"
+            f"{whose}, which counts from epoch {rule.grace_epochs} on, once there are "
+            f"{rule.min_trials}."
         )
     elif trial.state == "stopped" and not trial.verdicts:
         lines += _by_now(record, trial)
     return lines
+
+
+def _whose(record: SearchRecord, trial: TrialRecord) -> str:
+    """Of which students the trials are that it was compared with; empty where there is one."""
+    rule, several = record.experiment.search.rule, len(record.experiment.students) > 1
+    if rule is None or not several:
+        return ""
+    return f" of {trial.student}" if rule.among == "student" else " of all students"
 
 
 def _bracket(brackets: Brackets, number: int) -> str:
@@ -142,15 +152,15 @@ def _bracket(brackets: Brackets, number: int) -> str:
     return f"It is in bracket {place + 1} of {len(brackets.brackets)}, {begins}."
 
 
-def _in_words(verdict: Verdict, metric: Metric) -> str:
+def _in_words(verdict: Verdict, metric: Metric, whose: str) -> str:
     end = "so it was stopped" if verdict.stops else "so it went on"
     if verdict.rung is None:
         return (
             f"After epoch {verdict.epoch} its best {METRIC_WORDS[metric]} so far, "
             f"{percent(verdict.best)} %, was below {percent(verdict.median)} %, the median of the "
-            f"running averages of the {verdict.of} whole trials, {end}."
+            f"running averages of the {verdict.of} whole trials{whose}, {end}."
         )
-    place = f"{_ordinal(verdict.place or 0)} of {verdict.of}"
+    place = _place(verdict, whose)
     if verdict.epoch == verdict.rung:
         return (
             f"At the rung of epoch {verdict.rung} it was {place}, where the best {verdict.places} "
@@ -166,18 +176,28 @@ def _by_now(record: SearchRecord, trial: TrialRecord) -> list[str]:
     """Of a trial that an earlier version stopped: how it stands among all that is known now."""
     experiment = record.experiment
     assert experiment.search.rule is not None
-    rule = rule_of(experiment.search.rule, epochs=experiment.training.epochs)
+    students = {each.number: each.student for each in record.trials}
+    rule = rule_of(
+        experiment.search.rule,
+        epochs=experiment.training.epochs,
+        student_of=students.__getitem__,
+    )
     for each in record.trials:
         rule.add_curve(each.number, each.curve, each.epochs_on_top)
     verdict = rule.judge(trial.number, trial.epochs_done - trial.epochs_on_top)
     if verdict is None:
         return []
-    name, place = IN_WORDS[experiment.search.stopping], _ordinal(verdict.place or 0)
+    name, place = IN_WORDS[experiment.search.stopping], _place(verdict, _whose(record, trial))
     return [
         f"This version of the record does not tell what {name} knew when it stopped the trial. By "
-        f"all that is known now it is {place} of {verdict.of} at the rung of epoch {verdict.rung}, "
-        f"where {verdict.places} go on."
+        f"all that is known now it is {place} at the rung of epoch {verdict.rung}, where "
+        f"{verdict.places} go on."
     ]
+
+
+def _place(verdict: Verdict, whose: str) -> str:
+    """Like `2nd of 7`, or `2nd of 7 trials of resnet8` where there are several students."""
+    return f"{_ordinal(verdict.place or 0)} of {verdict.of}{' trials' if whose else ''}{whose}"
 
 
 def _ended(record: SearchRecord, trial: TrialRecord) -> str:

@@ -43,8 +43,9 @@ class Prepared:
     """An experiment whose data, teacher and networks are there, or can be made.
 
     Args:
-        experiment: what was asked for, with the benchmark of its published settings, with numbers
-            for an evaluation that is left to weights, and with no more trials than a grid has.
+        experiment: what was asked for, with the benchmark of its published settings, with the
+            trials that one is compared with, with numbers for an evaluation that is left to
+            weights, and with no more trials than a grid has.
         data: its images.
         teacher_path: the teacher's folder on this machine.
         teacher_ready: whether it is there already.
@@ -81,8 +82,8 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
         experiment: what a user asks for.
         storage: where the search would be kept.
         source: the experiment's file, for messages.
-        begun: whether it comes from a record, where the benchmark of its published settings is
-            decided; in version 0.1.0 there was none.
+        begun: whether it comes from a record, where it is decided whose published settings come
+            first, and among which trials one is compared; earlier versions did not decide.
 
     Raises:
         ExperimentError: with all that is wrong.
@@ -165,6 +166,9 @@ def _prepared(
     if experiment.published is None and not begun:
         benchmark = benchmark_of(data.image_size)
         experiment = experiment.model_copy(update={"published": benchmark})
+    if len(experiment.students) > 1 and not begun:
+        by_student = experiment.search.stopping_by_student()
+        experiment = experiment.model_copy(update={"search": by_student})
     problems = _storage_problems(storage) + _warm_start_problems(experiment, storage)
     try:
         check_metric(experiment.search.metric, data.num_classes)

@@ -257,7 +257,8 @@ class Session:
             return
         scheduler, verdicts = Fifo(), dict[int, Verdict]()
         if search.rule is not None:
-            rule = rule_of(search.rule, epochs=epochs)
+            known = self._search.trials  # a trial is there before its first report
+            rule = rule_of(search.rule, epochs=epochs, student_of=lambda n: known[n].student)
             for trial in recorded:
                 rule.add_curve(trial.number, trial.curve, trial.epochs_on_top)
             scheduler = ControlSparing(

@@ -100,7 +100,8 @@ def replay(record: SearchRecord, settings: Iterable[StoppingSettings], slots: in
 
     Args:
         record: the search; trials that failed or were interrupted are left out.
-        settings: the settings of early stopping.
+        settings: the settings of early stopping; as in a search that begins, they compare the
+            trials of each student where nothing else is said.
         slots: number of trials that run at a time.
 
     Raises:
@@ -112,12 +113,14 @@ def replay(record: SearchRecord, settings: Iterable[StoppingSettings], slots: in
         raise SearchError(f"no trial of {record.name} has finished, so there is nothing to replay")
     curves = {trial.number: trial.curve for trial in trials}
     on_top = {trial.number: trial.epochs_on_top for trial in trials}
+    students = {trial.number: trial.student for trial in trials}
     best = max(max(curves[number]) for number in whole)
     outcomes = [
         Outcome(None, sum(map(len, curves.values())), len(whole), best, best_found=True, unknown=0)
     ]
     for each in settings:
-        rule = rule_of(each, epochs=record.experiment.training.epochs)
+        epochs = record.experiment.training.epochs
+        rule = rule_of(each.by_student(), epochs=epochs, student_of=students.__getitem__)
         ran = simulate(
             curves,
             rule,

@@ -145,7 +145,7 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
         (
             {"search": {"trials": 4, "stopping": "hyperband", "hyperband": {"grace": 2}}},
             "search.hyperband.grace",
-            "Known here: grace_epochs, reduction",
+            "Known here: grace_epochs, among, reduction",
         ),
         (
             {"search": {"trials": 4, "stopping": "median", "median": {"min_trials": 0}}},

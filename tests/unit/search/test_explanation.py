@@ -37,11 +37,12 @@ def trial(number: int, state: Any, done: int, **fields: Any) -> TrialRecord:
     return TrialRecord(**values | fields)
 
 
-def search_of(*trials: TrialRecord, **search: Any) -> SearchRecord:
+def search_of(*trials: TrialRecord, keys: Any = None, **search: Any) -> SearchRecord:
     content = {
         "training": {"epochs": EPOCHS},
         "search": {"trials": 20, **search},
         "published": "cifar",
+        **(keys or {}),
     }
     return finished_search(trials, content)
 
@@ -185,6 +186,25 @@ def test_what_was_decided_is_told() -> None:
             assert len(told) == len(words)
             for line, expected in zip(told, words, strict=True):
                 assert expected in line
+
+
+def test_among_which_trials_a_place_was_counted_is_told() -> None:
+    at_rung = Verdict(epoch=1, stops=False, rung=1, place=2, of=7, places=2)
+    middle = Verdict(epoch=4, stops=True, of=5, best=0.5, median=0.617)
+    several = {"student": ["resnet8", "resnet14"]}
+    for rule, verdict, words in (
+        ({"asha": {"among": "student"}}, at_rung, "it was 2nd of 7 trials of resnet8, where"),
+        ({"asha": {"among": "all"}}, at_rung, "it was 2nd of 7 trials of all students, where"),
+        ({}, at_rung, "it was 2nd of 7 trials of all students, where"),  # an earlier version
+        (
+            {"stopping": "median", "median": {"among": "student"}},
+            middle,
+            "of the 5 whole trials of resnet8, so",
+        ),
+    ):
+        one = trial(4, "stopped", 4, verdicts=(verdict,))
+        with Case(rule):
+            assert words in explanation(search_of(one, **rule, keys=several), 4)[2]
 
 
 def test_a_record_of_an_earlier_version_is_explained_as_far_as_it_tells() -> None:

@@ -58,6 +58,21 @@ def test_several_pairs_and_taps_that_have_to_be_named_are_tried(tmp_path: Path) 
         planned(tmp_path, **task, narrow={"at.layers": [f"{pairs}, stage3_sum:stage3"]})
 
 
+def test_a_search_of_several_students_begins_with_rungs_for_each(tmp_path: Path) -> None:
+    objective, several = [["none", "kd"]], ["resnet8", "resnet14"]
+    found = planned(tmp_path, student=several, objective=objective).experiment
+    assert found.search.rule.among == "student"
+    one = planned(tmp_path, objective=objective).experiment
+    assert one.search.rule.among is None
+    # One of a record of an earlier version goes on with common ones.
+    old = found.model_copy(update={"search": one.search})
+    again = plan(old, Storage(str(tmp_path)), "", begun=True).experiment
+    assert again == old
+    asked = {"trials": 4, "stopping": "median", "median": {"among": "all"}}
+    every = planned(tmp_path, student=several, objective=objective, search=asked).experiment
+    assert every.search.rule.among == "all"
+
+
 def test_a_search_that_holds_nothing_out_is_refused(tmp_path: Path) -> None:
     refused = r"data\.heldout_fraction: is 0, which would rank the trials on the test split"
     with pytest.raises(ExperimentError, match=refused):

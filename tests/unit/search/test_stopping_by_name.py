@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from search.experiment.search_config import Asha, Hyperband, Median, StoppingSettings
+from search.experiment.search_config import (
+    Asha,
+    Hyperband,
+    Median,
+    SearchConfig,
+    StoppingSettings,
+)
 from search.experiment.space.point import IS_CONTROL, NUMBER
 from search.record.decisions import Verdict
 from search.record.record import METRIC, REPORT, TIME
+from search.stopping.by_student import ByStudent
 from search.stopping.hyperband import Brackets
 from search.stopping.median import RunningAverages
 from search.stopping.named import all_rungs, rule_of
@@ -170,6 +177,52 @@ def test_a_rule_is_built_again_from_recorded_curves(settings: StoppingSettings) 
     assert min(stops.values()) > 0
 
 
+def test_among_the_trials_of_a_student_a_rule_decides_as_if_there_were_no_others() -> None:
+    curves = random_curves(120)
+    for settings in RULES:
+        by_student = settings.by_student()
+        students = {trial: "small" if trial * 7 % 10 < 4 else "large" for trial in curves}
+        for trial, curve in curves.items():  # which is better than any that is small
+            curves[trial] = [accuracy + (students[trial] == "large") for accuracy in curve]
+        rule = rule_of(by_student, epochs=EPOCHS, student_of=students.__getitem__)
+        alone = {student: rule_of(settings, epochs=EPOCHS) for student in ("small", "large")}
+        together, only_one = rule_of(settings, epochs=EPOCHS), rule_of(by_student, epochs=EPOCHS)
+        for trial, curve in curves.items():
+            for each in (rule, alone[students[trial]], together, only_one):
+                each.add_curve(trial, curve[: EPOCHS - trial % 5])
+        kept = Counter[str]()
+        for trial in curves:
+            for epoch in range(1, EPOCHS - 4):
+                with Case(settings, trial, epoch):
+                    verdict = rule.judge(trial, epoch)
+                    assert verdict == alone[students[trial]].judge(trial, epoch)
+                    assert together.judge(trial, epoch) == only_one.judge(trial, epoch)
+            kept[students[trial]] += rule.keeps(trial, 9)
+            kept[f"{students[trial]} among all"] += together.keeps(trial, 9)
+        with Case(settings, kept):
+            assert kept["small"] > 1.5 * kept["small among all"]
+
+
+def test_a_record_of_an_earlier_version_has_common_rungs() -> None:
+    several = {"student": ["resnet8", "resnet14"]}
+    for search in ({}, {"stopping": "hyperband"}, {"stopping": "median"}):
+        old = finished_search((), {**several, "search": {"trials": 4, **search}}).experiment
+        with Case(search):
+            assert old.search.rule is not None
+            assert "among" not in str(old.model_dump(mode="json"))
+            assert not isinstance(rule_of(old.search.rule, epochs=4), ByStudent)
+            new = old.search.stopping_by_student()
+            assert new.rule is not None
+            assert isinstance(rule_of(new.rule, epochs=4), ByStudent)
+            written = new.model_dump(mode="json")
+            assert written[new.stopping]["among"] == "student"
+            assert SearchConfig.model_validate(written) == new
+    every = SearchConfig(trials=1, asha=Asha(among="all"))
+    assert every.stopping_by_student() == every
+    never = SearchConfig(trials=1, asha=None)
+    assert never.stopping_by_student() == never
+
+
 def test_every_rule_spares_the_control_and_tells_why_it_stopped_others() -> None:
     good, poor = [0.5 + epoch / 100 for epoch in range(EPOCHS)], [0.1] * EPOCHS
     for settings in RULES:
@@ -220,6 +273,16 @@ def test_other_rules_can_be_replayed() -> None:
     table = replay_table(record, outcomes)
     assert list(table.columns[0].cells) == ["as it was", "asha", "hyperband", "median"]
     assert list(table.columns[2].cells) == ["", "3", "3", ""]
+
+
+def test_a_replay_compares_the_trials_of_each_student() -> None:
+    record = record_of(*[(0.5,) * 9] * 12, *[(0.1,) * 9] * 4)
+    small = [each.model_copy(update={"student": "resnet14"}) for each in record.trials[12:]]
+    both = record.model_copy(update={"trials": (*record.trials[:12], *small)})
+    settings = [Asha(grace_epochs=1, reduction=3), Asha(grace_epochs=1, reduction=3, among="all")]
+    _, by_student, among_all = replay(both, settings, slots=1)
+    assert by_student.epochs == 16 * 9, "none is worse than another of its student"
+    assert among_all.epochs == 12 * 9 + 4
 
 
 def test_median_compares_with_whole_trials_so_the_first_ones_are_not_stopped() -> None:
