@@ -1,9 +1,13 @@
 """The cost of a network: parameters, multiply-adds, latency; time and memory of training."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 LATENCY_BATCH = 64
 """Batch size of the second latency measurement; the first is for a single image."""
+
+CostName = Literal["parameters", "multiply_adds", "latency_ms", "batch_latency_ms"]
+"""The figures of a network's cost, as `NetworkCost` has them."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,26 @@ def count_multiply_adds(backbone: Backbone, image_size: tuple[int, int]) -> int:
     return flops // 2  # a multiply-add is two floating-point operations
 
 
+def count_network(
+    name: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int]
+) -> tuple[int, int]:
+    """The parameters and multiply-adds that `measure_network` counts; nothing is computed.
+
+    Args:
+        name: of the network.
+        num_classes: K.
+        in_channels: channels of the images.
+        image_size: height and width in pixels.
+
+    Raises:
+        NetworkError: there is no such network.
+    """
+    with torch.device("meta"):
+        backbone = build_backbone(name, num_classes=num_classes, in_channels=in_channels, seed=0)
+    backbone.drop_auxiliary()
+    return count_parameters(backbone), count_multiply_adds(backbone, image_size)
+
+
 def measure_latency(network: nn.Module, images: torch.Tensor) -> float:
     """Median milliseconds of a forward pass in evaluation mode, after a warm-up.
 

@@ -13,6 +13,7 @@ from search.cli.options import SearchName, StorageOption, console
 from search.errors import SearchError
 
 if TYPE_CHECKING:
+    from kdcore.networks.cost import CostName
     from search.session.search import Search
 
 
@@ -24,6 +25,15 @@ class Format(StrEnum):
     CSV = "csv"
     PARQUET = "parquet"
     MARKDOWN = "markdown"
+
+
+class Cost(StrEnum):
+    """What a student costs."""
+
+    PARAMETERS = "parameters"
+    MULTIPLY_ADDS = "multiply_adds"
+    LATENCY = "latency_ms"
+    BATCH_LATENCY = "batch_latency_ms"
 
 
 class TrialState(StrEnum):
@@ -53,6 +63,12 @@ def leaderboard(
             "--all", help="All rows; else a long table has its first 40 and the controls."
         ),
     ] = False,
+    front: Annotated[
+        bool, typer.Option("--front", help="Only the front of accuracy against cost.")
+    ] = False,
+    cost: Annotated[
+        Cost | None, typer.Option(help="Cost of the front (default: search.cost).")
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Refresh until the search has ended.")
     ] = False,
@@ -60,16 +76,18 @@ def leaderboard(
 ) -> None:
     """Print a search's leaderboard."""
     from search.leaderboard.formats import as_bytes
+    from search.leaderboard.front import front_by
     from search.leaderboard.tables import confirmed_table, leaderboard_table
 
     if watch and form is not Format.TABLE:
         raise SearchError(f"--format is {form.value}, but --watch shows a table; leave one out")
     found = search.open_search(name, storage=storage)
-    only = method, state.value if state else ""
+    record = found.record
+    by_cost = front_by(record, front, cost.value if cost else None)
+    only = method, state.value if state else "", by_cost
     if watch:
         _watch(found, *only, every)
         return
-    record = found.record
     if form is Format.TABLE:
         console().print(leaderboard_table(record, *only, whole=every))
         if record.confirmed and not any(only):
@@ -78,21 +96,23 @@ def leaderboard(
         sys.stdout.buffer.write(as_bytes(record, form.value, *only))
 
 
-def _watch(found: "Search", method: str, state: str, whole: bool) -> None:
+def _watch(
+    found: "Search", method: str, state: str, by_cost: "CostName | None", whole: bool
+) -> None:
     """Shows a leaderboard until its search has ended, or until Ctrl-C."""
     from rich.live import Live
 
     from search.leaderboard.tables import leaderboard_table
 
     record = found.record
-    table = leaderboard_table(record, method, state, whole=whole)
+    table = leaderboard_table(record, method, state, by_cost, whole=whole)
     # A terminal shows it whole at the end; what does not fit before is cut off below.
     with Live(table, console=console(), auto_refresh=False, vertical_overflow="crop") as live:
         try:
             while record.state == "running":
                 time.sleep(_WATCH_SECONDS)
                 record = found.record
-                table = leaderboard_table(record, method, state, whole=whole)
+                table = leaderboard_table(record, method, state, by_cost, whole=whole)
                 live.update(table, refresh=True)
         except KeyboardInterrupt:
             pass

@@ -173,13 +173,22 @@ def check(
     """Check an experiment, and print what a search would do."""
     experiment = search.read_experiment(file, overrides)
     from search.record.storage import Storage
+    from search.record.wording import front_in_words
     from search.session.cautions import (
         cautions,
         idle_gpus_caution,
         teacher_caution,
         tracking_caution,
     )
-    from search.session.preflight import costs, evaluation, executions, plan, recipes, starts
+    from search.session.preflight import (
+        constrained,
+        costs,
+        evaluation,
+        executions,
+        plan,
+        recipes,
+        starts,
+    )
     from search.session.sampling.named import sampler_in_words
     from search.stopping.named import IN_WORDS
 
@@ -211,8 +220,9 @@ def check(
             stops += f", compared with those of {of}"
     asked = f", the {len(points)} of search.points" if points else ""
     trials = prepared.experiment.search.trials
-    controls = "control" if len(experiment.students) == 1 else "students' controls"
-    trained = "\n".join((*evaluation(prepared), *starts(prepared), *recipes(experiment)))
+    controls = "control" if len(space.students) == 1 else "students' controls"
+    known = (*constrained(prepared), *evaluation(prepared), *starts(prepared))
+    trained = "\n".join((*known, *recipes(experiment)))
     searched = "" if experiment.searched_views is None else " (teacher and first trials; searched)"
     on_top = " after preparatory ones" if experiment.training.preparation_on_top else ""
     print(
@@ -221,13 +231,15 @@ def check(
         f"views    {', '.join(map(str, data.train.all_steps())) or 'as the images are'}{searched}\n"
         f"teacher  {experiment.teacher.backbone}, "
         f"{'ready' if prepared.teacher_ready else 'to be prepared'}\n"
-        f"student  {', '.join(experiment.students)}\n"
+        f"student  {', '.join(space.students)}\n"
         f"{trained}\n"
         f"trials   {trials} of {experiment.training.epochs} epochs{on_top}; "
         f"the first {len(space.first_points())} are the {controls}{asked} and the settings "
         f"published for {prepared.experiment.published}; {stops}\n"
         f"sampler  {sampler_in_words(experiment, space)}"
     )
+    if experiment.search.goal == "pareto":
+        print(f"goal     {front_in_words(experiment.search.metric, experiment.search.cost)}")
     if experiment.confirm is not None:
         print(
             f"confirm  the best {experiment.confirm.top} trials, their {controls} and kd as "

@@ -84,6 +84,7 @@ def export_and_show(found: "Search", **options: Any) -> "ExportedStudent":
         options: as `Search.best` takes them.
     """
     from search.export.model_card import score_cells
+    from search.leaderboard.front import front_in_lines
     from search.leaderboard.teacher_lead import no_method_won
     from search.record.looks import looks_in_words
     from search.record.wording import kind_of, spread
@@ -110,6 +111,9 @@ def export_and_show(found: "Search", **options: Any) -> "ExportedStudent":
         verdict = no_method_won(found.record, picked.student)
         named += f", the control ({verdict})" if verdict else ", the control"
     print(f"best student: {named}, exported to {exported.folder}")
+    if not any(options.get(name) for name in ("max_params", "max_latency_ms", "min_accuracy")):
+        for line in front_in_lines(found.record):
+            print(line)
     console().print(table)
     if exported.graph:
         print(exported.graph)

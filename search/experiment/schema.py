@@ -22,6 +22,7 @@ from kdcore.backbones.names import check_backbone
 from kdcore.contract.published import Benchmark
 from kdcore.methods import check_method, check_mixing
 from search.experiment.closed import Closed
+from search.experiment.constraints import Constraints
 from search.experiment.search_config import SearchConfig
 from search.experiment.searched import Option, mistakes_in, refuse
 from search.experiment.training import Training
@@ -102,6 +103,7 @@ class Experiment(Closed):
         confirm: what is retrained at the end of the search; null: nothing, until
             `kdsearch confirm` is called.
         licences: for the model card.
+        constraints: what a student may cost; a search keeps those that are within.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -125,6 +127,7 @@ class Experiment(Closed):
     published: Benchmark | None = None
     confirm: Confirm | None = None
     licences: Licences = Licences()
+    constraints: Constraints = Constraints()
     _views: SearchedViews | None = PrivateAttr(None)
 
     @property
@@ -168,6 +171,8 @@ class Experiment(Closed):
         content: dict[str, Any] = handler(self)
         if self._views is not None and "data" in content:
             content["data"]["augmentation"] = self._views.written()
+        if not self.constraints.limits:  # a later key
+            content.pop("constraints", None)
         return content
 
     @field_validator("student")
@@ -211,6 +216,15 @@ class Experiment(Closed):
     def _methods_that_take_mixed_images(self) -> Self:
         if self.data.mixes if self._views is None else self._views.mixes:
             check_mixing(name for slot in self.objective for name in slot)
+        return self
+
+    @model_validator(mode="after")
+    def _front_of_several_students(self) -> Self:
+        if self.search.goal == "pareto" and len(self.students) == 1:
+            raise ValueError(
+                f"search.goal is pareto, but student is {self.students[0]} alone, and a front "
+                f"needs several; list more students, or leave goal out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from kdcore.networks.cost import CostName
 from kdcore.training.metric import Metric
 from search.experiment.closed import Closed
 from search.experiment.points_file import read_points
@@ -24,7 +25,16 @@ _LEARNS_NOTHING = ("random", "qmc", "grid")
 
 # Keys that came after version 0.1.0. At their defaults they are not written, and a rule of early
 # stopping that was there before is not named beside its settings.
-_LATER_KEYS = ("sampler", "grid_steps", "stopping", "hyperband", "median", "points")
+_LATER_KEYS = (
+    "sampler",
+    "grid_steps",
+    "goal",
+    "cost",
+    "points",
+    "stopping",
+    "hyperband",
+    "median",
+)
 
 
 class _Rule(Closed):
@@ -112,6 +122,9 @@ class SearchConfig(Closed):
         seed: of the sampler.
         sampler: what proposes trials after the first ones, see `search.session.sampling`.
         grid_steps: values of a range on the grid, both ends among them, even on its scale.
+        goal: `best`: trials go where the most accurate student may be found; `pareto`: to the
+            students with which the front of accuracy against cost can move most.
+        cost: of a student, for that front.
         points: a file of trials that run after the controls; a record keeps what it says.
         stopping: the rule of early stopping, whose settings stand beside it; `none` runs every
             trial to its end.
@@ -136,6 +149,8 @@ class SearchConfig(Closed):
     seed: int = Field(0, ge=0, lt=2**32)
     sampler: SamplerName = "tpe"
     grid_steps: int = Field(3, ge=2)
+    goal: Literal["best", "pareto"] = "best"
+    cost: CostName = "parameters"
     points: tuple[AskedPoint, ...] = ()
     stopping: StoppingName = "asha"
     asha: Asha | None = Asha()
@@ -203,6 +218,16 @@ class SearchConfig(Closed):
             raise ValueError(
                 f"grid_steps is {self.grid_steps}, but only sampler grid uses it, and sampler is "
                 f"{self.sampler}; leave it out"
+            )
+        if self.goal == "pareto" and self.sampler == "grid":
+            raise ValueError(
+                "goal is pareto, but sampler grid has a fixed set of points, whatever the front "
+                "is; use tpe, gp, cmaes, random or qmc, or leave goal out"
+            )
+        if "cost" in self.model_fields_set and self.goal != "pareto":
+            raise ValueError(
+                f"cost is {self.cost}, but only goal pareto uses it, and goal is {self.goal}; "
+                f"leave it out"
             )
         if self.warm_start and self.sampler in _LEARNS_NOTHING:
             raise ValueError(

@@ -8,7 +8,7 @@ from search.experiment.schema import CONTROL
 from search.experiment.searched import Option
 from search.leaderboard.ranking import by_test_accuracy, rank
 from search.record.record import Confirmed, SearchRecord
-from search.record.wording import percent
+from search.record.wording import excess_in_words, percent
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,13 @@ def _excesses(
         if cost is None:
             return [(float("inf"), "was not measured")]
         if limits.parameters is not None and cost.parameters > limits.parameters:
-            words = f"has {cost.parameters:,} parameters, but --max-params is {limits.parameters:,}"
+            words = excess_in_words(
+                "parameters", cost.parameters, "--max-params", limits.parameters
+            )
             found.append((cost.parameters / limits.parameters - 1, words))
         if limits.latency_ms is not None and cost.latency_ms > limits.latency_ms:
-            words = (
-                f"takes {cost.latency_ms:.3g} ms an image, but --max-latency-ms is "
-                f"{limits.latency_ms:.3g}"
+            words = excess_in_words(
+                "latency_ms", cost.latency_ms, "--max-latency-ms", limits.latency_ms
             )
             found.append((cost.latency_ms / limits.latency_ms - 1, words))
     if limits.accuracy is not None and candidate.accuracy < limits.accuracy:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from kdcore.errors import did_you_mean
+from kdcore.networks.cost import CostName
 from search.errors import SearchError
 from search.experiment.schema import CONTROL
 from search.leaderboard.ranking import (
@@ -80,15 +81,20 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
     return markdown_table(lines) + "\n"
 
 
-def as_bytes(record: SearchRecord, form: str, method: str = "", state: str = "") -> bytes:
+def as_bytes(
+    record: SearchRecord,
+    form: str,
+    method: str = "",
+    state: str = "",
+    front_by: CostName | None = None,
+) -> bytes:
     """The leaderboard as the content of a file.
 
     Args:
         record: the search.
         form: `json`, `csv` or `parquet`, with accuracies and gains from 0 to 1; or `markdown`, with
             percent and percentage points.
-        method: only trials with this method.
-        state: only trials in this state.
+        method, state, front_by: only these trials, see `leaderboard`.
 
     Raises:
         SearchError: there is no such form, or the search has no such method.
@@ -96,7 +102,7 @@ def as_bytes(record: SearchRecord, form: str, method: str = "", state: str = "")
     if form not in FORMATS:
         hint = did_you_mean(form, FORMATS)
         raise SearchError(f"no format {form!r}{hint} There are {', '.join(FORMATS)}")
-    rows = leaderboard(record, method, state)
+    rows = leaderboard(record, method, state, front_by)
     if form == "markdown":
         return as_markdown(record, rows).encode()
     values = [vars(row) for row in rows]
@@ -132,13 +138,14 @@ def parquet_file(rows: Sequence[Mapping[str, object]], types: Mapping[str, str])
     return sink.getvalue()
 
 
-def leaderboard_frame(record: SearchRecord, method: str = "", state: str = "") -> "pd.DataFrame":
+def leaderboard_frame(
+    record: SearchRecord, method: str = "", state: str = "", front_by: CostName | None = None
+) -> "pd.DataFrame":
     """The leaderboard as a pandas DataFrame.
 
     Args:
         record: the search.
-        method: only trials with this method.
-        state: only trials in this state.
+        method, state, front_by: only these trials, see `leaderboard`.
 
     Returns:
         A row for the teacher, then the trials by rank. The index is the trial's number, <NA> for
@@ -151,6 +158,6 @@ def leaderboard_frame(record: SearchRecord, method: str = "", state: str = "") -
 
     # Whole numbers can be missing, which NumPy's integers cannot.
     types = {name: kind.replace("int", "Int") for name, kind in _TYPES.items()}
-    rows = [vars(row) for row in leaderboard(record, method, state)]
+    rows = [vars(row) for row in leaderboard(record, method, state, front_by)]
     frame = pd.DataFrame(rows, columns=list(types)).astype(types)
     return frame.set_index("trial")

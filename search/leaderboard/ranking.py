@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from kdcore.errors import did_you_mean
+from kdcore.networks.cost import CostName
 from search.errors import SearchError
 from search.experiment.space.point import recipe_in_words
+from search.leaderboard.front import front
 from search.record.record import Confirmed, SearchRecord, TrialRecord, place
 from search.record.wording import METRIC_HEADS, spread
 
@@ -79,13 +81,16 @@ def by_test_accuracy(confirmed: tuple[Confirmed, ...]) -> list[Confirmed]:
     )
 
 
-def leaderboard(record: SearchRecord, method: str = "", state: str = "") -> list[LeaderboardRow]:
+def leaderboard(
+    record: SearchRecord, method: str = "", state: str = "", front_by: CostName | None = None
+) -> list[LeaderboardRow]:
     """The rows of the leaderboard: the teacher, then the trials by rank.
 
     Args:
         record: the search.
         method: only trials with this method; `none` selects the controls.
         state: only trials in this state.
+        front_by: of these only the front of accuracy against this cost.
 
     Raises:
         SearchError: the search has no such method.
@@ -96,15 +101,16 @@ def leaderboard(record: SearchRecord, method: str = "", state: str = "") -> list
         raise SearchError(
             f"{record.name} has no method {method!r}{hint} It has {', '.join(sorted(methods))}"
         )
-    selected = {
-        trial.number
+    chosen = [
+        trial
         for trial in record.trials
         if (not method or method in trial.methods.split(" + ")) and state in ("", trial.state)
-    }
+    ]
+    if front_by is not None:
+        chosen = front(record, chosen, front_by)
+    selected, whole = {trial.number for trial in chosen}, not (method or state or front_by)
     return [
-        row
-        for row in _all_rows(record)
-        if row.trial in selected or (row.trial is None and not method and not state)
+        row for row in _all_rows(record) if row.trial in selected or (row.trial is None and whole)
     ]
 
 

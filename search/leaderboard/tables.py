@@ -1,14 +1,16 @@
 """The leaderboard, and the confirmed students, as tables for a terminal."""
 
 import re
+from collections.abc import Mapping
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from kdcore.networks.cost import LATENCY_BATCH
+from kdcore.networks.cost import LATENCY_BATCH, CostName
 from search.experiment.schema import CONTROL
 from search.experiment.space.point import recipe_in_words
+from search.leaderboard.front import costs_of
 from search.leaderboard.ranking import (
     LeaderboardRow,
     by_test_accuracy,
@@ -25,6 +27,8 @@ from search.record.record import SearchRecord
 from search.record.wording import (
     METRIC_HEADS,
     WINNERS_CURSE,
+    cost_figure,
+    front_in_words,
     gain_in_words,
     percent,
     points,
@@ -36,9 +40,20 @@ LONG = 50
 HEAD = 40
 """Rows that are shown of a long leaderboard, beside the controls."""
 
+# Of costs that only their front has a column for.
+_COST_HEADS: Mapping[CostName, str] = {
+    "multiply_adds": "multiply-adds",
+    "batch_latency_ms": "ms a batch",
+}
+
 
 def leaderboard_table(
-    record: SearchRecord, method: str = "", state: str = "", *, whole: bool = False
+    record: SearchRecord,
+    method: str = "",
+    state: str = "",
+    front_by: CostName | None = None,
+    *,
+    whole: bool = False,
 ) -> Table:
     """The leaderboard; accuracies in percent, gains in percentage points.
 
@@ -46,19 +61,23 @@ def leaderboard_table(
 
     Args:
         record: the search.
-        method: only trials with this method.
-        state: only trials in this state.
+        method, state, front_by: only these trials, see `leaderboard`.
         whole: all rows, also of a long one.
 
     Raises:
         SearchError: the search has no such method.
     """
     several = len(record.experiment.students) > 1
-    rows = leaderboard(record, method, state)
+    rows = leaderboard(record, method, state, front_by)
     shown = rows if whole or len(rows) <= LONG else _head(record, rows)
     below = [] if several else _costs(record)
     if len(shown) < len(rows):
         below.append(f"{len(rows) - len(shown):,} more rows: --all or --format csv gives them")
+    if front_by is not None:
+        below.append(f"These are {front_in_words(record.metric, front_by)}.")
+    if record.excluded:
+        without = "; ".join(f"{name}, which {words}" for name, words in record.excluded.items())
+        below.append(f"Excluded by constraints: {without}.")
     below += [f"The search ended early: {record.ended}."] if record.ended else []
     if verdict := no_method_won(record):
         below.append(f"{verdict[0].upper()}{verdict[1:]}.")
@@ -88,12 +107,14 @@ def leaderboard_table(
     confirmed = any(each.is_confirmed for each in record.confirmed)
     tested = confirmed_trials(record)
     further = further_columns(record)
+    cost = front_by if front_by in _COST_HEADS else None
     numbers = [
         *(tested_heads(record) if confirmed else []),
         "held-out %",
         *further.values(),
         "gain",
         *(["parameters", "ms"] if several else []),
+        *([_COST_HEADS[cost]] if cost else []),
     ]
     for column in (*numbers, "epochs", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -117,6 +138,7 @@ def leaderboard_table(
             *(percent(getattr(row, field)) for field in further),
             points(row.gain),
             *([_count(row.parameters), _milliseconds(row.latency_ms)] if several else []),
+            *([cost_figure(cost, costs_of(record, cost)[row.student])] if cost else []),
             row.epochs,
             "" if row.seconds is None else f"{row.seconds:.1f}",
             row.status,

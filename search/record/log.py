@@ -106,7 +106,8 @@ class RecordLog:
             self._add()
 
     def _begin_round(self, record: SearchRecord) -> None:
-        content = record.model_dump_json().encode()
+        later = set() if record.excluded else {"excluded"}  # a later field
+        content = record.model_dump_json(exclude=later).encode()
         following = _Round(self._round.session, self._round.number + 1)
         self._folder.write(following.snapshot, content)
         self._round, self._snapshot, self._logged = following, len(content), 0

@@ -274,7 +274,10 @@ class SearchRecord(_Record):
         unequal_classes: whether some class has more than one and a half times the training images
             of another, so that accuracy alone says little; false in earlier versions.
         heldout_images: how many there are; 0 before that is known, and in version 0.1.0.
-        student_costs: by student, measured where trials run.
+        excluded: students that constraints have left out, with the reason in words; empty in
+            earlier versions.
+        student_costs: by student, measured where trials run; with a limit on a latency, where the
+            search was launched.
         executions: decided once, measured where trials run; none: before that, and in version
             0.1.0, where each machine decided for itself.
         tracking_uri: where MLflow keeps the runs.
@@ -301,6 +304,7 @@ class SearchRecord(_Record):
     teacher_metrics: dict[str, float] = {}
     unequal_classes: bool = False
     heldout_images: int = 0
+    excluded: dict[str, str] = {}
     student_costs: dict[str, NetworkCost] = {}
     executions: Executions | None = None
     tracking_uri: str

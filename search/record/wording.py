@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from kdcore.networks.cost import LATENCY_BATCH, CostName
 from kdcore.training.metric import Metric
 from search.record.paired_gain import PairedGain
 
@@ -13,6 +14,42 @@ METRIC_WORDS: Mapping[Metric, str] = {
 }
 METRIC_HEADS: Mapping[Metric, str] = {"balanced_accuracy": "balanced %", "top5": "top-5 %"}
 """By metric other than the accuracy, the head of its column."""
+
+
+COST_WORDS: Mapping[CostName, str] = {
+    "parameters": "parameters",
+    "multiply_adds": "multiply-adds for one image",
+    "latency_ms": "milliseconds for one image",
+    "batch_latency_ms": f"milliseconds for a batch of {LATENCY_BATCH} images",
+}
+
+
+def front_in_words(metric: Metric, cost: CostName) -> str:
+    """What the students that no other beats in both are called, with what they are compared by."""
+    return f"the front of held-out {METRIC_WORDS[metric]} against {COST_WORDS[cost]}"
+
+
+def cost_figure(name: CostName, cost: float) -> str:
+    """A figure of a network's cost."""
+    return f"{cost:.3g}" if name in ("latency_ms", "batch_latency_ms") else f"{cost:,.0f}"
+
+
+def excess_in_words(name: CostName, cost: float, key: str, limit: float) -> str:
+    """What a network costs that is beyond a limit, like `has 80,000 parameters, but ... is ...`.
+
+    Args:
+        name: of the figure.
+        cost: the network's.
+        key: the limit's name.
+        limit: that it exceeds.
+    """
+    costs = {
+        "parameters": "has {} parameters",
+        "multiply_adds": "takes {} multiply-adds an image",
+        "latency_ms": "takes {} ms an image",
+        "batch_latency_ms": f"takes {{}} ms a batch of {LATENCY_BATCH}",
+    }[name].format(cost_figure(name, cost))
+    return f"{costs}, but {key} is {cost_figure(name, limit)}"
 
 
 def percent(share: float | None) -> str:

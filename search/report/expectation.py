@@ -16,7 +16,8 @@ _NEIGHBOURS = 3
 
 @dataclass(frozen=True)
 class Expectation:
-    """Places, from 1, among the trials that were proposed earlier, by what is known now.
+    """Places, from 1, among the trials that were proposed earlier, by what is known now; where the
+    front is sought, among those of the same student.
 
     Args:
         of: number of those trials, without controls and what has no result.
@@ -41,10 +42,12 @@ def expectation(record: SearchRecord, trial: TrialRecord) -> Expectation | None:
     No sampler's own model is asked: a GP, CMA-ES and TPE have no common measure of what they hope
     for, and this one holds for all of them.
     """
+    of_it = record.experiment.search.goal == "pareto"
     earlier = [
         each
         for each in rank(record.trials)
         if each.number < trial.number and not each.is_control and each.score is not None
+        if each.student == trial.student or not of_it
     ]
     alike = [
         (number, each)

@@ -5,16 +5,18 @@ from search.errors import SearchError
 from search.experiment.search_config import Hyperband, Median
 from search.record.decisions import Proposal, Verdict
 from search.record.record import SearchRecord, TrialRecord
-from search.record.wording import METRIC_WORDS, percent
+from search.record.wording import METRIC_WORDS, front_in_words, percent
 from search.report.expectation import expectation
 from search.stopping.hyperband import Brackets
 from search.stopping.named import IN_WORDS, rule_of
 
 _MODELS = {"gp": "a Gaussian process", "cmaes": "CMA-ES"}
 
+_CONTROL = (
+    "It is the control, which every search begins with: the student without distillation, against "
+    "which gains are measured."
+)
 _WITHOUT_MODEL = {
-    "control": "It is the control, which every search begins with: the student without "
-    "distillation, against which gains are measured.",
     "random": "Its settings are random: search.sampler is random.",
     "qmc": "It is the next point of a quasi-random sequence, which fills the space evenly and "
     "learns from no trial: search.sampler is qmc.",
@@ -51,11 +53,6 @@ def _proposed(record: SearchRecord, trial: TrialRecord) -> str:
     search, proposal = record.experiment.search, trial.proposal
     if proposal is None:
         return _proposed_before(record, trial)
-    if proposal.redrawn:
-        return (
-            f"Its settings are random: what search.sampler, which is {proposal.by}, proposed had "
-            f"been tried before."
-        )
     if proposal.by == "asked":
         asked = search.points[trial.number - len(record.experiment.students)]
         return f"It was asked for in search.points: {asked.place}."
@@ -63,26 +60,47 @@ def _proposed(record: SearchRecord, trial: TrialRecord) -> str:
         images = record.experiment.published
         of = f"settings published for {images}" if images else "published settings"
         return f"It has the {of}, which every search tries before its sampler."
-    return _WITHOUT_MODEL.get(proposal.by) or _modelled(proposal)
+    if proposal.by == "control":
+        return _CONTROL
+    if search.goal == "best":
+        return _settings(proposal)
+    front = front_in_words(search.metric, search.cost)
+    return (
+        f"Its student was chosen first, as that with which {front} was expected to move most. "
+        f"{_settings(proposal, ' of this student')}"
+    )
 
 
-def _modelled(proposal: Proposal) -> str:
+def _settings(proposal: Proposal, whose: str = "") -> str:
+    """Where the settings of a sampled trial came from; with the trials that a model had, where
+    these are not all."""
+    if proposal.redrawn:
+        return (
+            f"Its settings are random: what search.sampler, which is {proposal.by}, proposed had "
+            f"been tried before."
+        )
+    return _WITHOUT_MODEL.get(proposal.by) or _modelled(proposal, whose)
+
+
+def _modelled(proposal: Proposal, whose: str) -> str:
     """What a model had learned from."""
     results, needed = proposal.results or 0, proposal.needed or 0
-    drawn = f"drawn at random: TPE begins with {needed} results, and there were {results}"
+    drawn = f"drawn at random: TPE begins with {needed} results{whose}, and there were {results}"
+    learned = f"from {results} trials{whose} with a result"
     if proposal.by == "tpe":
         if results < needed:
             return f"Its settings were {drawn}."
-        return f"TPE proposed it, from {results} trials with a result."
+        return f"TPE proposed it, {learned}."
     alike, model = proposal.alike or 0, _MODELS[proposal.by]
-    chosen = drawn if results < needed else f"chosen by TPE from {results} trials with a result"
+    chosen = drawn if results < needed else f"chosen by TPE {learned}"
     settings = f"by {model}, from {alike} trials of the same student and methods"
     if alike < (proposal.alike_needed or 0):
         settings = (
             f"random: {model} begins with {proposal.alike_needed} trials of the same student and "
             f"methods, and there were {alike}"
         )
-    return f"Student and methods were {chosen}; the settings are {settings}."
+    what = "Methods" if whose else "Student and methods"
+    return f"{what} were {chosen}; the settings are {settings}."
 
 
 def _expected(record: SearchRecord, trial: TrialRecord) -> list[str]:
@@ -95,9 +113,10 @@ def _expected(record: SearchRecord, trial: TrialRecord) -> list[str]:
     numbers = ", ".join(str(number) for number, _ in found.neighbours)
     places = ", ".join(_ordinal(place) for _, place in found.neighbours)
     came = "" if found.came is None else f"; it came {_ordinal(found.came)}"
+    whose = " of this student" if record.experiment.search.goal == "pareto" else ""
     return [
         f"Its nearest neighbours of the same student and methods, trials {numbers}, are {places} "
-        f"of the {found.of} before it, so place {found.place:.2g} was to be expected{came}."
+        f"of the {found.of}{whose} before it, so place {found.place:.2g} was to be expected{came}."
     ]
 
 

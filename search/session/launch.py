@@ -21,7 +21,7 @@ from search.record.storage import Storage, default_tracking_uri, local_home
 from search.record.wording import as_typed
 from search.session.cautions import cautions, idle_gpus_caution, tracking_caution
 from search.session.live_display import LiveDisplay
-from search.session.preflight import Plan, evaluation, plan
+from search.session.preflight import Plan, constrained, evaluation, plan
 from search.session.retraining.contenders import confirmation
 from search.session.retraining.retraining import Asked
 from search.session.session import Session
@@ -65,6 +65,8 @@ def launch(
     prepared = plan(experiment, storage, source)
     with taken(storage, experiment.name, name) as owner:
         record = fresh_record(prepared.experiment, storage, owner.search, tracking_uri)
+        decided = {"excluded": prepared.excluded, "student_costs": prepared.measured}
+        record = record.model_copy(update=decided)
         return _run(prepared, storage, record, owner, address)
 
 
@@ -217,7 +219,7 @@ def _run(
     log = local_home(storage) / "logs" / f"{record.name}.log"
     with output_to(log) as console, LiveDisplay(console) as progress:
         progress.say(f"search {record.name}; what Ray and MLflow say goes to {as_typed(log)}")
-        for line in evaluation(prepared):
+        for line in (*evaluation(prepared), *constrained(prepared)):
             progress.say(line)
         for caution in cautions(record.experiment):
             progress.say(f"caution: {caution}")

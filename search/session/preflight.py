@@ -18,8 +18,8 @@ from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_training
 from kdcore.networks.classifier import build_classifier
+from kdcore.networks.cost import NetworkCost
 from kdcore.teacher.teacher import is_ready, teacher_folder
-from kdcore.training.evaluation import default_device
 from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.metric import check_metric
 from search.errors import ExperimentError, KdsearchError, Problem
@@ -32,7 +32,13 @@ from search.experiment.space.trial_config import trial_config
 from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
-from search.session.preparation import measured_executions, starts_in_words, with_evaluation
+from search.session.constraints import Constrained, constrained_in_words, within_constraints
+from search.session.preparation import (
+    device_of_trials,
+    measured_executions,
+    starts_in_words,
+    with_evaluation,
+)
 from search.session.recipe_checks import drop_path_problems, view_problems
 from search.session.sampling.grid import capped
 from search.session.sampling.named import missing_packages
@@ -43,9 +49,9 @@ class Prepared:
     """An experiment whose data, teacher and networks are there, or can be made.
 
     Args:
-        experiment: what was asked for, with the benchmark of its published settings, with the
-            trials that one is compared with, with numbers for an evaluation that is left to
-            weights, and with no more trials than a grid has.
+        experiment: what was asked for, with the students that its constraints leave, the benchmark
+            of its published settings, the trials that one is compared with, numbers for an
+            evaluation that is left to weights, and no more trials than a grid has.
         data: its images.
         teacher_path: the teacher's folder on this machine.
         teacher_ready: whether it is there already.
@@ -53,6 +59,8 @@ class Prepared:
         starts: by network, what becomes of the weights that it begins with, and what of it is
             trained; those left out begin with fresh weights, or are ready.
         evaluation: how images are evaluated, in words, where weights decide it; else empty.
+        excluded: the students that cost too much, with the reason in words.
+        measured: by student, what was measured of it on this machine to decide that.
     """
 
     experiment: Experiment
@@ -62,6 +70,8 @@ class Prepared:
     networks: Mapping[str, NetworkPair]
     starts: Mapping[str, str]
     evaluation: str
+    excluded: Mapping[str, str]
+    measured: Mapping[str, NetworkCost]
 
 
 @dataclass(frozen=True)
@@ -163,12 +173,12 @@ def _prepared(
         raise ExperimentError(source, [Problem(key="data", message=str(error))]) from None
     except OSError as error:  # the table is made in the storage
         raise ExperimentError(source, [_unwritable(storage, error)]) from None
-    if experiment.published is None and not begun:
-        benchmark = benchmark_of(data.image_size)
-        experiment = experiment.model_copy(update={"published": benchmark})
-    if len(experiment.students) > 1 and not begun:
-        by_student = experiment.search.stopping_by_student()
-        experiment = experiment.model_copy(update={"search": by_student})
+    unbuilt: list[Problem] = []
+    pairs, constrained = _network_pairs(experiment, data, unbuilt), Constrained(experiment)
+    if not begun:
+        constrained = within_constraints(experiment, data, pairs, source)
+        experiment = _decided(constrained.experiment, data)
+        pairs = {label: pair for label, pair in pairs.items() if label in experiment.students}
     problems = _storage_problems(storage) + _warm_start_problems(experiment, storage)
     try:
         check_metric(experiment.search.metric, data.num_classes)
@@ -182,13 +192,34 @@ def _prepared(
     wrong = any(problem.key.startswith("teacher") for problem in problems)
     begins = not wrong and not is_ready(teacher_path)
     starts, more = starts_in_words(experiment, data, teacher_begins=begins)
-    problems += more
-    pairs = _network_pairs(experiment, data, problems)
+    problems += more + [problem for problem in unbuilt if problem not in more]
     networks = dict.fromkeys(experiment.student_configs[label].backbone for label in pairs)
     problems += drop_path_problems(experiment, networks, data) + view_problems(experiment, data)
     ready = is_ready(teacher_path)
-    prepared = Prepared(experiment, data, teacher_path, ready, pairs, starts, evaluation)
+    prepared = Prepared(
+        experiment,
+        data,
+        teacher_path,
+        ready,
+        pairs,
+        starts,
+        evaluation,
+        constrained.excluded,
+        constrained.measured,
+    )
     return prepared, problems
+
+
+def _decided(experiment: Experiment, data: ImageData) -> Experiment:
+    """An experiment with what a search decides as it begins: whose published settings come first,
+    and among which trials one is compared, where there are several students."""
+    if experiment.published is None:
+        published = benchmark_of(data.image_size)
+        experiment = experiment.model_copy(update={"published": published})
+    if len(experiment.students) > 1:
+        by_student = experiment.search.stopping_by_student()
+        experiment = experiment.model_copy(update={"search": by_student})
+    return experiment
 
 
 def _network_problems(experiment: Experiment) -> list[Problem]:
@@ -283,6 +314,11 @@ def evaluation(prepared: Prepared) -> list[str]:
     return [f"evaluate {prepared.evaluation}"] if prepared.evaluation else []
 
 
+def constrained(prepared: Prepared) -> list[str]:
+    """What constraints came to, a line each; none where they are not asked for."""
+    return constrained_in_words(prepared.excluded, prepared.measured)
+
+
 def starts(prepared: Prepared) -> list[str]:
     """What each network begins with that does not begin with fresh weights, a line each."""
     return [f"start    {network}: {words}" for network, words in prepared.starts.items()]
@@ -299,7 +335,7 @@ def costs(prepared: Plan) -> list[str]:
     """By student, about what a trial would take on this machine, in words."""
     torch.set_num_threads(prepared.experiment.resources.cpus)
     recipe, data = prepared.experiment.training, prepared.data
-    device = _device_of_trials(prepared.experiment)
+    device = device_of_trials(prepared.experiment)
     sizes = {each.batch_size for each in recipe.variants("batch_size")}
     batch_size = max(sizes)
     batches = f", with batches of {batch_size}," if len(sizes) > 1 else ","
@@ -325,7 +361,7 @@ def costs(prepared: Plan) -> list[str]:
 
 def executions(prepared: Plan, storage: Storage) -> list[str]:
     """By network, the precision and layout that are fastest on this machine, in words."""
-    experiment, device = prepared.experiment, _device_of_trials(prepared.experiment)
+    experiment, device = prepared.experiment, device_of_trials(prepared.experiment)
     torch.set_num_threads(experiment.resources.cpus)
     found = measured_executions(experiment, prepared.data, workspace_of(storage), device)
     networks = {**found.students, f"teacher {experiment.teacher.backbone}": found.teacher}
@@ -342,11 +378,6 @@ def _in_words(execution: Execution) -> str:
     layout = "channels last" if execution.channels_last else "channels first"
     beside = ", narrow maps side by side" if execution.side_by_side else ""
     return f"{execution.precision}, {layout}{beside}"
-
-
-def _device_of_trials(experiment: Experiment) -> torch.device:
-    """What a trial would have if it ran on this machine."""
-    return default_device() if experiment.resources.gpus else torch.device("cpu")
 
 
 def _storage_problems(storage: Storage) -> list[Problem]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from kdcore import DataConfig, TeacherConfig
+from kdcore import DataConfig, StudentConfig, TeacherConfig
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.evaluation import evaluated_as_weights
 from kdcore.distillation.start import start_in_words
@@ -107,17 +107,25 @@ def measure_students(
     workspace, device = workspace_of(Storage(storage_uri)), default_device()
     data = open_data(experiment.data, workspace)
     executions = measured_executions(experiment, data, workspace, device)
-    costs = {
-        label: measure_network(
-            student.backbone,
-            num_classes=data.num_classes,
-            in_channels=data.in_channels,
-            image_size=data.image_size,
-            device=device,
-        )
-        for label, student in experiment.student_configs.items()
-    }
+    students = experiment.student_configs.items()
+    costs = {label: cost_of(student, data, device) for label, student in students}
     return costs, executions
+
+
+def cost_of(student: StudentConfig, data: ImageData, device: torch.device) -> NetworkCost:
+    """What a student costs on a device."""
+    return measure_network(
+        student.backbone,
+        num_classes=data.num_classes,
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+        device=device,
+    )
+
+
+def device_of_trials(experiment: Experiment) -> torch.device:
+    """What a trial would have if it ran on this machine."""
+    return default_device() if experiment.resources.gpus else torch.device("cpu")
 
 
 def measured_executions(

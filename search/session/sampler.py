@@ -5,7 +5,7 @@ import pickle
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from search.record.decisions import Proposal
 from search.record.record import METRIC, TIME, TrialRecord
 from search.session.sampling.named import proposer_of, study_sampler
 from search.session.sampling.proposer import seed_of
+from search.session.sampling.thinning import thinned
 
 # Random trials before the model is used: enough to fit a density, few enough to leave a small
 # budget.
@@ -31,8 +32,6 @@ _STARTUP_LIMITS = (5, 20)
 # this gives way to one of fewer: the best, and a sample of the others.
 # `python -m tests.benchmarks.sampler` shows what that saves, and what it costs in accuracy.
 LEARNS_FROM = 250
-_KEPT_SHARE = 4 / 5
-_BEST_SHARE = 1 / 4  # of those kept; Optuna fits the good density to at most 25 trials
 
 
 class OptunaSampler(Searcher):
@@ -57,6 +56,8 @@ class OptunaSampler(Searcher):
         on_top: the number of epochs on top, of a point.
         sampler: what proposes points after the first ones.
         grid_steps: values of a range on the grid.
+        costs: by student, where the front of accuracy against them is sought; a study then keeps
+            the trials, but each proposal is made from all that have ended.
 
     Attributes:
         study: the study that is asked now.
@@ -78,10 +79,12 @@ class OptunaSampler(Searcher):
         on_top: Callable[[Point], int] = lambda point: 0,
         sampler: SamplerName = "tpe",
         grid_steps: int = 3,
+        costs: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._space, self._epochs, self._seed, self._on_top = space, epochs, seed, on_top
         self._learns_from, self._sampler = learns_from, sampler
+        self._from_all = costs is not None
         low, high = _STARTUP_LIMITS
         self._startup = max(parallel, min(high, max(low, round(trials * _STARTUP_SHARE))))
         self._asked: dict[str, optuna.Trial] = {}
@@ -107,6 +110,8 @@ class OptunaSampler(Searcher):
             seed=seed,
             first=len(first),
             running=lambda: [trial.params for trial in self._asked.values()],
+            learns_from=learns_from,
+            costs=costs,
         )
         self._next = max(len(points), max(known, default=-1) + 1)
         points |= {number: trial.point for number, trial in known.items()}
@@ -138,9 +143,9 @@ class OptunaSampler(Searcher):
     def _drawn(self, number: int) -> tuple[Point, Proposal]:
         """A new point, and where it came from; an empty one where the study is to propose it."""
         if self._proposer is not None:
-            ended = self.study.get_trials(
-                deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
-            )
+            states = (TrialState.COMPLETE, TrialState.PRUNED)
+            in_study = self.study.get_trials(deepcopy=False, states=states)
+            ended = self._ended if self._from_all else in_study
             return self._proposer.propose(number, ended, self._known)
         if self._sampler == "random":
             return {}, Proposal(by="random")
@@ -188,9 +193,7 @@ class OptunaSampler(Searcher):
         seed = seed_of(self._seed, drawn)
         sampler = study_sampler(self._sampler, startup=self._startup, seed=seed)
         self.study = optuna.create_study(sampler=sampler, direction="maximize")
-        kept = self._ended
-        if len(kept) > self._learns_from:
-            kept = _part(kept, round(self._learns_from * _KEPT_SHARE), random.Random(seed))
+        kept = thinned(self._ended, self._learns_from, random.Random(seed))
         for frozen in kept:
             self.study.add_trial(frozen)
         self._learned = len(kept)
@@ -233,19 +236,3 @@ class OptunaSampler(Searcher):
 
 def _has_result(trial: TrialRecord) -> bool:
     return trial.state != "failed" and bool(trial.accuracies)
-
-
-def _part(trials: Sequence[FrozenTrial], size: int, chance: random.Random) -> list[FrozenTrial]:
-    """The best of the trials and a sample of the others, in their order, by which Optuna weighs
-    them: the older, the less."""
-    order = sorted(range(len(trials)), key=lambda index: _rank(trials[index]))
-    best = round(size * _BEST_SHARE)
-    kept = order[:best] + chance.sample(order[best:], size - best)
-    return [trials[index] for index in sorted(kept)]
-
-
-def _rank(trial: FrozenTrial) -> tuple[float, float]:
-    """Sorts trials as Optuna does, the best first: those that were pruned after all others, and
-    among them the one that ran longest first."""
-    complete = trial.state is TrialState.COMPLETE
-    return (-math.inf if complete else -(trial.last_step or 0), -(trial.value or 0.0))

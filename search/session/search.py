@@ -47,19 +47,25 @@ class Search:
         """`running`, `finished`, `interrupted` or `failed`."""
         return self.record.state
 
-    def leaderboard(self, method: str = "", state: str = "") -> "DataFrame":
+    def leaderboard(
+        self, method: str = "", state: str = "", *, front: bool = False, cost: str | None = None
+    ) -> "DataFrame":
         """The teacher, then every trial by rank; accuracies and gains are shares of 1.
 
         Args:
             method: keeps only trials with this method; `none` keeps the controls.
             state: keeps only trials in this state.
+            front: keeps of these only the front of accuracy against cost.
+            cost: for the front: `parameters`, `multiply_adds`, `latency_ms` or
+                `batch_latency_ms`; none: as `search.cost` says.
 
         Raises:
-            SearchError: the search has no such method.
+            SearchError: the search has no such method, or there is no such cost.
         """
         from search.leaderboard.formats import leaderboard_frame
+        from search.leaderboard.front import front_by
 
-        return leaderboard_frame(self.record, method, state)
+        return leaderboard_frame(self.record, method, state, front_by(self.record, front, cost))
 
     def explain(self, trial: int) -> str:
         """Why a trial was proposed, and why it was stopped or not, in a few sentences.

@@ -22,6 +22,7 @@ from search.experiment.schema import Confirm
 from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import epochs_on_top
 from search.export.choice import candidates
+from search.leaderboard.front import costs_of
 from search.leaderboard.teacher_lead import broken_demand, teacher_caution
 from search.record.decisions import Verdict
 from search.record.files import read_record
@@ -242,6 +243,7 @@ class Session:
             )
         except RayTaskError as error:
             raise SearchFailedError(f"a student could not be measured: {error.cause}") from None
+        costs |= self._search.head.student_costs
         self._search.update(student_costs=costs, executions=known or executions)
 
     def _run_trials(self) -> None:
@@ -275,6 +277,7 @@ class Session:
             on_top=on_top,
             sampler=search.sampler,
             grid_steps=search.grid_steps,
+            costs=costs_of(self._search.head, search.cost) if search.goal == "pareto" else None,
         )
         request = StopRequest()
         callback = Recorder(

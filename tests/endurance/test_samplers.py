@@ -1,4 +1,5 @@
-"""A search with another sampler, another rule of early stopping and points of its user's."""
+"""Searches with another sampler, another rule of early stopping and points of their user's, and one
+for the front of accuracy against cost."""
 
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,39 @@ def test_a_search_runs_what_it_was_asked_for_and_explains_it(tmp_path: Path) -> 
     text = Search(record, storage).explain(1)
     assert "It was asked for in search.points: points.yaml, line 1." in text
     assert "It is in bracket " in text
+
+
+def test_a_search_for_the_front_is_within_its_constraints_and_says_how_to_pick(
+    tmp_path: Path,
+) -> None:
+    search = {"trials": 6, "goal": "pareto", "cost": "latency_ms", "concurrent_trials": 1}
+    constraints = {"parameters": 1e6, "latency_ms": 1e4}
+    students = {"student": ["resnet8", "resnet14", "vgg8"], "constraints": constraints}
+    (tmp_path / "task.yaml").write_text(
+        yaml.safe_dump({**EXPERIMENT, **students, "search": search})
+    )
+    printed = succeeded(tmp_path, "launch", "task.yaml")
+    assert "excluded vgg8: it has " in printed
+    assert "kdsearch leaderboard task-1 --front" in printed
+    storage = Storage(str(tmp_path / "runs"))
+    record = read_record(storage, "task-1")
+    assert record.state == "finished"
+    assert record.experiment.students == ("resnet8", "resnet14")
+    assert record.excluded.keys() == {"vgg8"}
+    rule = record.experiment.search.rule
+    assert rule is not None
+    assert rule.among == "student"
+    origins = [trial.proposal.by for trial in record.trials if trial.proposal]
+    assert origins == ["control", "control", "published", *["tpe"] * 3]
+    for number in (3, 4, 5):
+        assert "Its student was chosen first" in Search(record, storage).explain(number)
+    costs = dict(record.student_costs)
+    table = succeeded(tmp_path, "leaderboard", "task-1", "--front")
+    assert "the front of held-out accuracy against milliseconds for one image" in table
+    picked = succeeded(tmp_path, "best", "task-1", "--max-params", "100000", "--no-register")
+    assert "--front" not in picked
+    succeeded(tmp_path, "resume", "task-1", "--more-trials", "2")
+    resumed = read_record(storage, "task-1")
+    assert resumed.student_costs == costs
+    assert resumed.trials[:6] == record.trials
+    assert [trial.state in ("finished", "stopped") for trial in resumed.trials] == [True] * 8

@@ -1,15 +1,15 @@
 """Picture: accuracy, or what else is ranked by, against parameters and latency, with the Pareto
-front."""
-
-from collections.abc import Callable, Sequence
+front; of a search for a front, against that cost first."""
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from kdcore.networks.cost import CostName
+from search.leaderboard.front import costs_of, front
 from search.leaderboard.ranking import rank
-from search.record.record import SearchRecord, TrialRecord
-from search.record.wording import METRIC_WORDS
+from search.record.record import SearchRecord
+from search.record.wording import COST_WORDS, METRIC_WORDS
 from search.report.plots.axes import scale_accuracies, scale_costs
 from search.report.plots.density import MANY
 from search.report.plots.style import (
@@ -52,14 +52,6 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
         else "each dot is a finished trial; the line is the Pareto front of the students",
     )
     colours, teacher = method_colours(record), teacher_score(record)
-    costs: tuple[tuple[str, str, Callable[[TrialRecord], float]], ...] = (
-        ("parameters", "parameters", lambda t: record.student_costs[t.student].parameters),
-        (
-            "latency_ms",
-            "milliseconds for one image",
-            lambda t: record.student_costs[t.student].latency_ms,
-        ),
-    )
     values = scores(trials)
     by_student: dict[str, list[float]] = {}
     for trial, value in zip(trials, values, strict=True):
@@ -67,11 +59,11 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
     dots = trials
     if many:  # they are ranked, so the last one that is set is the best
         dots = list({(trial.student, trial.methods): trial for trial in reversed(trials)}.values())
-    for panel, (name, unit, cost) in enumerate(costs, start=1):
+    for panel, name in enumerate(_shown(record), start=1):
         axes = figure.add_subplot(1, 2, panel)
-        xs = [cost(trial) for trial in trials]
+        costs = costs_of(record, name)
         axes.scatter(
-            [cost(trial) for trial in dots],
+            [costs[trial.student] for trial in dots],
             scores(dots),
             s=34,
             color=[colours[trial.methods] for trial in dots],
@@ -82,14 +74,14 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
             zorder=2,
         )
         scale_accuracies(axes, "y", [*values, *teacher], ends=values)
-        scale_costs(axes, xs)
-        for student, trial in best.items() if many else ():
-            x, spread = cost(trial), np.quantile(by_student[student], (0, 0.25, 0.75, 1))
+        scale_costs(axes, [costs[trial.student] for trial in trials])
+        for student in best if many else ():
+            x, spread = costs[student], np.quantile(by_student[student], (0, 0.25, 0.75, 1))
             axes.plot([x, x], spread[[0, 3]], color=OTHER, linewidth=2, zorder=1)
             axes.plot([x, x], spread[[1, 2]], color=OTHER, linewidth=9, zorder=1, gid="density")
-        leaders = [(cost(trial), 100 * (trial.score or 0.0)) for trial in best.values()]
-        front = [leaders[index] for index in pareto(leaders)]
-        front_costs, front_accuracies = zip(*front, strict=True)
+        on_front = front(record, trials, name)
+        front_costs = [costs[trial.student] for trial in on_front]
+        front_accuracies = scores(on_front)
         axes.plot(front_costs, front_accuracies, color=INK, linewidth=1.2, zorder=3)
         axes.scatter(
             front_costs,
@@ -101,11 +93,11 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
             zorder=4,
             gid=f"pareto {name}",
         )
-        for student, (x, y) in zip(best, leaders, strict=True):
-            above = (x, y) in front
+        for student, trial in best.items():
+            above = trial in on_front
             axes.annotate(
                 student,
-                (x, y),
+                (costs[student], 100 * (trial.score or 0.0)),
                 xytext=(0, 9 if above else -9),
                 textcoords="offset points",
                 ha="center",
@@ -126,7 +118,7 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
                 color=MUTED,
                 path_effects=HALO,
             )
-        axes.set(xlabel=unit, ylabel=score_label(record) if panel == 1 else "")
+        axes.set(xlabel=COST_WORDS[name], ylabel=score_label(record) if panel == 1 else "")
     names = [name for name in colours if name in {trial.methods for trial in trials}]
     handles = [
         Line2D([], [], linestyle="", marker="o", color=colours[name], label=methods_in_words(name))
@@ -136,18 +128,9 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
     return figure
 
 
-def pareto(costs_and_accuracies: Sequence[tuple[float, float]]) -> list[int]:
-    """The indices of the Pareto front, the cheapest first.
-
-    No other point is cheaper and at least as accurate, or more accurate at the same cost. Of equal
-    points, the front has one.
-    """
-    order = sorted(
-        range(len(costs_and_accuracies)),
-        key=lambda index: (costs_and_accuracies[index][0], -costs_and_accuracies[index][1]),
-    )
-    front: list[int] = []
-    for index in order:
-        if not front or costs_and_accuracies[index][1] > costs_and_accuracies[front[-1]][1]:
-            front.append(index)
-    return front
+def _shown(record: SearchRecord) -> tuple[CostName, CostName]:
+    """The costs of the two panels."""
+    search = record.experiment.search
+    if search.goal == "pareto" and search.cost not in ("parameters", "latency_ms"):
+        return search.cost, "parameters"
+    return "parameters", "latency_ms"

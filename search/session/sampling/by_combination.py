@@ -1,8 +1,7 @@
 """Models that need the same fields in every trial: one for each combination of student and
 methods."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import optuna
@@ -13,7 +12,13 @@ from optuna.trial import FrozenTrial, TrialState
 from search.experiment.space.point import STUDENT, Point, slot
 from search.experiment.space.space import Space
 from search.record.decisions import Proposal
-from search.session.sampling.proposer import Known, seed_of, unless_known
+from search.session.sampling.proposer import (
+    Known,
+    seed_of,
+    unless_known,
+    with_fields,
+    without_messages,
+)
 from search.session.sampling.walk import Walk, value_at
 
 _FEWEST = 4
@@ -68,7 +73,7 @@ class ByCombination:
         """See `Proposer`."""
         seed = seed_of(self._seed, number)
         whole = [trial for trial in ended if self._needed <= trial.params.keys()]
-        with _without_messages():
+        with without_messages():
             choice, fields = self._choose(whole, seed)
             alike = [
                 trial
@@ -92,7 +97,7 @@ class ByCombination:
         study = _study(TPESampler(multivariate=True, n_startup_trials=self._startup, seed=seed))
         for trial in trials:
             known = self._deciding & trial.params.keys()
-            study.add_trial(_part(trial, known, trial.state))
+            study.add_trial(with_fields(trial, known, trial.state))
         asked = study.ask()
 
         def answer(name: str, field: BaseDistribution) -> object:
@@ -113,7 +118,7 @@ class ByCombination:
             GPSampler(seed=seed, n_startup_trials=_FEWEST, warn_independent_sampling=False)
         )
         for trial in alike:
-            study.add_trial(_part(trial, fields.keys(), TrialState.COMPLETE))
+            study.add_trial(with_fields(trial, fields.keys(), TrialState.COMPLETE))
         for point in self._running():
             if choice.items() <= point.items() and fields.keys() <= point.keys():
                 params = {name: point[name] for name in fields}
@@ -140,25 +145,3 @@ class ByCombination:
 
 def _study(sampler: BaseSampler) -> optuna.Study:
     return optuna.create_study(sampler=sampler, direction="maximize")
-
-
-def _part(trial: FrozenTrial, names: Collection[str], state: TrialState) -> FrozenTrial:
-    """A trial of which a study knows only some fields."""
-    return optuna.trial.create_trial(
-        state=state,
-        value=trial.value,
-        params={name: trial.params[name] for name in names},
-        distributions={name: trial.distributions[name] for name in names},
-        intermediate_values=trial.intermediate_values,
-    )
-
-
-@contextmanager
-def _without_messages() -> Iterator[None]:
-    """Optuna says of each study that it was created."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -1,10 +1,12 @@
 """What all samplers of this folder do."""
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
-from optuna.trial import FrozenTrial
+import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from search.experiment.searched import Option
 from search.experiment.space.point import Point, settings_of
@@ -50,3 +52,25 @@ def unless_known(
 def seed_of(seed: int, number: int) -> int:
     """The seed of one proposal: a later session must not draw again what an earlier one drew."""
     return (seed + 1_000_003 * number) % 2**32
+
+
+def with_fields(trial: FrozenTrial, names: Collection[str], state: TrialState) -> FrozenTrial:
+    """A trial of which a study knows only some fields."""
+    return optuna.trial.create_trial(
+        state=state,
+        value=trial.value,
+        params={name: trial.params[name] for name in names},
+        distributions={name: trial.distributions[name] for name in names},
+        intermediate_values=trial.intermediate_values,
+    )
+
+
+@contextmanager
+def without_messages() -> Iterator[None]:
+    """Optuna says of each study that it was created."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

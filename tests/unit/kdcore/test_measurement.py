@@ -8,6 +8,7 @@ from kdcore.backbones.catalogue import build_backbone, constructor_of
 from kdcore.networks.cost import LATENCY_BATCH
 from kdcore.networks.measurement import (
     count_multiply_adds,
+    count_network,
     count_parameters,
     measure_latency,
     measure_network,
@@ -77,6 +78,15 @@ def test_a_networks_cost_is_whole() -> None:
     assert 0 < cost.latency_ms < cost.batch_latency_ms < LATENCY_BATCH * cost.latency_ms * 2
     assert cost.threads == torch.get_num_threads()
     assert cost.device
+
+
+def test_what_is_counted_without_computing_is_what_is_counted_of_the_network() -> None:
+    for name, size in (("resnet8+fpn", 16), ("shufflenetv2", 32), ("wrn_16_1", 8), ("vgg8", 32)):
+        network = build_backbone(name, num_classes=7, in_channels=3, seed=0)
+        network.drop_auxiliary()
+        counted = count_network(name, num_classes=7, in_channels=3, image_size=(size, size))
+        expected = count_parameters(network), count_multiply_adds(network, (size, size))
+        assert counted == expected, name
 
 
 def test_the_memory_of_a_step_follows_its_batch_and_its_network() -> None:

@@ -114,6 +114,41 @@ def test_what_was_to_be_expected_is_told() -> None:
         update={"state": "running", "heldout_accuracy": None, "epochs_done": 0}
     )
     assert explanation(search_of(*earlier, running), 7)[2].endswith("was to be expected.")
+    # In a search for the front, a better trial of another student takes no place.
+    better = earlier[5].model_copy(update={"student": "resnet14"})
+    trials = (*earlier[:5], better, tried(7, 100, "all", 0.85, proposal=modelled))
+    goal = {"goal": "pareto", "keys": {"student": ["resnet8", "resnet14"]}}
+    told = explanation(search_of(*trials, **goal), 7)[2]
+    assert "are 1st, 2nd, 4th of the 4 of this student before it" in told
+
+
+def test_of_a_search_for_the_front_it_is_told_that_the_student_was_chosen_first() -> None:
+    several = {"student": ["resnet8", "resnet14"]}
+    first = "with which the front of held-out accuracy against milliseconds for one image was "
+    for proposal, words in (
+        (Proposal(by="random"), "Its settings are random: search.sampler is random."),
+        (
+            Proposal(by="tpe", results=2, needed=4),
+            "at random: TPE begins with 4 results of this student, and there were 2.",
+        ),
+        (
+            Proposal(by="tpe", results=9, needed=4),
+            "TPE proposed it, from 9 trials of this student with a result.",
+        ),
+        (
+            Proposal(by="gp", results=9, needed=4, alike=6, alike_needed=4),
+            "Methods were chosen by TPE from 9 trials of this student with a result; the settings",
+        ),
+    ):
+        goal = {"goal": "pareto", "cost": "latency_ms", "sampler": proposal.by}
+        one = trial(9, "finished", 9, proposal=proposal)
+        with Case(proposal):
+            why = explanation(search_of(one, keys=several, **goal), 9)[1]
+            assert first in why
+            assert words in why
+    control = trial(0, "finished", 9, proposal=Proposal(by="control"))
+    goal = {"goal": "pareto"}
+    assert "front" not in explanation(search_of(control, keys=several, **goal), 0)[1]
 
 
 def test_what_was_decided_is_told() -> None:

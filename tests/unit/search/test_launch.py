@@ -1,5 +1,6 @@
 """What a search decides before its trials; and failed ones, which end no search."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,6 +74,7 @@ COST = NetworkCost(
     [
         ({}, MEASURED),  # a search that begins
         ({"student_costs": {"resnet8": COST}}, MEASURED),  # an old one, resumed
+        ({"student_costs": {"resnet8": replace(COST, latency_ms=2.0)}}, MEASURED),  # constrained
         ({"executions": EARLIER}, EARLIER),
         ({"student_costs": {"resnet8": COST}, "executions": EARLIER}, EARLIER),
     ],
@@ -95,4 +97,4 @@ def test_precision_and_layout_are_decided_once_for_a_search(
     )
     Session._measure_students(session)
     assert session._search.head.executions == expected
-    assert session._search.head.student_costs == {"resnet8": COST}
+    assert session._search.head.student_costs == {"resnet8": COST, **record.student_costs}

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from search.errors import SearchError
 from search.experiment.reading import parse_experiment
 from search.experiment.space.space import published_trials
+from search.leaderboard.front import pareto
 from search.record.record import SearchRecord
 from search.report.importance import MOST_TRIALS, importances
-from search.report.plots.accuracy_against_cost import accuracy_against_cost, pareto
+from search.report.plots.accuracy_against_cost import accuracy_against_cost
 from search.report.plots.accuracy_by_method import accuracy_by_method
 from search.report.plots.accuracy_by_setting import accuracy_by_setting
 from search.report.plots.density import LEADERS, MANY

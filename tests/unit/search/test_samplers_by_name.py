@@ -30,6 +30,7 @@ from tests.unit.search.test_sampler import EPOCHS, recorded, report
 from tests.unit.search.test_space import experiment_of
 
 SAMPLERS = get_args(SamplerName)
+COSTS = {"resnet8": 77_754.0, "resnet14": 174_970.0}
 RATES = {"epochs": EPOCHS, "learning_rate": {"low": 0.01, "high": 0.1}}
 
 
@@ -90,15 +91,21 @@ def is_in(space: Space, point: dict[str, Any]) -> bool:
         )
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("kind", ["space", "conditional"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *itertools.product(SAMPLERS, ("space", "conditional")),
+        *((name, "front") for name in SAMPLERS if name != "grid"),
+    ],
+)
 def test_a_search_goes_on_where_it_was_cut_off(
     name: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    space: Space = request.getfixturevalue(kind)
+    space: Space = request.getfixturevalue("space" if kind == "front" else kind)
+    costs = COSTS if kind == "front" else None
     controls = len(space.students)
     chance = random.Random(0)
-    first = of_name(name, space)
+    first = of_name(name, space, costs=costs)
     points = [first.suggest(str(number)) for number in range(3)]
     for number in range(3, 26):
         first.on_trial_complete(str(number - 3), report(chance.random(), chance.randint(1, EPOCHS)))
@@ -109,7 +116,7 @@ def test_a_search_goes_on_where_it_was_cut_off(
         for number, point in enumerate(points)
         if number != 13  # its process died before it began
     ]
-    second, again = (of_name(name, space, recorded=trials) for _ in range(2))
+    second, again = (of_name(name, space, recorded=trials, costs=costs) for _ in range(2))
     proposed = [second.suggest(str(number)) for number in range(12)]
     assert [again.suggest(str(number)) for number in range(12)] == proposed
     taken_up, lost, new = proposed[:2], proposed[2], proposed[4:]
@@ -127,6 +134,35 @@ def test_a_search_goes_on_where_it_was_cut_off(
         *("control", "control", "published", name)
     ]
     assert not second.proposals.keys() & {0, 7, 12, 20}, "the record tells"
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "grid"])
+def test_a_search_for_the_front_that_was_cut_off_goes_on_as_if_it_had_not_been(
+    name: str, space: Space
+) -> None:
+    """One trial at a time, so that nothing depends on which of them ends first."""
+    trials, points, first = [], [], of_name(name, space, costs=COSTS, learns_from=8)
+    for number in range(26):
+        point = first.suggest(str(number))
+        chance = random.Random(number)
+        epochs, failed = chance.randint(1, EPOCHS), number in (6, 15)
+        lead = 0.02 * (point["student"] == "resnet14")
+        curve = [lead + chance.random() / 10 for _ in range(epochs)]
+        state = "failed" if failed else "finished" if epochs == EPOCHS else "stopped"
+        trials.append(recorded(number, point, state, curve))
+        points.append(point)
+        first.on_trial_complete(str(number), report(max(curve), epochs), error=failed)
+    students = Counter(point["student"] for point in points[len(space.first_points()) :])
+    assert min(students[student] for student in space.students) > 1
+    for cut in (9, 16, 22):
+        running = recorded(cut, points[cut], "running", [0.01])
+        second = of_name(name, space, recorded=[*trials[:cut], running], costs=COSTS, learns_from=8)
+        for number in range(cut, cut + 3):
+            with Case(cut, number):
+                assert second.suggest(str(number)) == points[number]
+                known, value = trials[number], max(trials[number].accuracies)
+                error = known.state == "failed"
+                second.on_trial_complete(str(number), report(value, known.epochs_done), error=error)
 
 
 def test_a_search_learns_from_others_with_the_same_settings_of_recipe_and_views(
