@@ -93,11 +93,7 @@ class Team:
             self._start(name, "--more-trials", "1")
 
     def finish(self) -> None:
-        """Waits for all searches, and has each look for one trial more, undisturbed."""
-        for name, driver in self._drivers.items():
-            done = driver.wait()
-            assert done.returncode == 0, done.stdout + done.stderr
-            self._start(name, "--more-trials", "1")
+        """Waits for all searches."""
         for driver in self._drivers.values():
             done = driver.wait()
             assert done.returncode == 0, done.stdout + done.stderr
