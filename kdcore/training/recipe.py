@@ -25,7 +25,8 @@ _STEP_MILESTONES = (0.625, 0.75, 0.875)
 USED_BY: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "milestones": ("schedule", ("step",)),
     "gamma": ("schedule", ("step",)),
-    "minimum_learning_rate": ("schedule", ("cosine", "step")),
+    "decay_share": ("schedule", ("wsd",)),
+    "minimum_learning_rate": ("schedule", ("cosine", "step", "wsd")),
     "nesterov": ("optimizer", ("sgd",)),
     "betas": ("optimizer", ("adamw", "lamb")),
 }
@@ -74,12 +75,15 @@ class BaseRecipe(BaseModel):
         decay_norms_and_biases: whether it is also of parameters with one dimension, those of norms
             and biases, in student and helpers.
         schedule: after the warm-up, `cosine` to the minimum, `step` (times gamma at each
-            milestone), or `constant`.
+            milestone), `constant`, or `wsd` (warm-up, stable, decay: Hu et al., COLM 2024,
+            arXiv:2404.06395), constant but for the last epochs, in which it falls to the minimum
+            by 1 - sqrt(share of them), as Hägele et al., NeurIPS 2024, arXiv:2405.18392.
         milestones: for `step`, the numbers of epochs, warm-up included, after which the learning
             rate is multiplied by gamma; by default 62.5, 75 and 87.5 percent of those after the
             warm-up.
         gamma: for `step`, the factor.
-        minimum_learning_rate: where `cosine` ends, and below which `step` does not go.
+        decay_share: for `wsd`, the share of the epochs after the warm-up in which it falls.
+        minimum_learning_rate: where `cosine` and `wsd` end, and below which `step` does not go.
         warmup_epochs: epochs of linear warm-up of the learning rate, from zero.
         gradient_clip_norm: maximum norm of the gradients of student and helpers together; None for
             no clipping.
@@ -121,9 +125,10 @@ class BaseRecipe(BaseModel):
     betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     weight_decay: float = Field(5e-4, ge=0)
     decay_norms_and_biases: bool = True
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant", "wsd"] = "cosine"
     milestones: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
     gamma: float = Field(0.1, gt=0, lt=1)
+    decay_share: float = Field(0.2, gt=0, le=1)
     minimum_learning_rate: float = Field(0.0, ge=0)
     warmup_epochs: float = Field(0.0, ge=0)
     gradient_clip_norm: float | None = Field(None, gt=0)
@@ -280,6 +285,8 @@ class BaseRecipe(BaseModel):
         if self.schedule == "step":
             after = ", ".join(f"{milestone:g}" for milestone in self._milestones_in_epochs())
             words.append(f"step{floor}, times {self.gamma:g} after epochs {after}")
+        elif self.schedule == "wsd":
+            words.append(f"wsd{floor}, falling in the last {100 * self.decay_share:g} %")
         else:
             words.append(f"{self.schedule}{floor}")
         if self.gradient_clip_norm is not None:
@@ -342,6 +349,10 @@ class Recipe(BaseRecipe):
             else:
                 passed = sum(progress_epochs >= milestone for milestone in self.milestones)
             return max(self.minimum_learning_rate, self.learning_rate * self.gamma**passed)
+        if self.schedule == "wsd":
+            fallen = max(0.0, 1 - (1 - share) / self.decay_share)
+            height = self.learning_rate - self.minimum_learning_rate
+            return self.minimum_learning_rate + height * (1 - math.sqrt(fallen))
         return self.learning_rate
 
 

@@ -152,10 +152,14 @@ def test_every_steps_rate_is_that_of_the_schedules_formula() -> None:
         ("step", 0, 0.0),
         ("step", 1, 0.03),
         ("constant", 3, 0.0),
+        ("wsd", 0, 0.0),
+        ("wsd", 2, 0.03),
     ):
         keys: dict[str, Any] = {"schedule": schedule, "warmup_epochs": warmup}
         if schedule == "step":
             keys |= {"milestones": (2, 5.5, 9), "gamma": 0.25}
+        if schedule == "wsd" and warmup:
+            keys["decay_share"] = 0.5
         if minimum:
             keys["minimum_learning_rate"] = minimum
         expected = []
@@ -169,6 +173,10 @@ def test_every_steps_rate_is_that_of_the_schedules_formula() -> None:
             elif schedule == "step":
                 falls = (epoch >= 2) + (epoch >= 5.5) + (epoch >= 9)
                 rate = max(minimum, peak * [1, 0.25, 0.0625, 0.015625][falls])
+            elif schedule == "wsd":  # 2.4 of 12 epochs, or 5 of 10
+                left, falling = 12 - epoch, 5 if warmup else 2.4
+                part = 1 - min(1, left / falling)
+                rate = minimum + (peak - minimum) * (1 - part**0.5)
             else:
                 rate = peak
             expected.append(rate)
@@ -194,8 +202,10 @@ def test_a_key_that_nothing_uses_or_that_cannot_be_is_refused_with_the_reason() 
         ({"epochs": 9, "gamma": 0.1}, "gamma is 0.1, but only schedule step uses it, and schedule"),
         (
             {"epochs": 9, "schedule": "constant", "minimum_learning_rate": 0.001},
-            "only schedule cosine or step uses it, and schedule is constant; leave it out",
+            "only schedule cosine or step or wsd uses it, and schedule is constant; leave it out",
         ),
+        ({"epochs": 9, "decay_share": 0.1}, "only schedule wsd uses it, and schedule is cosine"),
+        ({"epochs": 9, "schedule": "wsd", "decay_share": 0}, "greater than 0"),
         ({"epochs": 9, "optimizer": "adamw", "nesterov": True}, "only optimizer sgd uses it"),
         ({"epochs": 9, "nesterov": True, "momentum": 0}, "needs momentum > 0"),
         (

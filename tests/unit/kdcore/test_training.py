@@ -131,7 +131,7 @@ def test_a_constant_rate_is_constant(progress: float) -> None:
     assert recipe(epochs=3, learning_rate=0.02).learning_rate_at(progress) == 0.02
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant", "wsd"])
 def test_a_warm_up_rises_linearly_from_zero_and_then_the_schedule_takes_over(
     schedule: str,
 ) -> None:

@@ -37,6 +37,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "betas": {"optimizer": "lamb"},
     "milestones": {"schedule": "step"},
     "gamma": {"schedule": "step"},
+    "decay_share": {"schedule": "wsd"},
 }
 PRETRAINED = {"backbone": "resnet8", "weights": "w.pt"}
 RANGES: dict[str, tuple[float, float]] = {
