@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kdcore.errors import KdsearchError, NonFiniteLossError
     from kdcore.networks.classifier import Classifier, load_student
     from kdcore.networks.config import StudentConfig
-    from kdcore.teacher.config import TeacherConfig
+    from kdcore.teacher.config import EnsembleConfig, TeacherConfig
     from kdcore.teacher_cache.config import CacheConfig
     from kdcore.training.recipe import Recipe
     from kdcore.training.report import EpochReport
@@ -22,6 +22,7 @@ __all__ = [
     "CacheConfig",
     "Classifier",
     "DataConfig",
+    "EnsembleConfig",
     "EpochReport",
     "KdsearchError",
     "NonFiniteLossError",
@@ -38,6 +39,7 @@ _HOMES = {
     "CacheConfig": "teacher_cache.config",
     "Classifier": "networks.classifier",
     "DataConfig": "data.config",
+    "EnsembleConfig": "teacher.config",
     "EpochReport": "training.report",
     "KdsearchError": "errors",
     "NonFiniteLossError": "errors",

@@ -19,9 +19,10 @@ from kdcore.training.evaluation import Evaluation
 from kdcore.training.report import EpochReport
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import CONTROL, Experiment
-from search.experiment.space.point import IS_CONTROL, STUDENT, Point
+from search.experiment.space.point import IS_CONTROL, STUDENT, TEACHER, Point
 from search.experiment.space.space import published_trials
 from search.record.class_results import StudentClasses, kept_of
+from search.record.networks import ReadyTeacher
 from search.record.record import ConfirmationRun, Confirmed, SearchRecord, TrialRecord
 from search.report.reporter import Reporter
 from search.stopping.replay import simulate
@@ -83,17 +84,19 @@ def made_up_search(
     *,
     methods: Sequence[str] = ("none", "kd", "at", "rkd", "dkd", "fitnet"),
     students: Sequence[str] = ("resnet8",),
+    teachers: Sequence[str] = ("resnet20",),
     epochs: int = 30,
     grace_epochs: int | None = 4,
     name: str = "made-up-1",
     **changes: Any,
 ) -> SearchRecord:
     """A search that has ended; the same arguments give the same one."""
+    taught = [{"backbone": teacher, "training": {"epochs": 2}} for teacher in teachers]
     experiment = parse_experiment(
         {
             "name": "made-up",
             "data": {"name": "digits"},
-            "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
+            "teacher": taught if len(teachers) > 1 else taught[0],
             "student": list(students) if len(students) > 1 else students[0],
             "objective": [list(methods)],
             "training": {"epochs": epochs},
@@ -122,6 +125,13 @@ def made_up_search(
         "state": "finished",
         "teacher": "teachers/x",
         "teacher_metrics": {"heldout_accuracy": 0.968, "heldout_loss": 0.1},
+        "other_teachers": {
+            teacher: ReadyTeacher(
+                folder=f"teachers/{teacher}",
+                metrics={"heldout_accuracy": 0.968 + 0.004 * place, "heldout_loss": 0.1},
+            )
+            for place, teacher in enumerate(teachers[1:], start=1)
+        },
         "student_costs": {
             student: NetworkCost(
                 _PARAMETERS[student], 10**6, 0.3 + _PARAMETERS[student] / 2e6, 2.0, "CPU", 1
@@ -215,7 +225,14 @@ def _points(experiment: Experiment, trials: int, chance: random.Random) -> list[
             points.append({IS_CONTROL: True, "objective.1": CONTROL} | point)
             continue
         known = number in published
-        method = candidates[number - published.start] if known else chance.choice(candidates)
+        method, teacher = "", ""
+        if known:  # each method with the first teacher, then the first with the others
+            place = number - published.start
+            method = candidates[place if place < len(candidates) else 0]
+            teacher = experiment.teachers[max(0, place - len(candidates) + 1)]
+        method = method or chance.choice(candidates)
+        if len(experiment.teachers) > 1:
+            point[TEACHER] = teacher or chance.choice(experiment.teachers)
         point["objective.1"] = method
         params = CATALOGUE[method].Params
         for name, mark in params.searched().items():
@@ -241,6 +258,7 @@ def _curve(point: Point, epochs: int, chance: random.Random) -> list[float]:
     level = 0.95 + 0.004 * (sum(map(ord, method)) % 7)
     if method == CONTROL:
         level = 0.952
+    level += 0.002 * (sum(map(ord, point.get(TEACHER, ""))) % 5)
     weight = point.get(f"{method}.weight")
     if weight is not None:
         mark = CATALOGUE[method].Params.searched()["weight"]

@@ -33,6 +33,7 @@ class Backbone(nn.Module):
         native_size: height and width in pixels of the images that it was designed for.
         auxiliary: auxiliary classifiers, used only in training, by the name of the map they read.
         auxiliary_weight: of the cross-entropy of each auxiliary classifier.
+        logits_only: whether nothing but its logits means anything, as of an ensemble.
     """
 
     stem: TapInfo | None
@@ -44,6 +45,7 @@ class Backbone(nn.Module):
     native_size: tuple[int, int]
     fc: nn.Linear
     auxiliary_weight: float = 0.0
+    logits_only: bool = False
 
     def __init__(self) -> None:
         super().__init__()

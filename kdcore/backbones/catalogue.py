@@ -6,7 +6,13 @@ from collections.abc import Callable
 import torch
 
 from kdcore.backbones.backbone import Backbone
-from kdcore.backbones.names import FAMILY_OF, check_backbone, library_name, pyramid_name
+from kdcore.backbones.names import (
+    FAMILY_OF,
+    check_backbone,
+    ensemble_members,
+    library_name,
+    pyramid_name,
+)
 from kdcore.contract.catalogue import Catalogue
 
 Constructor = Callable[[int, int], Backbone]
@@ -28,6 +34,10 @@ def constructor_of(name: str) -> Constructor:
     Raises:
         NetworkError: the network is unknown.
     """
+    if members := ensemble_members(name):
+        from kdcore.backbones.ensemble import ensemble_constructor
+
+        return ensemble_constructor([constructor_of(member) for member in members])
     check_backbone(name)
     if (pyramid := pyramid_name(name)) is not None:
         from kdcore.backbones.fpn import pyramid_constructor

@@ -1,7 +1,7 @@
 """Names of networks, checked without importing PyTorch."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from kdcore.errors import NetworkError, did_you_mean
@@ -70,6 +70,20 @@ def pyramid_name(name: str) -> PyramidName | None:
         )
     width, extra = parts.groups()
     return PyramidName(body, int(width) if width else None, extra is not None)
+
+
+_ENSEMBLE = re.compile(r"ensemble\((.+)\)")
+
+
+def ensemble_name(members: Iterable[str]) -> str:
+    """The name of several networks that answer together."""
+    return f"ensemble({','.join(members)})"
+
+
+def ensemble_members(name: str) -> tuple[str, ...]:
+    """The networks of an ensemble, by its name; none of other names."""
+    found = _ENSEMBLE.fullmatch(name)
+    return tuple(found[1].split(",")) if found else ()
 
 
 def library_name(name: str) -> tuple[str, str] | None:

@@ -67,6 +67,7 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
         },
         embedding_width=taps.embedding.shape[1],
         num_classes=taps.logits.shape[1],
+        logits_only=backbone.logits_only,
     )
     fresh = {
         key: (torch.ones(len(gamma)), torch.zeros(len(gamma)))

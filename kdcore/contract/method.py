@@ -15,6 +15,7 @@ from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, LayerChoice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.errors import NetworkError
 
 
 class Params(BaseModel):
@@ -97,7 +98,22 @@ class Method(nn.Module):
 
     def __init__(self, params: _Params, networks: NetworkPair) -> None:
         super().__init__()
+        self.check_teacher(networks)
         self.params = params
+
+    @classmethod
+    def check_teacher(cls, networks: NetworkPair) -> None:
+        """Refuses a teacher that has logits alone, if the method reads more.
+
+        Raises:
+            NetworkError: it does.
+        """
+        more = [kind for kind in Tap if kind in cls.needs and kind != Tap.LOGITS]
+        if networks.teacher.logits_only and more:
+            raise NetworkError(
+                f"it reads {', '.join(more)}, but {networks.teacher.network} has logits alone; "
+                f"use methods that read logits with it, or one of its networks"
+            )
 
     @classmethod
     def published_on(cls, benchmark: Benchmark) -> Published:

@@ -18,6 +18,7 @@ class Shapes:
             them), the same before and after the activation.
         embedding_width: D.
         num_classes: K.
+        logits_only: whether it has nothing else that a method could read.
     """
 
     network: str
@@ -26,6 +27,7 @@ class Shapes:
     maps: Mapping[str, tuple[int, int, int]]
     embedding_width: int
     num_classes: int
+    logits_only: bool = False
 
 
 @dataclass(frozen=True)

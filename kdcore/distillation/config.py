@@ -22,7 +22,7 @@ from kdcore.data.config import DataConfig
 from kdcore.errors import ConfigError
 from kdcore.methods import CATALOGUE, check_method, check_mixing
 from kdcore.networks.config import StudentConfig
-from kdcore.teacher.config import TeacherConfig
+from kdcore.teacher.config import AnyTeacher
 from kdcore.teacher_cache.config import CacheConfig
 from kdcore.training.metric import Metric
 from kdcore.training.recipe import Recipe
@@ -67,7 +67,7 @@ class TrialConfig(BaseModel):
 
     Args:
         data: the images.
-        teacher: the teacher.
+        teacher: the teacher, or an ensemble of teachers.
         student: the student network's name, or a mapping with the weights that it begins with.
         objective: the terms added to cross-entropy, whose factor is the largest that one of them
             has; an empty objective is the control.
@@ -82,7 +82,7 @@ class TrialConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: DataConfig
-    teacher: TeacherConfig
+    teacher: AnyTeacher
     student: StudentConfig
     objective: tuple[TermConfig, ...] = ()
     training: Recipe

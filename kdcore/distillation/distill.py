@@ -130,7 +130,7 @@ def distill(
         teacher = load_teacher(folder)
         if teacher_execution is None:
             teacher_execution = fastest_execution(
-                config.teacher.backbone, teacher, data.image_size, device, workspace
+                config.teacher.network, teacher, data.image_size, device, workspace
             )
         if config.cache is not None:
             cache = TeacherCache(
@@ -143,7 +143,7 @@ def distill(
                 execution=teacher_execution,
             )
     networks = network_pair(
-        network, config.teacher.backbone, data, teacher.backbone if teacher else None
+        network, config.teacher.network, data, teacher.backbone if teacher else None
     )
     terms = build_terms(config.objective, networks, config.seed)
     tuning = fine_tuning(config.training, network)

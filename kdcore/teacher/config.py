@@ -1,19 +1,24 @@
 """The configuration of a teacher."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
+    Tag,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
-from kdcore.backbones.names import check_backbone
+from kdcore.backbones.names import check_backbone, ensemble_name
 from kdcore.errors import ConfigError
 from kdcore.networks.config import file_or_published
 from kdcore.training.recipe import Recipe
@@ -36,6 +41,9 @@ class TeacherConfig(BaseModel):
             the library's, if weights are given for one of its networks (averaged over channels for
             grey images); else that of the training images.
         std: pixels are then divided by it; required together with the mean.
+        assistants: networks between teacher and student (Mirzadeh et al., arXiv:1902.03393): the
+            first is distilled from the teacher, with kd as published and the teacher's recipe, the
+            next from the first, and the last one teaches.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +54,46 @@ class TeacherConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32)
     mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
     std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    assistants: tuple[Annotated[str, AfterValidator(check_backbone)], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _more_than_a_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ConfigError(
+                f"is {value!r}, but a teacher needs weights or training beside its name, like "
+                f"{{backbone: {value}, training: {{epochs: 60}}}}"
+            )
+        return value
+
+    @property
+    def members(self) -> tuple["TeacherConfig", ...]:
+        """It alone, which is not an ensemble."""
+        return (self,)
+
+    @property
+    def network(self) -> str:
+        """The name of the network that teaches."""
+        return (self.backbone, *self.assistants)[-1]
+
+    @property
+    def name(self) -> str:
+        """The network's, with those of its assistants."""
+        return " via ".join((self.backbone, *self.assistants))
+
+    @property
+    def above(self) -> "TeacherConfig":
+        """What its last assistant learns from."""
+        return self.model_copy(update={"assistants": self.assistants[:-1]})
+
+    @model_serializer(mode="wrap")
+    def _as_before_without_assistants(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if not self.assistants:
+            content.pop("assistants", None)
+        return content
 
     @field_validator("weights", mode="plain")
     @classmethod
@@ -70,6 +118,18 @@ class TeacherConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _recipe_of_assistants(self) -> Self:
+        for assistant in self.assistants:
+            if self.training is None:
+                raise ConfigError(
+                    f"assistants are {list(self.assistants)}, which learn by the teacher's "
+                    f"training, but that is missing; give it, or search for such a student first, "
+                    f"and let its exported folder be the weights of a teacher"
+                )
+            self.training.check_fresh(f"assistant {assistant}")
+        return self
+
+    @model_validator(mode="after")
     def _mean_with_std(self) -> Self:
         mean, std = len(self.mean or ()), len(self.std or ())
         if mean != std:
@@ -77,3 +137,56 @@ class TeacherConfig(BaseModel):
                 f"mean has {mean} numbers and std {std}, but both need one per channel"
             )
         return self
+
+
+class EnsembleConfig(BaseModel):
+    """Teachers that teach together: the mean of their class probabilities, at temperature 1. It has
+    logits alone, the logarithms of that mean.
+
+    Args:
+        ensemble: two or more teachers, each as by itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ensemble: Annotated[tuple[TeacherConfig, ...], Field(min_length=2)]
+
+    @field_validator("ensemble")
+    @classmethod
+    def _each_once(cls, ensemble: tuple[TeacherConfig, ...]) -> tuple[TeacherConfig, ...]:
+        for teacher in ensemble:
+            if ensemble.count(teacher) > 1:
+                raise ConfigError(f"lists the same {teacher.name} twice; list each once")
+        return ensemble
+
+    @property
+    def members(self) -> tuple[TeacherConfig, ...]:
+        """Its teachers."""
+        return self.ensemble
+
+    @property
+    def network(self) -> str:
+        """The name of its networks together."""
+        return ensemble_name(teacher.network for teacher in self.ensemble)
+
+    @property
+    def name(self) -> str:
+        """The same, with their assistants."""
+        return ensemble_name(teacher.name for teacher in self.ensemble)
+
+
+def _kind(value: object) -> str:
+    is_ensemble = isinstance(value, EnsembleConfig) or (
+        isinstance(value, Mapping) and "ensemble" in value
+    )
+    return ENSEMBLE if is_ensemble else TEACHER
+
+
+TEACHER, ENSEMBLE = TeacherConfig.__name__, EnsembleConfig.__name__
+"""Pydantic's tags of the two, which it puts into the places of errors."""
+
+AnyTeacher = Annotated[
+    Annotated[TeacherConfig, Tag(TEACHER)] | Annotated[EnsembleConfig, Tag(ENSEMBLE)],
+    Discriminator(_kind),
+]
+"""A teacher, or an ensemble of teachers: `{ensemble: [...]}`."""

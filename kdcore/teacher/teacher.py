@@ -4,18 +4,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 from pydantic import JsonValue
 
+from kdcore.backbones.ensemble import Ensemble
 from kdcore.backbones.normalization import Normalization
+from kdcore.backbones.probe import probe_shapes
+from kdcore.contract.method import Params
+from kdcore.contract.network_pair import NetworkPair, Shapes
+from kdcore.contract.published import benchmark_of
 from kdcore.data.image_data import ImageData
 from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_execution
+from kdcore.methods import CATALOGUE
 from kdcore.networks.classifier import (
     Classifier,
     build_classifier,
@@ -30,24 +36,41 @@ from kdcore.networks.initial_weights import (
     initial_weights,
     normalization_for,
 )
-from kdcore.teacher.config import TeacherConfig
+from kdcore.teacher.config import EnsembleConfig, TeacherConfig
 from kdcore.training.evaluation import default_device, evaluate_classes, heldout_metrics
 from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.loop import best_student, train
+from kdcore.training.recipe import Recipe
 from kdcore.training.report import EpochReport
+from kdcore.training.run import Term
 
 WEIGHTS = "teacher.safetensors"
 """File name of the weights in a teacher's folder."""
 
+_KD = "kd"  # by which assistants learn, as in their paper
 
-def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> Path:
-    """The folder of a teacher, ready or not. It differs by recipe, seed, data and split.
+
+def teacher_folder(
+    config: TeacherConfig | EnsembleConfig, data: ImageData, workspace: Path
+) -> Path:
+    """The folder of a teacher, ready or not. It differs by recipe, seed, data and split; that of an
+    ensemble by its teachers' folders, that of an assistant by the folder of what it learns from.
 
     Raises:
         ConfigError: the mean is of images with another number of channels.
         WeightsError: the weights do not exist, or are known to be of other classes and would not
             be trained.
     """
+    if isinstance(config, EnsembleConfig):
+        members = [teacher_folder(each, data, workspace).name for each in config.ensemble]
+        key = hashlib.sha256(json.dumps(members).encode()).hexdigest()[:12]
+        return workspace / "teachers" / f"{data.config.name}-ensemble-{key}"
+    if config.assistants:
+        above = teacher_folder(config.above, data, workspace)
+        settings = _kd_settings(data).model_dump(mode="json")
+        text = json.dumps([above.name, config.network, settings], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return _folder(config.network, key, data, workspace)
     # What version 0.1.0 wrote of a teacher that is only trained, or only loaded, stays as it was.
     origin: dict[str, JsonValue] = {"backbone": config.backbone}
     if config.training is not None:
@@ -71,8 +94,12 @@ def teacher_folder(config: TeacherConfig, data: ImageData, workspace: Path) -> P
         data.config.model_dump(mode="json", exclude={"root", "download", "decoded_gb"}),
     ]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    network = config.backbone.replace("/", "-")
-    return workspace / "teachers" / f"{data.config.name}-{network}-{key}"
+    return _folder(config.backbone, key, data, workspace)
+
+
+def _folder(network: str, key: str, data: ImageData, workspace: Path) -> Path:
+    name = network.replace("/", "-")
+    return workspace / "teachers" / f"{data.config.name}-{name}-{key}"
 
 
 def is_ready(folder: Path) -> bool:
@@ -86,9 +113,14 @@ def load_teacher(folder: Path) -> Classifier:
 
 
 def prepare_teacher(
-    config: TeacherConfig, data: ImageData, workspace: Path, device: torch.device | None = None
+    config: TeacherConfig | EnsembleConfig,
+    data: ImageData,
+    workspace: Path,
+    device: torch.device | None = None,
 ) -> Iterator[EpochReport]:
-    """Trains or imports a teacher unless it is ready; yields a report for each epoch trained.
+    """Trains or imports a teacher unless it is ready; yields a report for each epoch trained. Of an
+    ensemble, those of its teachers one after the other, of assistants those of what they learn from
+    first.
 
     An interrupted training is resumed. Other processes wait for the one that trains. Its best epoch
     teaches, by the held-out accuracy; the last where nothing is held out, as in the field's tables.
@@ -107,6 +139,12 @@ def prepare_teacher(
     folder = teacher_folder(config, data, workspace)
     folder.parent.mkdir(parents=True, exist_ok=True)
     device = device or default_device()
+    if isinstance(config, EnsembleConfig):
+        yield from _prepare_ensemble(config, folder, data, workspace, device)
+        return
+    if config.assistants:
+        yield from _prepare_assistant(config, folder, data, workspace, device)
+        return
     with FileLock(f"{folder}.lock"):
         if is_ready(folder):
             return
@@ -120,41 +158,146 @@ def prepare_teacher(
         if weights is not None:
             trained = config.training is not None
             begin_with(teacher, config.backbone, weights, data, trained=trained)
-        training_dir = folder.with_name(f"{folder.name}.training")
         if config.training is not None:
-            execution = Execution()
-            if config.training.acceleration == "auto":
-                execution = fastest_execution(
-                    config.backbone,
-                    teacher,
-                    data.image_size,
-                    device,
-                    workspace,
-                    batch_size=config.training.batch_size,
-                )
-            yield from train(
-                teacher,
-                (),
-                None,
-                data,
-                config.training,
-                seed=config.seed,
-                identity=folder.name,
-                device=device,
-                checkpoint_dir=training_dir,
-                execution=execution,
-                tuning=fine_tuning(config.training, config.backbone),
+            yield from _trained(
+                teacher, config.backbone, config, config.training, folder, data, workspace, device
             )
-            if data.config.heldout_fraction:
-                teacher.backbone.load_state_dict(best_student(training_dir)["student"])
-        teacher.to(device)
-        metrics = heldout_metrics(evaluate_classes(teacher, data.heldout))
-        made_by = config.model_dump(mode="json")
-        card = describe_classifier(teacher, config.backbone, data, metrics, made_by)
-        partial = folder.with_name(f"{folder.name}.partial")
-        save_classifier(partial, "teacher", teacher, card)
-        os.replace(partial, folder)
-        shutil.rmtree(training_dir, ignore_errors=True)
+        _put(teacher.to(device), config, data, folder)
+
+
+def _trained(
+    network: Classifier,
+    name: str,
+    config: TeacherConfig,
+    recipe: Recipe,
+    folder: Path,
+    data: ImageData,
+    workspace: Path,
+    device: torch.device,
+    *,
+    terms: Sequence[Term] = (),
+    above: Classifier | None = None,
+    above_execution: Execution = Execution(),  # noqa: B008  (frozen)
+) -> Iterator[EpochReport]:
+    """Trains a network; it ends with the weights of its best epoch.
+
+    Args:
+        network: the teacher, or an assistant.
+        name: of the network.
+        config: with the seed.
+        recipe: of the training.
+        folder: beside which the training's checkpoint is.
+        data: the images.
+        workspace: keeps what was measured.
+        device: where to train.
+        terms: what an assistant learns from.
+        above: whom it learns from.
+        above_execution: of that.
+    """
+    execution = Execution()
+    if recipe.acceleration == "auto":
+        execution = fastest_execution(
+            name, network, data.image_size, device, workspace, batch_size=recipe.batch_size
+        )
+    training_dir = _training_dir(folder)
+    yield from train(
+        network,
+        terms,
+        above,
+        data,
+        recipe,
+        seed=config.seed,
+        identity=folder.name,
+        device=device,
+        checkpoint_dir=training_dir,
+        execution=execution,
+        teacher_execution=above_execution,
+        tuning=fine_tuning(recipe, name),
+    )
+    if data.config.heldout_fraction:
+        network.backbone.load_state_dict(best_student(training_dir)["student"])
+
+
+def _training_dir(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.training")
+
+
+def _put(
+    teacher: Classifier, config: TeacherConfig | EnsembleConfig, data: ImageData, folder: Path
+) -> None:
+    """Measures a teacher on the held-out images, and puts it into its folder."""
+    metrics = heldout_metrics(evaluate_classes(teacher, data.heldout))
+    made_by = config.model_dump(mode="json")
+    card = describe_classifier(teacher, config.network, data, metrics, made_by)
+    partial = folder.with_name(f"{folder.name}.partial")
+    save_classifier(partial, "teacher", teacher, card)
+    os.replace(partial, folder)
+    shutil.rmtree(_training_dir(folder), ignore_errors=True)
+
+
+def _prepare_assistant(
+    config: TeacherConfig, folder: Path, data: ImageData, workspace: Path, device: torch.device
+) -> Iterator[EpochReport]:
+    """Distils the last assistant from what is above it."""
+    if is_ready(folder):  # what it learned from need not be there any more
+        return
+    yield from prepare_teacher(config.above, data, workspace, device)
+    with FileLock(f"{folder}.lock"):
+        if is_ready(folder):
+            return
+        recipe = config.training
+        assert recipe is not None
+        above = load_teacher(teacher_folder(config.above, data, workspace))
+        execution = Execution()
+        if recipe.acceleration == "auto":
+            execution = fastest_execution(
+                config.above.network, above, data.image_size, device, workspace
+            )
+        pair = NetworkPair(
+            _shapes(config.network, data), _shapes(config.above.network, data), data.train.labels
+        )
+        method = CATALOGUE[_KD](_kd_settings(data), pair)
+        assistant = build_classifier(config.network, data, seed=config.seed)
+        yield from _trained(
+            *(assistant, config.network, config, recipe, folder, data, workspace, device),
+            terms=(Term(_KD, method),),
+            above=above,
+            above_execution=execution,
+        )
+        _put(assistant.to(device), config, data, folder)
+
+
+def _shapes(network: str, data: ImageData) -> Shapes:
+    return probe_shapes(
+        network,
+        num_classes=data.num_classes,
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+    )
+
+
+def _kd_settings(data: ImageData) -> Params:
+    """Those published for images of this size."""
+    kd = CATALOGUE[_KD]
+    return kd.Params.model_validate(kd.published_on(benchmark_of(data.image_size)).settings)
+
+
+def _prepare_ensemble(
+    config: EnsembleConfig, folder: Path, data: ImageData, workspace: Path, device: torch.device
+) -> Iterator[EpochReport]:
+    if is_ready(folder):  # its teachers need not be there any more
+        return
+    for each in config.ensemble:
+        yield from prepare_teacher(each, data, workspace, device)
+    with FileLock(f"{folder}.lock"):
+        if is_ready(folder):
+            return
+        folders = [teacher_folder(each, data, workspace) for each in config.ensemble]
+        members = [load_teacher(each) for each in folders]
+        ensemble = Ensemble([member.backbone for member in members])
+        ensemble.normalize_by([member.normalization for member in members])
+        unchanged = (0.0,) * data.in_channels, (1.0,) * data.in_channels
+        _put(Classifier(ensemble, *unchanged).eval().to(device), config, data, folder)
 
 
 def _normalization(

@@ -111,7 +111,7 @@ def _show_end(found: "Search", storage: str) -> None:
     if (lead := broken_demand(record)) is not None:
         print(
             f"The search ended early, as search.teacher_must_lead is true, and {lead}.\n"
-            f"{what_to_do(record.experiment.teacher)} That is another search. "
+            f"{what_to_do(record.experiment, lead.teacher)} That is another search. "
             f"kdsearch resume {record.name}{option} --set search.teacher_must_lead=false goes on "
             f"with this one all the same; kdsearch best {record.name}{option} exports its best "
             f"finished trial."
@@ -224,13 +224,16 @@ def check(
     known = (*constrained(prepared), *evaluation(prepared), *starts(prepared))
     trained = "\n".join((*known, *recipes(experiment)))
     searched = "" if experiment.searched_views is None else " (teacher and first trials; searched)"
+    teachers = "\n".join(
+        f"teacher  {label}, {'ready' if each.ready else 'to be prepared'}"
+        for label, each in prepared.teachers.items()
+    )
     on_top = " after preparatory ones" if experiment.training.preparation_on_top else ""
     print(
         f"data     {experiment.data.name}: {len(data.train):,} train, "
         f"{len(data.heldout):,} held out, {len(data.test):,} test; {data.num_classes} classes\n"
         f"views    {', '.join(map(str, data.train.all_steps())) or 'as the images are'}{searched}\n"
-        f"teacher  {experiment.teacher.backbone}, "
-        f"{'ready' if prepared.teacher_ready else 'to be prepared'}\n"
+        f"{teachers}\n"
         f"student  {', '.join(space.students)}\n"
         f"{trained}\n"
         f"trials   {trials} of {experiment.training.epochs} epochs{on_top}; "

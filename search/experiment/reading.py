@@ -3,6 +3,7 @@
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -166,19 +167,24 @@ def parse(schema: type[Schema], content: Mapping[str, Any], source: str) -> Sche
         return schema.model_validate(content)
     except ValidationError as error:
         errors = error.errors()
-        problems = [
-            _problem(schema, details)
-            for details in errors
-            if not (
-                # a list whose items are wrong is also called too short
-                details["type"] == "too_short"
-                and any(
-                    other["loc"][: len(details["loc"])] == details["loc"] != other["loc"]
-                    for other in errors
-                )
-            )
-        ]
+        problems = [_problem(schema, each) for each in errors if not _is_told(each, errors)]
         raise ExperimentError(source, problems) from None
+
+
+def _is_told(details: Any, errors: Sequence[Any]) -> bool:
+    """Whether another of pydantic's errors tells of the same mistake."""
+    place = details["loc"]
+    if details["type"] == "too_short":  # a list whose items are wrong is also called so
+        return any(other["loc"][: len(place)] == place != other["loc"] for other in errors)
+    return (
+        details["type"] == "missing"
+        and any(  # a key that is misspelt is also missing
+            other["type"] == "extra_forbidden"
+            and other["loc"][:-1] == place[:-1]
+            and get_close_matches(str(other["loc"][-1]), [str(place[-1])])
+            for other in errors
+        )
+    )
 
 
 def _reason(error: OSError) -> str:
@@ -220,7 +226,7 @@ def _problem(schema: type[BaseModel], details: Any) -> Problem:
     value = details["input"]
     match details["type"]:
         case "extra_forbidden":
-            known = _known_keys(schema, place[:-1])
+            known = _known_keys(schema, details["loc"][:-1])
             name = str(place[-1])
             message = (
                 f"unknown key {name!r}{did_you_mean(name, known)} Known here: {', '.join(known)}"
@@ -241,12 +247,15 @@ def _short(value: object) -> str:
 
 
 def _known_keys(schema: type[BaseModel], place: Sequence[object]) -> list[str]:
-    """The keys of a schema at a path."""
-    model: Any = schema
+    """The keys of a schema at one of pydantic's places."""
+    models: list[Any] = [schema]
     for part in place:
-        if isinstance(part, int):  # an item of a list, whose schema is at hand
+        chosen = [each for each in models if each.__name__ == part]
+        if chosen or isinstance(part, int) or part in TAGS:  # the schema of an item is at hand
+            models = chosen or models
             continue
-        model = next(_models_in(model.model_fields[part].annotation))
+        models = list(_models_in(models[0].model_fields[part].annotation))
+    model = models[0]
     keys = list(model.model_fields)
     if issubclass(model, BaseRecipe):
         return [NAMED, *keys]

@@ -1,6 +1,7 @@
 """The keys of an experiment file, with their defaults and rules."""
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -17,14 +18,16 @@ from pydantic import (
     model_validator,
 )
 
-from kdcore import CacheConfig, DataConfig, StudentConfig, TeacherConfig
+from kdcore import CacheConfig, DataConfig, EnsembleConfig, StudentConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
 from kdcore.contract.published import Benchmark
 from kdcore.methods import check_method, check_mixing
+from kdcore.teacher.config import ENSEMBLE, TEACHER, AnyTeacher
 from search.experiment.closed import Closed
 from search.experiment.constraints import Constraints
 from search.experiment.search_config import SearchConfig
 from search.experiment.searched import Option, mistakes_in, refuse
+from search.experiment.teacher_labels import teacher_labels
 from search.experiment.training import Training
 from search.experiment.views import SearchedViews, searched_views
 
@@ -35,7 +38,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 # Pydantic puts the tag of the chosen alternative into an error's path; the user never wrote it.
-TAGS = _ONE, _SEVERAL = ("one name", "several names")
+_ONE, _SEVERAL = ("one name", "several names")
+TAGS = (_ONE, _SEVERAL, TEACHER, ENSEMBLE)
 
 
 class Confirm(Closed):
@@ -76,6 +80,10 @@ class Resources(Closed):
     gpus: float = Field(0.0, ge=0)
 
 
+def _tag(value: object) -> str:
+    return _SEVERAL if isinstance(value, list | tuple) else _ONE
+
+
 BackboneName = Annotated[str, AfterValidator(check_backbone)]
 
 
@@ -86,7 +94,8 @@ class Experiment(Closed):
         name: of the task (default: the file's name). Searches of one task share an MLflow
             experiment.
         data: see `kdcore.DataConfig`; its augmentation may be searched.
-        teacher: see `kdcore.TeacherConfig`.
+        teacher: see `kdcore.TeacherConfig` and `kdcore.EnsembleConfig`; or a list of teachers to
+            choose from.
         student: a network, or a list of networks to choose from; each a name, or a mapping with
             the weights that it begins with, see `kdcore.StudentConfig`.
         objective: the terms added to cross-entropy: a list of slots, each a list of candidate
@@ -108,11 +117,15 @@ class Experiment(Closed):
 
     name: str = Field(pattern=NAME_PATTERN)
     data: DataConfig
-    teacher: TeacherConfig
+    teacher: Annotated[
+        Annotated[AnyTeacher, Tag(_ONE)]
+        | Annotated[tuple[AnyTeacher, ...], Field(min_length=1), Tag(_SEVERAL)],
+        Discriminator(_tag),
+    ]
     student: Annotated[
         Annotated[StudentConfig, Tag(_ONE)]
         | Annotated[tuple[StudentConfig, ...], Field(min_length=1), Tag(_SEVERAL)],
-        Discriminator(lambda value: _SEVERAL if isinstance(value, list | tuple) else _ONE),
+        Discriminator(_tag),
     ]
     objective: tuple[
         Annotated[tuple[Annotated[str, AfterValidator(check_method)], ...], Field(min_length=1)],
@@ -135,6 +148,37 @@ class Experiment(Closed):
         """What is searched of `data.augmentation`; none if nothing is. `data` has that of the first
         trials."""
         return self._views
+
+    @property
+    def teacher_configs(self) -> dict[str, TeacherConfig | EnsembleConfig]:
+        """The teachers by their labels: the network's name, with what tells two of one network
+        apart."""
+        several = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+        return dict(zip(teacher_labels(several), several, strict=True))
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The labels of the teachers."""
+        return tuple(self.teacher_configs)
+
+    @property
+    def teacher_keys(self) -> dict[str, str]:
+        """By label, where a teacher stands in the file, like `teacher` or `teacher.1`."""
+        if not isinstance(self.teacher, tuple):
+            return dict.fromkeys(self.teachers, "teacher")
+        return {label: f"teacher.{place}" for place, label in enumerate(self.teachers)}
+
+    def members(self, label: str) -> dict[str, TeacherConfig]:
+        """The teachers of an ensemble, or a teacher alone, by where they stand in the file."""
+        key, teacher = self.teacher_keys[label], self.teacher_configs[label]
+        if isinstance(teacher, TeacherConfig):
+            return {key: teacher}
+        return {f"{key}.ensemble.{place}": each for place, each in enumerate(teacher.ensemble)}
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Each student with each teacher, by their labels."""
+        return tuple(product(self.students, self.teachers))
 
     @property
     def student_configs(self) -> dict[str, StudentConfig]:
@@ -174,6 +218,15 @@ class Experiment(Closed):
         if not self.constraints.limits:  # a later key
             content.pop("constraints", None)
         return content
+
+    @field_validator("teacher")
+    @classmethod
+    def _each_teacher_once(
+        cls, teacher: AnyTeacher | tuple[AnyTeacher, ...]
+    ) -> AnyTeacher | tuple[AnyTeacher, ...]:
+        if isinstance(teacher, tuple):
+            teacher_labels(teacher)
+        return teacher
 
     @field_validator("student")
     @classmethod

@@ -62,7 +62,7 @@ class ExportedStudent:
         folder: has `student.safetensors`, `student.json`, `README.md` and the graph, if any.
         picked: the candidate that was exported.
         student: its scores, measured on the exported files.
-        others: the scores of the teacher and the control.
+        others: the scores of its teacher and the control.
         data: the images that they were measured on.
         looks: those at the test split for this task, including the one for this export.
         graph: the graph's scores in words; empty without a graph.
@@ -265,10 +265,11 @@ def _others(
     """The scores of the teacher and of the search's control, on the splits of the student's."""
     others = []
     open_test = student.test_accuracy is not None
-    if record.teacher is not None:
-        teacher = _teacher(record, record.teacher, storage).to(default_device())
-        name = f"teacher {record.experiment.teacher.backbone}"
-        others.append(_score(name, teacher, data, open_test))
+    label = record.teacher_of(picked) or record.best_teacher
+    if label in record.ready_teachers:
+        folder = record.ready_teachers[label].folder
+        teacher = _teacher(record, folder, storage).to(default_device())
+        others.append(_score(f"teacher {label}", teacher, data, open_test))
     control = record.control_of(picked.student)
     if control is not None and control.checkpoint is not None:
         if control.checkpoint == picked.checkpoint:

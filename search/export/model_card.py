@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from kdcore import DataConfig
+from kdcore import DataConfig, TeacherConfig
 from kdcore.data.augmentation.steps import BASIC, written
 from kdcore.data.image_data import ImageData
 from kdcore.training.evaluation import Evaluation
@@ -64,7 +64,7 @@ def model_card(
     Args:
         record: the search.
         picked: the student.
-        scores: the scores of the student, the teacher and the control, in this order.
+        scores: the scores of the student, its teacher and the control, in this order.
         data: the images.
         looks: those at the test split for this task.
         commands: the commands that train the student again and export it again.
@@ -94,7 +94,7 @@ def model_card(
         "",
         f"- data: {experiment.data.name}, {len(data.train):,} training images, digest "
         f"{data.digest}",
-        f"- teacher: {experiment.teacher.backbone}, {_teacher_origin(record)}",
+        f"- teacher: {_teacher_in_words(record, picked)}",
         *_start_in_words(start),
         "- objective: cross-entropy alone"
         if picked.is_control
@@ -158,7 +158,7 @@ def _views(record: SearchRecord, data: DataConfig) -> list[str]:
 def _origin(record: SearchRecord, picked: Candidate) -> str:
     if picked.is_control:
         return "trained without a teacher"
-    return f"distilled from {record.experiment.teacher.backbone}"
+    return f"distilled from {record.teacher_of(picked)}"
 
 
 def _control(record: SearchRecord, picked: Candidate) -> list[str]:
@@ -262,11 +262,24 @@ def _row(record: SearchRecord, each: Confirmed) -> list[str]:
     return [name, seeds, *tested_cells(record, each), gain]
 
 
-def _teacher_origin(record: SearchRecord) -> str:
-    teacher = record.experiment.teacher
+def _teacher_in_words(record: SearchRecord, picked: Candidate) -> str:
+    """The student's teacher, or the best one beside a control, and what it came from."""
+    label = record.teacher_of(picked) or record.best_teacher
+    members = record.experiment.members(label).values()
+    origins = [_origin_of_teacher(teacher) for teacher in members]
+    if len(origins) > 1:
+        named = zip(members, origins, strict=True)
+        origins = [f"of {teacher.name}, {words}" for teacher, words in named]
+    others = [each for each in record.experiment.teachers if each != label]
+    also = f"; the search also had {', '.join(others)}" if others else ""
+    return f"{label}, {'; '.join(origins)}{also}"
+
+
+def _origin_of_teacher(teacher: TeacherConfig) -> str:
     words = [] if teacher.weights is None else [f"weights {teacher.weights}"]
     if teacher.training is not None:
         words.append(f"trained for {teacher.training.epochs} epochs")
+    words += [f"distilled into {assistant}, its assistant" for assistant in teacher.assistants]
     return ", then ".join(words)
 
 

@@ -120,11 +120,14 @@ def comparison_table(first: SearchRecord, second: SearchRecord) -> Table:
         table.add_column(column, overflow="fold")
     for column in (first.name, second.name, "difference"):
         table.add_column(column, justify="right", overflow="fold")
-    teachers = [record.teacher_score for record in (first, second)]
-    names = dict.fromkeys(record.experiment.teacher.backbone for record in (first, second))
+    best = [record.best_teacher for record in (first, second)]
+    teachers = [
+        record.teacher_scores.get(name) for record, name in zip((first, second), best, strict=True)
+    ]
     difference = None if None in teachers else (teachers[1] or 0.0) - (teachers[0] or 0.0)
     table.add_row(
-        *(", ".join(names), "teacher", *map(percent, teachers), points(difference)), style="cyan"
+        *(", ".join(dict.fromkeys(best)), "teacher", *map(percent, teachers), points(difference)),
+        style="cyan",
     )
     for row in rows:
         table.add_row(

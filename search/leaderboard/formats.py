@@ -18,6 +18,7 @@ from search.leaderboard.ranking import (
     leaderboard,
     pretrained_students,
     searches_recipe,
+    searches_teacher,
     tested_cells,
     tested_heads,
 )
@@ -34,6 +35,7 @@ _TYPES = {
     "rank": "int32",
     "trial": "int32",
     "student": "string",
+    "teacher": "string",
     "pretrained": "bool",
     "objective": "string",
     "recipe": "string",
@@ -58,7 +60,9 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
     confirmed = any(each.is_confirmed for each in record.confirmed)
     tested = confirmed_trials(record)
     pretrained, further = bool(pretrained_students(record)), further_columns(record)
+    teachers = searches_teacher(record)
     names = ["rank", "trial", *(["student"] if several else [])]
+    names += ["teacher"] if teachers else []
     names += [*(["pretrained"] if pretrained else []), "objective"]
     names += ["recipe"] if searches_recipe(record) else []
     names += [*(tested_heads(record) if confirmed else []), "held-out %", *further.values()]
@@ -66,10 +70,11 @@ def as_markdown(record: SearchRecord, rows: Sequence[LeaderboardRow]) -> str:
     lines = [names]
     for row in rows:
         network = "teacher" if row.trial is None else row.objective
-        if row.trial is None and not several:
+        if row.trial is None and not (several or teachers):
             network = f"teacher {row.student}"
         cells = [str(row.rank or ""), "" if row.trial is None else str(row.trial)]
-        cells += [row.student] if several else []
+        cells += ["" if teachers and row.trial is None else row.student] if several else []
+        cells += [row.teacher] if teachers else []
         cells += ["yes" if row.pretrained else ""] if pretrained else []
         cells += [f"{network} (control)" if network == CONTROL else network]
         cells += [row.recipe] if searches_recipe(record) else []
@@ -148,8 +153,8 @@ def leaderboard_frame(
         method, state, front_by: only these trials, see `leaderboard`.
 
     Returns:
-        A row for the teacher, then the trials by rank. The index is the trial's number, <NA> for
-        the teacher; the columns are the other fields of `LeaderboardRow`.
+        A row for each teacher, then the trials by rank. The index is the trial's number, <NA> for
+        a teacher; the columns are the other fields of `LeaderboardRow`.
 
     Raises:
         SearchError: the search has no such method.

@@ -15,4 +15,6 @@ def how_far(search: LiveRecord | SearchRecord) -> str:
     if live.best is None or live.best.score is None:
         return words
     which = f"trial {live.best.number}{', the control' if live.best.is_control else ''}"
+    if len(live.head.experiment.teachers) > 1 and (teacher := live.head.teacher_of(live.best)):
+        which += f", from {teacher}"
     return f"{words} | best {percent_of(live.head.metric, live.best.score)} ({which})"

@@ -13,12 +13,13 @@ from search.record.wording import METRIC_HEADS, spread
 
 @dataclass(frozen=True)
 class LeaderboardRow:
-    """A row of the leaderboard: a trial, or the teacher.
+    """A row of the leaderboard: a trial, or a teacher.
 
     Args:
-        rank: from 1, among the trials with an accuracy; None for the teacher.
-        trial: the trial's number; None for the teacher.
-        student: the student's label; in the teacher's row, the teacher network.
+        rank: from 1, among the trials with an accuracy; None for a teacher.
+        trial: the trial's number; None for a teacher.
+        student: the student's label; in a teacher's row, the teacher's.
+        teacher: the label of the teacher that it learned from; empty for a control.
         pretrained: whether it began with weights that it was given.
         objective: the methods with their searched settings; `none` is the control.
         recipe: what was chosen of recipe and views, like `learning_rate=0.03`; empty if nothing.
@@ -29,20 +30,21 @@ class LeaderboardRow:
         test_deviation: standard deviation over those seeds.
         seeds: number of those seeds.
         gain: held-out accuracy, or what else `search.metric` is, minus that of the same student's
-            control; in the teacher's row, minus that of the best control; None without a finished
+            control; in a teacher's row, minus that of the best control; None without a finished
             control.
         parameters: of the network; None if it was not measured.
         latency_ms: median milliseconds for one image, on the machine that runs the trials.
         epochs: trained and planned, like `6/12`.
         seconds: of training and evaluation.
         status: `finished`, `stopped`, `failed`, `interrupted` or `running`, followed by the number
-            of parts that batches were split into and by the reason of a failure; `teacher` in the
+            of parts that batches were split into and by the reason of a failure; `teacher` in a
             teacher's row.
     """
 
     rank: int | None
     trial: int | None
     student: str
+    teacher: str
     pretrained: bool
     objective: str
     recipe: str
@@ -84,7 +86,7 @@ def by_test_accuracy(confirmed: tuple[Confirmed, ...]) -> list[Confirmed]:
 def leaderboard(
     record: SearchRecord, method: str = "", state: str = "", front_by: CostName | None = None
 ) -> list[LeaderboardRow]:
-    """The rows of the leaderboard: the teacher, then the trials by rank.
+    """The rows of the leaderboard: the teachers, then the trials by rank.
 
     Args:
         record: the search.
@@ -121,6 +123,11 @@ def pretrained_students(record: SearchRecord) -> frozenset[str]:
     return frozenset(label for label, student in students if student.weights is not None)
 
 
+def searches_teacher(record: SearchRecord) -> bool:
+    """Whether there are several teachers; only then do tables have a column for it."""
+    return len(record.experiment.teachers) > 1
+
+
 def searches_recipe(record: SearchRecord) -> bool:
     """Whether recipe or views are searched; only then do tables have a column for it."""
     experiment = record.experiment
@@ -129,16 +136,19 @@ def searches_recipe(record: SearchRecord) -> bool:
 
 def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
     rows = []
-    if record.teacher_metrics:
-        metrics, score = record.teacher_metrics, record.teacher_score
-        controls = [record.control_of(student) for student in record.experiment.students]
-        best = max((c.score or 0.0 for c in controls if c is not None), default=None)
+    controls = [record.control_of(student) for student in record.experiment.students]
+    best = max((c.score or 0.0 for c in controls if c is not None), default=None)
+    for label, teacher in record.ready_teachers.items():
+        metrics, score = teacher.metrics, record.teacher_scores.get(label)
+        if not metrics:
+            continue
         rows.append(
             LeaderboardRow(
                 rank=None,
                 trial=None,
-                student=record.experiment.teacher.backbone,
-                pretrained=record.experiment.teacher.weights is not None,
+                student=label,
+                teacher=label,
+                pretrained=any(each.weights for each in record.experiment.members(label).values()),
                 objective="teacher",
                 recipe="",
                 heldout_accuracy=metrics["heldout_accuracy"],
@@ -165,6 +175,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
                 rank=position if trial.heldout_accuracy is not None else None,
                 trial=trial.number,
                 student=trial.student,
+                teacher=record.teacher_of(trial),
                 pretrained=trial.student in pretrained,
                 objective=trial.objective,
                 recipe=recipe_in_words(trial.point),

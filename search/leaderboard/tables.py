@@ -19,6 +19,7 @@ from search.leaderboard.ranking import (
     leaderboard,
     pretrained_students,
     searches_recipe,
+    searches_teacher,
     tested_cells,
     tested_heads,
 )
@@ -95,8 +96,9 @@ def leaderboard_table(
     )
     for column in ("rank", "trial"):
         table.add_column(column, justify="right")
-    if several:
-        table.add_column("student", overflow="fold")
+    teachers = searches_teacher(record)
+    for column in (*(["student"] if several else []), *(["teacher"] if teachers else [])):
+        table.add_column(column, overflow="fold")
     pretrained = bool(pretrained_students(record))
     if pretrained:
         table.add_column("pretrained")
@@ -124,12 +126,13 @@ def leaderboard_table(
         status = re.split("[:,]", row.status)[0]
         control = row.objective == CONTROL
         objective = f"{row.objective} (control)" if control else row.objective
-        if row.trial is None and not several:
+        if row.trial is None and not (several or teachers):
             objective = f"teacher {row.student}"
         table.add_row(
             str(row.rank or ""),
             "" if row.trial is None else str(row.trial),
-            *([row.student] if several else []),
+            *(["" if teachers and row.trial is None else row.student] if several else []),
+            *([row.teacher] if teachers else []),
             *(["yes" if row.pretrained else ""] if pretrained else []),
             objective,
             *([escape(row.recipe)] if recipe else []),

@@ -1,11 +1,15 @@
-"""Whether a teacher has anything to teach: its lead over what a student reaches alone."""
+"""Whether a teacher has anything to teach: its lead over what a student reaches alone.
+
+Of several teachers, that is asked of the best one.
+"""
 
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from kdcore import TeacherConfig
+from kdcore import EnsembleConfig
 from kdcore.training.metric import Metric
 from search.errors import KdsearchError
 from search.experiment.schema import Experiment
@@ -26,7 +30,7 @@ class TeacherLead:
     """A teacher beside a student that was trained without it.
 
     Args:
-        teacher: the teacher network.
+        teacher: the teacher's label.
         student: the student network.
         teacher_accuracy: held out, a share of 1.
         control_accuracy: held out, of the student trained alone, a share of 1.
@@ -77,9 +81,16 @@ class TeacherLead:
         )
 
 
-def teacher_lead(record: SearchRecord, student: str) -> TeacherLead | None:
-    """The teacher beside a student's control, by `search.metric`; none before both are known."""
-    teacher, control = record.teacher_score, record.control_of(student)
+def teacher_lead(record: SearchRecord, student: str, label: str = "") -> TeacherLead | None:
+    """A teacher beside a student's control, by `search.metric`; none before both are known.
+
+    Args:
+        record: the search.
+        student: the student's label.
+        label: the teacher's; empty for the best one.
+    """
+    label = label or record.best_teacher
+    teacher, control = record.teacher_scores.get(label), record.control_of(student)
     if teacher is None or control is None or control.score is None:
         return None
     noise = _noise((teacher, control.score), heldout_images(record))
@@ -88,8 +99,7 @@ def teacher_lead(record: SearchRecord, student: str) -> TeacherLead | None:
         seeds = [score for score in scores if score is not None]
         if each.role == "control" and each.student == student and len(seeds) >= 2:
             noise = max(noise, 2 * statistics.stdev(seeds))
-    name = record.experiment.teacher.backbone
-    return TeacherLead(name, student, teacher, control.score, noise, metric=record.metric)
+    return TeacherLead(label, student, teacher, control.score, noise, metric=record.metric)
 
 
 def _noise(accuracies: tuple[float, float], images: int) -> float:
@@ -98,7 +108,7 @@ def _noise(accuracies: tuple[float, float], images: int) -> float:
 
 
 def missing_leads(record: SearchRecord) -> list[TeacherLead]:
-    """By student, where the teacher does not lead."""
+    """By student, where the best teacher does not lead."""
     leads = [teacher_lead(record, student) for student in record.experiment.students]
     return [lead for lead in leads if lead is not None and lead.is_missing]
 
@@ -111,24 +121,25 @@ def broken_demand(record: SearchRecord) -> TeacherLead | None:
 
 
 def teacher_caution(record: SearchRecord) -> str:
-    """What is wrong with the teacher, and what to do; empty where it leads its students."""
-    return _caution(missing_leads(record), record.experiment.teacher)
+    """What is wrong with the best teacher, and what to do; empty where it leads its students."""
+    return _caution(missing_leads(record), record.experiment)
 
 
 def known_caution(
-    experiment: Experiment, teacher_accuracy: float, images: int, storage: Storage
+    experiment: Experiment, teachers: Mapping[str, float], images: int, storage: Storage
 ) -> str:
     """The same for a search that has not begun, by the controls of earlier ones: those of its
     students on the same images, trained for no more epochs than it would train them.
 
     Args:
         experiment: the search.
-        teacher_accuracy: of its teacher held out, a share of 1; or what else `search.metric` is.
+        teachers: by label, their held-out accuracies, shares of 1; or what else `search.metric` is.
         images: number of those that are held out.
         storage: with the earlier searches; a record that cannot be read is left out.
     """
     best: dict[str, TeacherLead] = {}
-    teacher, metric = experiment.teacher.backbone, experiment.search.metric
+    metric = experiment.search.metric
+    teacher, teacher_accuracy = max(teachers.items(), key=lambda each: each[1])
     for name in search_names(storage):
         try:
             earlier = read_record(storage, name)
@@ -148,34 +159,39 @@ def known_caution(
                 best[student] = TeacherLead(
                     teacher, student, teacher_accuracy, alone, noise, name, metric
                 )
-    return _caution([lead for lead in best.values() if lead.is_missing], experiment.teacher)
+    return _caution([lead for lead in best.values() if lead.is_missing], experiment)
 
 
-def _caution(missing: list[TeacherLead], teacher: TeacherConfig) -> str:
+def _caution(missing: list[TeacherLead], experiment: Experiment) -> str:
     if not missing:
         return ""
     words = "; ".join(map(str, missing[:_MOST_STUDENTS]))
     more = len(missing) - _MOST_STUDENTS
     words += f"; so it is with {more} more of the students" if more > 0 else ""
-    return f"{words}. {what_to_do(teacher)}"
+    return f"{words}. {what_to_do(experiment, missing[0].teacher)}"
 
 
-def what_to_do(teacher: TeacherConfig) -> str:
-    """How to come by a teacher that leads, in a sentence."""
-    ways = ["pretrained weights (teacher.weights)"]
+def what_to_do(experiment: Experiment, label: str) -> str:
+    """How to come by a teacher that leads, in a sentence about the one with this label."""
+    teacher, key = experiment.teacher_configs[label], experiment.teacher_keys[label]
+    if isinstance(teacher, EnsembleConfig):
+        return f"Give the {label} better or more teachers ({key}.ensemble)."
+    name = f"teacher {label}" if len(experiment.teachers) > 1 else "teacher"
+    ways = [f"pretrained weights ({key}.weights)"]
     if teacher.weights is not None:
-        ways = [f"other weights (teacher.weights is {teacher.weights})"]
+        ways = [f"other weights ({key}.weights is {teacher.weights})"]
     if teacher.training is not None:
-        ways.append(f"more epochs (teacher.training.epochs is {teacher.training.epochs})")
-    return f"Give the teacher {', '.join(ways)} or another network (teacher.backbone)."
+        ways.append(f"more epochs ({key}.training.epochs is {teacher.training.epochs})")
+    return f"Give the {name} {', '.join(ways)} or another network ({key}.backbone)."
 
 
 def gap_closed(record: SearchRecord, trial: TrialRecord) -> float | None:
-    """A trial's gain as a share of the teacher's lead over the control.
+    """A trial's gain as a share of its teacher's lead over the control.
 
     None if that lead is no more than noise or less than nothing, or while there is no gain.
     """
-    gain, lead = record.gain(trial), teacher_lead(record, trial.student)
+    gain = record.gain(trial)
+    lead = teacher_lead(record, trial.student, record.teacher_of(trial))
     if gain is None or lead is None or lead.is_missing:
         return None
     return gain / lead.size
@@ -191,7 +207,7 @@ def heldout_images(record: SearchRecord) -> int:
     if record.heldout_images:
         return record.heldout_images
     known = {trial.heldout_accuracy for trial in record.trials}
-    known.add(record.teacher_metrics.get("heldout_accuracy"))
+    known |= {each.metrics.get("heldout_accuracy") for each in record.ready_teachers.values()}
     denominator = 1
     for accuracy in sorted(each for each in known if each is not None):
         part = Fraction(accuracy).limit_denominator(_MOST_IMAGES).denominator

@@ -3,17 +3,24 @@
 import re
 import statistics
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
-from kdcore.execution.execution import Execution
 from kdcore.networks.cost import NetworkCost
 from kdcore.training.metric import Metric
 from search.experiment.schema import CONTROL, Experiment
 from search.experiment.searched import Option
+from search.experiment.space.point import TEACHER
 from search.record.class_results import StudentClasses
 from search.record.decisions import Proposal, Verdict
+from search.record.networks import Executions, ReadyTeacher, Trained, without_nothing
 from search.record.paired_gain import PairedGain, paired_gain
 
 # What a trial reports after an epoch; the first is by another metric where `search.metric` is.
@@ -250,18 +257,6 @@ class Confirmed(_Record):
         )
 
 
-class Executions(_Record):
-    """Precision and layout of a search's networks, the same on all its machines.
-
-    Args:
-        students: by name, when they train.
-        teacher: when it is asked.
-    """
-
-    students: dict[str, Execution]
-    teacher: Execution
-
-
 class SearchRecord(_Record):
     """A search.
 
@@ -269,8 +264,9 @@ class SearchRecord(_Record):
         name: unique within its storage.
         experiment: as resolved.
         state: of the search as a whole.
-        teacher: the teacher's folder, relative to the storage.
-        teacher_metrics: `heldout_accuracy`, `heldout_loss` and so on, as in its card.
+        teacher: the first teacher's folder, relative to the storage; none before it is ready.
+        teacher_metrics: its metrics, as in its card.
+        other_teachers: those of the others that are ready, by their labels.
         unequal_classes: whether some class has more than one and a half times the training images
             of another, so that accuracy alone says little; false in earlier versions.
         heldout_images: how many there are; 0 before that is known, and in version 0.1.0.
@@ -302,6 +298,7 @@ class SearchRecord(_Record):
     state: Literal["running", "finished", "interrupted", "failed"]
     teacher: str | None = None
     teacher_metrics: dict[str, float] = {}
+    other_teachers: dict[str, ReadyTeacher] = {}
     unequal_classes: bool = False
     heldout_images: int = 0
     excluded: dict[str, str] = {}
@@ -329,9 +326,33 @@ class SearchRecord(_Record):
         return self.experiment.search.metric
 
     @property
-    def teacher_score(self) -> float | None:
-        """The teacher's held-out accuracy, or what else `search.metric` is."""
-        return self.teacher_metrics.get(f"heldout_{self.metric}")
+    def ready_teachers(self) -> dict[str, ReadyTeacher]:
+        """The teachers that are ready, by their labels."""
+        known = self.other_teachers
+        if self.teacher is not None:
+            first = ReadyTeacher(folder=self.teacher, metrics=self.teacher_metrics)
+            known = {self.experiment.teachers[0]: first, **known}
+        return known
+
+    @property
+    def teacher_scores(self) -> dict[str, float]:
+        """By label, the teachers' held-out accuracies, or what else `search.metric` is."""
+        name = f"heldout_{self.metric}"
+        ready = self.ready_teachers.items()
+        return {label: each.metrics[name] for label, each in ready if name in each.metrics}
+
+    @property
+    def best_teacher(self) -> str:
+        """The label of the teacher with the best of these scores; the first while none is
+        known."""
+        scores = self.teacher_scores
+        return max(scores, key=scores.__getitem__) if scores else self.experiment.teachers[0]
+
+    def teacher_of(self, student: Trained) -> str:
+        """The label of the teacher that a student learned from; empty for one that had none."""
+        if student.objective == CONTROL:
+            return ""
+        return str(student.point.get(TEACHER, self.experiment.teachers[0]))
 
     @property
     def cost(self) -> str:
@@ -382,14 +403,21 @@ class SearchRecord(_Record):
         return paired_gain(confirmed.test_scores, controls[0].test_scores)
 
     def words(self, trial: TrialRecord | Confirmed) -> str:
-        """A trial in words: its objective, and its student if there are several."""
-        if len(self.experiment.students) == 1:
-            return trial.objective
-        return f"{trial.student}, {trial.objective}"
+        """A trial in words: its objective, and its student and teacher where there are several."""
+        words = trial.objective
+        if len(self.experiment.students) > 1:
+            words = f"{trial.student}, {words}"
+        if len(self.experiment.teachers) > 1 and (teacher := self.teacher_of(trial)):
+            words += f" from {teacher}"
+        return words
 
     def method_names(self, trial: TrialRecord) -> str:
-        """A trial's methods without their settings, and its student if there are several."""
+        """The same without the settings of the methods."""
         return self.words(trial.model_copy(update={"objective": trial.methods}))
+
+    @model_serializer(mode="wrap")
+    def _as_before_of_one_teacher(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_nothing(handler(self), "other_teachers")
 
 
 def place(trial: TrialRecord) -> tuple[float, float, int]:

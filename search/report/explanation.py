@@ -63,15 +63,15 @@ def _proposed(record: SearchRecord, trial: TrialRecord) -> str:
     if proposal.by == "control":
         return _CONTROL
     if search.goal == "best":
-        return _settings(proposal)
+        return _settings(record, proposal)
     front = front_in_words(search.metric, search.cost)
     return (
         f"Its student was chosen first, as that with which {front} was expected to move most. "
-        f"{_settings(proposal, ' of this student')}"
+        f"{_settings(record, proposal, ' of this student')}"
     )
 
 
-def _settings(proposal: Proposal, whose: str = "") -> str:
+def _settings(record: SearchRecord, proposal: Proposal, whose: str = "") -> str:
     """Where the settings of a sampled trial came from; with the trials that a model had, where
     these are not all."""
     if proposal.redrawn:
@@ -79,10 +79,10 @@ def _settings(proposal: Proposal, whose: str = "") -> str:
             f"Its settings are random: what search.sampler, which is {proposal.by}, proposed had "
             f"been tried before."
         )
-    return _WITHOUT_MODEL.get(proposal.by) or _modelled(proposal, whose)
+    return _WITHOUT_MODEL.get(proposal.by) or _modelled(record, proposal, whose)
 
 
-def _modelled(proposal: Proposal, whose: str) -> str:
+def _modelled(record: SearchRecord, proposal: Proposal, whose: str) -> str:
     """What a model had learned from."""
     results, needed = proposal.results or 0, proposal.needed or 0
     drawn = f"drawn at random: TPE begins with {needed} results{whose}, and there were {results}"
@@ -93,14 +93,17 @@ def _modelled(proposal: Proposal, whose: str) -> str:
         return f"TPE proposed it, {learned}."
     alike, model = proposal.alike or 0, _MODELS[proposal.by]
     chosen = drawn if results < needed else f"chosen by TPE {learned}"
-    settings = f"by {model}, from {alike} trials of the same student and methods"
+    teacher = ", teacher" if len(record.experiment.teachers) > 1 else ""
+    settings = f"by {model}, from {alike} trials of the same student{teacher} and methods"
     if alike < (proposal.alike_needed or 0):
         settings = (
-            f"random: {model} begins with {proposal.alike_needed} trials of the same student and "
-            f"methods, and there were {alike}"
+            f"random: {model} begins with {proposal.alike_needed} trials of the same "
+            f"student{teacher} and methods, and there were {alike}"
         )
-    what = "Methods" if whose else "Student and methods"
-    return f"{what} were {chosen}; the settings are {settings}."
+    what = f"student{teacher} and methods"
+    if whose:  # it was chosen before
+        what = "teacher and methods" if teacher else "methods"
+    return f"{what.capitalize()} were {chosen}; the settings are {settings}."
 
 
 def _expected(record: SearchRecord, trial: TrialRecord) -> list[str]:

@@ -13,6 +13,7 @@ from search.leaderboard.ranking import (
     confirmed_trials,
     further_columns,
     leaderboard,
+    searches_teacher,
     tested_cells,
     tested_heads,
 )
@@ -59,13 +60,16 @@ def write_whole(file: Path, content: bytes) -> None:
 def _table(record: SearchRecord) -> bytes:
     """The leaderboard as JSON that MLflow's pages show as a table."""
     further, tested = further_columns(record), confirmed_trials(record)
-    columns = ["rank", "trial", "student", "objective", *tested_heads(record), "held-out %"]
+    teachers = searches_teacher(record)
+    columns = ["rank", "trial", "student", *(["teacher"] if teachers else []), "objective"]
+    columns += [*tested_heads(record), "held-out %"]
     columns += [*further.values(), "gain", "parameters", "latency ms", "epochs", "seconds"]
     columns += ["status"]
     data = [
         [
             *("" if number is None else number for number in (row.rank, row.trial)),
-            *(row.student, row.objective, *tested_cells(record, tested.get(row.trial))),
+            *(row.student, *([row.teacher] if teachers else []), row.objective),
+            *tested_cells(record, tested.get(row.trial)),
             *(percent(row.heldout_accuracy), *(percent(getattr(row, name)) for name in further)),
             points(row.gain),
             *("" if number is None else number for number in (row.parameters, row.latency_ms)),

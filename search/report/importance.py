@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import optuna
 
-from search.experiment.schema import Experiment
+from search.experiment.schema import CONTROL, Experiment
 from search.experiment.searched import Option
-from search.experiment.space.point import is_number, plain_name
+from search.experiment.space.point import IS_CONTROL, TEACHER, is_number, plain_name
 from search.experiment.space.space import is_logarithmic
 from search.record.record import SearchRecord, TrialRecord
 
@@ -50,7 +50,8 @@ def importances(record: SearchRecord, most: int) -> list[Importance]:
     for group, trials in groups.items():
         step = max(1.0, len(trials) / MOST_TRIALS)
         sample = [trials[int(place * step)] for place in range(min(len(trials), MOST_TRIALS))]
-        points = [_settings(trial) for trial in sample]
+        several = len(record.experiment.teachers) > 1
+        points = [_settings(trial, several) for trial in sample]
         accuracies = [max(t.curve[: epoch + t.epochs_on_top]) for t in sample]
         shares = _shares(record.experiment, points, accuracies)
         if shares:
@@ -60,12 +61,13 @@ def importances(record: SearchRecord, most: int) -> list[Importance]:
     return found
 
 
-def _settings(trial: TrialRecord) -> dict[str, Option]:
+def _settings(trial: TrialRecord, several_teachers: bool) -> dict[str, Option]:
     """A trial's settings; its methods count as one setting."""
     point = {plain_name(key): value for key, value in trial.point.items()}
     chosen = {key: value for key, value in point.items() if not key.startswith("objective.")}
-    chosen.pop("control", None)
-    return {"method": trial.methods, **chosen}
+    chosen.pop(IS_CONTROL, None)
+    taught = {TEACHER: CONTROL} if several_teachers else {}  # of a control
+    return {"method": trial.methods, **taught, **chosen}
 
 
 def _shares(

@@ -2,7 +2,7 @@
 
 from search.experiment.schema import CONTROL
 from search.leaderboard.formats import as_markdown
-from search.leaderboard.ranking import by_test_accuracy, leaderboard, rank
+from search.leaderboard.ranking import by_test_accuracy, leaderboard, rank, searches_teacher
 from search.leaderboard.teacher_lead import (
     gap_closed,
     no_method_won,
@@ -74,11 +74,12 @@ def _best(record: SearchRecord, best: TrialRecord) -> str:
     experiment, kind = record.experiment, kind_of(record.metric)
     unfinished = "" if best.state == "finished" else f" ({best.state} at epoch {best.epochs_done})"
     text = (
-        f"**{best.student}** {_taught(best)} reaches **{percent(best.score)} %**{kind} on the "
-        f"held-out images of {experiment.data.name} (trial {best.number}{unfinished})."
+        f"**{best.student}** {_taught(record, best)} reaches **{percent(best.score)} %**{kind} on "
+        f"the held-out images of {experiment.data.name} (trial {best.number}{unfinished})."
     )
     control = record.control_of(best.student)
-    teacher = record.teacher_score
+    label = record.teacher_of(best) or record.best_teacher
+    teacher = record.teacher_scores.get(label)
     if control is not None and control.number == best.number:
         pass  # it is its own control
     elif control is None or control.score is None:
@@ -88,8 +89,10 @@ def _best(record: SearchRecord, best: TrialRecord) -> str:
         gain = record.gain(best)
         text += "." if gain is None else f", so the gain is {points(gain)} percentage points."
     if teacher is not None:
-        text += f" The teacher {experiment.teacher.backbone} reaches {percent(teacher)} %"
-        share, lead = gap_closed(record, best), teacher_lead(record, best.student)
+        best_of = best.is_control and searches_teacher(record)
+        who = f"The best teacher, {label}," if best_of else f"The teacher {label}"
+        text += f" {who} reaches {percent(teacher)} %"
+        share, lead = gap_closed(record, best), teacher_lead(record, best.student, label)
         if share is not None:
             text += f"; the student closes {100 * share:.0f} % of the gap"
         elif lead is not None and lead.is_noise:
@@ -112,10 +115,11 @@ def _classes(record: SearchRecord) -> str:
     return f"**By class, {found}.** {words}\n\n{_spaced(class_table(short, WORST_CLASSES))}"
 
 
-def _taught(student: TrialRecord | Confirmed) -> str:
+def _taught(record: SearchRecord, student: TrialRecord | Confirmed) -> str:
     if student.objective == CONTROL:
         return "trained without a teacher (the control)"
-    return f"with **{student.objective}**"
+    source = f" from **{record.teacher_of(student)}**" if searches_teacher(record) else ""
+    return f"with **{student.objective}**{source}"
 
 
 def _confirmed(record: SearchRecord, best: Confirmed) -> str:
@@ -124,7 +128,7 @@ def _confirmed(record: SearchRecord, best: Confirmed) -> str:
     gain = gain_in_words(record.confirmed_gain(best))
     return (
         f"Trained again with {len(best.test_accuracies)} fresh seeds, **{best.student}** "
-        f"{_taught(best)} reaches **{reached} %**{kind_of(record.metric)} on the "
+        f"{_taught(record, best)} reaches **{reached} %**{kind_of(record.metric)} on the "
         f"test split"
         + (f"; gain over the control, in percentage points: {gain}. " if gain else ". ")
         + WINNERS_CURSE

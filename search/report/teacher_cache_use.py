@@ -38,9 +38,9 @@ def cache_report(record: SearchRecord, storage: Storage) -> str:
 
 
 def clear_cache(record: SearchRecord, storage: Storage) -> int:
-    """Removes this machine's cached outputs of a search's teacher; returns their size in bytes.
+    """Removes this machine's cached outputs of a search's teachers; returns their size in bytes.
 
-    Other searches with this teacher compute them again.
+    Other searches with these teachers compute them again.
 
     Raises:
         StorageError: a file cannot be removed.
@@ -56,8 +56,8 @@ def clear_cache(record: SearchRecord, storage: Storage) -> int:
 
 
 def _folders(record: SearchRecord, storage: Storage) -> list[Path]:
-    """The folders of the teacher's outputs, one for each kind of views, precision and layout."""
-    if record.teacher is None:
-        return []
-    teacher = Path(record.teacher).name
-    return sorted((workspace_of(storage) / FOLDER).glob(f"{teacher}-*"))
+    """The folders of the teachers' outputs, one for each teacher, kind of views, precision and
+    layout."""
+    names = [Path(teacher.folder).name for teacher in record.ready_teachers.values()]
+    root = workspace_of(storage) / FOLDER
+    return sorted(folder for name in names for folder in root.glob(f"{name}-*"))

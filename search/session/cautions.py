@@ -45,15 +45,19 @@ def cautions(experiment: Experiment) -> list[str]:
 
 
 def teacher_caution(prepared: Plan, storage: Storage) -> list[str]:
-    """What earlier searches tell of a teacher that is ready: whether their controls reach it."""
-    if not prepared.teacher_ready:
-        return []
-    card = ClassifierCard.model_validate_json((prepared.teacher_path / "teacher.json").read_bytes())
-    accuracy = card.metrics.get(f"heldout_{prepared.experiment.search.metric}")
-    if accuracy is None:
-        return []
+    """What earlier searches tell of teachers that are ready: whether their controls reach the best
+    of them."""
+    scores = {}
+    for label, teacher in prepared.teachers.items():
+        if not teacher.ready:  # it may be the best
+            return []
+        card = ClassifierCard.model_validate_json((teacher.folder / "teacher.json").read_bytes())
+        score = card.metrics.get(f"heldout_{prepared.experiment.search.metric}")
+        if score is None:
+            return []
+        scores[label] = score
     images = len(prepared.data.heldout)
-    caution = known_caution(prepared.experiment, accuracy, images, storage)
+    caution = known_caution(prepared.experiment, scores, images, storage)
     return [caution] if caution else []
 
 

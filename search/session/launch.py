@@ -154,8 +154,8 @@ def resume(
         if unfinished and (lead := broken_demand(record)):
             raise SearchError(
                 f"{name} has ended, as search.teacher_must_lead is true, and {lead}. "
-                f"{what_to_do(experiment.teacher)} That is another search; to go on with this "
-                f"one all the same: --set search.teacher_must_lead=false"
+                f"{what_to_do(experiment, lead.teacher)} That is another search; to go on with "
+                f"this one all the same: --set search.teacher_must_lead=false"
             )
         if unfinished and record.spent_budget:
             raise SearchError(

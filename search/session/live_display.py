@@ -62,9 +62,9 @@ class LiveDisplay:
         """Prints a line that stays."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def teacher_epoch(self, report: EpochReport, split: str) -> None:
+    def teacher_epoch(self, name: str, report: EpochReport, split: str) -> None:
         accuracy = percent(report.heldout_accuracy)
-        self.say(f"teacher: epoch {report.epoch}/{report.epochs}, {split} {accuracy} %")
+        self.say(f"{name}: epoch {report.epoch}/{report.epochs}, {split} {accuracy} %")
 
     def search_started(self, search: LiveRecord) -> None:
         """Starts the clock of the trials; earlier sessions do not count in the pace."""

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import pairwise
 
 import torch
 
@@ -19,13 +19,13 @@ from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_training
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.cost import NetworkCost
-from kdcore.teacher.teacher import is_ready, teacher_folder
 from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.metric import check_metric
+from kdcore.training.recipe import BaseRecipe
 from search.errors import ExperimentError, KdsearchError, Problem
 from search.experiment.schema import Experiment
 from search.experiment.space.asked_points import asked_points
-from search.experiment.space.derivation import derive_space
+from search.experiment.space.derivation import derive_space, networks_in_words
 from search.experiment.space.point import Point
 from search.experiment.space.space import Space
 from search.experiment.space.trial_config import trial_config
@@ -34,8 +34,11 @@ from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
 from search.session.constraints import Constrained, constrained_in_words, within_constraints
 from search.session.preparation import (
+    PlannedTeacher,
     device_of_trials,
     measured_executions,
+    named_members,
+    planned_teachers,
     starts_in_words,
     with_evaluation,
 )
@@ -46,16 +49,15 @@ from search.session.sampling.named import missing_packages
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment whose data, teacher and networks are there, or can be made.
+    """An experiment whose data, teachers and networks are there, or can be made.
 
     Args:
         experiment: what was asked for, with the students that its constraints leave, the benchmark
             of its published settings, the trials that one is compared with, numbers for an
             evaluation that is left to weights, and no more trials than a grid has.
         data: its images.
-        teacher_path: the teacher's folder on this machine.
-        teacher_ready: whether it is there already.
-        networks: by student, its shapes beside the teacher's.
+        teachers: by their labels.
+        networks: by student and teacher, their shapes.
         starts: by network, what becomes of the weights that it begins with, and what of it is
             trained; those left out begin with fresh weights, or are ready.
         evaluation: how images are evaluated, in words, where weights decide it; else empty.
@@ -65,9 +67,8 @@ class Prepared:
 
     experiment: Experiment
     data: ImageData
-    teacher_path: Path
-    teacher_ready: bool
-    networks: Mapping[str, NetworkPair]
+    teachers: Mapping[str, PlannedTeacher]
+    networks: Mapping[tuple[str, str], NetworkPair]
     starts: Mapping[str, str]
     evaluation: str
     excluded: Mapping[str, str]
@@ -86,7 +87,7 @@ class Plan(Prepared):
 
 
 def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool = False) -> Plan:
-    """Checks storage, data, teacher, taps and methods.
+    """Checks storage, data, teachers, taps and methods.
 
     Args:
         experiment: what a user asks for.
@@ -108,7 +109,7 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
     prepared, more = _prepared(experiment, storage, source, begun=begun)
     problems += more
     experiment, pairs = prepared.experiment, prepared.networks
-    if len(pairs) < len(experiment.students):
+    if len(pairs) < len(experiment.pairs):
         raise ExperimentError(source, problems)
     problems += missing_packages(experiment)
     try:
@@ -119,10 +120,18 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
     problems += more
     if problems:  # what follows takes seconds
         raise ExperimentError(source, problems)
-    for student, networks in pairs.items():
-        one = experiment.model_copy(update={"student": experiment.student_configs[student]})
-        alone = derive_space(one, {student: networks}, source)
-        problems += _refusals(one, alone.points_to_check(), networks, prepared.data)
+    # Teachers of one network differ in their weights alone.
+    different = {(student, each.teacher.network): label for (student, label), each in pairs.items()}
+    for (student, _), teacher in different.items():
+        networks = pairs[student, teacher]
+        update = {
+            "student": experiment.student_configs[student],
+            "teacher": experiment.teacher_configs[teacher],
+        }
+        one = experiment.model_copy(update=update)
+        points = derive_space(one, {one.pairs[0]: networks}, source).points_to_check()
+        words = networks_in_words(experiment, networks)
+        problems += _refusals(one, points, networks, prepared.data, words)
     if problems:
         raise ExperimentError(source, problems)
     space = replace(space, asked=asked)
@@ -149,7 +158,8 @@ def check_methods(prepared: Prepared, points: Iterable[Point], source: str) -> N
     """
     experiment = prepared.experiment
     (networks,) = prepared.networks.values()
-    problems = _refusals(experiment, points, networks, prepared.data)
+    student = networks.student.network
+    problems = _refusals(experiment, points, networks, prepared.data, student)
     if problems:
         raise ExperimentError(source, problems)
 
@@ -176,31 +186,26 @@ def _prepared(
     unbuilt: list[Problem] = []
     pairs, constrained = _network_pairs(experiment, data, unbuilt), Constrained(experiment)
     if not begun:
-        constrained = within_constraints(experiment, data, pairs, source)
+        built = dict.fromkeys(student for student, _ in pairs)
+        constrained = within_constraints(experiment, data, built, source)
         experiment = _decided(constrained.experiment, data)
-        pairs = {label: pair for label, pair in pairs.items() if label in experiment.students}
+        pairs = {each: pair for each, pair in pairs.items() if each in experiment.pairs}
     problems = _storage_problems(storage) + _warm_start_problems(experiment, storage)
     try:
         check_metric(experiment.search.metric, data.num_classes)
     except ConfigError as error:
         problems.append(Problem(key="search.metric", message=str(error)))
-    teacher_path = workspace
-    try:
-        teacher_path = teacher_folder(experiment.teacher, data, workspace)
-    except ConfigError as error:
-        problems.append(Problem(key="teacher.weights", message=str(error)))
-    wrong = any(problem.key.startswith("teacher") for problem in problems)
-    begins = not wrong and not is_ready(teacher_path)
-    starts, more = starts_in_words(experiment, data, teacher_begins=begins)
+    teachers, more = planned_teachers(experiment, data, workspace)
+    problems += more
+    beginning = [label for label, each in teachers.items() if not each.ready]
+    starts, more = starts_in_words(experiment, data, beginning)
     problems += more + [problem for problem in unbuilt if problem not in more]
-    networks = dict.fromkeys(experiment.student_configs[label].backbone for label in pairs)
+    networks = dict.fromkeys(experiment.student_configs[label].backbone for label, _ in pairs)
     problems += drop_path_problems(experiment, networks, data) + view_problems(experiment, data)
-    ready = is_ready(teacher_path)
     prepared = Prepared(
         experiment,
         data,
-        teacher_path,
-        ready,
+        teachers,
         pairs,
         starts,
         evaluation,
@@ -225,7 +230,16 @@ def _decided(experiment: Experiment, data: ImageData) -> Experiment:
 def _network_problems(experiment: Experiment) -> list[Problem]:
     """Networks that their library does not have; those of the catalogue are known to be there."""
     students = dict.fromkeys(each.backbone for each in experiment.student_configs.values())
-    named = {"teacher.backbone": [experiment.teacher.backbone], "student": list(students)}
+    named = {
+        f"{key}.{part}": list(networks)
+        for label in experiment.teachers
+        for key, teacher in experiment.members(label).items()
+        for part, networks in (
+            ("backbone", (teacher.backbone,)),
+            ("assistants", teacher.assistants),
+        )
+    }
+    named["student"] = list(students)
     problems = []
     for key, names in named.items():
         for name in names:
@@ -238,25 +252,40 @@ def _network_problems(experiment: Experiment) -> list[Problem]:
 
 def _network_pairs(
     experiment: Experiment, data: ImageData, problems: list[Problem]
-) -> dict[str, NetworkPair]:
-    """By student; one that cannot be built is missing, and its reason among the problems."""
+) -> dict[tuple[str, str], NetworkPair]:
+    """By student and teacher; a pair that cannot be built is missing, and its reason among the
+    problems."""
     pairs = {}
-    for label, student in experiment.student_configs.items():
+    students, teachers = experiment.student_configs, experiment.teacher_configs
+    for label in teachers:
+        for key, teacher in experiment.members(label).items():
+            if teacher.assistants:
+                try:
+                    for above, below in pairwise((teacher.backbone, *teacher.assistants)):
+                        network_pair(below, above, data)
+                except ConfigError as error:
+                    problems.append(Problem(key=f"{key}.assistants", message=str(error)))
+    for student, label in experiment.pairs:
+        networks = students[student].backbone, teachers[label].network
         try:
-            pairs[label] = network_pair(student.backbone, experiment.teacher.backbone, data)
+            pairs[student, label] = network_pair(*networks, data)
         except ConfigError as error:
             problem = Problem(key="student", message=str(error))
-            if problem not in problems:  # the teacher's comes with every student
+            if problem not in problems:  # a network's comes with every other one
                 problems.append(problem)
     return pairs
 
 
 def _refusals(
-    experiment: Experiment, points: Iterable[Point], networks: NetworkPair, data: ImageData
+    experiment: Experiment,
+    points: Iterable[Point],
+    networks: NetworkPair,
+    data: ImageData,
+    words: str,
 ) -> list[Problem]:
-    """What of the points cannot work with the one student: the methods of each go forward and
-    backward on a few images. Of a space these are every candidate, as published or as narrowed,
-    with every choice of layers."""
+    """What of the points cannot work with the one student and teacher, which messages call `words`:
+    the methods of each go forward and backward on a few images. Of a space these are every
+    candidate, as published or as narrowed, with every choice of layers."""
     student = networks.student.network
     chosen = torch.stack([(data.train.labels == label).nonzero()[0, 0] for label in (0, 1)])
     (images,) = data.train.views(chosen, 0, len(chosen))
@@ -264,7 +293,7 @@ def _refusals(
     recipes = experiment.training.variants("linear_probe", "frozen_stages")
     check = MethodCheck(
         build_classifier(student, data, seed=0),
-        build_classifier(experiment.teacher.backbone, data, seed=0),
+        build_classifier(networks.teacher.network, data, seed=0),
         networks,
         images,
         labels,
@@ -275,7 +304,7 @@ def _refusals(
         for term in trial_config(experiment, point).objective:
             reason = check.attempt(term)
             problem = Problem(
-                key="objective", message=f"{term.method} cannot teach {student}: {reason}"
+                key="objective", message=f"{term.method} cannot teach {words}: {reason}"
             )
             if reason and problem not in problems:
                 problems.append(problem)
@@ -325,9 +354,14 @@ def starts(prepared: Prepared) -> list[str]:
 
 
 def recipes(experiment: Experiment) -> list[str]:
-    """How teacher and students are trained, a line each; none for a teacher that is not."""
-    teacher = experiment.teacher.training
-    named = {"teacher": teacher, "students": experiment.training}
+    """How teachers and students are trained, a line each; none for a teacher that is not."""
+    several = len(experiment.teachers) > 1
+    named: dict[str, BaseRecipe | None] = {
+        f"teacher {name}" if several or name != label else "teacher": teacher.training
+        for label in experiment.teachers
+        for name, _, teacher in named_members(experiment, label)
+    }
+    named["students"] = experiment.training
     return [f"recipe   {who}: {recipe}" for who, recipe in named.items() if recipe is not None]
 
 
@@ -364,7 +398,8 @@ def executions(prepared: Plan, storage: Storage) -> list[str]:
     experiment, device = prepared.experiment, device_of_trials(prepared.experiment)
     torch.set_num_threads(experiment.resources.cpus)
     found = measured_executions(experiment, prepared.data, workspace_of(storage), device)
-    networks = {**found.students, f"teacher {experiment.teacher.backbone}": found.teacher}
+    teachers = dict.fromkeys(each.network for each in experiment.teacher_configs.values())
+    networks = found.students | {f"teacher {name}": found.of_teacher(name) for name in teachers}
     why = f"fastest on this machine ({device.type}); a search measures where its trials run"
     if experiment.training.acceleration == "off":
         why = "as training.acceleration is off"

@@ -1,12 +1,13 @@
 """What must be there before trials start: weights, the teacher, and what each network costs."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from kdcore import DataConfig, StudentConfig, TeacherConfig
+from kdcore import DataConfig, EnsembleConfig, StudentConfig, TeacherConfig
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.evaluation import evaluated_as_weights
 from kdcore.distillation.start import start_in_words
@@ -22,7 +23,7 @@ from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.report import EpochReport
 from search.errors import ExperimentError, Problem
 from search.experiment.schema import Experiment
-from search.record.record import Executions
+from search.record.networks import Executions
 from search.record.storage import Storage, workspace_of
 
 
@@ -37,11 +38,18 @@ def with_evaluation(experiment: Experiment, source: str) -> tuple[Experiment, st
     Raises:
         ExperimentError: the weights are missing, or do not tell.
     """
-    teacher, students = experiment.teacher, experiment.student_configs.values()
+    students = experiment.student_configs.values()
+    teachers = {
+        key: each
+        for label in experiment.teachers
+        for key, each in experiment.members(label).items()
+    }
+    with_weights = [key for key, each in teachers.items() if each.weights is not None]
+    key = next(iter((*with_weights, *teachers)))
     try:
-        data, found = evaluated_as_weights(experiment.data, teacher, students)
+        data, found = evaluated_as_weights(experiment.data, teachers[key], students)
     except WeightsError as error:
-        key = "student" if teacher.weights is None else "teacher.weights"
+        key = f"{key}.weights" if with_weights else "student"
         raise ExperimentError(source, [Problem(key=key, message=str(error))]) from None
     except ConfigError as error:
         raise ExperimentError(source, [Problem(key="data", message=str(error))]) from None
@@ -50,27 +58,72 @@ def with_evaluation(experiment: Experiment, source: str) -> tuple[Experiment, st
     return experiment.model_copy(update={"data": data}), str(found)
 
 
+@dataclass(frozen=True)
+class PlannedTeacher:
+    """A teacher that is there, or can be made.
+
+    Args:
+        folder: on this machine.
+        ready: whether it is there already.
+    """
+
+    folder: Path
+    ready: bool
+
+
+def planned_teachers(
+    experiment: Experiment, data: ImageData, workspace: Path
+) -> tuple[dict[str, PlannedTeacher], list[Problem]]:
+    """By label; one whose weights are wrong is missing, and the reason among the problems."""
+    teachers: dict[str, PlannedTeacher] = {}
+    problems: list[Problem] = []
+    for label, teacher in experiment.teacher_configs.items():
+        key, wrong = experiment.teacher_keys[label], len(problems)
+        for place, member in experiment.members(label).items():
+            try:
+                teacher_folder(member, data, workspace)
+            except ConfigError as error:
+                problems.append(Problem(key=f"{place}.weights", message=str(error)))
+        if len(problems) > wrong:
+            continue
+        folder = teacher_folder(teacher, data, workspace)
+        same = next((name for name, each in teachers.items() if each.folder == folder), None)
+        if same is not None:
+            message = f"is the same teacher as {experiment.teacher_keys[same]}; list each once"
+            problems.append(Problem(key=key, message=message))
+        teachers[label] = PlannedTeacher(folder, is_ready(folder))
+    return teachers, problems
+
+
+def named_members(experiment: Experiment, label: str) -> Iterator[tuple[str, str, TeacherConfig]]:
+    """A teacher by its label, or those of an ensemble by their networks; each with its place in the
+    file."""
+    members = experiment.members(label)
+    for key, teacher in members.items():
+        yield label if len(members) == 1 else f"{teacher.name} ({key})", key, teacher
+
+
 def starts_in_words(
-    experiment: Experiment, data: ImageData, *, teacher_begins: bool
+    experiment: Experiment, data: ImageData, beginning: Collection[str]
 ) -> tuple[dict[str, str], list[Problem]]:
     """What becomes of the weights that networks begin with, and what of them is trained.
 
     Args:
         experiment: with the networks.
         data: its images.
-        teacher_begins: whether the teacher is still to be trained or loaded.
+        beginning: the teachers that are still to be trained or loaded.
 
     Returns:
         The words by network, those left out that begin with fresh weights; and what cannot work.
     """
     words, problems = {}, []
-    if teacher_begins:
-        teacher = experiment.teacher
-        try:
-            words[f"teacher {teacher.backbone}"] = start_in_words(teacher, teacher.training, data)
-        except ConfigError as error:
-            key = "teacher.weights" if isinstance(error, WeightsError) else "teacher"
-            problems.append(Problem(key=key, message=str(error)))
+    for label in beginning:
+        for name, key, teacher in named_members(experiment, label):
+            try:
+                words[f"teacher {name}"] = start_in_words(teacher, teacher.training, data)
+            except ConfigError as error:
+                within = ".weights" if isinstance(error, WeightsError) else ""
+                problems.append(Problem(key=f"{key}{within}", message=str(error)))
     recipes = experiment.training.variants("linear_probe", "frozen_stages", "layer_decay")
     for label, student in experiment.student_configs.items():
         try:
@@ -82,19 +135,25 @@ def starts_in_words(
     return {network: each for network, each in words.items() if each}, problems
 
 
-def train_teacher(experiment_json: str, storage_uri: str, threads: int) -> Iterator[EpochReport]:
-    """Puts the teacher in place, wherever the resources are; yields what was trained."""
+def train_teacher(
+    experiment_json: str, storage_uri: str, threads: int, label: str
+) -> Iterator[EpochReport]:
+    """Puts a teacher in place, wherever the resources are; yields what was trained."""
     experiment = Experiment.model_validate_json(experiment_json)
+    teacher = experiment.teacher_configs[label]
     torch.set_num_threads(threads)
     storage = Storage(storage_uri)
     workspace = workspace_of(storage)
-    if storage.local is None:
-        fetch_teacher(experiment.data, experiment.teacher, storage, workspace)
     data = open_data(experiment.data, workspace)
-    yield from prepare_teacher(experiment.teacher, data, workspace)
-    if storage.local is None:
-        folder = teacher_folder(experiment.teacher, data, workspace)
-        storage.upload(folder, f"teachers/{folder.name}")
+    is_remote = storage.local is None
+    # Other searches find the teachers of an ensemble, too.
+    for each in dict.fromkeys((*teacher.members, teacher)):
+        if is_remote:
+            fetch_teacher(experiment.data, each, storage, workspace)
+        yield from prepare_teacher(each, data, workspace)
+        if is_remote:
+            folder = teacher_folder(each, data, workspace)
+            storage.upload(folder, f"teachers/{folder.name}")
 
 
 def measure_students(
@@ -149,17 +208,22 @@ def measured_executions(
         )
 
     batch_size = experiment.training.batch_size
+    first, *others = dict.fromkeys(each.network for each in experiment.teacher_configs.values())
     return Executions(
         students={
             label: fastest(student.backbone, batch_size)
             for label, student in experiment.student_configs.items()
         },
-        teacher=fastest(experiment.teacher.backbone, None),
+        teacher=fastest(first, None),
+        other_teachers={network: fastest(network, None) for network in others},
     )
 
 
 def fetch_teacher(
-    data_config: DataConfig, config: TeacherConfig, storage: Storage, workspace: Path
+    data_config: DataConfig,
+    config: TeacherConfig | EnsembleConfig,
+    storage: Storage,
+    workspace: Path,
 ) -> None:
     """Copies the teacher from a remote storage, where it is there and not on this machine yet."""
     data = open_data(data_config, workspace)

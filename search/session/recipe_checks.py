@@ -21,12 +21,15 @@ def drop_path_problems(
     experiment: Experiment, students: Iterable[str], data: ImageData
 ) -> list[Problem]:
     """Networks without the stochastic depth that their recipe asks for."""
-    teacher = experiment.teacher
     rates = [recipe.drop_path for recipe in experiment.training.variants("drop_path")]
     rate = next((each for each in rates if each is not None), None)
     asked = [("training", name, rate) for name in students]
-    if teacher.training is not None:
-        asked.append(("teacher.training", teacher.backbone, teacher.training.drop_path))
+    for label in experiment.teachers:
+        for key, teacher in experiment.members(label).items():
+            if teacher.training is not None:
+                rate = teacher.training.drop_path
+                networks = (teacher.backbone, *teacher.assistants)
+                asked += [(f"{key}.training", name, rate) for name in networks]
     problems = []
     for key, name, rate in asked:
         if rate is None:

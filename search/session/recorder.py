@@ -25,7 +25,7 @@ from search.record.trial_checkpoints import trial_folder
 from search.report.reporter import Reporter
 from search.session.interruption import StopRequest
 from search.session.live_display import LiveDisplay
-from search.tracking.tracker import Tracker
+from search.tracking.tracker import Tracker, teacher_param
 
 # An epoch need not be in the record at once, as a trial's start and end.
 _EPOCH_SECONDS = 5.0
@@ -209,7 +209,7 @@ class Recorder(tune.Callback):
             head.method_names(opened),
             {
                 "student": config.student.label,
-                "teacher": experiment.teacher.backbone,
+                "teacher": teacher_param(head, opened),
                 "data": experiment.data.name,
                 "learning_rate": str(config.training.learning_rate),
                 "epochs": str(opened.epochs),
@@ -232,12 +232,12 @@ class Recorder(tune.Callback):
         self._write_within(self._log.pause)
 
     def _judge_teacher(self, control: TrialRecord) -> None:
-        """Says that the teacher does not lead a student, and ends the search where it must."""
+        """Says that no teacher leads a student, and ends the search where one must."""
         lead = teacher_lead(self._search.record, control.student)
         if control.state != "finished" or lead is None or not lead.is_missing:
             return
         experiment = self._search.head.experiment
-        self._progress.say(f"caution: {lead}. {what_to_do(experiment.teacher)}")
+        self._progress.say(f"caution: {lead}. {what_to_do(experiment, lead.teacher)}")
         if experiment.search.teacher_must_lead and not self._search.head.ended:
             self._search.update(ended=f"{lead}, and search.teacher_must_lead is true")
             self._stop.made = True

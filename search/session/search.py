@@ -50,7 +50,7 @@ class Search:
     def leaderboard(
         self, method: str = "", state: str = "", *, front: bool = False, cost: str | None = None
     ) -> "DataFrame":
-        """The teacher, then every trial by rank; accuracies and gains are shares of 1.
+        """The teachers, then every trial by rank; accuracies and gains are shares of 1.
 
         Args:
             method: keeps only trials with this method; `none` keeps the controls.
@@ -255,6 +255,10 @@ class Plots:
                 f"{self._record.name} has no results by class; they are measured when a search ends"
             )
         return self._drawn("confusion")
+
+    def accuracy_by_teacher(self) -> "Figure":
+        """What students reach with each of several teachers, against what these reach."""
+        return self._drawn("accuracy_by_teacher")
 
     def _drawn(self, name: str) -> "Figure":
         """A picture.

@@ -1,4 +1,4 @@
-"""One search on a connected Ray: the teacher, the trials, what is confirmed."""
+"""One search on a connected Ray: the teachers, the trials, what is confirmed."""
 
 import socket
 from collections.abc import Callable
@@ -12,10 +12,7 @@ import yaml
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
-from kdcore.networks.classifier import ClassifierCard
 from kdcore.teacher_cache.patience import patiently
-from kdcore.training.report import EpochReport
-from search.cluster.machines import machines
 from search.cluster.ray_private import retrying_lost_processes
 from search.errors import KdsearchError, LostSearchError, SearchFailedError
 from search.experiment.schema import Confirm
@@ -31,16 +28,17 @@ from search.record.log import RecordLog
 from search.record.owner import Owner
 from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage, local_home, search_storage
-from search.record.wording import as_typed, percent_of
+from search.record.wording import as_typed
 from search.report.reporter import Reporter
 from search.session.interruption import StopRequest, sigterm_as_ctrl_c, stopping_cleanly
 from search.session.live_display import LiveDisplay
 from search.session.preflight import Plan, Prepared
-from search.session.preparation import measure_students, train_teacher
+from search.session.preparation import measure_students
 from search.session.recorder import Recorder
 from search.session.retraining.contenders import confirmation
 from search.session.retraining.retraining import Asked, Retraining
 from search.session.sampler import OptunaSampler
+from search.session.teachers import prepare_teachers
 from search.session.trial import run_trial
 from search.session.winner import classes_of
 from search.stopping.named import rule_of
@@ -113,7 +111,7 @@ class Session:
             ended: called after each such run.
 
         Raises:
-            SearchFailedError: the teacher failed, or a student could not be measured.
+            SearchFailedError: a teacher failed, or a student could not be measured.
             LostSearchError: another process has taken the search over.
         """
         experiment = self._plan.experiment
@@ -135,7 +133,14 @@ class Session:
         try:
             for network, words in self._plan.starts.items():
                 self._progress.say(f"{network}: {words}")
-            self._prepare_teacher()
+            prepare_teachers(
+                self._plan,
+                self._search,
+                self._storage,
+                self._tracker,
+                self._progress,
+                self._write,
+            )
             self._measure_students()
             if retrain_only is not None:
                 self._retrain(retrain_only, ended)
@@ -182,50 +187,6 @@ class Session:
                 f"kdsearch resume {self._search.head.name} brings them to it; "
                 f"see {as_typed(self._log)}"
             )
-
-    def _prepare_teacher(self) -> None:
-        config = self._plan.experiment.teacher
-        reports: list[EpochReport] = []
-        if self._plan.teacher_ready and self._storage.local is not None:
-            self._progress.say(f"teacher {config.backbone}: found")
-        else:
-            self._progress.say(f"teacher {config.backbone}: getting it ready")
-            reports = self._run_teacher_task()
-        folder = f"teachers/{self._plan.teacher_path.name}"
-        card = self._storage.read(f"{folder}/teacher.json")
-        metrics = ClassifierCard.model_validate_json(card).metrics
-        self._search.update(teacher=folder, teacher_metrics=metrics)
-        head = self._search.head
-        reached = percent_of(head.metric, head.teacher_score)
-        if head.teacher_score is None:  # of an earlier version, which knows accuracies alone
-            reached = percent_of("accuracy", metrics["heldout_accuracy"])
-        self._progress.say(f"teacher {config.backbone}: {self._split} {reached}")
-        self._tracker.log_teacher(config.backbone, reports, metrics)
-
-    @property
-    def _split(self) -> str:
-        """Where the accuracies after each epoch come from."""
-        return "test split" if self._search.head.reproduces else "held-out"
-
-    def _run_teacher_task(self) -> list[EpochReport]:
-        """Trains the teacher where the cluster has room, with all cores of a machine."""
-        experiment = self._plan.experiment
-        there = (int(machine["Resources"].get("CPU", 0)) for machine in machines())
-        # A cluster that grows may have no machine for trials yet.
-        cores = max(experiment.resources.cpus, *there)
-        task = ray.remote(train_teacher).options(
-            num_cpus=cores, num_gpus=experiment.resources.gpus, num_returns="streaming"
-        )
-        reports = []
-        try:
-            stream: Any = task.remote(experiment.model_dump_json(), self._storage.uri, cores)
-            for reference in stream:
-                report: EpochReport = ray.get(reference)
-                self._progress.teacher_epoch(report, self._split)
-                reports.append(report)
-        except RayTaskError as error:
-            raise SearchFailedError(f"the teacher failed: {error.cause}") from None
-        return reports
 
     def _measure_students(self) -> None:
         """Measures with a trial's resources, while nothing else runs, what the students cost, and

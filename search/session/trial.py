@@ -21,8 +21,9 @@ from kdcore.training.report import EpochReport
 from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER, Point
 from search.experiment.space.trial_config import trial_config
+from search.record.networks import Executions
 from search.record.owner import check_owner
-from search.record.record import METRIC, REASON, REPORT, SAVED, TIME, Executions
+from search.record.record import METRIC, REASON, REPORT, SAVED, TIME
 from search.record.storage import Storage, search_storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
 from search.session.preparation import fetch_teacher
@@ -156,7 +157,9 @@ def _epochs(
                 checkpoint_dir=folder,
                 parts=parts,
                 execution=executions.students[config.student.label] if executions else None,
-                teacher_execution=executions.teacher if executions else None,
+                teacher_execution=(
+                    executions.of_teacher(config.teacher.network) if executions else None
+                ),
             ):
                 deadline = math.inf
                 yield report

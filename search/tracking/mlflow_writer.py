@@ -91,16 +91,23 @@ class MlflowWriter:
         run.reopen()
 
     def _teacher(
-        self, backbone: str, reports: list[dict[str, Any]], metrics: Mapping[str, float]
+        self,
+        backbone: str,
+        reports: list[dict[str, Any]],
+        metrics: Mapping[str, float],
+        key: str = "",
     ) -> None:
-        if reports:
-            run = self._run("teacher", name=f"teacher {backbone}")
+        scores = {f"teacher_{name}": value for name, value in metrics.items()}
+        if reports or key:
+            run = self._run("teacher", name=f"teacher {backbone}", key=key)
             for report in reports:
                 run.log_epoch(self._now, _metrics(report), report["epoch"])
             run.set_params({"objective": "none", "student": backbone})
+            if key:  # one of several, which the search's run has no room for
+                run.log_once(self._now, scores)
             run.end(self._now, "FINISHED")
-        scores = {f"teacher_{name}": value for name, value in metrics.items()}
-        self._run("search").log_once(self._now, scores)
+        if not key:
+            self._run("search").log_once(self._now, scores)
 
     def _start_trial(
         self,

@@ -23,6 +23,7 @@ from kdcore.data.centre_crop import USUAL_CROP
 from kdcore.data.image_data import ImageData
 from kdcore.training.metric import Metric
 from search.errors import TrackingError
+from search.experiment.space.point import TEACHER
 from search.export.choice import Candidate
 from search.export.export import ExportedStudent
 from search.record.paired_gain import PairedGain, paired_gain, unpaired_gain
@@ -145,6 +146,8 @@ def _tags(record: SearchRecord, exported: ExportedStudent) -> dict[str, str]:
         "kdsearch.trial": picked.label,
         "kdsearch.seed": str(picked.seed),
     }
+    if TEACHER in picked.point:
+        tags["kdsearch.teacher"] = str(picked.point[TEACHER])
     if record.metric != "accuracy":
         tags[METRIC] = record.metric
     if exported.test_accuracy is not None:

@@ -1,7 +1,7 @@
 """The leaderboard as a saved runs table of MLflow's pages, and the links to a search's pages."""
 
 from search.experiment.space.point import is_number, plain_name
-from search.leaderboard.ranking import rank
+from search.leaderboard.ranking import rank, searches_teacher
 from search.record.record import METRIC, SearchRecord
 from search.tracking.mlflow_private import run_page, runs_table_page, shared_runs_table
 
@@ -23,6 +23,7 @@ def columns(record: SearchRecord) -> dict[str, int]:
         "tags.`state`": 80,
         "metrics.`epochs_done`": 100,
         "params.`student`": 110 if several else 80,
+        **({"params.`teacher`": 110} if searches_teacher(record) else {}),
         "metrics.`parameters`": 90,
         "metrics.`latency_ms`": 90,
         **{f"params.`{name}`": 120 for name in _main_settings(record)},

@@ -193,7 +193,7 @@ class RunKey:
     Args:
         role: search, teacher, trial or confirmation.
         number: of a trial.
-        key: of a confirmation's run.
+        key: of a confirmation's run, or of one of several teachers.
     """
 
     role: str
@@ -207,7 +207,7 @@ class RunKey:
         if self.number >= 0:
             tags["kdsearch.trial"] = str(self.number)
         if self.key:
-            tags["kdsearch.confirmation"] = self.key
+            tags[f"kdsearch.{self.role}"] = self.key
         return tags
 
 

@@ -10,11 +10,19 @@ from typing import Any
 from kdcore.data.image_data import ImageData
 from kdcore.networks.cost import NetworkCost
 from kdcore.training.report import EpochReport
-from search.experiment.space.point import option_in_words, plain_name
+from search.experiment.schema import CONTROL
+from search.experiment.space.point import TEACHER, option_in_words, plain_name
 from search.leaderboard.ranking import further_columns
 from search.record.live_record import LiveRecord
 from search.record.owner import Owner
-from search.record.record import METRIC, ConfirmationRun, SearchRecord, State, TrialRecord
+from search.record.record import (
+    METRIC,
+    ConfirmationRun,
+    Confirmed,
+    SearchRecord,
+    State,
+    TrialRecord,
+)
 from search.record.wording import METRIC_HEADS
 from search.tracking.dataset import describe_dataset
 from search.tracking.delivery import Order
@@ -112,7 +120,7 @@ class Tracker:
         """
         params = {
             "student": ", ".join(record.experiment.students),
-            "teacher": record.experiment.teacher.backbone,
+            "teacher": ", ".join(record.experiment.teachers),
             "data": record.experiment.data.name,
             "trials": str(record.experiment.search.trials),
             "epochs": str(record.experiment.training.epochs),
@@ -124,18 +132,29 @@ class Tracker:
         self._save_runs_table(record)
 
     def log_teacher(
-        self, backbone: str, reports: list[EpochReport], metrics: Mapping[str, float]
+        self,
+        label: str,
+        reports: list[EpochReport],
+        metrics: Mapping[str, float],
+        *,
+        alone: bool = True,
     ) -> None:
-        """Logs the teacher's scores on the search's run, and its training as a run of its own.
+        """Logs a teacher's training as a run of its own, and its scores on the search's run; those
+        of one of several on its own run.
 
         Args:
-            backbone: the teacher's network.
+            label: the teacher's.
             reports: its epochs; empty if it was trained before.
             metrics: its scores.
+            alone: whether it is the only one.
         """
         entries = [self._rounded(asdict(report)) for report in reports]
-        scores = self._rounded(metrics)
-        self._put("teacher", backbone=backbone, reports=entries, metrics=scores)
+        key = {} if alone else {"key": label}
+        self._put("teacher", backbone=label, reports=entries, metrics=self._rounded(metrics), **key)
+
+    def log_best_teacher(self, metrics: Mapping[str, float]) -> None:
+        """Logs the scores of the best of several teachers on the search's run."""
+        self._put("teacher", backbone="", reports=[], metrics=self._rounded(metrics))
 
     def start_trial(
         self, trial: TrialRecord, words: str, params: Mapping[str, str], cost: NetworkCost | None
@@ -199,9 +218,10 @@ class Tracker:
         student: dict[str, Any] = {}
         known = trial.checkpoint is not None and trial.heldout_accuracy is not None
         if trial.state == "finished" and known:
+            taught = {TEACHER: trial.point[TEACHER]} if TEACHER in trial.point else {}
             student = {
                 "name": trial.student,
-                "params": {"objective": trial.objective},
+                "params": {"objective": trial.objective, **taught},
                 "tags": {"kdsearch.search": self._search, "kdsearch.checkpoint": trial.checkpoint},
                 "step": trial.best_epoch,
                 "metrics": self._rounded({METRIC: trial.heldout_accuracy, **_score("", trial)}),
@@ -320,6 +340,12 @@ class Tracker:
         if self.is_abandoned:
             return
         self._queue.put({"call": call, "time": int(time.time() * 1000), "arguments": arguments})
+
+
+def teacher_param(record: SearchRecord, student: TrialRecord | Confirmed) -> str:
+    """The parameter of a run that names its teacher; of a control the only teacher, or `none`."""
+    teachers = record.experiment.teachers
+    return record.teacher_of(student) or (CONTROL if len(teachers) > 1 else teachers[0])
 
 
 def _score(prefix: str, trial: TrialRecord) -> dict[str, float]:

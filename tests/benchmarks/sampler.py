@@ -70,7 +70,7 @@ def space() -> Space:
         data = open_data(DataConfig(name="digits"), Path(folder))
     experiment = parse_experiment(CONTENT, "benchmark")
     pair = network_pair("resnet8", "resnet14", data)
-    return derive_space(experiment, {"resnet8": pair}, "")
+    return derive_space(experiment, {experiment.pairs[0]: pair}, "")
 
 
 class Objective:

@@ -218,7 +218,9 @@ def main() -> None:
         experiment = experiment_of(options, asha=True)
         benchmark.doing("data and teacher")
         data = open_data(experiment.data, prepared)
-        for epoch in prepare_teacher(experiment.teacher, data, prepared):
+        for epoch in prepare_teacher(
+            experiment.teacher_configs[experiment.teachers[0]], data, prepared
+        ):
             benchmark.doing(f"teacher: {epoch.heldout_accuracy:.1%} after epoch {epoch.epoch}")
         # How a network computes fastest is found out by every way for itself.
         (prepared / "executions.json").unlink(missing_ok=True)

@@ -88,17 +88,17 @@ class Table:
     """
 
     def __init__(self, experiment: Experiment, entries: Sequence[Entry]) -> None:
-        student, teacher = experiment.students[0], experiment.teacher.backbone
+        student, teacher = experiment.pairs[0]
         pair = network_pair(student, teacher, synthetic(2))
         self.experiment = experiment
-        self.space: Space = derive_space(experiment, {student: pair}, "")
+        self.space: Space = derive_space(experiment, {(student, teacher): pair}, "")
         self.epochs = experiment.training.epochs
         whole = [each for each in entries if len(each.accuracies) == self.epochs + each.on_top]
         self.best = max(max(each.accuracies) for each in whole)
         self.trial_seconds = float(
             np.mean([len(each.accuracies) * each.epoch_seconds for each in whole])
         )
-        self._student = student
+        self._pair = student, teacher
         self._by_methods: dict[str, list[Entry]] = {}
         for each in entries:
             self._by_methods.setdefault(each.point[slot(1)], []).append(each)
@@ -106,7 +106,7 @@ class Table:
     def at(self, point: Point) -> Entry:
         """The trial of the same method whose settings are nearest; of the controls too."""
         method = point[slot(1)]
-        fields = (*self.space.shared, *self.space.fields.get((self._student, method), ()))
+        fields = (*self.space.shared, *self.space.fields.get((*self._pair, method), ()))
         return min(
             self._by_methods[method],
             key=lambda each: sum(_distance(field, point, each.point) for field in fields),

@@ -61,7 +61,14 @@ def test_a_search_with_its_storage_in_a_bucket_outlasts_its_absence(
     assert "none (control)" in board
     # Another machine has neither tables nor teachers; it takes the teacher from the bucket.
     monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
-    assert list(train_teacher(record.experiment.model_dump_json(), bucket.uri, threads=1)) == []
+    assert (
+        list(
+            train_teacher(
+                record.experiment.model_dump_json(), bucket.uri, 1, *record.experiment.teachers
+            )
+        )
+        == []
+    )
     assert list((tmp_path / "elsewhere").rglob("teacher.json"))
 
 

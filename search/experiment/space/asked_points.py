@@ -9,6 +9,7 @@ from search.experiment.searched import Option
 from search.experiment.space.fields import ChoiceField, SearchedField, beside_in_words, exists
 from search.experiment.space.point import (
     STUDENT,
+    TEACHER,
     Point,
     is_number,
     option_in_words,
@@ -74,8 +75,19 @@ def _point(asked: Mapping[str, Option], space: Space) -> Point:
     methods = _methods(values.pop(METHOD, None), space)
     point: Point = {STUDENT: student} if len(space.students) > 1 else {}
     point |= {slot(number): name for number, name in enumerate(methods, start=1)}
-    of_methods = [each for name in methods for each in space.fields[student, name]]
+    taught = set(methods) != {CONTROL}
+    teacher = space.teachers[0]
+    if taught:
+        teacher = str(values.pop(TEACHER, teacher))
+        if teacher not in space.teachers:
+            raise ConfigError(
+                f"teacher is {teacher!r}, but must be one of {', '.join(space.teachers)}"
+                f"{did_you_mean(teacher, space.teachers)}"
+            )
+        point |= {TEACHER: teacher} if len(space.teachers) > 1 else {}
+    of_methods = [each for name in methods for each in space.fields[student, teacher, name]]
     known = [METHOD, *([STUDENT] if len(space.students) > 1 else [])]
+    known += [TEACHER] if taught and len(space.teachers) > 1 else []
     known += dict.fromkeys(short_name(each.name) for each in space.shared)
     known += [plain_name(each.name) for each in of_methods]
     for each in (*space.shared, *of_methods):
@@ -124,6 +136,8 @@ def _methods(asked: Option | None, space: Space) -> list[str]:
 
 
 def _unknown(key: str, known: list[str], methods: list[str], space: Space) -> str:
+    if key == TEACHER and len(space.teachers) > 1:
+        return f"{key} is given, but {METHOD} is {CONTROL}, which needs none; leave it out"
     owner = key.partition(".")[0]
     if owner not in methods and any(owner in of_slot for of_slot in space.slots):
         chosen = " + ".join(name for name in methods if name != CONTROL) or CONTROL

@@ -20,12 +20,14 @@ from search.experiment.space.shared import shared_fields
 from search.experiment.space.space import Space
 
 
-def derive_space(experiment: Experiment, pairs: Mapping[str, NetworkPair], source: str) -> Space:
+def derive_space(
+    experiment: Experiment, pairs: Mapping[tuple[str, str], NetworkPair], source: str
+) -> Space:
     """Derives the space from the candidates' declarations, narrowed as the experiment says.
 
     Args:
         experiment: names the candidates and narrows their fields.
-        pairs: by student, with the teacher; the layer choices follow from them.
+        pairs: by student and teacher; the layer choices follow from them.
         source: the experiment's file, for messages.
 
     Raises:
@@ -34,24 +36,25 @@ def derive_space(experiment: Experiment, pairs: Mapping[str, NetworkPair], sourc
     """
     methods = list(dict.fromkeys(name for slot in experiment.objective for name in slot))
     problems = _wrong_names(experiment, methods)
-    fields: dict[tuple[str, str], tuple[SearchedField, ...]] = {}
+    fields: dict[tuple[str, str, str], tuple[SearchedField, ...]] = {}
     for method in methods:
-        of_students = []
-        for student in experiment.students:
-            of_method, wrong = _narrowed_fields(method, pairs[student], experiment)
-            of_students.append(of_method)
+        of_pairs = []
+        for pair in experiment.pairs:
+            of_method, wrong = _narrowed_fields(method, pairs[pair], experiment)
+            of_pairs.append(of_method)
             problems += [problem for problem in wrong if problem not in problems]
-        for number, student in enumerate(experiment.students, start=1):
-            fields[student, method] = tuple(
+        for number, pair in enumerate(experiment.pairs, start=1):
+            fields[*pair, method] = tuple(
                 field
-                if all(other.get(name) == field for other in of_students)
+                if all(other.get(name) == field for other in of_pairs)
                 else replace(field, name=f"{name}.{number}")
-                for name, field in of_students[number - 1].items()
+                for name, field in of_pairs[number - 1].items()
             )
     if problems:
         raise ExperimentError(source, problems)
     return Space(
         experiment.students,
+        experiment.teachers,
         experiment.objective,
         fields,
         shared_fields(experiment),
@@ -91,7 +94,7 @@ def _narrowed_fields(
     try:
         fields = _fields(method, networks, published)
     except ConfigError as error:
-        message = f"{method} cannot teach {networks.student.network}: {error}"
+        message = f"{method} cannot teach {networks_in_words(experiment, networks)}: {error}"
         return {}, [Problem(key="objective", message=message)]
     problems = []
     for name in CATALOGUE[method].Params.model_fields:
@@ -112,6 +115,12 @@ def _narrowed_fields(
     return fields, problems
 
 
+def networks_in_words(experiment: Experiment, networks: NetworkPair) -> str:
+    """A student, and its teacher where there are several, for a sentence that ends with it."""
+    student, teacher = networks.student.network, networks.teacher.network
+    return student if len(experiment.teachers) == 1 else f"{student} with the teacher {teacher}"
+
+
 def _least(field: SearchedField | None, otherwise: Option) -> Option:
     """The smallest number of a field; of one that is not searched, its value."""
     if isinstance(field, NumberField):
@@ -123,6 +132,7 @@ def _fields(
     method: str, networks: NetworkPair, published: Mapping[str, Option]
 ) -> dict[str, SearchedField]:
     """A method's searched fields by name, and those published values that a point must name."""
+    CATALOGUE[method].check_teacher(networks)
     params = CATALOGUE[method].Params
     unnamed = {**dict(params()), **UNLESS_NAMED}
     fields: dict[str, SearchedField] = {

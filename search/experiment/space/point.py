@@ -8,6 +8,7 @@ from search.experiment.searched import Option
 from search.experiment.space.published import published_settings
 
 STUDENT = "student"
+TEACHER = "teacher"
 TRAINING = "training."
 LEARNING_RATE = f"{TRAINING}learning_rate"
 VIEWS = "data.augmentation"
@@ -15,9 +16,9 @@ IS_CONTROL = "control"
 NUMBER = "trial"
 Point = dict[str, Any]
 """A trial's choices: `objective.1` (a method), `kd.temperature`, `training.learning_rate`,
-`data.augmentation`, `data.augmentation.mixup.alpha`, `student` where several may learn, and
-`fitnet.layers.2` for a choice that only the second of them has. A trial that runs also has its
-number, `trial`."""
+`data.augmentation`, `data.augmentation.mixup.alpha`, `student` where several may learn, `teacher`
+where there are several and a method needs one, and `fitnet.layers.2` for a choice that only the
+second pair of student and teacher has. A trial that runs also has its number, `trial`."""
 
 
 SLOT = "objective."
@@ -28,7 +29,7 @@ def slot(number: int) -> str:
 
 
 def plain_name(key: str) -> str:
-    """The name of a point's setting, without the number of the student that alone has the choice.
+    """The name of a point's setting, without the number of the pair that alone has the choice.
 
     `fitnet.layers.2` is `fitnet.layers`.
     """
@@ -75,9 +76,11 @@ def short_name(key: str) -> str:
 
 
 def with_published(point: Point, method: str, benchmark: Benchmark | None) -> Point:
-    """The same student and recipe, with one method as published and no other."""
+    """The same student, recipe and teacher, with one method as published and no other."""
     slots = sorted(key for key in point if key.startswith(SLOT))
-    recipe = {key: value for key, value in point.items() if key == STUDENT or is_shared(key)}
+    recipe = {
+        key: value for key, value in point.items() if key in (STUDENT, TEACHER) or is_shared(key)
+    }
     settings = published_settings(method, benchmark)
     return (
         recipe

@@ -14,6 +14,7 @@ from search.experiment.space.point import (
     IS_CONTROL,
     SLOT,
     STUDENT,
+    TEACHER,
     Point,
     plain_name,
     settings_of,
@@ -69,8 +70,9 @@ class Space:
 
     Args:
         students: the networks that may learn.
+        teachers: those that they may learn from; a control needs none.
         slots: the candidate methods of each slot.
-        fields: by student and method, the searched fields.
+        fields: by student, teacher and method, the searched fields.
         shared: fields that trials of every student and method have, those of recipe and views; a
             trial has one where it exists beside its others.
         combinations: methods that are also tried together at the start.
@@ -79,8 +81,9 @@ class Space:
     """
 
     students: tuple[str, ...]
+    teachers: tuple[str, ...]
     slots: tuple[tuple[str, ...], ...]
-    fields: Mapping[tuple[str, str], tuple[SearchedField, ...]]
+    fields: Mapping[tuple[str, str, str], tuple[SearchedField, ...]]
     shared: tuple[SearchedField, ...]
     combinations: tuple[tuple[str, ...], ...] = ()
     accompanied: Mapping[str, Published] = field(default_factory=dict)
@@ -101,9 +104,14 @@ class Space:
                 each.suggest(trial)
         if control:
             return trial.params | self._control()
+        teacher = self.teachers[0] if len(self.teachers) == 1 else None
         for number, candidates in enumerate(self.slots, start=1):
             method = trial.suggest_categorical(slot(number), self._sampled(candidates))
-            for each in self.fields[student, method]:
+            if method == CONTROL:
+                continue
+            if teacher is None:
+                teacher = trial.suggest_categorical(TEACHER, self.teachers)
+            for each in self.fields[student, teacher, method]:
                 each.suggest(trial)
         return dict(trial.params)
 
@@ -120,14 +128,17 @@ class Space:
         return tuple(name for name in candidates if name != CONTROL)
 
     def choices(self) -> list[Point]:
-        """Each student, where there are several, with each choice of methods that is sampled, and
-        of what other fields need."""
+        """Each student and each teacher, where there are several, with each choice of methods that
+        is sampled, and of what other fields need."""
         students: list[Point] = [{}]
         if len(self.students) > 1:
             students = [{STUDENT: each} for each in self.students]
-        methods = product(*map(self._sampled, self.slots))
-        slots = [{slot(i): name for i, name in enumerate(each, start=1)} for each in methods]
-        every = product(students, self._decisions(), slots)
+        taught: list[Point] = []
+        for methods in product(*map(self._sampled, self.slots)):
+            point: Point = {slot(i): name for i, name in enumerate(methods, start=1)}
+            needs_one = len(self.teachers) > 1 and set(methods) != {CONTROL}
+            taught += [point | {TEACHER: t} for t in self.teachers] if needs_one else [point]
+        every = product(students, self._decisions(), taught)
         return [student | decided | each for student, decided, each in every]
 
     @property
@@ -154,9 +165,10 @@ class Space:
 
     def first_points(self) -> list[Point]:
         """The trials that every search begins with: each student's control, and the points that are
-        asked for. Then, where they are not among these, with the first student: each candidate as
-        published, beside its companions, else the control's choice (else the first candidate) in
-        the other slots, and the combinations."""
+        asked for. Then, where they are not among these, with the first student and teacher: each
+        candidate as published, beside its companions, else the control's choice (else the first
+        candidate) in the other slots, and the combinations. Then the first of these with each other
+        teacher."""
         shared: Point = {}
         for each in self.shared:
             if exists(each, shared):
@@ -168,10 +180,14 @@ class Space:
             points = [self._control() | shared]
         points += self.asked
         known = set(map(settings_of, self.asked))
-        for chosen, beside in self._first_choices():
-            point: Point = {slot(i): name for i, name in enumerate(chosen, start=1)}
+        choices = self._first_choices()
+        first = [(self.teachers[0], choice) for choice in choices]
+        first += [(teacher, choice) for teacher in self.teachers[1:] for choice in choices[:1]]
+        for teacher, (chosen, beside) in first:
+            point: Point = {TEACHER: teacher} if len(self.teachers) > 1 else {}
+            point |= {slot(i): name for i, name in enumerate(chosen, start=1)}
             for name in chosen:
-                for each in self.fields[self.students[0], name]:
+                for each in self.fields[self.students[0], teacher, name]:
                     value = beside.get(each.name, each.published)
                     point[each.name] = value if each.takes(value) else each.published
             if settings_of(shared | point) not in known:
@@ -202,12 +218,13 @@ class Space:
         return choices
 
     def points_to_check(self) -> list[Point]:
-        """For the first student, each candidate as published with each of its choices of layers."""
+        """For the first student and teacher, each candidate as published with each of its choices
+        of layers."""
         points: list[Point] = []
         for point in self.first_points()[len(self.students) :]:
             points.append(point)
             for method in {value for key, value in point.items() if key.startswith(SLOT)}:
-                for each in self.fields[self.students[0], method]:
+                for each in self.fields[self.students[0], self.teachers[0], method]:
                     if isinstance(each, ChoiceField) and each.layers:
                         points += [point | {each.name: option} for option in each.options]
         return points
@@ -218,12 +235,13 @@ class Space:
         own = {key: _dimensions(fields) for key, fields in self.fields.items()}
         named = {each.name: each for fields in self.fields.values() for each in fields}
         choices = sum(len(self._sampled(candidates)) > 1 for candidates in self.slots)
-        common = Dimensions(0, choices + (len(self.students) > 1))
+        chosen = (len(self.students) > 1) + (len(self.teachers) > 1)
+        common = Dimensions(0, choices + chosen)
         whole = common + _dimensions([*self.shared, *named.values()])
         most = max(
             (
-                sum((max(own[student, name] for name in names) for names in self.slots), common)
-                for student in self.students
+                sum((max(own[*pair, name] for name in names) for names in self.slots), common)
+                for pair in product(self.students, self.teachers)
             ),
         )
         return whole, most + self._most_shared()
@@ -242,8 +260,9 @@ class Space:
             (slot(number), ", ".join(candidates))
             for number, candidates in enumerate(self.slots, start=1)
         ]
-        if len(self.students) > 1:
-            slots.insert(0, (STUDENT, ", ".join(self.students)))
+        for name, networks in ((TEACHER, self.teachers), (STUDENT, self.students)):
+            if len(networks) > 1:
+                slots.insert(0, (name, ", ".join(networks)))
         fields = [each for of_method in self.fields.values() for each in of_method]
         named = {each.name: str(each) for each in (*self.shared, *fields)}
         return slots + list(named.items())
@@ -264,9 +283,9 @@ def is_logarithmic(experiment: Experiment, name: str) -> bool:
 def published_trials(experiment: Experiment) -> range:
     """The numbers of the trials with published settings, which follow the controls, in a search
     without points that are asked for; with them, the record tells."""
-    students = experiment.students
+    students, teachers = experiment.students, experiment.teachers
     methods = {name for slot in experiment.objective for name in slot}
-    fields = {(student, name): () for student in students for name in methods}
-    together = experiment.search.combinations
-    space = Space(students, experiment.objective, fields, (), together, accompanied(experiment))
+    fields = {(*pair, name): () for pair in experiment.pairs for name in methods}
+    together, beside = experiment.search.combinations, accompanied(experiment)
+    space = Space(students, teachers, experiment.objective, fields, (), together, beside)
     return range(len(students), len(space.first_points()))

@@ -2,7 +2,7 @@
 
 from kdcore import DataConfig, TermConfig, TrialConfig
 from search.experiment.schema import CONTROL, Experiment
-from search.experiment.space.point import STUDENT, TRAINING, VIEWS, Point, plain_name, slot
+from search.experiment.space.point import STUDENT, TEACHER, TRAINING, VIEWS, Point, plain_name, slot
 from search.experiment.space.published import UNLESS_NAMED
 from search.experiment.views import with_augmentation
 
@@ -15,7 +15,7 @@ def epochs_on_top(experiment: Experiment, point: Point) -> int:
 
 
 def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
-    """The trial that a point describes."""
+    """The trial that a point describes; a control has the first teacher, which it does not need."""
     terms = []
     for number in range(1, len(experiment.objective) + 1):
         method = point[slot(number)]
@@ -36,7 +36,7 @@ def trial_config(experiment: Experiment, point: Point) -> TrialConfig:
     data = _data(experiment, point)
     return TrialConfig(
         data=data,
-        teacher=experiment.teacher,
+        teacher=experiment.teacher_configs[point.get(TEACHER, experiment.teachers[0])],
         student=experiment.student_configs[point.get(STUDENT, experiment.students[0])],
         objective=tuple(terms),
         training=experiment.training.at(recipe),

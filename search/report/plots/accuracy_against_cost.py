@@ -23,6 +23,7 @@ from search.report.plots.style import (
     new_figure,
     score_label,
     scores,
+    teacher_note,
     teacher_score,
 )
 
@@ -109,7 +110,7 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
         for value in teacher:
             axes.axhline(value, color=MUTED, linewidth=1.4, linestyle=(0, (5, 3)))
             axes.annotate(
-                f"teacher {value:.2f}",
+                teacher_note(record, value),
                 (0, value),
                 xycoords=axes.get_yaxis_transform(),
                 xytext=(4, 3),

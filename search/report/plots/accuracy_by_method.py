@@ -18,6 +18,7 @@ from search.report.plots.style import (
     published_numbers,
     score_label,
     scores,
+    teacher_note,
     teacher_score,
 )
 
@@ -62,7 +63,7 @@ def accuracy_by_method(record: SearchRecord) -> Figure | None:
     axes.tick_params(axis="y", length=0)
     for value in teacher:
         axes.axvline(value, color=MUTED, linewidth=1.4, linestyle=(0, (5, 3)), gid="teacher")
-        note_on_top(axes, value, f"teacher {value:.2f}", MUTED, "left")
+        note_on_top(axes, value, teacher_note(record, value), MUTED, "left")
     if control is not None and control.score is not None:
         value = 100 * control.score
         axes.axvline(value, color=INK, linewidth=1.2, gid="control")

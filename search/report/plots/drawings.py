@@ -15,6 +15,7 @@ from search.record.record import SearchRecord
 from search.report.plots.accuracy_against_cost import accuracy_against_cost
 from search.report.plots.accuracy_by_method import accuracy_by_method
 from search.report.plots.accuracy_by_setting import accuracy_by_setting
+from search.report.plots.accuracy_by_teacher import accuracy_by_teacher
 from search.report.plots.confusion import confusion, confusion_matrix
 from search.report.plots.importance_bars import importance
 from search.report.plots.learning_curves import learning_curves
@@ -34,6 +35,7 @@ DRAWINGS: Mapping[str, Drawing] = {
     "importance": importance,
     "parallel_coordinates": parallel_coordinates,
     "confusion": confusion,
+    "accuracy_by_teacher": accuracy_by_teacher,
 }
 """The pictures that most people want come first."""
 
@@ -43,7 +45,8 @@ def draw(name: str, record: SearchRecord) -> Figure | None:
 
     Args:
         name: `accuracy_by_method`, `learning_curves`, `accuracy_against_cost`,
-            `accuracy_by_setting`, `importance`, `parallel_coordinates` or `confusion`.
+            `accuracy_by_setting`, `importance`, `parallel_coordinates`, `confusion` or
+            `accuracy_by_teacher`.
         record: the search.
 
     Returns:

@@ -21,6 +21,7 @@ from search.report.plots.style import (
     new_figure,
     percents,
     score_label,
+    teacher_note,
     teacher_score,
 )
 from search.stopping.named import all_rungs
@@ -106,7 +107,7 @@ def learning_curves(record: SearchRecord) -> Figure | None:
             color=MUTED,
             path_effects=HALO,
         )
-    labels = [(value, f"teacher {value:.2f}", MUTED) for value in teacher]
+    labels = [(value, teacher_note(record, value), MUTED) for value in teacher]
     named: set[str] = set()
     for trial in reversed(lines):  # the best of each method
         if trial.methods not in named and numbers[trial.number][-1] == budget:

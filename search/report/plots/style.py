@@ -82,8 +82,14 @@ def dot_of(trial: TrialRecord, colour: str, *, published: bool) -> dict[str, Any
 
 
 def teacher_score(record: SearchRecord) -> list[float]:
-    """The teacher's accuracy, or what else is ranked by, in percent; empty while not known."""
-    return [] if record.teacher_score is None else percents([record.teacher_score])
+    """The best teacher's accuracy, or what else is ranked by, in percent; empty while not known."""
+    return percents([max(record.teacher_scores.values())] if record.teacher_scores else [])
+
+
+def teacher_note(record: SearchRecord, value: float) -> str:
+    """The words beside its line."""
+    best = "best " if len(record.experiment.teachers) > 1 else ""
+    return f"{best}teacher {value:.2f}"
 
 
 def scores(trials: Iterable[TrialRecord]) -> list[float]:

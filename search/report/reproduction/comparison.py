@@ -121,7 +121,7 @@ def block(record: SearchRecord, figures: PairFigures | None, changes: Iterable[s
     return Block(
         pair=record.reproduces,
         title=(
-            f"{record.reproduces}: {experiment.teacher.backbone} teaches {experiment.students[0]} "
+            f"{record.reproduces}: {experiment.teachers[0]} teaches {experiment.students[0]} "
             f"on {experiment.data.name}, {experiment.training.epochs} epochs"
         ),
         lines=tuple(lines),
@@ -142,7 +142,7 @@ def _teacher_line(record: SearchRecord, figure: Figure | None, changes: tuple[st
     return Line(
         pair=record.reproduces,
         row=TEACHER,
-        objective=record.experiment.teacher.backbone,
+        objective=record.experiment.teachers[0],
         last=None if accuracy is None else Accuracy(accuracy),
         best=None,
         figure=figure,

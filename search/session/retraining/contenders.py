@@ -3,7 +3,7 @@
 from typing import Any
 
 from search.experiment.schema import CONTROL, Confirm, Experiment
-from search.experiment.space.point import Point, with_published
+from search.experiment.space.point import TEACHER, Point, with_published
 from search.experiment.space.trial_config import trial_config
 from search.leaderboard.ranking import rank
 from search.record.record import Confirmed, SearchRecord, TrialRecord
@@ -15,7 +15,8 @@ _PUBLISHED = "kd"
 
 def contenders(record: SearchRecord, top: int) -> tuple[Confirmed, ...]:
     """Who is trained again: the best finished trials, with the control and the published setting of
-    each of their students. Equal settings stand in it once.
+    each of their students, that with the teacher of the student's best trial. Equal settings stand
+    in it once.
 
     Args:
         record: the search.
@@ -35,7 +36,8 @@ def contenders(record: SearchRecord, top: int) -> tuple[Confirmed, ...]:
         if any(trial_config(record.experiment, each.point) == config for each in chosen.values()):
             return
         objective = " + ".join(map(str, config.objective)) or CONTROL
-        label = f"{_PUBLISHED}-{config.student}" if trial is None else str(trial.number)
+        networks = [config.student.label, *([point[TEACHER]] if TEACHER in point else [])]
+        label = "-".join((_PUBLISHED, *networks)) if trial is None else str(trial.number)
         chosen[label] = Confirmed(
             label=label,
             role=role,
@@ -58,6 +60,8 @@ def contenders(record: SearchRecord, top: int) -> tuple[Confirmed, ...]:
             _PUBLISHED,
             record.experiment.published,
         )
+        if TEACHER in example.point:  # which a control has not
+            point[TEACHER] = example.point[TEACHER]
         config = trial_config(record.experiment, point)
         add(
             "published",

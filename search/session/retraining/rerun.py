@@ -13,7 +13,8 @@ from kdcore.errors import did_you_mean
 from kdcore.training.evaluation import default_device
 from search.errors import SearchError
 from search.experiment.space.trial_config import trial_config
-from search.record.record import Executions, SearchRecord
+from search.record.networks import Executions
+from search.record.record import SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import recorded_reports
 
@@ -122,7 +123,9 @@ def rerun(
         device=default_device() if row.uses_gpu else torch.device("cpu"),
         parts=parts,
         execution=executions.students[row.config.student.label] if executions else None,
-        teacher_execution=executions.teacher if executions else None,
+        teacher_execution=(
+            executions.of_teacher(row.config.teacher.network) if executions else None
+        ),
     )
     try:
         for then, report in zip(row.reports, islice(reports, len(row.reports)), strict=True):

@@ -23,15 +23,16 @@ from search.experiment.space.trial_config import epochs_on_top, trial_config
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
 from search.record.looks import record_look
+from search.record.networks import Executions
 from search.record.owner import HEARTBEAT
-from search.record.record import ConfirmationRun, Confirmed, Executions, SearchRecord
+from search.record.record import ConfirmationRun, Confirmed, SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
 from search.record.wording import duration, percent, percent_of
 from search.report.reproduction.table import row_in_words
 from search.session.live_display import LiveDisplay
 from search.session.trial import release_gpu_memory, resumable_reports
-from search.tracking.tracker import Tracker
+from search.tracking.tracker import Tracker, teacher_param
 
 # How often a run is restarted from its checkpoint after its process or machine died.
 _RETRIES = 3
@@ -225,7 +226,7 @@ class Retraining:
             f"{contender.label}-seed{seed}",
             words,
             contender.trial,
-            _params(head.experiment, contender, seed),
+            _params(head, contender, seed),
             [EpochReport(**report) for report in reports],
             run,
             {"kdsearch.reproduces": head.reproduces} if head.reproduces else {},
@@ -257,11 +258,12 @@ def _outcome(search: SearchRecord, run: ConfirmationRun) -> str:
     return f"held-out {held} %, test {percent_of(search.metric, run.test_by_metric)}"
 
 
-def _params(experiment: Experiment, contender: Confirmed, seed: int) -> Mapping[str, str]:
+def _params(search: SearchRecord, contender: Confirmed, seed: int) -> Mapping[str, str]:
+    experiment = search.experiment
     return {
         "objective": contender.objective,
         "student": contender.student,
-        "teacher": experiment.teacher.backbone,
+        "teacher": teacher_param(search, contender),
         "data": experiment.data.name,
         "epochs": str(experiment.training.epochs + epochs_on_top(experiment, contender.point)),
         "seed": str(seed),

@@ -1,4 +1,4 @@
-"""Models that need the same fields in every trial: one for each combination of student and
+"""Models that need the same fields in every trial: one for each combination of student, teacher and
 methods."""
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from search.experiment.space.point import STUDENT, Point, slot
+from search.experiment.space.point import STUDENT, TEACHER, Point, slot
 from search.experiment.space.space import Space
 from search.record.decisions import Proposal
 from search.session.sampling.proposer import (
@@ -28,13 +28,13 @@ Fields = Mapping[str, BaseDistribution]
 
 
 class ByCombination:
-    """Student, methods and what other settings need by TPE, the settings by a Gaussian process or
-    CMA-ES.
+    """Student, teacher, methods and what other settings need by TPE, the settings by a Gaussian
+    process or CMA-ES.
 
     These two of Optuna's samplers model only what all trials of a study have, and in a space where
-    methods bring their own fields that is nothing, or the learning rate. So student, methods and
-    what decides which other settings there are (like the optimizer, where its momentum is
-    searched) are chosen first, by TPE from all trials; then the settings, by the model of those
+    methods bring their own fields that is nothing, or the learning rate. So student, teacher,
+    methods and what decides which other settings there are (like the optimizer, where its momentum
+    is searched) are chosen first, by TPE from all trials; then the settings, by the model of those
     trials that had the same. Such a model is fitted anew for each proposal, so it needs nothing
     but the trials. A trial that was stopped early counts with the score that it had then.
 
@@ -47,7 +47,7 @@ class ByCombination:
     Args:
         space: proposes points.
         model: of the settings.
-        startup: number of results before TPE chooses student and methods; random until then.
+        startup: number of results before TPE chooses networks and methods; random until then.
         seed: of all that is random.
         running: the settings of the trials that run.
     """
@@ -66,6 +66,7 @@ class ByCombination:
         self._needed = {slot(number) for number in range(1, len(space.slots) + 1)}
         self._needed |= {STUDENT} if len(space.students) > 1 else set()
         self._deciding = self._needed | {each.name for each in space.deciding}
+        self._deciding |= {TEACHER} if len(space.teachers) > 1 else set()
 
     def propose(
         self, number: int, ended: Sequence[FrozenTrial], known: Known
@@ -93,7 +94,7 @@ class ByCombination:
         return unless_known(point, proposal, self._space, known, seed)
 
     def _choose(self, trials: Sequence[FrozenTrial], seed: int) -> tuple[Point, Fields]:
-        """Student, methods and what else decides, and the fields that these bring."""
+        """Networks, methods and what else decides, and the fields that these bring."""
         study = _study(TPESampler(multivariate=True, n_startup_trials=self._startup, seed=seed))
         for trial in trials:
             known = self._deciding & trial.params.keys()

@@ -30,8 +30,8 @@ _DIGITS = 6  # of a value between the ends of a range, for whoever reads it
 
 @dataclass(frozen=True)
 class _Block:
-    """The points of one student with one choice of methods, and of what other fields need: all
-    combinations of the values of each of its fields, by name."""
+    """The points of one student and teacher with one choice of methods, and of what other fields
+    need: all combinations of the values of each of its fields, by name."""
 
     values: dict[str, tuple[Any, ...]]
 
@@ -60,7 +60,7 @@ class _Block:
 
 
 class Grid:
-    """Every choice of student, methods and options, with some values of each range: both ends, and
+    """Every choice of networks, methods and options, with some values of each range: both ends, and
     those between them evenly on the field's scale. Fields of methods that are not chosen are not
     varied. The order is a random one, so that a part of the grid is spread over all of it.
 

@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 from torch.quasirandom import SobolEngine
 
-from search.experiment.space.point import STUDENT, Point, slot
+from search.experiment.space.point import STUDENT, TEACHER, Point, slot
 from search.experiment.space.space import Space
 from search.record.decisions import Proposal
 from search.session.sampling.proposer import Known, seed_of, unless_known
@@ -21,7 +21,7 @@ class QuasiRandom:
 
     Optuna's own QMC sampler takes its fields from the first trial of a study. Here each field reads
     a coordinate of its own, whether or not the methods before it bring it, but fields of methods
-    that exclude each other share theirs. So students, methods and shared fields are even among all
+    that exclude each other share theirs. So networks, methods and shared fields are even among all
     trials, and the settings of a method among those that have it. The n-th point follows from n and
     the seed, whatever else is known.
 
@@ -34,12 +34,13 @@ class QuasiRandom:
     def __init__(self, space: Space, *, seed: int, first: int) -> None:
         self._space, self._seed, self._first = space, seed, first
         names = [STUDENT, *(each.name for each in space.shared)]
+        names += [TEACHER] if len(space.teachers) > 1 else []
         self._coordinates = {name: place for place, name in enumerate(names)}
         size = len(names)
         for number, candidates in enumerate(space.slots, start=1):
             self._coordinates[slot(number)] = size
             of_methods = [
-                fields for (_, method), fields in space.fields.items() if method in candidates
+                fields for (*_, method), fields in space.fields.items() if method in candidates
             ]
             for fields in of_methods:
                 for place, each in enumerate(fields, start=size + 1):

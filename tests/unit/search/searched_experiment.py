@@ -15,8 +15,9 @@ from search.experiment.space.space import Space
 
 def space_of(experiment: Experiment) -> Space:
     """Its space, with methods that have no settings."""
-    fields = {("resnet8", method): () for method in experiment.objective[0]}
-    return Space(("resnet8",), experiment.objective, fields, shared_fields(experiment))
+    fields = {("resnet8", "resnet20", method): () for method in experiment.objective[0]}
+    networks = ("resnet8",), ("resnet20",)
+    return Space(*networks, experiment.objective, fields, shared_fields(experiment))
 
 
 def sampled(experiment: Experiment, count: int = 60) -> list[Point]:

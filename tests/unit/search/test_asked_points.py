@@ -47,9 +47,10 @@ FILE = """\
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NetworkPair]:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], NetworkPair]:
     data = open_data(experiment_of().data, tmp_path_factory.mktemp("asked"))
-    return {name: network_pair(name, "resnet20", data) for name in ("resnet8", "resnet14")}
+    students = "resnet8", "resnet14"
+    return {(name, "resnet20"): network_pair(name, "resnet20", data) for name in students}
 
 
 def asking(path: Path, **changes: Any) -> Experiment:
@@ -57,15 +58,15 @@ def asking(path: Path, **changes: Any) -> Experiment:
     return experiment_of(**{**TASK, "search": search, **changes})
 
 
-def refusals(experiment: Experiment, pairs: dict[str, NetworkPair]) -> list[str]:
-    space = derive_space(experiment, {name: pairs[name] for name in experiment.students}, "")
+def refusals(experiment: Experiment, pairs: dict[tuple[str, str], NetworkPair]) -> list[str]:
+    space = derive_space(experiment, pairs, "")
     _, found = asked_points(experiment, space)
     assert {problem.key for problem in found} <= {"search.points"}
     return [problem.message for problem in found]
 
 
 def test_points_are_read_by_plain_names_and_the_rest_is_published(
-    tmp_path: Path, pairs: dict[str, NetworkPair]
+    tmp_path: Path, pairs: dict[tuple[str, str], NetworkPair]
 ) -> None:
     path = tmp_path / "points.yaml"
     path.write_text(FILE)
@@ -150,7 +151,7 @@ def _storage(folder: Path) -> Any:
 
 
 def test_each_mistake_in_a_point_is_told_with_its_line(
-    tmp_path: Path, pairs: dict[str, NetworkPair]
+    tmp_path: Path, pairs: dict[tuple[str, str], NetworkPair]
 ) -> None:
     path = tmp_path / "points.yaml"
     for point, words in {
@@ -210,7 +211,7 @@ SEARCHED: dict[str, Any] = {
 
 
 def test_recipe_and_views_are_named_as_on_the_leaderboard_or_in_the_file(
-    tmp_path: Path, pairs: dict[str, NetworkPair]
+    tmp_path: Path, pairs: dict[tuple[str, str], NetworkPair]
 ) -> None:
     path = tmp_path / "points.yaml"
     path.write_text(

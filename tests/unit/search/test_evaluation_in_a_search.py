@@ -71,11 +71,11 @@ def test_a_plan_has_numbers_and_says_whose_they_are(root: Path, tmp_path: Path) 
     written = prepared.experiment.model_dump(mode="json")
     assert written["data"]["evaluation"] == {"crop_share": 0.95, "interpolation": "bicubic"}
     numbers = planned(tmp_path, root, data=written["data"])
-    assert numbers.teacher_path == prepared.teacher_path
+    assert numbers.teachers == prepared.teachers
     assert numbers.experiment == prepared.experiment
     assert evaluation(numbers) == []
     plain = {key: value for key, value in written["data"].items() if key != "evaluation"}
-    assert planned(tmp_path, root, data=plain).teacher_path != prepared.teacher_path
+    assert planned(tmp_path, root, data=plain).teachers != prepared.teachers
 
 
 def test_a_file_that_is_sent_elsewhere_still_asks_there(root: Path) -> None:

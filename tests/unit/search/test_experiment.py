@@ -50,7 +50,7 @@ def test_a_teachers_weights_are_a_file_or_published(
 ) -> None:
     teacher = {"backbone": "torchvision/resnet50", "weights": weights}
     experiment = read_experiment(write(tmp_path, VALID | {"teacher": teacher}))
-    assert experiment.teacher.weights == kept
+    assert experiment.teacher_configs["torchvision/resnet50"].weights == kept
     assert parse_experiment(json.loads(experiment.model_dump_json()), "") == experiment
 
 
@@ -242,8 +242,9 @@ def test_a_named_recipe_becomes_plain_keys_for_teacher_and_students(tmp_path: Pa
         | {"teacher": teacher, "training": {"recipe": "imagenet_100", "learning_rate": rates}},
     )
     experiment = read_experiment(path, ["training.epochs=50"])
-    assert experiment.teacher.training is not None
-    assert experiment.teacher.training.milestones == (150, 180, 210)
+    (teacher,) = experiment.teacher_configs.values()
+    assert teacher.training is not None
+    assert teacher.training.milestones == (150, 180, 210)
     assert experiment.training.milestones == (15, 30, 45)
     assert str(experiment.training).startswith("50 epochs, batch 256, sgd 0.01 to 0.1, ")
     stored = yaml.safe_load(yaml.safe_dump(experiment.model_dump(mode="json")))

@@ -12,7 +12,8 @@ from kdcore.execution.execution import Execution
 from kdcore.networks.cost import NetworkCost
 from search.cluster.ray_private import retrying_lost_processes
 from search.record.live_record import LiveRecord
-from search.record.record import Executions, SearchRecord
+from search.record.networks import Executions
+from search.record.record import SearchRecord
 from search.session.recorder import reason_of
 from search.session.session import Session
 from tests.synthetic import finished_search

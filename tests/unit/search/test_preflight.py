@@ -40,7 +40,7 @@ def test_every_method_can_be_planned_for_a_teacher_of_another_width_and_depth(
     tmp_path: Path,
 ) -> None:
     prepared = planned(tmp_path, teacher={"backbone": "resnet18", "training": {"epochs": 2}})
-    assert not prepared.teacher_ready
+    assert not prepared.teachers["resnet18"].ready
     assert len(prepared.space.first_points()) == len(CATALOGUE)
 
 

@@ -98,7 +98,7 @@ def test_a_student_has_at_most_a_quarter_of_its_teachers_multiply_adds() -> None
         with Case(number):
             experiment, _ = proposed(images, machine)
             size = experiment.data.image_size or (32, 32)
-            teacher = made_up(experiment.teacher.backbone, size, 64, 1).multiply_adds
+            teacher = made_up(experiment.teachers[0], size, 64, 1).multiply_adds
             for student in experiment.students:
                 assert made_up(student, size, 64, 1).multiply_adds <= 0.25 * teacher
 
@@ -108,9 +108,7 @@ def test_more_time_gives_larger_images_or_networks_and_never_fewer() -> None:
     for hours in (0.2, 1.0, 10.0, 100.0):
         experiment, _ = proposed(found(4000), hours=hours)
         assert experiment.data.image_size is not None
-        costs.append(
-            made_up(experiment.teacher.backbone, experiment.data.image_size, 64, 1).seconds
-        )
+        costs.append(made_up(experiment.teachers[0], experiment.data.image_size, 64, 1).seconds)
         assert experiment.search.hours == pytest.approx(0.75 * hours, rel=0.1)
     assert costs == sorted(costs)
     assert costs[0] < costs[-1]

@@ -10,7 +10,8 @@ import torch
 
 from kdcore import DataConfig, EpochReport, Recipe, TeacherConfig, TrialConfig, distill
 from kdcore.execution.execution import Execution
-from search.record.record import Executions, SearchRecord, TrialRecord
+from search.record.networks import Executions
+from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage, workspace_of
 from search.session.retraining.rerun import RecordedTraining, recorded_training, rerun
 from tests.synthetic import finished_search

@@ -36,7 +36,9 @@ def space(tmp_path: Path) -> Space:
         "",
     )
     data = open_data(DataConfig(name="digits"), tmp_path)
-    return derive_space(experiment, {"resnet8": network_pair("resnet8", "resnet20", data)}, "")
+    return derive_space(
+        experiment, {("resnet8", "resnet20"): network_pair("resnet8", "resnet20", data)}, ""
+    )
 
 
 @pytest.fixture

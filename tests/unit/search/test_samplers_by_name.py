@@ -35,18 +35,19 @@ RATES = {"epochs": EPOCHS, "learning_rate": {"low": 0.01, "high": 0.1}}
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NetworkPair]:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], NetworkPair]:
     data = open_data(experiment_of().data, tmp_path_factory.mktemp("samplers"))
-    return {name: network_pair(name, "resnet20", data) for name in ("resnet8", "resnet14")}
+    students = "resnet8", "resnet14"
+    return {(name, "resnet20"): network_pair(name, "resnet20", data) for name in students}
 
 
-def space_of(pairs: dict[str, NetworkPair], **changes: Any) -> Space:
+def space_of(pairs: dict[tuple[str, str], NetworkPair], **changes: Any) -> Space:
     experiment = experiment_of(published="cifar", **changes)
-    return derive_space(experiment, {name: pairs[name] for name in experiment.students}, "")
+    return derive_space(experiment, pairs, "")
 
 
 @pytest.fixture
-def space(pairs: dict[str, NetworkPair]) -> Space:
+def space(pairs: dict[tuple[str, str], NetworkPair]) -> Space:
     """Two students, two slots, a shared range: whatever depends on something else."""
     students = ["resnet8", "resnet14"]
     objective = [["none", "kd"], ["none", "at", "fitnet"]]
@@ -54,7 +55,7 @@ def space(pairs: dict[str, NetworkPair]) -> Space:
 
 
 @pytest.fixture
-def conditional(pairs: dict[str, NetworkPair]) -> Space:
+def conditional(pairs: dict[tuple[str, str], NetworkPair]) -> Space:
     """Settings of recipe and views that there are only beside others."""
     training = {
         "epochs": EPOCHS,
@@ -166,7 +167,7 @@ def test_a_search_for_the_front_that_was_cut_off_goes_on_as_if_it_had_not_been(
 
 
 def test_a_search_learns_from_others_with_the_same_settings_of_recipe_and_views(
-    conditional: Space, pairs: dict[str, NetworkPair]
+    conditional: Space, pairs: dict[tuple[str, str], NetworkPair]
 ) -> None:
     first = of_name("random", conditional)
     points = [first.suggest(str(number)) for number in range(12)]
@@ -179,7 +180,7 @@ def test_a_search_learns_from_others_with_the_same_settings_of_recipe_and_views(
     assert of_name("tpe", other, earlier=earlier).adopted == 0
 
 
-def test_tpe_proposes_what_optuna_proposes(pairs: dict[str, NetworkPair]) -> None:
+def test_tpe_proposes_what_optuna_proposes(pairs: dict[tuple[str, str], NetworkPair]) -> None:
     space = space_of(pairs, objective=[["none", "kd", "fitnet"]])
     searcher = of_name("tpe", space, trials=24, seed=5)
     with warnings.catch_warnings():
@@ -206,7 +207,7 @@ def test_tpe_proposes_what_optuna_proposes(pairs: dict[str, NetworkPair]) -> Non
 
 
 def test_the_settings_of_a_combination_are_those_of_a_gaussian_process(
-    pairs: dict[str, NetworkPair],
+    pairs: dict[tuple[str, str], NetworkPair],
 ) -> None:
     space = space_of(pairs, objective=[["kd"]], training=RATES)
     searcher = of_name("gp", space, seed=2)
@@ -224,7 +225,7 @@ def test_the_settings_of_a_combination_are_those_of_a_gaussian_process(
     study = optuna.create_study(sampler=sampler, direction="maximize")
     fields = {
         "training.learning_rate": FloatDistribution(0.01, 0.1, log=True),
-        **{each.name: _distribution(each) for each in space.fields["resnet8", "kd"]},
+        **{each.name: _distribution(each) for each in space.fields["resnet8", "resnet20", "kd"]},
     }
     for point, value in trials:
         if IS_CONTROL not in point:
@@ -277,7 +278,7 @@ def test_quasi_random_points_are_spread_over_methods_students_and_ranges(space: 
     places = [math.log10(point["training.learning_rate"] / 0.01) for point in points]
     assert Counter(int(place * 64) for place in places) == dict.fromkeys(range(64), 1)
     # Those of one method as well: half of the points, in each half of the range half of them.
-    weights = {each.name: each for each in space.fields["resnet8", "kd"]}["kd.weight"]
+    weights = {each.name: each for each in space.fields["resnet8", "resnet20", "kd"]}["kd.weight"]
     kd = [point["kd.weight"] for point in points if point["objective.1"] == "kd"]
     middle = math.sqrt(weights.low * weights.high)
     assert sum(weight < middle for weight in kd) == 16
@@ -291,7 +292,7 @@ def test_quasi_random_points_are_spread_over_methods_students_and_ranges(space: 
     assert points != [of_name("qmc", space, seed=12).suggest(str(n)) for n in range(64)]
 
 
-def test_a_grid_has_each_point_once(pairs: dict[str, NetworkPair]) -> None:
+def test_a_grid_has_each_point_once(pairs: dict[tuple[str, str], NetworkPair]) -> None:
     narrow = {
         "kd.weight": [0.1, 10],
         "kd.temperature": [1, 16],
@@ -314,7 +315,9 @@ def test_a_grid_has_each_point_once(pairs: dict[str, NetworkPair]) -> None:
         for layers in ("all", "stage2:stage2"):
             at = {"weight": 1000.0, "kind": "activation", "power": 2, "reduction": "mean"}
             point = {"objective.1": "at"} | {f"at.{name}": value for name, value in at.items()}
-            (name,) = {f.name for f in space.fields[student, "at"] if "layers" in f.name}
+            (name,) = {
+                f.name for f in space.fields[student, "resnet20", "at"] if "layers" in f.name
+            }
             expected.add(settings_of({"student": student, **point, name: layers}))
     grid = Grid(space, steps=3, seed=0)
     first = space.first_points()
@@ -349,10 +352,12 @@ def test_a_grid_has_what_others_need_with_what_needs_it(conditional: Space) -> N
 
 
 def _of_kd(space: Space) -> Any:
-    return space.fields["resnet8", "kd"]
+    return space.fields["resnet8", "resnet20", "kd"]
 
 
-def test_the_values_of_a_grid_are_even_on_their_scale(pairs: dict[str, NetworkPair]) -> None:
+def test_the_values_of_a_grid_are_even_on_their_scale(
+    pairs: dict[tuple[str, str], NetworkPair],
+) -> None:
     space = space_of(pairs, objective=[["kd"]], training=RATES, narrow={"kd.temperature": [1, 16]})
     grid = Grid(space, steps=5, seed=1)
     points = [grid.propose(0, (), set())[0] for _ in range(grid.left)]
@@ -375,7 +380,9 @@ def test_a_place_on_a_scale_is_a_value_of_the_field() -> None:
     assert value_at(FloatDistribution(1, 16), 0.5) == 8.5
 
 
-def test_what_has_been_there_is_not_trained_again(pairs: dict[str, NetworkPair]) -> None:
+def test_what_has_been_there_is_not_trained_again(
+    pairs: dict[tuple[str, str], NetworkPair],
+) -> None:
     narrow = {"kd.weight": [1], "kd.temperature": [4], "kd.cross_entropy": [0, 0.1, 0.5]}
     space = space_of(pairs, objective=[["kd"]], narrow=narrow)
     for name in ("gp", "qmc"):

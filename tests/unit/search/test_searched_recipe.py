@@ -351,13 +351,13 @@ def test_the_size_of_a_space_and_of_its_largest_trial() -> None:
     )
     space = space_of(experiment)
     fields = {
-        ("resnet8", "none"): (),
-        ("resnet8", "kd"): (
+        ("resnet8", "resnet20", "none"): (),
+        ("resnet8", "resnet20", "kd"): (
             NumberField("kd.weight", 0.1, 10, True, False, 1.0),
             ChoiceField("kd.cross_entropy", (0.1,), 0.1),
         ),
     }
-    space = Space(space.students, space.slots, fields, space.shared)
+    space = Space(space.students, space.teachers, space.slots, fields, space.shared)
     whole, most = space.size()
     assert whole == Dimensions(3, 4)  # kd, optimizer, nesterov, betas
     assert most == Dimensions(3, 3)  # beside sgd

@@ -56,7 +56,7 @@ def test_the_first_trials_are_the_control_and_every_candidate_as_published(
     setting: NetworkPair,
 ) -> None:
     experiment = experiment_of()
-    space = derive_space(experiment, {"resnet8": setting}, "")
+    space = derive_space(experiment, {("resnet8", "resnet20"): setting}, "")
     first = points(space, len(space.first_points()))
     configs = [trial_config(experiment, point) for point in first]
     assert first[0][IS_CONTROL]
@@ -74,7 +74,7 @@ def test_the_first_trials_are_the_control_and_every_candidate_as_published(
 def test_the_first_trials_follow_the_benchmark(setting: NetworkPair) -> None:
     for benchmark in BENCHMARKS:
         experiment = experiment_of(published=benchmark)
-        space = derive_space(experiment, {"resnet8": setting}, "")
+        space = derive_space(experiment, {("resnet8", "resnet20"): setting}, "")
         first = points(space, len(space.first_points()))
         assert trial_config(experiment, first[0]).objective == ()
         for point in first[1:]:
@@ -102,12 +102,15 @@ def test_a_point_without_a_factor_means_one_as_in_version_0_1_0(setting: Network
     (term,) = trial_config(experiment, before).objective
     assert term.params.cross_entropy == 1
     # A record of that version goes on in the space that it had; it names no benchmark.
-    space = derive_space(experiment, {"resnet8": setting}, "")
+    space = derive_space(experiment, {("resnet8", "resnet20"): setting}, "")
     assert experiment.published is None
     assert not any("cross_entropy" in key for point in points(space, 20) for key in point)
     # In today's space such a point means something else, and is not learned from.
     today = experiment_of(objective=[["kd", "at"]], published="cifar")
-    assert "kd.cross_entropy" in points(derive_space(today, {"resnet8": setting}, ""), 2)[1]
+    assert (
+        "kd.cross_entropy"
+        in points(derive_space(today, {("resnet8", "resnet20"): setting}, ""), 2)[1]
+    )
 
 
 def test_a_factor_may_be_fixed_or_given_options(setting: NetworkPair) -> None:
@@ -116,7 +119,7 @@ def test_a_factor_may_be_fixed_or_given_options(setting: NetworkPair) -> None:
         experiment = experiment_of(
             objective=[["none", "kd", "at"]], narrow=narrow, published="cifar"
         )
-        space = derive_space(experiment, {"resnet8": setting}, "")
+        space = derive_space(experiment, {("resnet8", "resnet20"): setting}, "")
         found = points(space, 60)
         for method in ("kd", "at"):
             key = f"{method}.cross_entropy"
@@ -127,7 +130,7 @@ def test_a_factor_may_be_fixed_or_given_options(setting: NetworkPair) -> None:
 def test_companions_join_the_first_trial_of_a_method(setting: NetworkPair) -> None:
     def first(**changes: Any) -> list[dict[str, Any]]:
         experiment = experiment_of(published="cifar", **changes)
-        space = derive_space(experiment, {"resnet8": setting}, "")
+        space = derive_space(experiment, {("resnet8", "resnet20"): setting}, "")
         assert len(space.first_points()) == 1 + len(published_trials(experiment))
         return space.first_points()[1:]
 
@@ -152,7 +155,7 @@ def test_companions_join_the_first_trial_of_a_method(setting: NetworkPair) -> No
 
 def test_a_methods_fields_exist_only_with_it_and_stay_in_their_spans(setting: NetworkPair) -> None:
     experiment = experiment_of()
-    space = derive_space(experiment, {"resnet8": setting}, "")
+    space = derive_space(experiment, {("resnet8", "resnet20"): setting}, "")
     sampled = points(space, 200)[len(space.first_points()) :]
     assert {point["objective.1"] for point in sampled} == set(CATALOGUE) - {CONTROL}
     for point in sampled:
@@ -163,7 +166,7 @@ def test_a_methods_fields_exist_only_with_it_and_stay_in_their_spans(setting: Ne
 
 def test_two_slots_are_searched_together(setting: NetworkPair) -> None:
     experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]])
-    space = derive_space(experiment, {"resnet8": setting}, "")
+    space = derive_space(experiment, {("resnet8", "resnet20"): setting}, "")
     first = [trial_config(experiment, point) for point in points(space, 4)]
     assert [[term.method for term in config.objective] for config in first] == [
         [],
@@ -178,7 +181,7 @@ def test_two_slots_are_searched_together(setting: NetworkPair) -> None:
 def test_combinations_run_together_after_each_has_run_alone(setting: NetworkPair) -> None:
     search = {"trials": 9, "combinations": [["kd", "at"], ["rkd", "kd"]]}
     experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]], search=search)
-    space = derive_space(experiment, {"resnet8": setting}, "")
+    space = derive_space(experiment, {("resnet8", "resnet20"): setting}, "")
     first = [trial_config(experiment, point) for point in points(space, 6)]
     assert [[term.method for term in config.objective] for config in first] == [
         [],
@@ -197,14 +200,14 @@ def test_a_combination_within_a_slot_or_of_no_candidates_is_refused(
     search = {"trials": 9, "combinations": [combination]}
     experiment = experiment_of(objective=[["kd", "none"], ["none", "at", "rkd"]], search=search)
     with pytest.raises(ExperimentError, match=r"search.combinations.0: .* different slots"):
-        derive_space(experiment, {"resnet8": setting}, "")
+        derive_space(experiment, {("resnet8", "resnet20"): setting}, "")
 
 
 def test_a_slot_without_none_keeps_its_method_in_every_trial_but_the_control(
     setting: NetworkPair,
 ) -> None:
     experiment = experiment_of(objective=[["kd"], ["none", "at"]])
-    found = points(derive_space(experiment, {"resnet8": setting}, ""), 20)
+    found = points(derive_space(experiment, {("resnet8", "resnet20"): setting}, ""), 20)
     assert found[0]["objective.1"] == CONTROL
     assert {point["objective.1"] for point in found[1:]} == {"kd"}
 
@@ -212,11 +215,13 @@ def test_a_slot_without_none_keeps_its_method_in_every_trial_but_the_control(
 def test_the_control_is_not_sampled_again_unless_its_settings_can_differ(
     setting: NetworkPair,
 ) -> None:
-    fixed = derive_space(experiment_of(objective=[["none", "kd"]]), {"resnet8": setting}, "")
+    fixed = derive_space(
+        experiment_of(objective=[["none", "kd"]]), {("resnet8", "resnet20"): setting}, ""
+    )
     assert all(point["objective.1"] == "kd" for point in points(fixed, 30)[1:])
     training = {"epochs": 3, "learning_rate": {"low": 0.01, "high": 0.16}}
     experiment = experiment_of(objective=[["none", "kd"]], training=training)
-    found = points(derive_space(experiment, {"resnet8": setting}, ""), 30)
+    found = points(derive_space(experiment, {("resnet8", "resnet20"): setting}, ""), 30)
     assert {point["objective.1"] for point in found[2:]} == {"none", "kd"}
     assert found[0][LEARNING_RATE] == pytest.approx(0.04)
     assert trial_config(experiment, found[0]).training.learning_rate == pytest.approx(0.04)
@@ -229,7 +234,7 @@ def test_narrowing_holds_for_sampled_and_published_values(setting: NetworkPair) 
         "at.power": [4],
     }
     experiment = experiment_of(objective=[["none", "kd", "at"]], narrow=narrow)
-    found = points(derive_space(experiment, {"resnet8": setting}, ""), 60)
+    found = points(derive_space(experiment, {("resnet8", "resnet20"): setting}, ""), 60)
     kd = [point for point in found if point["objective.1"] == "kd"]
     at = [point for point in found if point["objective.1"] == "at"]
     assert all(5 <= point["kd.temperature"] <= 8 for point in kd)
@@ -241,7 +246,7 @@ def test_narrowing_holds_for_sampled_and_published_values(setting: NetworkPair) 
 def test_one_value_fixes_a_setting_also_one_that_is_not_searched(setting: NetworkPair) -> None:
     narrow = {"kd.temperature": [3], "rkd.distance_weight": [7]}
     experiment = experiment_of(objective=[["none", "kd", "rkd"]], narrow=narrow)
-    space = derive_space(experiment, {"resnet8": setting}, "")
+    space = derive_space(experiment, {("resnet8", "resnet20"): setting}, "")
     for point in points(space, 30)[1:]:
         (term,) = trial_config(experiment, point).objective
         fixed = {"kd": ("temperature", 3), "rkd": ("distance_weight", 7)}[term.method]
@@ -274,7 +279,7 @@ def test_a_wrong_narrowing_is_told_with_its_key(
     objective = [["none", "kd", "at", "fsp", "reviewkd"]]
     experiment = experiment_of(objective=objective, narrow=narrow)
     with pytest.raises(ExperimentError) as caught:
-        derive_space(experiment, {"resnet8": setting}, "task.yaml")
+        derive_space(experiment, {("resnet8", "resnet20"): setting}, "task.yaml")
     (problem,) = caught.value.problems
     assert problem.key == f"narrow.{next(iter(narrow))}"
     assert words in problem.message
@@ -282,15 +287,16 @@ def test_a_wrong_narrowing_is_told_with_its_key(
 
 def test_a_trials_config_survives_json(setting: NetworkPair) -> None:
     experiment = experiment_of()
-    for point in points(derive_space(experiment, {"resnet8": setting}, ""), 40):
+    for point in points(derive_space(experiment, {("resnet8", "resnet20"): setting}, ""), 40):
         config = trial_config(experiment, point)
         assert type(config).model_validate_json(config.model_dump_json()) == config
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NetworkPair]:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], NetworkPair]:
     data = open_data(experiment_of().data, Path(tmp_path_factory.mktemp("space")))
-    return {name: network_pair(name, "resnet20", data) for name in ("resnet8", "resnet50")}
+    students = "resnet8", "resnet50"
+    return {(name, "resnet20"): network_pair(name, "resnet20", data) for name in students}
 
 
 def of_two_students(**changes: Any) -> Experiment:
@@ -299,7 +305,7 @@ def of_two_students(**changes: Any) -> Experiment:
 
 
 def test_each_student_has_a_control_and_the_first_shows_the_published_settings(
-    settings: dict[str, NetworkPair],
+    settings: dict[tuple[str, str], NetworkPair],
 ) -> None:
     experiment = of_two_students()
     space = derive_space(experiment, settings, "")
@@ -317,7 +323,7 @@ def test_each_student_has_a_control_and_the_first_shows_the_published_settings(
 
 
 def test_the_student_is_searched_and_so_are_the_layers_that_it_has(
-    settings: dict[str, NetworkPair],
+    settings: dict[tuple[str, str], NetworkPair],
 ) -> None:
     experiment = of_two_students()
     found = points(derive_space(experiment, settings, ""), 80)
@@ -335,7 +341,7 @@ def test_the_student_is_searched_and_so_are_the_layers_that_it_has(
     assert {plain_name(name) for name in names} >= {"at.layers", "at.power", "objective.1"}
 
 
-def test_a_narrowing_must_suit_every_student(settings: dict[str, NetworkPair]) -> None:
+def test_a_narrowing_must_suit_every_student(settings: dict[tuple[str, str], NetworkPair]) -> None:
     fits = of_two_students(narrow={"at.layers": ["last", "stage1:stage1"]})
     found = points(derive_space(fits, settings, ""), 40)
     assert {point["at.layers"] for point in found if "at.layers" in point} == {

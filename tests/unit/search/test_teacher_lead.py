@@ -93,7 +93,9 @@ def test_what_is_wrong_with_a_teacher_is_told_with_the_ways_out() -> None:
     )
     assert teacher_caution(searched(0.99, 0.9)) == ""
     weights = searched(0.9, 0.95)
-    teacher = weights.experiment.teacher.model_copy(update={"training": None, "weights": "DEFAULT"})
+    teacher = weights.experiment.teacher_configs["resnet20"].model_copy(
+        update={"training": None, "weights": "DEFAULT"}
+    )
     experiment = weights.experiment.model_copy(update={"teacher": teacher})
     assert teacher_caution(weights.model_copy(update={"experiment": experiment})).endswith(
         "Give the teacher other weights (teacher.weights is DEFAULT) or another network "
@@ -284,28 +286,30 @@ def test_check_compares_with_the_controls_of_earlier_searches(tmp_path: Path) ->
     (tmp_path / "searches/broken").mkdir()
     (tmp_path / "searches/broken/search.json").write_text("{")
     experiment = made_up_search(2).experiment
-    caution = known_caution(experiment, 0.913, 575, storage)
+    caution = known_caution(experiment, {"resnet20": 0.913}, 575, storage)
     assert caution == f"{PASSED.replace('held out', 'held out in made-up-1')}. {ADVICE}"
-    assert known_caution(experiment, 0.9999, 575, storage) == ""
+    assert known_caution(experiment, {"resnet20": 0.9999}, 575, storage) == ""
 
     def changed(**keys: Any) -> Any:
         return parse_experiment(experiment.model_dump(mode="json") | keys, "")
 
     other = changed(data={"name": "digits", "heldout_fraction": 0.2})
-    assert known_caution(other, 0.5, 575, storage) == "", "other images are held out"
-    assert known_caution(changed(student="resnet14"), 0.5, 575, storage) == ""
+    assert known_caution(other, {"resnet20": 0.5}, 575, storage) == "", "other images are held out"
+    assert known_caution(changed(student="resnet14"), {"resnet20": 0.5}, 575, storage) == ""
     shorter = changed(training={"epochs": 20})
-    assert known_caution(shorter, 0.5, 575, storage) == "", "the control was trained for longer"
-    assert known_caution(changed(training={"epochs": 40}), 0.5, 575, storage) != ""
+    assert known_caution(shorter, {"resnet20": 0.5}, 575, storage) == "", (
+        "the control was trained for longer"
+    )
+    assert known_caution(changed(training={"epochs": 40}), {"resnet20": 0.5}, 575, storage) != ""
     # Those earlier searches know accuracies alone; the next one knows the metric.
     search = {**experiment.search.model_dump(mode="json"), "metric": "balanced_accuracy"}
     balanced = changed(search=search)
-    assert known_caution(balanced, 0.5, 575, storage) == ""
+    assert known_caution(balanced, {"resnet20": 0.5}, 575, storage) == ""
     later = searched(0.99, 0.9, 0.5, name="made-up-3")
     control = later.trials[0].model_copy(update={"heldout_balanced_accuracy": 0.7})
     trials = (control, *later.trials[1:])
     write_record(storage, later.model_copy(update={"trials": trials}))
-    caution = known_caution(balanced, 0.6, 575, storage)
+    caution = known_caution(balanced, {"resnet20": 0.6}, 575, storage)
     assert "70.00 % balanced accuracy held out in made-up-3, the teacher 60.00 %" in caution
 
 

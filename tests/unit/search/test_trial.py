@@ -17,7 +17,8 @@ from kdcore.methods.kd import KD
 from search.experiment.reading import parse_experiment
 from search.experiment.schema import Experiment
 from search.experiment.space.point import NUMBER
-from search.record.record import REPORT, SAVED, Executions
+from search.record.networks import Executions
+from search.record.record import REPORT, SAVED
 from search.record.storage import Storage
 from search.session.retraining.retraining import run_again
 from search.session.trial import run_trial
