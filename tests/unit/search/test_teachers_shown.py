@@ -26,6 +26,7 @@ from search.leaderboard.teacher_lead import (
     teacher_caution,
     teacher_lead,
 )
+from search.record.decisions import Proposal
 from search.record.live_record import LiveRecord
 from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage
@@ -111,6 +112,20 @@ def test_words_name_the_teacher_of_a_trial(record: SearchRecord, alone: SearchRe
     both = made_up_search(8, teachers=TEACHERS, students=("resnet8", "vgg8"))
     taught = both.trials[2]
     assert both.words(taught) == f"{taught.student}, {taught.objective} from resnet20"
+
+
+def test_an_explanation_says_that_the_teacher_was_chosen_too(
+    record: SearchRecord, alone: SearchRecord
+) -> None:
+    proposal = Proposal(by="gp", results=9, needed=5, alike=4, alike_needed=4)
+    for of, chosen, same in (
+        (record, "Student, teacher and methods were", "of the same student, teacher and methods"),
+        (alone, "Student and methods were", "of the same student and methods"),
+    ):
+        last = of.trials[-1].model_copy(update={"proposal": proposal})
+        lines = explanation(of.model_copy(update={"trials": (*of.trials[:-1], last)}), last.number)
+        assert lines[1].startswith(chosen)
+        assert lines[1].endswith(f"from 4 trials {same}.")
 
 
 def test_the_summary_speaks_of_the_teacher_of_the_best_trial(record: SearchRecord) -> None:
