@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -19,6 +20,7 @@ from kdcore.data.image_data import open_data
 from kdcore.distillation.distill import network_pair
 from kdcore.execution.execution import Execution
 from kdcore.methods import CATALOGUE
+from kdcore.networks.classifier import ClassifierCard
 from search.cli.launching import check
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
@@ -28,14 +30,17 @@ from search.experiment.space.derivation import derive_space
 from search.experiment.space.point import NUMBER, TEACHER, Point, plain_name
 from search.experiment.space.space import Dimensions, Space, published_trials
 from search.experiment.space.trial_config import trial_config
+from search.record.live_record import LiveRecord
 from search.record.networks import Executions
 from search.record.record import TrialRecord
 from search.record.storage import Storage
 from search.session.preflight import Plan, plan
+from search.session.preparation import PlannedTeacher
 from search.session.sampler import OptunaSampler
 from search.session.sampling.grid import Grid
+from search.session.teachers import prepare_teachers
 from tests.cases import Case
-from tests.synthetic import SMALL
+from tests.synthetic import SMALL, finished_search
 
 TRAINED = {"training": {"epochs": 2}}
 KD = {"kd.weight": 1.0, "kd.temperature": 2.0, "kd.standardize": False}
@@ -389,3 +394,52 @@ def test_check_shows_each_teacher(
     ):
         assert line in printed
     assert re.search(r"teacher +│? *resnet20, resnet18", printed)
+
+
+# --- what is prepared
+
+
+def test_each_teacher_is_in_the_record_as_soon_as_it_is_ready(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    prepared, written = planned(tmp_path), []
+    accuracies = {"resnet20": 0.5, "resnet18": 0.75}
+    for label, accuracy in accuracies.items():
+        metrics = {"heldout_accuracy": accuracy, "heldout_loss": 1.0}
+        card = ClassifierCard(
+            backbone=label,
+            class_names=("a", "b"),
+            in_channels=1,
+            image_size=(8, 8),
+            mean=(0.5,),
+            std=(0.5,),
+            metrics=metrics,
+        )
+        storage.write(f"teachers/{label}/teacher.json", card.model_dump_json().encode())
+    ready = {label: PlannedTeacher(tmp_path / "teachers" / label, True) for label in accuracies}
+    search = LiveRecord(finished_search((), {"teacher": TWO}))
+    said: list[str] = []
+    tracker, display = Mock(), Mock(say=said.append)
+
+    def write() -> None:
+        written.append(list(search.head.ready_teachers))
+
+    prepare_teachers(replace(prepared, teachers=ready), search, storage, tracker, display, write)
+    assert written == [["resnet20"], ["resnet20", "resnet18"]]
+    assert said == [
+        "teacher resnet20: found",
+        "teacher resnet20: held-out 50.00 %",
+        "teacher resnet18: found",
+        "teacher resnet18: held-out 75.00 %",
+    ]
+    assert search.head.best_teacher == "resnet18"
+    assert [call.kwargs for call in tracker.log_teacher.call_args_list] == [{"alone": False}] * 2
+    (best,) = tracker.log_best_teacher.call_args.args
+    assert best["heldout_accuracy"] == 0.75
+    # One teacher alone is told as before, and the record is written with what comes next.
+    search, tracker = LiveRecord(finished_search((), {"teacher": TWO[0]})), Mock()
+    one = replace(planned(tmp_path, teacher=TWO[0]), teachers={"resnet20": ready["resnet20"]})
+    prepare_teachers(one, search, storage, tracker, display, write)
+    assert len(written) == 2
+    assert search.head.teacher == "teachers/resnet20"
+    assert search.head.other_teachers == {}
+    tracker.log_best_teacher.assert_not_called()
