@@ -77,6 +77,7 @@ class Recorder(tune.Callback):
         self._verdicts = {} if verdicts is None else verdicts
         self._counted = time.monotonic()
         self._due = self._counted  # when the record is to be written
+        self._told: dict[str, str] = {}  # by student, what was said of its teacher
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks beside the search; threads and consoles stay behind.
@@ -237,7 +238,10 @@ class Recorder(tune.Callback):
         if control.state != "finished" or lead is None or not lead.is_missing:
             return
         experiment = self._search.head.experiment
-        self._progress.say(f"caution: {lead}. {what_to_do(experiment, lead.teacher)}")
+        caution = f"caution: {lead}. {what_to_do(experiment, lead.teacher)}"
+        if self._told.get(control.student) != caution:  # a worse control says nothing new
+            self._told[control.student] = caution
+            self._progress.say(caution)
         if experiment.search.teacher_must_lead and not self._search.head.ended:
             self._search.update(ended=f"{lead}, and search.teacher_must_lead is true")
             self._stop.made = True
