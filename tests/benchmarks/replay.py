@@ -1,10 +1,12 @@
 """Five ways to stop trials early, on the same recorded learning curves.
 
-    python -m tests.benchmarks.replay [--orders N] [--trials N]
+    python -m tests.benchmarks.replay [--orders N] [--trials N] [--curves FILE]
 
 The curves are of four searches on the digits, `experiments/results/learning_curves.json`: whole
 trials with a cosine schedule and with a constant learning rate, on 256 images, where the numbers
-in `search/rungs.py` were chosen, and on 512, which did not choose them. Each way runs them in many
+in `search/stopping/rungs.py` were chosen, and on 512, which did not choose them;
+`--curves experiments/results/schedules.json` has both again, of the same settings under several
+schedules, as they are and averaged. Each way runs them in many
 random orders, under several reductions, on one to sixteen places; an epoch of one trial lasts up
 to twice as long as that of another. `arrival` is what schedulers ship: a trial is judged once, when
 it comes to a rung, among those before it. `again` is kdsearch's: judged also at each epoch after.
@@ -231,10 +233,11 @@ def main() -> None:
     )
     parser.add_argument("--orders", type=int, default=100, help="under each setting; default 100")
     parser.add_argument("--trials", type=int, default=40, help="of each order; default 40, or all")
+    parser.add_argument("--curves", type=Path, default=CURVES)
     options = parser.parse_args()
     failed = False
     with report.Benchmark("replay", torch.device("cpu"), 1, **vars(options)) as benchmark:
-        for half, searches in json.loads(CURVES.read_text()).items():
+        for half, searches in json.loads(options.curves.read_text()).items():
             sizes = " and ".join(
                 str(min(options.trials, len(curves))) for curves in searches.values()
             )

@@ -32,7 +32,7 @@ def test_a_direction_in_which_nothing_changes_is_told_of() -> None:
 
 def test_early_stopping_is_warned_of_where_any_schedule_falls() -> None:
     for schedules, falling in (
-        (["constant", "step", "cosine"], "step or cosine"),
+        (["constant", "wsd", "step", "cosine"], "step or cosine"),
         (None, "cosine"),
     ):
         training = {} if schedules is None else {"schedule": schedules}
