@@ -219,7 +219,8 @@ def check(
             of = "its student" if rule.among == "student" else "all students"
             stops += f", compared with those of {of}"
     asked = f", the {len(points)} of search.points" if points else ""
-    trials = prepared.experiment.search.trials
+    trials, known_good = prepared.experiment.search.trials, len(space.prior)
+    prior = f", then {known_good} that did well in earlier searches" if known_good else ""
     controls = "control" if len(space.students) == 1 else "students' controls"
     known = (*constrained(prepared), *evaluation(prepared), *starts(prepared))
     trained = "\n".join((*known, *recipes(experiment)))
@@ -238,7 +239,7 @@ def check(
         f"{trained}\n"
         f"trials   {trials} of {experiment.training.epochs} epochs{on_top}; "
         f"the first {len(space.first_points())} are the {controls}{asked} and the settings "
-        f"published for {prepared.experiment.published}; {stops}\n"
+        f"published for {prepared.experiment.published}{prior}; {stops}\n"
         f"sampler  {sampler_in_words(experiment, space)}"
     )
     if experiment.search.goal == "pareto":

@@ -16,6 +16,7 @@ from kdcore.networks.cost import CostName
 from kdcore.training.metric import Metric
 from search.experiment.closed import Closed
 from search.experiment.points_file import read_points
+from search.experiment.searched import Option
 
 SamplerName = Literal["tpe", "gp", "cmaes", "random", "qmc", "grid"]
 StoppingName = Literal["asha", "hyperband", "median", "none"]
@@ -31,6 +32,7 @@ _LATER_KEYS = (
     "goal",
     "cost",
     "points",
+    "prior",
     "stopping",
     "hyperband",
     "median",
@@ -114,6 +116,18 @@ class AskedPoint(Closed):
     values: dict[str, bool | int | float | str]
 
 
+class PriorPoint(Closed):
+    """Settings that did well in an earlier search.
+
+    Args:
+        place: which trial of it, like `digits-1, trial 7, rank 2 of 40`.
+        point: what a trial here has of them.
+    """
+
+    place: str
+    point: dict[str, Option]
+
+
 class SearchConfig(Closed):
     """How the space is searched.
 
@@ -126,6 +140,8 @@ class SearchConfig(Closed):
             students with which the front of accuracy against cost can move most.
         cost: of a student, for that front.
         points: a file of trials that run after the controls; a record keeps what it says.
+        prior: names of earlier searches, on whatever data, whose best settings run after the
+            published ones; a record keeps these.
         stopping: the rule of early stopping, whose settings stand beside it; `none` runs every
             trial to its end.
         asha: settings of that rule; null alone also means `stopping: none`.
@@ -152,6 +168,7 @@ class SearchConfig(Closed):
     goal: Literal["best", "pareto"] = "best"
     cost: CostName = "parameters"
     points: tuple[AskedPoint, ...] = ()
+    prior: tuple[PriorPoint | str, ...] = ()
     stopping: StoppingName = "asha"
     asha: Asha | None = Asha()
     hyperband: Hyperband | None = None

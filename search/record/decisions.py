@@ -3,13 +3,15 @@
 from typing import Literal
 
 from search.experiment.closed import Closed
+from search.experiment.search_config import SamplerName
 
 
 class Proposal(Closed):
     """Where a trial's settings came from.
 
     Args:
-        by: `control`, `published`, `asked` (a point of `search.points`), or the sampler's name.
+        by: `control`, `published`, `asked` (a point of `search.points`), `prior` (one of
+            `search.prior`), or the sampler's name.
         results: number of trials with a result that the sampler learned from.
         needed: with fewer it draws at random.
         alike: of these, those of the same student and methods, where the settings come from a model
@@ -19,7 +21,7 @@ class Proposal(Closed):
             place.
     """
 
-    by: Literal["control", "published", "asked", "tpe", "gp", "cmaes", "random", "qmc", "grid"]
+    by: Literal["control", "published", "asked", "prior"] | SamplerName
     results: int | None = None
     needed: int | None = None
     alike: int | None = None

@@ -2,7 +2,8 @@
 
 from kdcore.training.metric import Metric
 from search.errors import SearchError
-from search.experiment.search_config import Hyperband, Median
+from search.experiment.search_config import Hyperband, Median, PriorPoint
+from search.experiment.space.point import settings_of
 from search.record.decisions import Proposal, Verdict
 from search.record.record import SearchRecord, TrialRecord
 from search.record.wording import METRIC_WORDS, front_in_words, percent
@@ -53,15 +54,8 @@ def _proposed(record: SearchRecord, trial: TrialRecord) -> str:
     search, proposal = record.experiment.search, trial.proposal
     if proposal is None:
         return _proposed_before(record, trial)
-    if proposal.by == "asked":
-        asked = search.points[trial.number - len(record.experiment.students)]
-        return f"It was asked for in search.points: {asked.place}."
-    if proposal.by == "published":
-        images = record.experiment.published
-        of = f"settings published for {images}" if images else "published settings"
-        return f"It has the {of}, which every search tries before its sampler."
-    if proposal.by == "control":
-        return _CONTROL
+    if first := _first(record, trial, proposal.by):
+        return first
     if search.goal == "best":
         return _settings(record, proposal)
     front = front_in_words(search.metric, search.cost)
@@ -69,6 +63,31 @@ def _proposed(record: SearchRecord, trial: TrialRecord) -> str:
         f"Its student was chosen first, as that with which {front} was expected to move most. "
         f"{_settings(record, proposal, ' of this student')}"
     )
+
+
+def _first(record: SearchRecord, trial: TrialRecord, by: str) -> str:
+    """Why it is one of the first trials; empty if it is none."""
+    search, images = record.experiment.search, record.experiment.published
+    match by:
+        case "control":
+            return _CONTROL
+        case "asked":
+            asked = search.points[trial.number - len(record.experiment.students)]
+            return f"It was asked for in search.points: {asked.place}."
+        case "published":
+            of = f"settings published for {images}" if images else "published settings"
+            return f"It has the {of}, which every search tries before its sampler."
+        case "prior":
+            return f"Its settings did well elsewhere: {_prior_place(record, trial)} (search.prior)."
+        case _:
+            return ""
+
+
+def _prior_place(record: SearchRecord, trial: TrialRecord) -> str:
+    """Where a point of `search.prior` comes from."""
+    points = (each for each in record.experiment.search.prior if isinstance(each, PriorPoint))
+    own = settings_of(trial.point)
+    return next(each.place for each in points if settings_of(each.point) == own)
 
 
 def _settings(record: SearchRecord, proposal: Proposal, whose: str = "") -> str:

@@ -42,6 +42,7 @@ from search.session.preparation import (
     starts_in_words,
     with_evaluation,
 )
+from search.session.prior import prior_points
 from search.session.recipe_checks import drop_path_problems, view_problems
 from search.session.sampling.grid import capped
 from search.session.sampling.named import missing_packages
@@ -117,7 +118,9 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
     except ExperimentError as error:
         raise ExperimentError(source, (*problems, *error.problems)) from None
     asked, more = asked_points(experiment, space)
-    problems += more
+    space = replace(space, asked=asked)
+    prior, without = prior_points(experiment, storage, space)
+    problems += more + without
     if problems:  # what follows takes seconds
         raise ExperimentError(source, problems)
     # Teachers of one network differ in their weights alone.
@@ -134,7 +137,9 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
         problems += _refusals(one, points, networks, prepared.data, words)
     if problems:
         raise ExperimentError(source, problems)
-    space = replace(space, asked=asked)
+    space = replace(space, prior=tuple(each.point for each in prior))
+    search = experiment.search.model_copy(update={"prior": prior})
+    experiment = experiment.model_copy(update={"search": search})
     return Plan(**vars(prepared) | {"experiment": capped(experiment, space)}, space=space)
 
 
@@ -330,7 +335,10 @@ def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Probl
             message = str(error)
         else:
             if not _same_images(earlier, experiment):
-                message = f"search {name!r} had other data, so its accuracies cannot be compared"
+                message = (
+                    f"search {name!r} had other data, so its accuracies cannot be compared; "
+                    f"search.prior begins with its best settings"
+                )
             elif earlier.search.metric != experiment.search.metric:
                 message = f"search {name!r} ranked by {earlier.search.metric}, this one does not"
         if message:

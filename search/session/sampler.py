@@ -100,7 +100,8 @@ class OptunaSampler(Searcher):
         first = space.first_points()
         points = dict(enumerate(first[:trials]))
         self.proposals = {
-            number: Proposal(by=self._first_by(number)) for number in points.keys() - known.keys()
+            number: Proposal(by=self._first_by(number, len(first)))
+            for number in points.keys() - known.keys()
         }
         self._proposer = proposer_of(
             sampler,
@@ -151,11 +152,15 @@ class OptunaSampler(Searcher):
             return {}, Proposal(by="random")
         return {}, Proposal(by="tpe", results=self._learned, needed=self._startup)
 
-    def _first_by(self, number: int) -> Literal["control", "asked", "published"]:
-        """What one of the space's first points is."""
+    def _first_by(
+        self, number: int, first: int
+    ) -> Literal["control", "asked", "published", "prior"]:
+        """What one of the space's first points is, by its number and theirs."""
         asked = number - len(self._space.students)
         if asked < 0:
             return "control"
+        if number >= first - len(self._space.prior):
+            return "prior"
         return "asked" if asked < len(self._space.asked) else "published"
 
     def on_trial_complete(

@@ -78,6 +78,7 @@ class Space:
         combinations: methods that are also tried together at the start.
         accompanied: what is published of those that stand beside other methods there.
         asked: the points that a user asks for.
+        prior: points that did well elsewhere, none of which runs anyway.
     """
 
     students: tuple[str, ...]
@@ -88,6 +89,7 @@ class Space:
     combinations: tuple[tuple[str, ...], ...] = ()
     accompanied: Mapping[str, Published] = field(default_factory=dict)
     asked: tuple[Point, ...] = ()
+    prior: tuple[Point, ...] = ()
 
     def propose(self, trial: "optuna.trial.BaseTrial", *, control: bool = False) -> Point:
         """A point from Optuna, whose trial is asked for the fields that its own choices bring.
@@ -168,7 +170,7 @@ class Space:
         asked for. Then, where they are not among these, with the first student and teacher: each
         candidate as published, beside its companions, else the control's choice (else the first
         candidate) in the other slots, and the combinations. Then the first of these with each other
-        teacher."""
+        teacher, and what did well elsewhere."""
         shared: Point = {}
         for each in self.shared:
             if exists(each, shared):
@@ -192,7 +194,7 @@ class Space:
                     point[each.name] = value if each.takes(value) else each.published
             if settings_of(shared | point) not in known:
                 points.append(shared | point)
-        return points
+        return [*points, *self.prior]
 
     def _first_choices(self) -> list[tuple[list[str], Point]]:
         """The methods of the first trials after the controls, a name for each slot, and the
