@@ -95,6 +95,11 @@ class Split(ABC):
         mixing = mixing.to(self.labels.device)
         return mixing.classes(self.labels, self.labels[mixing.partners])
 
+    @property
+    def device_bytes(self) -> int:
+        """What its images take on a device that they are moved to; 0 where they come by batches."""
+        return 0
+
     def decoding_share(self) -> float:
         """Share of reading and decoding in the work for images since this was asked last."""
         return 0.0
@@ -148,6 +153,10 @@ class TableSplit(Split):
 
     def sides(self) -> tuple[int, int]:
         return self.images.shape[2], self.images.shape[3]
+
+    @property
+    def device_bytes(self) -> int:
+        return self.images.nbytes
 
     @property
     def view_recipe(self) -> str:

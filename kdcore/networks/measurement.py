@@ -10,6 +10,7 @@ from torch import nn
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.tracing.torch_private import count_flops
+from kdcore.contract.taps import Tap
 from kdcore.networks.cost import LATENCY_BATCH, NetworkCost, TrainingCost
 
 # For the median of the latency: at most this many repetitions and this many seconds.
@@ -17,6 +18,9 @@ _REPETITIONS, _SECONDS = 50, 1.0
 
 # Images of the measured step: a few seconds for the largest networks, on any machine.
 _STEP_IMAGES = 8
+
+# Of a step that is all launches and hardly images; batch norms need two.
+_FEWEST_IMAGES = 2
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -125,6 +129,85 @@ def measure_training(
     maps = sum(size for storage, size in saved.items() if storage not in own)
     weights = sum(parameter.nbytes for parameter in network.parameters())
     return TrainingCost(batches * statistics.median(times), int(batches * maps) + 4 * weights)
+
+
+def measure_busy_share(
+    network: Backbone, image_size: tuple[int, int], batch_size: int, device: torch.device
+) -> float:
+    """Measures the share of a training step's time that its images take: near 0 where launches take
+    it all, so that other processes can use the device meanwhile, and near 1 for large networks.
+
+    A step of two images is taken for the launches. Where the device has no memory for a batch, the
+    share is 1.
+
+    Args:
+        network: moved to the device and put into training mode.
+        image_size: height and width in pixels.
+        batch_size: images in a step, at least 2.
+        device: where to compute.
+    """
+    network.to(device).train()
+    batches = [
+        torch.zeros(images, network.in_channels, *image_size, device=device)
+        for images in (_FEWEST_IMAGES, batch_size)
+    ]
+
+    def seconds(images: torch.Tensor) -> float:
+        started = time.perf_counter()
+        torch.autograd.backward(network(images).logsumexp(1).sum())
+        if images.is_cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    try:
+        turns = [[seconds(images) for images in batches] for _ in range(6)]
+    except torch.OutOfMemoryError:
+        return 1.0
+    few, many = (statistics.median(column) for column in zip(*turns[1:], strict=True))
+    share: float = 1 - few / many
+    return max(0.0, share)
+
+
+def measure_evaluation_memory(
+    network: Backbone, image_size: tuple[int, int], batch_size: int, device: torch.device
+) -> int:
+    """Measures the bytes of weights, and of the largest maps on the way, of a batch without
+    gradients; of a few images, extrapolated. The arguments are those of `measure_training`."""
+    network.to(device).eval()
+    images = min(batch_size, _STEP_IMAGES)
+    largest = 0
+
+    def note(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        nonlocal largest
+        held = [each for each in (*inputs, output) if isinstance(each, torch.Tensor)]
+        largest = max(largest, sum(each.nbytes for each in held))
+
+    leaves = [module for module in network.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(note) for module in leaves]
+    with torch.no_grad():
+        network(torch.zeros(images, network.in_channels, *image_size, device=device))
+    for hook in hooks:
+        hook.remove()
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    # Beside what a module reads and writes, a shortcut may be held.
+    return weights + int(2 * largest * batch_size / images)
+
+
+def count_outputs(network: Backbone, image_size: tuple[int, int], kinds: frozenset[Tap]) -> int:
+    """The number of values that a network puts out for one image: logits, embedding and, of these
+    kinds, the maps of stem and stages.
+
+    Args:
+        network: put into evaluation mode.
+        image_size: height and width in pixels.
+        kinds: of outputs.
+    """
+    device = next(network.parameters()).device
+    image = torch.zeros(1, network.in_channels, *image_size, device=device)
+    with torch.no_grad():
+        taps = network.eval().taps(image, kinds)
+    found = taps.logits, taps.embedding, *taps.maps.values(), *taps.preactivations.values()
+    return sum(each.numel() for each in found)
 
 
 def measure_network(

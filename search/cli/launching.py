@@ -52,7 +52,7 @@ def resume(
     ] = 0,
     overrides: Annotated[
         list[str],
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a budget of the search."),
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a budget or resources."),
     ] = [],  # noqa: B006  (typer copies it)
     address: Annotated[
         str | None,
@@ -174,12 +174,7 @@ def check(
     experiment = search.read_experiment(file, overrides)
     from search.record.storage import Storage
     from search.record.wording import front_in_words
-    from search.session.cautions import (
-        cautions,
-        idle_gpus_caution,
-        teacher_caution,
-        tracking_caution,
-    )
+    from search.session.cautions import cautions, teacher_caution, tracking_caution
     from search.session.preflight import (
         constrained,
         costs,
@@ -190,20 +185,12 @@ def check(
         starts,
     )
     from search.session.sampling.named import sampler_in_words
+    from search.session.sharing import share
     from search.stopping.named import IN_WORDS
 
     place = Storage(storage)
     prepared = plan(experiment, place, str(file))
-    if address is None:
-        import torch
-
-        idle = idle_gpus_caution(experiment, torch.cuda.device_count(), "this machine")
-    else:
-        from search.cluster.connection import check_cluster
-
-        idle = idle_gpus_caution(
-            experiment, check_cluster(experiment, place, address), "the cluster"
-        )
+    shares, prepared = share(prepared, place, address)
     data, space = prepared.data, prepared.space
     table = Table(title="searched", title_justify="left")
     table.add_column("field")
@@ -252,9 +239,9 @@ def check(
     console().print(table)
     whole, most = space.size()
     print(f"space    {whole} in all, of which a trial has at most {most}")
-    for line in (*costs(prepared), *executions(prepared, place)):
+    for line in (*shares, *costs(prepared), *executions(prepared, place)):
         print(line)
-    found = (*cautions(prepared.experiment), *teacher_caution(prepared, place), *idle)
+    found = (*cautions(prepared.experiment), *teacher_caution(prepared, place))
     for caution in (*found, *tracking_caution(tracking_uri)):
         print(f"caution: {caution}")
     print(f"{file} can be launched")

@@ -129,6 +129,8 @@ def status(
     if record is None:
         print(f"trials   cannot be read from here; kdsearch logs {name} shows the output")
         return
+    if record.sharing is not None:
+        print(f"share    {record.sharing}")
     print(f"trials   {how_far(record)}")
     console().print(leaderboard_table(record))
 

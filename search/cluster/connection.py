@@ -1,6 +1,8 @@
 """Connecting to Ray, on this machine or to a cluster."""
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -8,7 +10,6 @@ import ray
 from search import environment
 from search.cluster.console_log import output_to
 from search.cluster.machines import (
-    gpus,
     machines,
     machines_in_words,
     machines_without_storage,
@@ -78,8 +79,8 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
     if places == 0 and asked is None:
         raise ClusterError(
             f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs on one machine, "
-            f"but there is {machines_in_words()}; change resources, or set "
-            f"search.concurrent_trials if the cluster will grow"
+            f"but there is {machines_in_words()}; change resources (auto goes by what is "
+            f"there), or set search.concurrent_trials if the cluster will grow"
         )
     if len(machines()) > 1 and (found := machines_without_storage(storage)):
         raise ClusterError(
@@ -89,18 +90,17 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
     return asked or places
 
 
-def check_cluster(experiment: Experiment, storage: Storage, address: str) -> int:
-    """Refuses what a search would refuse of a cluster; returns its number of GPUs.
+@contextmanager
+def connected_to_check(storage: Storage, address: str) -> Iterator[None]:
+    """Connects to a cluster until the end of the block, in which nothing is printed.
 
     Raises:
-        ClusterError: there is no cluster, it has no room for a trial, or a machine does not
-            see the storage.
+        ClusterError: there is no cluster.
     """
     log = local_home(storage) / "logs" / "check.log"
     with output_to(log):
         connect(address, log)
         try:
-            places_for_trials(experiment, storage)
-            return gpus()
+            yield
         finally:
             ray.shutdown()

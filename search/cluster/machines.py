@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -26,6 +27,68 @@ def gpus() -> int:
     return int(sum(machine["Resources"].get("GPU", 0) for machine in machines()))
 
 
+@dataclass(frozen=True)
+class MachineWithGpus:
+    """A machine whose GPUs trials can use.
+
+    Args:
+        cores: for trials.
+        gpus: number of them.
+        gpu: what the one with the least memory is called.
+        gpu_bytes: its memory.
+        node: Ray's name for the machine; empty for this one, where Ray is not asked.
+    """
+
+    cores: int
+    gpus: int
+    gpu: str
+    gpu_bytes: int
+    node: str = ""
+
+
+def smallest_gpu() -> tuple[str, int] | None:
+    """Name and bytes of memory of this machine's GPU with the least; none where PyTorch has none,
+    also for want of a driver."""
+    import torch
+
+    found = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    if not found:
+        return None
+    smallest = min(found, key=lambda gpu: gpu.total_memory)
+    return smallest.name, smallest.total_memory
+
+
+def machines_with_gpus() -> list[MachineWithGpus]:
+    """The machines that have cores and GPUs for trials, where PyTorch can use these."""
+    asked = [
+        machine
+        for machine in machines()
+        if machine["Resources"].get("CPU", 0) >= 1 and machine["Resources"].get("GPU", 0) >= 1
+    ]
+    # Asking takes no GPU, since all may be in use; so the process must see them without a share.
+    answers = [
+        ray.remote(smallest_gpu)
+        .options(
+            num_cpus=0,
+            runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
+            scheduling_strategy=NodeAffinitySchedulingStrategy(machine["NodeID"], soft=False),
+        )
+        .remote()
+        for machine in asked
+    ]
+    found = []
+    for machine, answer in zip(asked, answers, strict=True):
+        try:
+            smallest = ray.get(answer, timeout=5 * _ANSWER_SECONDS)
+        except ray.exceptions.RayError:  # it was lost just now, or hangs
+            continue
+        if smallest is not None:
+            has = machine["Resources"]
+            own = MachineWithGpus(int(has["CPU"]), int(has["GPU"]), *smallest, machine["NodeID"])
+            found.append(own)
+    return found
+
+
 def trial_places(resources: Resources) -> int:
     """Number of trials that fit on the machines at a time; each runs on one machine."""
     places = 0
@@ -36,6 +99,12 @@ def trial_places(resources: Resources) -> int:
             on_this = min(on_this, int(has.get("GPU", 0) / resources.gpus))
         places += on_this
     return places
+
+
+def cores_of_largest(gpus: float) -> int:
+    """Cores of the largest of the machines that have so many GPUs; 0 where there is none."""
+    there = (machine["Resources"] for machine in machines())
+    return max((int(has.get("CPU", 0)) for has in there if has.get("GPU", 0) >= gpus), default=0)
 
 
 def machines_in_words() -> str:

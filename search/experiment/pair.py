@@ -39,7 +39,7 @@ class Pair(Closed):
         seeds: number of runs of each row.
         seed: of the first run: of its initial weights and the order of its images.
         published: the benchmark, `cifar` or `imagenet`; null: by the size of the images.
-        resources: what one run occupies.
+        resources: what one run occupies; by default a share of what the cluster has.
         cache: see `kdcore.CacheConfig`; null: the teacher computes in every step.
     """
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from kdcore.errors import did_you_mean
 from kdcore.training.recipe import NAMED, BaseRecipe
 from search.errors import ExperimentError, Problem
-from search.experiment.schema import NAME_PATTERN, TAGS, Experiment
+from search.experiment.schema import AUTO, NAME_PATTERN, TAGS, Experiment
 
 BASE = "base"
 """The key that names the file whose keys this one replaces or completes."""
@@ -119,17 +119,20 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What may change in a search that has begun: its trials stay comparable.
-_BUDGETS = tuple(
-    f"search.{key}"
-    for key in (
-        *("trials", "hours", "gpu_hours", "cpu_hours", "concurrent_trials"),
-        "teacher_must_lead",
-    )
+_BUDGETS = (
+    *(
+        f"search.{key}"
+        for key in (
+            *("trials", "hours", "gpu_hours", "cpu_hours", "concurrent_trials"),
+            "teacher_must_lead",
+        )
+    ),
+    *("resources", "resources.cpus", "resources.gpus"),
 )
 
 
 def with_budgets(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
-    """An experiment with other budgets.
+    """An experiment with other budgets or resources.
 
     Raises:
         ExperimentError: an override is of something else, or not legal.
@@ -137,7 +140,8 @@ def with_budgets(experiment: Experiment, overrides: Iterable[str]) -> Experiment
     content = experiment.model_dump(mode="json")
     for override in overrides:
         if override.partition("=")[0].strip() not in _BUDGETS:
-            message = f"only budgets can change once a search has begun: {', '.join(_BUDGETS)}"
+            known = ", ".join(_BUDGETS)
+            message = f"only budgets and resources can change once a search has begun: {known}"
             raise ExperimentError(f"--set {override}", [Problem(key="", message=message)])
         _apply(content, override)
     return parse_experiment(content, "--set")
@@ -210,7 +214,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         keys = ["narrow", ".".join(keys[1:])]  # its own keys have a dot in them
     node = content
     for key in keys[:-1]:
-        if node.get(key) is None:
+        if node.get(key) is None or (key == "resources" and node[key] == AUTO):
             node[key] = {}
         node = node[key]
         if not isinstance(node, dict):

@@ -33,6 +33,9 @@ from search.experiment.views import SearchedViews, searched_views
 
 CONTROL = "none"
 
+AUTO = "auto"
+"""Of `resources`: as the cluster has them."""
+
 # A name becomes a folder; this is what keeps it inside its place.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
@@ -71,13 +74,45 @@ class Licences(Closed):
 class Resources(Closed):
     """What one trial occupies. Fractions of a GPU share it; its memory is not divided.
 
+    Without `gpus`, as when only `auto` is written, both are decided where trials run, see
+    `search.session.sharing`, and what is written of `cpus` stays. Until then it is a trial on the
+    CPU.
+
     Args:
         cpus: number of cores, and of threads.
-        gpus: number of GPUs.
+        gpus: number of GPUs; 0: the trial computes on the CPU.
     """
 
     cpus: int = Field(1, ge=1)
     gpus: float = Field(0.0, ge=0)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the number of GPUs is known."""
+        return "gpus" in self.model_fields_set
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The keys that are given or decided; with the GPUs the cores are."""
+        keys = type(self).model_fields if self.is_decided else self.model_fields_set
+        return {key: getattr(self, key) for key in type(self).model_fields if key in keys}
+
+    def or_else(self, decided: Self) -> Self:
+        """These, completed by those of an earlier decision."""
+        return type(self)(**{**decided.written, **self.written})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _undecided(cls, value: Any) -> Any:
+        if value == AUTO:
+            return {}
+        if isinstance(value, Mapping | Resources):
+            return value
+        raise ValueError(f"is {value!r}, but must be {AUTO}, or keys like {{cpus: 4, gpus: 1}}")
+
+    @model_serializer
+    def _without_what_is_undecided(self) -> dict[str, Any]:
+        return self.written
 
 
 def _tag(value: object) -> str:
@@ -103,7 +138,7 @@ class Experiment(Closed):
         training: the recipe of the students, of which nearly any key may be searched.
         seed: of the students' initial weights and the order of their images.
         search: how the space is searched.
-        resources: what one trial occupies.
+        resources: what one trial occupies; by default a share of what the cluster has.
         cache: see `kdcore.CacheConfig`; null: the teacher computes in every step.
         narrow: a smaller range [low, high], fewer options or one fixed value for settings like
             `kd.temperature`; options for others, like `kd.cross_entropy`.
@@ -217,6 +252,8 @@ class Experiment(Closed):
             content["data"]["augmentation"] = self._views.written()
         if not self.constraints.limits:  # a later key
             content.pop("constraints", None)
+        if not self.resources.written:  # likewise
+            content.pop("resources", None)
         return content
 
     @field_validator("teacher")
@@ -290,10 +327,21 @@ class Experiment(Closed):
             )
         return self
 
+    @property
+    def wrong_budget(self) -> str:
+        """What is wrong with a budget of what the trials do not use; empty if nothing is."""
+        if self.resources.is_decided:
+            if self.search.gpu_hours is not None and not self.resources.gpus:
+                return "search.gpu_hours is given, but the trials use no GPU; use cpu_hours"
+            if self.search.cpu_hours is not None and self.resources.gpus:
+                return (
+                    "search.cpu_hours is given, but the trials use GPUs; use gpu_hours, or set "
+                    "resources.gpus to 0"
+                )
+        return ""
+
     @model_validator(mode="after")
     def _budget_of_what_trials_use(self) -> Self:
-        if self.search.gpu_hours is not None and not self.resources.gpus:
-            raise ValueError("search.gpu_hours is given, but resources.gpus is 0; use cpu_hours")
-        if self.search.cpu_hours is not None and self.resources.gpus:
-            raise ValueError("search.cpu_hours is given, but the trials use GPUs; use gpu_hours")
+        if self.wrong_budget:
+            raise ValueError(self.wrong_budget)
         return self

@@ -22,6 +22,7 @@ from search.record.class_results import StudentClasses
 from search.record.decisions import Proposal, Verdict
 from search.record.networks import Executions, ReadyTeacher, Trained, without_nothing
 from search.record.paired_gain import PairedGain, paired_gain
+from search.record.sharing import Sharing
 
 # What a trial reports after an epoch; the first is by another metric where `search.metric` is.
 METRIC = "best_heldout_accuracy"
@@ -276,6 +277,8 @@ class SearchRecord(_Record):
             search was launched.
         executions: decided once, measured where trials run; none: before that, and in version
             0.1.0, where each machine decided for itself.
+        sharing: why trials have their share of a GPU, where `resources` was left to the cluster;
+            none without GPUs, where it was asked for, and in earlier versions.
         tracking_uri: where MLflow keeps the runs.
         mlflow_experiment_id: once known.
         mlflow_run_id: of the parent run, once known.
@@ -304,6 +307,7 @@ class SearchRecord(_Record):
     excluded: dict[str, str] = {}
     student_costs: dict[str, NetworkCost] = {}
     executions: Executions | None = None
+    sharing: Sharing | None = None
     tracking_uri: str
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None

@@ -61,20 +61,19 @@ def teacher_caution(prepared: Plan, storage: Storage) -> list[str]:
     return [caution] if caution else []
 
 
-def idle_gpus_caution(experiment: Experiment, gpus: int, place: str) -> list[str]:
-    """What trials leave unused.
+def idle_gpus(experiment: Experiment, gpus: int, place: str) -> list[str]:
+    """What trials leave unused, as their user wants it; no caution.
 
     Args:
         experiment: what a trial occupies.
         gpus: that are there.
         place: where, as `this machine`.
     """
-    if not gpus or experiment.resources.gpus:
+    resources = experiment.resources
+    if not gpus or resources.gpus or not resources.is_decided:
         return []
-    return [
-        f"{place} has {gpus} GPU{'s' if gpus > 1 else ''}, but resources.gpus is 0, so trials "
-        f"compute on the CPU; resources.gpus: 1 gives each trial one, a fraction a share of one"
-    ]
+    which = f"{gpus} GPUs, which stay" if gpus > 1 else "1 GPU, which stays"
+    return [f"idle     {place} has {which} idle, as resources.gpus is 0"]
 
 
 def tracking_caution(uri: str | None) -> list[str]:

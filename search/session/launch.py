@@ -15,16 +15,19 @@ from search.experiment.reading import check_name, with_budgets
 from search.experiment.schema import Confirm, Experiment
 from search.leaderboard.teacher_lead import broken_demand, what_to_do
 from search.record.files import interrupted, read_record
+from search.record.live_record import LiveRecord
+from search.record.log import RecordLog
 from search.record.owner import Owner, owned
 from search.record.record import SearchRecord
 from search.record.storage import Storage, default_tracking_uri, local_home
 from search.record.wording import as_typed
-from search.session.cautions import cautions, idle_gpus_caution, tracking_caution
+from search.session.cautions import cautions, idle_gpus, tracking_caution
 from search.session.live_display import LiveDisplay
 from search.session.preflight import Plan, constrained, evaluation, plan
 from search.session.retraining.contenders import confirmation
 from search.session.retraining.retraining import Asked
 from search.session.session import Session
+from search.session.sharing import settled
 
 
 def free_name(storage: Storage, task: str) -> str:
@@ -129,7 +132,8 @@ def resume(
         storage: where it is kept.
         address: of a Ray cluster; none: Ray is started on this machine.
         more_trials: number of trials to add.
-        overrides: of the budgets, like `search.hours=4`, or of `search.teacher_must_lead`.
+        overrides: of the budgets, like `search.hours=4`, of `search.teacher_must_lead`, or of
+            `resources`, which without one stay as they were decided.
 
     Raises:
         SearchError: there is no such search, it still runs, its budget is spent, or its teacher
@@ -149,6 +153,8 @@ def resume(
         search = search.model_copy(update={"trials": search.trials + more_trials})
         experiment = experiment.model_copy(update={"search": search})
         changes = {"experiment": experiment, "state": "running", "ended": ""}
+        if experiment.resources.written != record.experiment.resources.written:
+            changes |= {"sharing": None, "executions": None}  # measured where trials run now
         record = interrupted(record).model_copy(update=changes)
         unfinished = sum(not trial.unfinished for trial in record.trials) < search.trials
         if unfinished and (lead := broken_demand(record)):
@@ -224,8 +230,14 @@ def _run(
         for caution in cautions(record.experiment):
             progress.say(f"caution: {caution}")
         with on_ray(address, log, record.experiment, record.tracking_uri, progress):
+
+            def waiting() -> None:
+                progress.say("resources: auto waits for the first machine, which decides them")
+                RecordLog(storage, record.name, owner).write(LiveRecord(record))
+
+            prepared, settled_record = settled(prepared, record, storage, progress.say, waiting)
             parallel = places_for_trials(prepared.experiment, storage)
-            session = Session(prepared, storage, record, owner, progress, log, parallel)
+            session = Session(prepared, storage, settled_record, owner, progress, log, parallel)
             return session.run(retrain_only)
 
 
@@ -254,8 +266,8 @@ def on_ray(
     connect(address, log)
     try:
         place = "this machine" if address is None else "the cluster"
-        for caution in idle_gpus_caution(experiment, gpus(), place):
-            progress.say(f"caution: {caution}")
+        for line in idle_gpus(experiment, gpus(), place):
+            progress.say(line)
         yield
     finally:
         ray.shutdown()

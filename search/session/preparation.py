@@ -184,7 +184,9 @@ def cost_of(student: StudentConfig, data: ImageData, device: torch.device) -> Ne
 
 def device_of_trials(experiment: Experiment) -> torch.device:
     """What a trial would have if it ran on this machine."""
-    return default_device() if experiment.resources.gpus else torch.device("cpu")
+    resources = experiment.resources
+    on_cpu = resources.is_decided and not resources.gpus
+    return torch.device("cpu") if on_cpu else default_device()
 
 
 def measured_executions(

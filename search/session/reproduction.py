@@ -6,7 +6,7 @@ goes on where it was cut off, and repeats nothing.
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcore.errors import did_you_mean
@@ -31,6 +31,7 @@ from search.session.preflight import Prepared, prepare
 from search.session.retraining.reproduced_pair import ReproducedPair, changes
 from search.session.retraining.retraining import Asked
 from search.session.session import Session
+from search.session.sharing import settled
 
 FIGURES = "figures.yaml"
 """The file of published figures, in a pair's folder or the nearest one above that has it."""
@@ -234,9 +235,12 @@ class _Reproducing:
         progress: LiveDisplay,
     ) -> None:
         experiment = prepared.experiment
-        parallel = places_for_trials(experiment, self._storage)
         with owned(self._storage, part.search) as owner:
             earlier = part.record(self._storage)
+            if earlier is not None:
+                resources = experiment.resources.or_else(earlier.experiment.resources)
+                experiment = experiment.model_copy(update={"resources": resources})
+                prepared = replace(prepared, experiment=experiment)
             students = part.students(experiment, earlier)
             record = (
                 fresh_record(experiment, self._storage, part.search, tracking_uri)
@@ -251,6 +255,8 @@ class _Reproducing:
                     "confirmed": tuple(students),
                 }
             )
+            prepared, record = settled(prepared, record, self._storage, progress.say, lambda: None)
+            parallel = places_for_trials(prepared.experiment, self._storage)
             asked = tuple(each for each in students if each.label in part.rows)
             session = Session(prepared, self._storage, record, owner, progress, log, parallel)
             self._take(session.run(Asked(asked, part.seeds, "reproduce"), self._take))

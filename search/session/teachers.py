@@ -8,7 +8,7 @@ from ray.exceptions import RayTaskError
 
 from kdcore.networks.classifier import ClassifierCard
 from kdcore.training.report import EpochReport
-from search.cluster.machines import machines
+from search.cluster.machines import cores_of_largest
 from search.errors import SearchFailedError
 from search.record.live_record import LiveRecord
 from search.record.networks import ReadyTeacher
@@ -82,14 +82,16 @@ def _split(search: LiveRecord) -> str:
 def _trained(
     prepared: Prepared, label: str, search: LiveRecord, storage: Storage, progress: LiveDisplay
 ) -> list[EpochReport]:
-    """Trains a teacher where the cluster has room, with all cores of a machine."""
+    """Trains a teacher where the cluster has room, with all cores of a machine and, where trials
+    have a share of a GPU, a whole one: it runs alone."""
     experiment = prepared.experiment
     name = f"teacher {label}" if len(experiment.teachers) > 1 else "teacher"
-    there = (int(machine["Resources"].get("CPU", 0)) for machine in machines())
+    resources = experiment.resources
+    gpus = max(1.0, resources.gpus) if resources.gpus else 0.0
     # A cluster that grows may have no machine for trials yet.
-    cores = max(experiment.resources.cpus, *there)
+    cores = max(resources.cpus, cores_of_largest(gpus))
     task = ray.remote(train_teacher).options(
-        num_cpus=cores, num_gpus=experiment.resources.gpus, num_returns="streaming"
+        num_cpus=cores, num_gpus=gpus, num_returns="streaming"
     )
     reports = []
     try:

@@ -145,6 +145,8 @@ class ReproducedPair:
             )
         experiment, benchmark = self.experiment, record.experiment.published
         assert benchmark is not None
+        resources = experiment.resources.or_else(record.experiment.resources)
+        experiment = experiment.model_copy(update={"resources": resources})
         for row in record.confirmed:
             if row.label not in (CONTROL, *self.pair.rows):
                 raise _taken(f"{self.search!r} has a row {row.label!r}, which its file has not")
@@ -165,7 +167,7 @@ def _settings(experiment: Experiment, point: Point) -> dict[str, Any]:
     """Everything that decides a row's numbers and times."""
     config = trial_config(experiment, point).model_dump(mode="json")
     objective = {term["method"]: term["params"] for term in config.pop("objective")}
-    return {**config, **objective, "resources": experiment.resources.model_dump()}
+    return {**config, **objective, "resources": experiment.resources.written}
 
 
 def changes(written: Pair, asked: Pair) -> list[str]:

@@ -1,0 +1,294 @@
+"""What trials occupy where `resources` is left to the cluster: a share of a GPU, or the CPU.
+
+Where there are GPUs, trials have them; CPU machines beside them then run none. A share is 1/n of a
+GPU with 1/n of its cores, n as in `search.record.sharing`. It is the same on all machines, so it
+goes by the smallest: the GPU with the least memory, on which a training step is measured, and the
+fewest cores for a GPU.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from kdcore.contract.taps import Tap
+from kdcore.data.image_data import ImageData, open_data
+from kdcore.methods import CATALOGUE
+from kdcore.networks.classifier import build_classifier
+from kdcore.networks.measurement import (
+    count_outputs,
+    measure_busy_share,
+    measure_evaluation_memory,
+    measure_training,
+)
+from kdcore.training.evaluation import default_device
+from search.cluster.connection import connected_to_check, places_for_trials
+from search.cluster.machines import (
+    MachineWithGpus,
+    gpus,
+    machines,
+    machines_with_gpus,
+    smallest_gpu,
+)
+from search.errors import ClusterError, ExperimentError, Problem, SearchFailedError
+from search.experiment.proposal.machine import this_machine
+from search.experiment.schema import CONTROL, Experiment, Resources
+from search.record.record import SearchRecord
+from search.record.sharing import Sharing, gib, trials_on_a_gpu
+from search.record.storage import Storage, workspace_of
+from search.session.cautions import idle_gpus
+from search.session.preflight import Prepared
+
+AnyPrepared = TypeVar("AnyPrepared", bound=Prepared)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a trial takes of a GPU; see `Sharing`."""
+
+    trial_bytes: int
+    busy: float
+
+
+@dataclass(frozen=True)
+class Decided:
+    """An experiment whose resources are known.
+
+    Args:
+        experiment: with resources in numbers.
+        sharing: what they went by; none without GPUs, and where they are the user's.
+        words: the decision in a line; empty where it is the user's.
+    """
+
+    experiment: Experiment
+    sharing: Sharing | None = None
+    words: str = ""
+
+
+def needs_of(experiment: Experiment, data: ImageData, device: torch.device) -> Needs:
+    """Measures training steps of the students, and what the teacher takes beside them.
+
+    Args:
+        experiment: networks, methods, batch size and cache.
+        data: its images.
+        device: where to compute.
+    """
+    sizes = (recipe.batch_size for recipe in experiment.training.variants("batch_size"))
+    batch, trained, busy = min(max(sizes), len(data.train)), 0, 0.0
+    for name in dict.fromkeys(each.backbone for each in experiment.student_configs.values()):
+        student = build_classifier(name, data, seed=0).backbone
+        cost = measure_training(student, data.image_size, batch, device)
+        trained = max(trained, cost.memory_bytes)
+        busy = max(busy, measure_busy_share(student, data.image_size, batch, device))
+    images = data.train.device_bytes + data.heldout.device_bytes
+    return Needs(trained + images + _teacher_bytes(experiment, data, batch, device), busy)
+
+
+def _teacher_bytes(
+    experiment: Experiment, data: ImageData, batch: int, device: torch.device
+) -> int:
+    """The largest teacher, and its outputs that methods read: those of a batch or, cached, of a
+    view."""
+    methods = {name for slot in experiment.objective for name in slot} - {CONTROL}
+    kinds = frozenset[Tap]().union(*(CATALOGUE[name].needs for name in methods))
+    if not kinds:
+        return 0
+    most, cache = 0, experiment.cache
+    for name in dict.fromkeys(each.network for each in experiment.teacher_configs.values()):
+        teacher = build_classifier(name, data, seed=0).backbone
+        computing = measure_evaluation_memory(teacher, data.image_size, batch, device)
+        values = count_outputs(teacher, data.image_size, kinds)
+        outputs = 4 * batch * values
+        if cache is not None:
+            view = len(data.train) * values * (2 if cache.precision == "float16" else 4)
+            if view <= cache.max_gb * 1e9:  # else it computes in every step
+                outputs = max(outputs, view)
+        most = max(most, computing + outputs)
+    return most
+
+
+def measure_needs(experiment_json: str, storage_uri: str) -> Needs:
+    """As `needs_of`, where a trial would run."""
+    experiment = Experiment.model_validate_json(experiment_json)
+    data = open_data(experiment.data, workspace_of(Storage(storage_uri)))
+    return needs_of(experiment, data, default_device())
+
+
+def decided(
+    experiment: Experiment,
+    there: Sequence[MachineWithGpus],
+    measured: Callable[[MachineWithGpus], Needs],
+    why_none: str = "there is no GPU",
+) -> Decided:
+    """Decides what trials occupy.
+
+    Args:
+        experiment: whose resources are to be decided.
+        there: the machines with GPUs.
+        measured: measures on a GPU of a machine.
+        why_none: why no trial would have a GPU where there are no such machines, in words.
+
+    Raises:
+        ExperimentError: a budget is of what the trials do not use then.
+    """
+    asked = experiment.resources
+    if not there:
+        resources, sharing = Resources(cpus=asked.cpus, gpus=0), None
+        cores = f"{asked.cpus} core{'s' if asked.cpus > 1 else ''}"
+        words = f"trials compute on the CPU, {cores} each: {why_none}"
+    else:
+        smallest = min(there, key=lambda machine: machine.gpu_bytes)
+        needs = measured(smallest)
+        cores_a_gpu = min(machine.cores // machine.gpus for machine in there)
+        given = "cpus" in asked.model_fields_set
+        trials = trials_on_a_gpu(
+            needs.trial_bytes,
+            needs.busy,
+            smallest.gpu_bytes,
+            cores_a_gpu // asked.cpus if given else cores_a_gpu,
+        )
+        cpus = asked.cpus if given else max(1, cores_a_gpu // trials)
+        resources = Resources(cpus=cpus, gpus=1 / trials)
+        sharing = Sharing(
+            trials=trials,
+            cpus=cpus,
+            gpu=smallest.gpu,
+            gpu_bytes=smallest.gpu_bytes,
+            trial_bytes=needs.trial_bytes,
+            busy=needs.busy,
+        )
+        words = str(sharing)
+    experiment = experiment.model_copy(update={"resources": resources})
+    if experiment.wrong_budget:
+        problem = Problem(key="", message=experiment.wrong_budget)
+        raise ExperimentError(experiment.name, [problem])
+    return Decided(experiment, sharing, f"share    {words}")
+
+
+def decided_here(prepared: Prepared) -> Decided:
+    """Decides as a search would that starts Ray on this machine."""
+    experiment = prepared.experiment
+    if experiment.resources.is_decided:
+        return Decided(experiment)
+    found = smallest_gpu()
+    here = found and MachineWithGpus(this_machine().cores, torch.cuda.device_count(), *found)
+    return decided(
+        experiment,
+        [here] if here else [],
+        lambda machine: needs_of(experiment, prepared.data, default_device()),
+    )
+
+
+def decided_on_ray(
+    prepared: Prepared, storage: Storage, waiting: Callable[[], None] | None = None
+) -> Decided:
+    """Decides by the machines of the connected Ray.
+
+    Args:
+        prepared: what is to run there.
+        storage: that its machines reach.
+        waiting: called before the first machine for trials is waited for, where the cluster is yet
+            to grow; none: it is not waited for, and nothing is decided.
+
+    Raises:
+        ClusterError: there is no such machine, and the cluster is not said to grow.
+        ExperimentError: as `decided`.
+        SearchFailedError: a training step could not be measured.
+    """
+    experiment = prepared.experiment
+    if experiment.resources.is_decided:
+        return Decided(experiment)
+    while not any(machine["Resources"].get("CPU", 0) >= 1 for machine in machines()):
+        if experiment.search.concurrent_trials is None:
+            places_for_trials(experiment, storage)  # which says so
+        if waiting is None:
+            return Decided(experiment, words="share    the first machine that comes decides it")
+        waiting()
+        ray.get(ray.remote(_there).options(num_cpus=1).remote())
+
+    def measured(machine: MachineWithGpus) -> Needs:
+        task = ray.remote(measure_needs).options(
+            num_cpus=1,
+            num_gpus=1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node, soft=False),
+        )
+        try:
+            found: Needs = ray.get(task.remote(experiment.model_dump_json(), storage.uri))
+        except RayError as error:
+            cause = getattr(error, "cause", error)
+            raise SearchFailedError(f"a training step could not be measured: {cause}") from None
+        return found
+
+    why = "there is no GPU"
+    if number := gpus():
+        why = f"PyTorch can use none of the {number} GPUs there, or their machines have no cores"
+    return decided(experiment, machines_with_gpus(), measured, why)
+
+
+def share(
+    prepared: AnyPrepared, storage: Storage, address: str | None
+) -> tuple[list[str], AnyPrepared]:
+    """What a search would decide, for a check: in words, and what it would run.
+
+    Args:
+        prepared: what is to run.
+        storage: where the search would be kept.
+        address: of a Ray cluster, which is checked as well; none: this machine.
+
+    Raises:
+        ClusterError: the cluster is not there, has no room for a trial, or a machine does not see
+            the storage.
+        ExperimentError, SearchFailedError: as `decided_on_ray`.
+    """
+    if address is None:
+        found, number, place = decided_here(prepared), torch.cuda.device_count(), "this machine"
+    else:
+        with connected_to_check(storage, address):
+            found, number, place = decided_on_ray(prepared, storage), gpus(), "the cluster"
+            places_for_trials(found.experiment, storage)
+    words = [found.words] if found.words else idle_gpus(prepared.experiment, number, place)
+    return words, replace(prepared, experiment=found.experiment)
+
+
+def _there() -> None:
+    """Runs as soon as there is a machine."""
+
+
+def settled(
+    prepared: AnyPrepared,
+    record: SearchRecord,
+    storage: Storage,
+    say: Callable[[str], None],
+    waiting: Callable[[], None],
+) -> tuple[AnyPrepared, SearchRecord]:
+    """What is to run on the connected Ray, and its record, with the resources in both; says what
+    was decided now. What the record has decided stays.
+
+    Raises:
+        ClusterError: as `decided_on_ray`; or GPUs have no memory for so many trials as the record
+            has decided.
+        ExperimentError, SearchFailedError: as `decided_on_ray`.
+    """
+    if prepared.experiment.resources.is_decided:
+        if record.sharing is not None and record.sharing.trials > 1:
+            _check_memory(record.sharing)
+        return prepared, record
+    found = decided_on_ray(prepared, storage, waiting)
+    say(found.words)
+    update = {"experiment": found.experiment, "sharing": found.sharing}
+    return replace(prepared, experiment=found.experiment), record.model_copy(update=update)
+
+
+def _check_memory(sharing: Sharing) -> None:
+    """Refuses GPUs with less memory than a decision went by, where the trials need it."""
+    for machine in machines_with_gpus():
+        if not sharing.holds(machine.gpu_bytes):
+            raise ClusterError(
+                f"{sharing.trials} trials a GPU, each with about {sharing.process_gib}, were "
+                f"decided for {sharing.gpu} with {gib(sharing.gpu_bytes)}, but {machine.gpu} has "
+                f"{gib(machine.gpu_bytes)}; kdsearch resume ... --set resources=auto decides anew"
+            )
