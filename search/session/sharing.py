@@ -195,16 +195,16 @@ def decided_on_ray(
             to grow; none: it is not waited for, and nothing is decided.
 
     Raises:
-        ClusterError: there is no such machine, and the cluster is not said to grow.
+        ClusterError: there is no such machine, and the cluster is not said to grow; or a machine
+            does not see the storage.
         ExperimentError: as `decided`.
         SearchFailedError: a training step could not be measured.
     """
     experiment = prepared.experiment
     if experiment.resources.is_decided:
         return Decided(experiment)
+    places_for_trials(experiment, storage)  # before anything is measured there
     while not any(machine["Resources"].get("CPU", 0) >= 1 for machine in machines()):
-        if experiment.search.concurrent_trials is None:
-            places_for_trials(experiment, storage)  # which says so
         if waiting is None:
             return Decided(experiment, words="share    the first machine that comes decides it")
         waiting()

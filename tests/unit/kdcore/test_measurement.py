@@ -5,11 +5,16 @@ import torch
 from torch import nn
 
 from kdcore.backbones.catalogue import build_backbone, constructor_of
+from kdcore.contract.taps import Tap
+from kdcore.networks import measurement
 from kdcore.networks.cost import LATENCY_BATCH
 from kdcore.networks.measurement import (
     count_multiply_adds,
     count_network,
+    count_outputs,
     count_parameters,
+    measure_busy_share,
+    measure_evaluation_memory,
     measure_latency,
     measure_network,
     measure_training,
@@ -102,3 +107,40 @@ def test_the_memory_of_a_step_follows_its_batch_and_its_network() -> None:
     # Each block's two convolutions, norms and activations keep at least four maps of its stage.
     maps = 64 * 4 * (16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8) * 4
     assert maps < costs[2] < 3 * maps
+
+
+def test_the_busy_share_is_what_images_add_to_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that counts launches and images in place of seconds."""
+    network = build_backbone("resnet8", num_classes=10, in_channels=3, seed=0)
+    now = launches = 0.0
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        nonlocal now
+        now += launches + len(images)
+        return images.flatten(1).requires_grad_()
+
+    monkeypatch.setattr(network, "forward", forward)
+    monkeypatch.setattr(measurement.time, "perf_counter", lambda: now)
+    for cost, batch, share in ((0.0, 2, 0.0), (0.0, 64, 62 / 64), (1000.0, 64, 62 / 1064)):
+        launches = cost
+        assert measure_busy_share(network, (8, 8), batch, CPU) == pytest.approx(share)
+
+    def no_room(images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(network, "forward", no_room)
+    assert measure_busy_share(network, (8, 8), 64, CPU) == 1
+
+
+def test_a_networks_outputs_and_the_memory_to_compute_them() -> None:
+    network = build_backbone("resnet8", num_classes=10, in_channels=3, seed=0)
+    maps = 2 * 16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8  # the stem's and those of three stages
+    both = frozenset({Tap.MAPS, Tap.PREACTIVATIONS})
+    for kinds, values in ((frozenset({Tap.LOGITS}), 0), ({Tap.MAPS}, maps), (both, 2 * maps)):
+        assert count_outputs(network, (32, 32), frozenset(kinds)) == 10 + 64 + values
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    sizes = [measure_evaluation_memory(network, (32, 32), batch, CPU) for batch in (4, 8, 64)]
+    # A layer of the first stage reads and writes maps of 16 channels.
+    assert [size - weights for size in sizes] == [
+        batch * 2 * 2 * 16 * 32 * 32 * 4 for batch in (4, 8, 64)
+    ]

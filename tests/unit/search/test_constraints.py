@@ -34,7 +34,8 @@ STUDENTS = ["resnet8", "resnet14", "vgg8"]
 
 
 def experiment_of(**changes: Any) -> Experiment:
-    return parse_experiment({**SMALL, "student": STUDENTS, **changes}, "task.yaml")
+    on_cpu = {"student": STUDENTS, "resources": {"gpus": 0}}
+    return parse_experiment({**SMALL, **on_cpu, **changes}, "task.yaml")
 
 
 def planned(folder: Path, **changes: Any) -> Plan:

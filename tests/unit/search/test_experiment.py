@@ -9,7 +9,7 @@ import yaml
 
 from kdcore.methods import CATALOGUE
 from search.errors import ExperimentError
-from search.experiment.reading import parse_experiment, read_experiment
+from search.experiment.reading import parse_experiment, read_experiment, with_budgets
 from tests.cases import Case
 
 VALID: dict[str, Any] = {
@@ -38,7 +38,7 @@ def test_a_valid_file_gets_its_name_and_the_defaults(tmp_path: Path) -> None:
     experiment = read_experiment(write(tmp_path, VALID))
     assert experiment.name == "task"
     assert experiment.search.asha is not None
-    assert experiment.resources.cpus == 1
+    assert not experiment.resources.is_decided
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,11 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
         ),
         ({"search": {"trials": 4, "points": 3}}, "search.points", "is 3, but"),
         ({"name": "../escape"}, "name", "'../escape'"),
+        ({"resources": 3}, "resources", "is 3, but must be auto, or keys like {cpus: 4, gpus: 1}"),
+        ({"resources": "automatic"}, "resources", "is 'automatic', but must be auto, or keys"),
+        ({"resources": {"gpus": -1}}, "resources.gpus", "is -1, but"),
+        ({"resources": {"cpus": 0}}, "resources.cpus", "is 0, but"),
+        ({"resources": {"gpu": 1}}, "resources.gpu", "did you mean 'gpus'?"),
         (
             {"data": {"name": "digits", "augmentation": "stronk"}},
             "data.augmentation",
@@ -274,6 +279,39 @@ def test_an_experiment_without_later_keys_is_stored_as_before(tmp_path: Path) ->
         *("trials", "seed", "asha", "concurrent_trials", "hours", "gpu_hours", "cpu_hours"),
         *("warm_start", "metric", "combinations", "teacher_must_lead"),
     ]
+
+
+def test_resources_are_the_clusters_unless_gpus_are_given(tmp_path: Path) -> None:
+    def stored(*overrides: str, **changes: Any) -> Any:
+        experiment = read_experiment(write(tmp_path, VALID | changes), overrides)
+        content = json.loads(experiment.model_dump_json())
+        again = parse_experiment(content, "")
+        assert again.resources.written == experiment.resources.written
+        assert again.resources.is_decided == experiment.resources.is_decided
+        return content.get("resources", "left out")
+
+    assert stored() == stored(resources="auto") == stored(resources={}) == "left out"
+    assert stored("resources=auto", resources={"gpus": 1}) == "left out"
+    assert stored("resources.cpus=4", resources="auto") == {"cpus": 4}
+    assert stored(resources={"gpus": 0}) == {"cpus": 1, "gpus": 0.0}  # as an earlier version wrote
+    assert stored("resources.gpus=0.5", resources="auto") == {"cpus": 1, "gpus": 0.5}
+
+
+def test_a_budget_is_of_what_trials_use_as_soon_as_that_is_known(tmp_path: Path) -> None:
+    gpu_hours, cpu_hours = ({"trials": 4, f"{of}_hours": 1} for of in ("gpu", "cpu"))
+    for search, gpus, words in ((gpu_hours, 0, "use no GPU"), (cpu_hours, 0.5, "use GPUs")):
+        read_experiment(write(tmp_path, VALID | {"search": search}))
+        read_experiment(write(tmp_path, VALID | {"search": search, "resources": {"cpus": 2}}))
+        (found,) = problems(tmp_path, {"search": search, "resources": {"gpus": gpus}}).values()
+        assert words in found
+
+
+def test_resources_may_change_when_a_search_goes_on(tmp_path: Path) -> None:
+    begun = read_experiment(write(tmp_path, VALID | {"resources": {"cpus": 2, "gpus": 0.25}}))
+    assert with_budgets(begun, ["resources.gpus=0.5"]).resources.written == {"cpus": 2, "gpus": 0.5}
+    assert not with_budgets(begun, ["resources=auto"]).resources.is_decided
+    with pytest.raises(ExperimentError, match="only budgets and resources can change"):
+        with_budgets(begun, ["seed=1"])
 
 
 def test_a_rule_of_early_stopping_is_named_or_known_by_its_settings(tmp_path: Path) -> None:

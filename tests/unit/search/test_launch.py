@@ -11,6 +11,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from kdcore.execution.execution import Execution
 from kdcore.networks.cost import NetworkCost
 from search.cluster.ray_private import retrying_lost_processes
+from search.experiment.schema import Resources
 from search.record.live_record import LiveRecord
 from search.record.networks import Executions
 from search.record.record import SearchRecord
@@ -99,3 +100,36 @@ def test_precision_and_layout_are_decided_once_for_a_search(
     Session._measure_students(session)
     assert session._search.head.executions == expected
     assert session._search.head.student_costs == {"resnet8": COST, **record.student_costs}
+
+
+@pytest.mark.parametrize(
+    ("resources", "taken"),
+    [
+        (Resources(cpus=1, gpus=0), (64, 0)),
+        (Resources(cpus=2, gpus=0.125), (16, 1)),
+        (Resources(cpus=2, gpus=2), (8, 2)),
+        (Resources(cpus=2, gpus=4), (2, 4)),  # a cluster that is to grow
+    ],
+)
+def test_a_teacher_trains_alone_on_a_whole_gpu_and_all_cores_beside_it(
+    resources: Resources, taken: tuple[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def task(function: object) -> SimpleNamespace:
+        def options(num_cpus: int, num_gpus: float, num_returns: str) -> SimpleNamespace:
+            asked.append((num_cpus, num_gpus))
+            return SimpleNamespace(remote=lambda *arguments: [])
+
+        return SimpleNamespace(options=options)
+
+    there = ({"CPU": 64.0}, {"CPU": 16.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0})
+    nodes = [{"Alive": True, "Resources": has} for has in there]
+    monkeypatch.setattr("search.session.session.ray", SimpleNamespace(remote=task))
+    monkeypatch.setattr("search.cluster.machines.ray.nodes", lambda: nodes)
+    experiment = finished_search([]).experiment.model_copy(update={"resources": resources})
+    session: Any = SimpleNamespace(
+        _plan=SimpleNamespace(experiment=experiment), _storage=SimpleNamespace(uri="x")
+    )
+    assert Session._run_teacher_task(session) == []
+    assert asked == [taken]

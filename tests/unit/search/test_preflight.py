@@ -19,7 +19,7 @@ from search.cli.launching import check
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
 from search.record.storage import Storage
-from search.session.cautions import cautions, idle_gpus_caution
+from search.session.cautions import cautions, idle_gpus
 from search.session.preflight import costs, executions, plan
 
 
@@ -206,7 +206,7 @@ def test_check_tells_of_precision_layout_and_idle_gpus(
     threads = torch.get_num_threads()
     for acceleration, words in (("auto", "fastest on this machine (cpu)"), ("off", "is off")):
         changes = [f"training.acceleration='{acceleration}'", "training.recipe=imagenet_100"]
-        changes.append("training.preparation_on_top=true")
+        changes += ["training.preparation_on_top=true", "resources.gpus=0"]
         check(tmp_path / "task.yaml", changes, storage=str(tmp_path))
         printed = capsys.readouterr().out
         assert "\nrecipe   teacher: 2 epochs, batch 64, sgd 0.05, momentum 0.9, " in printed
@@ -219,7 +219,10 @@ def test_check_tells_of_precision_layout_and_idle_gpus(
         for network in ("resnet8", "teacher resnet14"):
             (line,) = [line for line in printed.splitlines() if f"compute  {network}: " in line]
             assert words in line
-        assert "caution: this machine has 8 GPUs, but resources.gpus is 0" in printed
+        assert (
+            "\nidle     this machine has 8 GPUs, which stay idle, as resources.gpus is 0" in printed
+        )
+        assert "caution: this machine" not in printed
     torch.set_num_threads(threads)
 
 
@@ -293,16 +296,15 @@ def test_points_out_of_the_space_are_refused_with_all_else(tmp_path: Path) -> No
     ]
 
 
-def test_gpus_that_trials_would_leave_idle_are_told_of(tmp_path: Path) -> None:
-    experiment = planned(tmp_path).experiment
-    assert idle_gpus_caution(experiment, 0, "this machine") == []
-    assert idle_gpus_caution(experiment, 8, "this machine") == [
-        "this machine has 8 GPUs, but resources.gpus is 0, so trials compute on the CPU; "
-        "resources.gpus: 1 gives each trial one, a fraction a share of one"
-    ]
-    assert idle_gpus_caution(experiment, 1, "the cluster")[0].startswith("the cluster has 1 GPU, ")
-    with_gpus = planned(tmp_path, resources={"gpus": 0.5}).experiment
-    assert idle_gpus_caution(with_gpus, 8, "the cluster") == []
+def test_gpus_that_stay_idle_are_told_of_without_complaint(tmp_path: Path) -> None:
+    on_cpu = planned(tmp_path, resources={"gpus": 0}).experiment
+    assert idle_gpus(on_cpu, 0, "this machine") == []
+    rest = "idle, as resources.gpus is 0"
+    assert idle_gpus(on_cpu, 8, "here") == [f"idle     here has 8 GPUs, which stay {rest}"]
+    assert idle_gpus(on_cpu, 1, "here") == [f"idle     here has 1 GPU, which stays {rest}"]
+    for resources in ("auto", {"gpus": 0.5}):
+        experiment = planned(tmp_path, resources=resources).experiment
+        assert idle_gpus(experiment, 8, "the cluster") == []
 
 
 def test_the_benchmark_of_published_settings_is_that_of_the_images_unless_it_is_given(

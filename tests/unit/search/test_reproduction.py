@@ -269,7 +269,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("pairs").mkdir()
     Path("pairs/small.yaml").write_text(yaml.safe_dump(CONTENT | {"seed": 0}))
     Path("pairs/figures.yaml").write_text(yaml.safe_dump(TABLES))
-    record = record_of({"none": RUNS["none"], "kd": RUNS["kd"]}, seed=0)
+    one_core = {"cpus": 1, "gpus": 0}  # as decided, or as an earlier version wrote
+    record = record_of({"none": RUNS["none"], "kd": RUNS["kd"]}, seed=0, resources=one_core)
     record = record.model_copy(update={"name": "small"})
     write_record(Storage("runs"), record)
     return tmp_path
