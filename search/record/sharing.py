@@ -1,5 +1,7 @@
 """How many trials share a GPU, where it is left to the cluster: the rule, and what it went by."""
 
+from typing import Literal
+
 from search.experiment.closed import Closed
 
 MOST = 8
@@ -13,28 +15,53 @@ PROCESS_BYTES = 2**30
 """Of a GPU, what a process takes for CUDA and its libraries, whatever it trains."""
 
 
-def trials_on_a_gpu(trial_bytes: int, busy: float, gpu_bytes: int, cores: int) -> int:
-    """The number of trials that share a GPU: 1, 2, 4 or 8.
+Limit = Literal["memory", "time", "cores", "trials", "most"]
+"""Why not more trials share a GPU."""
 
-    The most that fit into its memory, whose images do not take more than its whole time together,
-    and that have a core each; at least one, whatever it takes.
+_LIMITS: dict[Limit, str] = {
+    "memory": "; more would not fit",
+    "time": "; more would wait for each other",
+    "cores": "; more would have no core each",
+    "trials": "; more do not run at a time",
+    "most": "",
+}
+
+
+def trials_on_a_gpu(
+    trial_bytes: int, busy: float, gpu_bytes: int, cores: float, runs: float
+) -> tuple[int, Limit]:
+    """The number of trials that share a GPU: 1, 2, 4 or 8, the most that
+
+    - have something to run there,
+    - fit into its memory,
+    - do not need more than its whole time together for their images,
+    - have a core each;
+
+    at least one, whatever it takes.
 
     Args:
         trial_bytes: of memory that a trial takes, without that of its process.
         busy: share of a step's time that the images take, 0 to 1; the rest is launches, and the GPU
             is another trial's meanwhile.
         gpu_bytes: memory of the GPU.
-        cores: of the machine for each of its GPUs.
+        cores: of the machine, for each of its GPUs.
+        runs: at a time, for each GPU of all machines.
+
+    Returns:
+        The number, and why it is not twice as large.
     """
     number = 1
-    while (
-        (more := 2 * number) <= MOST
-        and more * (trial_bytes + PROCESS_BYTES) <= USABLE * gpu_bytes
-        and more * busy <= 1
-        and more <= cores
-    ):
+    while (more := 2 * number) <= MOST:
+        if runs <= number:
+            return number, "trials"
+        if more * (trial_bytes + PROCESS_BYTES) > USABLE * gpu_bytes:
+            return number, "memory"
+        if more * busy > 1:
+            return number, "time"
+        if more > cores:
+            return number, "cores"
         number = more
-    return number
+    return number, "most"
 
 
 class Sharing(Closed):
@@ -49,6 +76,7 @@ class Sharing(Closed):
         trial_bytes: memory of a trial: training the largest student, the teacher or its cached
             outputs, and the images; without that of its process.
         busy: share of a step's time that the images take, of the student with the largest.
+        limit: why not twice as many trials share a GPU.
     """
 
     trials: int
@@ -57,6 +85,7 @@ class Sharing(Closed):
     gpu_bytes: int
     trial_bytes: int
     busy: float
+    limit: Limit
 
     def holds(self, gpu_bytes: int) -> bool:
         """Whether as many trials fit on a GPU with this memory; one alone always may try."""
@@ -72,10 +101,11 @@ class Sharing(Closed):
         cores = f"{self.cpus} core{'s' if self.cpus > 1 else ''}"
         each = f"{self.trials} trials a GPU" if self.trials > 1 else "a GPU for each trial"
         alone = self.trial_bytes + PROCESS_BYTES > self.gpu_bytes
+        split = "; out of memory, it goes on with each batch in two parts"
         return (
             f"{each}, with {cores} each: a trial takes about {self.process_gib} of the "
             f"{gib(self.gpu_bytes)} of {self.gpu}, and its images {self.busy:.0%} of a step's time"
-            + ("; out of memory, it goes on with each batch in two parts" if alone else "")
+            + (split if alone else _LIMITS[self.limit])
         )
 
 

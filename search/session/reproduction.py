@@ -255,9 +255,16 @@ class _Reproducing:
                     "confirmed": tuple(students),
                 }
             )
-            prepared, record = settled(prepared, record, self._storage, progress.say, lambda: None)
-            parallel = places_for_trials(prepared.experiment, self._storage)
             asked = tuple(each for each in students if each.label in part.rows)
+            prepared, record = settled(
+                prepared,
+                record,
+                self._storage,
+                progress.say,
+                waiting=lambda: None,  # no pair says that the cluster will grow
+                runs=len(asked) * len(part.seeds),
+            )
+            parallel = places_for_trials(prepared.experiment, self._storage)
             session = Session(prepared, self._storage, record, owner, progress, log, parallel)
             self._take(session.run(Asked(asked, part.seeds, "reproduce"), self._take))
 

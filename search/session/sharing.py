@@ -122,6 +122,7 @@ def decided(
     experiment: Experiment,
     there: Sequence[MachineWithGpus],
     measured: Callable[[MachineWithGpus], Needs],
+    runs: int,
     why_none: str = "there is no GPU",
 ) -> Decided:
     """Decides what trials occupy.
@@ -130,6 +131,7 @@ def decided(
         experiment: whose resources are to be decided.
         there: the machines with GPUs.
         measured: measures on a GPU of a machine.
+        runs: number of trainings, of which `concurrent_trials` go at a time.
         why_none: why no trial would have a GPU where there are no such machines, in words.
 
     Raises:
@@ -145,11 +147,13 @@ def decided(
         needs = measured(smallest)
         cores_a_gpu = min(machine.cores // machine.gpus for machine in there)
         given = "cpus" in asked.model_fields_set
-        trials = trials_on_a_gpu(
+        at_a_time = min(runs, experiment.search.concurrent_trials or runs)
+        trials, limit = trials_on_a_gpu(
             needs.trial_bytes,
             needs.busy,
             smallest.gpu_bytes,
             cores_a_gpu // asked.cpus if given else cores_a_gpu,
+            at_a_time / sum(machine.gpus for machine in there),
         )
         cpus = asked.cpus if given else max(1, cores_a_gpu // trials)
         resources = Resources(cpus=cpus, gpus=1 / trials)
@@ -160,6 +164,7 @@ def decided(
             gpu_bytes=smallest.gpu_bytes,
             trial_bytes=needs.trial_bytes,
             busy=needs.busy,
+            limit=limit,
         )
         words = str(sharing)
     experiment = experiment.model_copy(update={"resources": resources})
@@ -180,17 +185,22 @@ def decided_here(prepared: Prepared) -> Decided:
         experiment,
         [here] if here else [],
         lambda machine: needs_of(experiment, prepared.data, default_device()),
+        experiment.search.trials,
     )
 
 
 def decided_on_ray(
-    prepared: Prepared, storage: Storage, waiting: Callable[[], None] | None = None
+    prepared: Prepared,
+    storage: Storage,
+    runs: int | None = None,
+    waiting: Callable[[], None] | None = None,
 ) -> Decided:
     """Decides by the machines of the connected Ray.
 
     Args:
         prepared: what is to run there.
         storage: that its machines reach.
+        runs: number of trainings; none: the trials.
         waiting: called before the first machine for trials is waited for, where the cluster is yet
             to grow; none: it is not waited for, and nothing is decided.
 
@@ -226,7 +236,8 @@ def decided_on_ray(
     why = "there is no GPU"
     if number := gpus():
         why = f"PyTorch can use none of the {number} GPUs there, or their machines have no cores"
-    return decided(experiment, machines_with_gpus(), measured, why)
+    trials = experiment.search.trials if runs is None else runs
+    return decided(experiment, machines_with_gpus(), measured, trials, why)
 
 
 def share(
@@ -264,9 +275,10 @@ def settled(
     storage: Storage,
     say: Callable[[str], None],
     waiting: Callable[[], None],
+    runs: int | None = None,
 ) -> tuple[AnyPrepared, SearchRecord]:
     """What is to run on the connected Ray, and its record, with the resources in both; says what
-    was decided now. What the record has decided stays.
+    was decided now. What the record has decided stays. The arguments are those of `decided_on_ray`.
 
     Raises:
         ClusterError: as `decided_on_ray`; or GPUs have no memory for so many trials as the record
@@ -277,7 +289,7 @@ def settled(
         if record.sharing is not None and record.sharing.trials > 1:
             _check_memory(record.sharing)
         return prepared, record
-    found = decided_on_ray(prepared, storage, waiting)
+    found = decided_on_ray(prepared, storage, runs, waiting)
     say(found.words)
     update = {"experiment": found.experiment, "sharing": found.sharing}
     return replace(prepared, experiment=found.experiment), record.model_copy(update=update)

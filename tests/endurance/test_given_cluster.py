@@ -30,6 +30,64 @@ def test_a_process_without_a_share_of_a_gpu_sees_none_of_a_clusters(cluster: Ray
     assert json.loads(said.splitlines()[-1]) == SEEN
 
 
+# As many trials as fit wait for each other. What each sees, and what a process sees that is asked
+# for the machine's GPUs.
+SHARES = """
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from search.environment import prepare
+
+prepare()
+from ray import tune
+from search.cluster import machines
+from search.cluster.connection import connect
+from search.experiment.reading import read_experiment
+from search.session.sharing import Needs, decided
+
+folder = Path("there").absolute()
+folder.mkdir()
+
+def trial(config):
+    Path(folder, str(config["number"])).touch()
+    while len(list(folder.iterdir())) < 16:
+        time.sleep(0.1)
+    tune.report({"visible": os.environ.get("CUDA_VISIBLE_DEVICES", "all")})
+
+connect(sys.argv[1], Path("log"))
+machines.smallest_gpu = lambda: (os.environ.get("CUDA_VISIBLE_DEVICES", "all"), 80 * 2**30)
+(head,) = machines.machines_with_gpus()
+experiment = read_experiment(Path("shared.yaml"), ["search.concurrent_trials=null"])
+there = [replace(head, cores=16)]
+resources = decided(experiment, there, lambda machine: Needs(2**30, 0.5), 99).experiment.resources
+tuner = tune.Tuner(
+    tune.with_resources(trial, {"cpu": 0, "gpu": resources.gpus}),  # the cores are not there
+    param_space={"number": tune.grid_search(list(range(16)))},
+    tune_config=tune.TuneConfig(max_concurrent_trials=16),
+    run_config=tune.RunConfig(storage_path=str(Path.cwd()), verbose=0),
+)
+seen = sorted(result.metrics["visible"] for result in tuner.fit())
+print(json.dumps([head.gpus, head.gpu, resources.written, seen]))
+"""
+
+
+def test_trials_share_all_gpus_of_a_cluster_each_as_many_as_was_decided(
+    cluster: RayCluster,
+) -> None:
+    (cluster.folder / "start.py").write_text(SHARES)
+    (cluster.folder / "shared.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    variables = {"HOME": str(cluster.folder / "home"), "RAY_AUTH_MODE": "token"}
+    said = succeeded(cluster.folder, "start.py", cluster.address, **variables)
+    assert json.loads(said.splitlines()[-1]) == [
+        *(8, "all"),
+        {"cpus": 1, "gpus": 0.5},
+        sorted(2 * [str(number) for number in range(8)]),
+    ]
+
+
 @pytest.mark.skipif(
     os.getuid() != 0, reason="only root can hide a folder from a machine; run as root"
 )

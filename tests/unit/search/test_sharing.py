@@ -36,15 +36,22 @@ class Planned:
     experiment: Experiment
 
 
-def of(there: Sequence[MachineWithGpus], needs: Needs = SMALL_TRIALS, **changes: Any) -> Decided:
-    return decided(parse_experiment({**SMALL, **changes}, ""), there, lambda machine: needs)
+def of(
+    there: Sequence[MachineWithGpus],
+    needs: Needs = SMALL_TRIALS,
+    runs: int = 200,
+    **changes: Any,
+) -> Decided:
+    experiment = parse_experiment({**SMALL, **changes}, "")
+    return decided(experiment, there, lambda machine: needs, runs)
 
 
 def test_what_shares_a_gpu_fits_into_it_and_larger_trials_are_fewer() -> None:
     sizes = [0, *(2**power for power in range(20, 45))]
     busies, cores = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0), (0, 1, 3, 8, 64)
-    for gpu, busy, core in product((GIB, 16 * GIB, 24 * GIB, 141 * GIB), busies, cores):
-        numbers = [trials_on_a_gpu(size, busy, gpu, core) for size in sizes]
+    gpus, shares = (GIB, 16 * GIB, 24 * GIB, 141 * GIB), (0.1, 1, 2.5, 100)
+    for gpu, busy, core, runs in product(gpus, busies, cores, shares):
+        numbers = [trials_on_a_gpu(size, busy, gpu, core, runs)[0] for size in sizes]
         assert set(numbers) <= {1, 2, 4, 8}
         assert all(fewer <= more for more, fewer in pairwise(numbers)), "never more for larger ones"
         for size, number in zip(sizes, numbers, strict=True):
@@ -52,12 +59,14 @@ def test_what_shares_a_gpu_fits_into_it_and_larger_trials_are_fewer() -> None:
                 assert number * (size + PROCESS_BYTES) <= USABLE * gpu
                 assert number * busy <= 1
                 assert number <= core
+                assert number < 2 * runs, "half as many would leave no trial waiting"
     # All that is asked for bounds it, and nothing else does.
-    assert trials_on_a_gpu(GIB, 0.1, 80 * GIB, 8) == 8
-    assert trials_on_a_gpu(12 * GIB, 0.1, 80 * GIB, 8) == 4
-    assert trials_on_a_gpu(GIB, 0.3, 80 * GIB, 8) == 2
-    assert trials_on_a_gpu(GIB, 0.1, 80 * GIB, 4) == 4
-    assert trials_on_a_gpu(99 * GIB, 1.0, 80 * GIB, 8) == 1
+    assert trials_on_a_gpu(GIB, 0.1, 80 * GIB, 8, 8) == (8, "most")
+    assert trials_on_a_gpu(12 * GIB, 0.1, 80 * GIB, 8, 8) == (4, "memory")
+    assert trials_on_a_gpu(GIB, 0.3, 80 * GIB, 8, 8) == (2, "time")
+    assert trials_on_a_gpu(GIB, 0.1, 80 * GIB, 4, 8) == (4, "cores")
+    assert trials_on_a_gpu(GIB, 0.1, 80 * GIB, 8, 1.5) == (2, "trials")
+    assert trials_on_a_gpu(99 * GIB, 1.0, 80 * GIB, 8, 8) == (1, "memory")
 
 
 def test_cores_follow_from_the_share_and_the_smallest_machine_decides() -> None:
@@ -72,6 +81,12 @@ def test_cores_follow_from_the_share_and_the_smallest_machine_decides() -> None:
     assert mixed.experiment.resources.written == {"cpus": 4, "gpus": 0.5}
     assert mixed.sharing is not None
     assert mixed.sharing.gpu == "Tesla T4"
+    # Fewer trials than there is room for are no reason to leave GPUs idle.
+    few = {"trials": 100, "concurrent_trials": 10}
+    for runs, changes in ((10, {}), (16, {}), (200, {"search": few})):
+        found = of([BOX], runs=runs, **changes).experiment.resources
+        assert found.written == {"cpus": 2, "gpus": 0.5}
+    assert of([BOX], runs=8).experiment.resources.written == {"cpus": 4, "gpus": 1.0}
     given = of([BOX], resources={"cpus": 2}).experiment.resources
     assert given.written == {"cpus": 2, "gpus": 0.5}
 
@@ -79,8 +94,12 @@ def test_cores_follow_from_the_share_and_the_smallest_machine_decides() -> None:
 def test_the_decision_is_told_with_its_figures() -> None:
     assert of([BOX]).words == (
         "share    4 trials a GPU, with 1 core each: a trial takes about 2 GiB of the 80 GiB of "
-        "NVIDIA A100, and its images 10% of a step's time"
+        "NVIDIA A100, and its images 10% of a step's time; more would have no core each"
     )
+    assert of([BOX], Needs(GIB, 0.4)).words.endswith("; more would wait for each other")
+    assert of([BOX], runs=2).words.endswith("; more do not run at a time")
+    assert of([BOX], Needs(30 * GIB, 0.1)).words.endswith("; more would not fit")
+    assert of([replace(BOX, cores=64)]).words.endswith("10% of a step's time")
     crowded = of([BOX], Needs(90 * GIB, 1.0)).words
     assert crowded.startswith("share    a GPU for each trial, with 4 cores each: ")
     assert crowded.endswith("; out of memory, it goes on with each batch in two parts")
@@ -142,7 +161,7 @@ def test_check_decides_and_tells_it(
     (tmp_path / "task.yaml").write_text(
         "data: {name: digits}\nteacher: {backbone: resnet14, training: {epochs: 2}}\n"
         "student: resnet8\nobjective: [[none, kd]]\ntraining: {epochs: 4, acceleration: 'off'}\n"
-        "search: {trials: 4, asha: null}\n"
+        "search: {trials: 64, asha: null}\n"
     )
     asked: list[Any] = []
 
@@ -187,10 +206,16 @@ def test_a_search_goes_on_as_decided_where_that_fits(
         write_record(Storage(str(tmp_path)), record)
         return read_record(Storage(str(tmp_path)), record.name)
 
-    begun = go_on(finished_search([]))
+    begun = go_on(finished_search([], {"search": {"trials": 64}}))
     assert begun.experiment.resources.written == {"cpus": 2, "gpus": 0.125}
     assert begun.sharing == Sharing(
-        trials=8, cpus=2, gpu=BOX.gpu, gpu_bytes=80 * GIB, trial_bytes=4 * GIB, busy=0.1
+        trials=8,
+        cpus=2,
+        gpu=BOX.gpu,
+        gpu_bytes=80 * GIB,
+        trial_bytes=4 * GIB,
+        busy=0.1,
+        limit="most",
     )
     assert said == [f"share    {begun.sharing}"]
     again = go_on(begun)
