@@ -90,9 +90,7 @@ def _trained(
     gpus = max(1.0, resources.gpus) if resources.gpus else 0.0
     # A cluster that grows may have no machine for trials yet.
     cores = max(resources.cpus, cores_of_largest(gpus))
-    task = ray.remote(train_teacher).options(
-        num_cpus=cores, num_gpus=gpus, num_returns="streaming"
-    )
+    task = ray.remote(train_teacher).options(num_cpus=cores, num_gpus=gpus, num_returns="streaming")
     reports = []
     try:
         stream: Any = task.remote(experiment.model_dump_json(), storage.uri, cores, label)

@@ -17,6 +17,7 @@ from search.record.networks import Executions
 from search.record.record import SearchRecord
 from search.session.recorder import reason_of
 from search.session.session import Session
+from search.session.teachers import _trained
 from tests.synthetic import finished_search
 
 DIED = """ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.
@@ -125,11 +126,11 @@ def test_a_teacher_trains_alone_on_a_whole_gpu_and_all_cores_beside_it(
 
     there = ({"CPU": 64.0}, {"CPU": 16.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0})
     nodes = [{"Alive": True, "Resources": has} for has in there]
-    monkeypatch.setattr("search.session.session.ray", SimpleNamespace(remote=task))
+    monkeypatch.setattr("search.session.teachers.ray", SimpleNamespace(remote=task))
     monkeypatch.setattr("search.cluster.machines.ray.nodes", lambda: nodes)
     experiment = finished_search([]).experiment.model_copy(update={"resources": resources})
-    session: Any = SimpleNamespace(
-        _plan=SimpleNamespace(experiment=experiment), _storage=SimpleNamespace(uri="x")
-    )
-    assert Session._run_teacher_task(session) == []
+    prepared: Any = SimpleNamespace(experiment=experiment)
+    storage: Any = SimpleNamespace(uri="x")
+    nobody: Any = None
+    assert _trained(prepared, "resnet20", nobody, storage, nobody) == []
     assert asked == [taken]

@@ -125,7 +125,8 @@ def test_a_trials_memory_is_that_of_its_parts(tmp_path: Path) -> None:
     several = needed(student=["resnet8", "vgg8"])
     assert several == needed(student="vgg8") > small, "the largest student"
     assert needed(training={"epochs": 4, "batch_size": 512}) > small
-    assert needed(teacher={"backbone": "vgg8", "training": {"epochs": 2}}) > small
+    large = {"backbone": "vgg8", "training": {"epochs": 2}}
+    assert needed(teacher=[SMALL["teacher"], large]) == needed(teacher=large) > small
     maps = needed(objective=[["none", "kd", "at"]])
     assert maps > small, "the maps of a cached view"
     live = needed(objective=[["none", "kd", "at"]], cache=None)
