@@ -106,7 +106,7 @@ class RecordLog:
             self._add()
 
     def _begin_round(self, record: SearchRecord) -> None:
-        later = {name for name in ("excluded", "sharing") if not getattr(record, name)}
+        later = set() if record.excluded else {"excluded"}  # a later field
         content = record.model_dump_json(exclude=later).encode()
         following = _Round(self._round.session, self._round.number + 1)
         self._folder.write(following.snapshot, content)

@@ -58,6 +58,6 @@ class Trained(Protocol):
         """What was chosen for it."""
 
 
-def without_nothing(written: dict[str, Any], key: str) -> dict[str, Any]:
-    """What is written of a record, without a key of later versions that has nothing in it."""
-    return {name: value for name, value in written.items() if name != key or value}
+def without_nothing(written: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """What is written of a record, without keys of later versions that have nothing in them."""
+    return {name: value for name, value in written.items() if name not in keys or value}

@@ -420,8 +420,8 @@ class SearchRecord(_Record):
         return self.words(trial.model_copy(update={"objective": trial.methods}))
 
     @model_serializer(mode="wrap")
-    def _as_before_of_one_teacher(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_nothing(handler(self), "other_teachers")
+    def _without_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_nothing(handler(self), "other_teachers", "sharing")
 
 
 def place(trial: TrialRecord) -> tuple[float, float, int]:
