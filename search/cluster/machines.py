@@ -65,21 +65,21 @@ def machines_with_gpus() -> list[MachineWithGpus]:
         for machine in machines()
         if machine["Resources"].get("CPU", 0) >= 1 and machine["Resources"].get("GPU", 0) >= 1
     ]
-    # Asking takes no GPU, since all may be in use; so the process must see them without a share.
-    answers = [
-        ray.remote(smallest_gpu)
-        .options(
-            num_cpus=0,
-            runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
-            scheduling_strategy=NodeAffinitySchedulingStrategy(machine["NodeID"], soft=False),
-        )
-        .remote()
-        for machine in asked
-    ]
+    # Asking takes no GPU, since all may be in use; so the process must see them without a share. It
+    # ends with its answer, and holds nothing on them.
+    ask: Any = ray.remote(
+        num_cpus=0,
+        max_calls=1,
+        runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
+    )(smallest_gpu)
+    answers = []
+    for machine in asked:
+        there = NodeAffinitySchedulingStrategy(machine["NodeID"], soft=False)
+        answers.append(ask.options(scheduling_strategy=there).remote())
     found = []
     for machine, answer in zip(asked, answers, strict=True):
         try:
-            smallest = ray.get(answer, timeout=5 * _ANSWER_SECONDS)
+            smallest: tuple[str, int] | None = ray.get(answer, timeout=5 * _ANSWER_SECONDS)
         except ray.exceptions.RayError:  # it was lost just now, or hangs
             continue
         if smallest is not None:
