@@ -72,6 +72,13 @@ DEFECTS = (
         ("tests/unit/kdcore/test_methods.py", "-k", "gradient and wsld"),
     ),
     Defect(
+        "a GPU that more trials share than fit",
+        "search/record/sharing.py",
+        "more * (trial_bytes + PROCESS_BYTES) > USABLE",
+        "number * (trial_bytes + PROCESS_BYTES) > USABLE",
+        ("tests/unit/search/test_sharing.py", "-k", "fits"),
+    ),
+    Defect(
         "a rung that keeps one too many",
         "search/stopping/rungs.py",
         "stops=better >= places",

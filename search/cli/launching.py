@@ -65,7 +65,10 @@ def resume(
         from search.cluster.jobs import JobServer
 
         job = JobServer(address).resume(
-            name, storage=None if storage == "runs" else storage, more_trials=more_trials
+            name,
+            storage=None if storage == "runs" else storage,
+            more_trials=more_trials,
+            overrides=overrides,
         )
         show_submission(job, address)
         return

@@ -6,7 +6,7 @@ import shlex
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -147,13 +147,21 @@ class JobServer:
             (Path(folder) / "experiment.yaml").write_text(content)
             return self._start(name, storage, command, {"working_dir": folder})
 
-    def resume(self, search: str, *, storage: str | None = None, more_trials: int = 0) -> Job:
+    def resume(
+        self,
+        search: str,
+        *,
+        storage: str | None = None,
+        more_trials: int = 0,
+        overrides: Sequence[str] = (),
+    ) -> Job:
         """Continues a search on the cluster, or extends one that has ended.
 
         Args:
             search: its name.
             storage: where it is kept; none: what its last job on this cluster says.
             more_trials: number of trials to add.
+            overrides: of budgets and resources, like `search.hours=4`.
 
         Raises:
             SearchError: it is running, or no job on this cluster tells where it is kept.
@@ -164,7 +172,8 @@ class JobServer:
         if storage is None:
             storage = self.find(search).storage
         _check_storage(storage)
-        command = shlex.join(["resume", search, "--more-trials", str(more_trials)])
+        changes = [word for each in overrides for word in ("--set", each)]
+        command = shlex.join(["resume", search, "--more-trials", str(more_trials), *changes])
         return self._start(search, storage, command, {})
 
     def logs(self, job: Job) -> str:

@@ -287,7 +287,7 @@ def settled(
     """
     if prepared.experiment.resources.is_decided:
         if record.sharing is not None and record.sharing.trials > 1:
-            _check_memory(record.sharing)
+            _check_memory(record, record.sharing)
         return prepared, record
     found = decided_on_ray(prepared, storage, runs, waiting)
     say(found.words)
@@ -295,12 +295,15 @@ def settled(
     return replace(prepared, experiment=found.experiment), record.model_copy(update=update)
 
 
-def _check_memory(sharing: Sharing) -> None:
+def _check_memory(record: SearchRecord, sharing: Sharing) -> None:
     """Refuses GPUs with less memory than a decision went by, where the trials need it."""
+    anew = f"kdsearch resume {record.name} --set resources=auto decides anew"
+    if record.reproduces:
+        anew = "another --name decides anew"
     for machine in machines_with_gpus():
         if not sharing.holds(machine.gpu_bytes):
             raise ClusterError(
                 f"{sharing.trials} trials a GPU, each with about {sharing.process_gib}, were "
                 f"decided for {sharing.gpu} with {gib(sharing.gpu_bytes)}, but {machine.gpu} has "
-                f"{gib(machine.gpu_bytes)}; kdsearch resume ... --set resources=auto decides anew"
+                f"{gib(machine.gpu_bytes)}; {anew}"
             )

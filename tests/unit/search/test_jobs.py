@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from search.cli.app import main
+from search.cluster.jobs import JobServer
 
 TASK: dict[str, Any] = {
     "data": {"name": "digits"},
@@ -69,3 +70,17 @@ def test_a_place_that_is_none_is_named(
 ) -> None:
     (line,) = refused(capsys, monkeypatch, "submit", "task.yaml", *arguments)
     assert line.startswith(f"kdsearch: {message}")
+
+
+def test_a_search_is_resumed_with_all_that_its_user_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[str] = []
+    server = JobServer.__new__(JobServer)
+    monkeypatch.setattr(server, "jobs", list)
+    monkeypatch.setattr(server, "_start", lambda *job: started.append(job[2]))
+    changes = ["search.hours=4", "resources={cpus: 2, gpus: 0}"]
+    server.resume("task-1", storage="s3://bucket/x", more_trials=3, overrides=changes)
+    assert started == [
+        "resume task-1 --more-trials 3 --set search.hours=4 --set 'resources={cpus: 2, gpus: 0}'"
+    ]

@@ -226,6 +226,8 @@ def test_a_search_goes_on_as_decided_where_that_fits(
     refused = r"8 trials a GPU, each with about 5 GiB, were decided for NVIDIA A100 with 80 GiB, "
     with pytest.raises(ClusterError, match=refused + r"but Tesla T4 has 16 GiB; .*resources=auto"):
         go_on(begun)
+    with pytest.raises(ClusterError, match="16 GiB; another --name decides anew"):
+        go_on(begun.model_copy(update={"reproduces": "a pair"}))
     # One of an earlier version, and one that was asked for so, stay as they were.
     for resources in ({"cpus": 1, "gpus": 0}, {"cpus": 2, "gpus": 0.5}):
         given = finished_search([], {"resources": resources})
