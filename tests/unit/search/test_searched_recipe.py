@@ -14,7 +14,7 @@ from kdcore.training.named_recipes import NAMED_RECIPES
 from kdcore.training.recipe import NAMED
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment, read_experiment
-from search.experiment.schema import Experiment
+from search.experiment.schema import Experiment, Resources
 from search.experiment.space.fields import ChoiceField, NumberField
 from search.experiment.space.point import (
     LEARNING_RATE,
@@ -331,8 +331,9 @@ def test_plain_experiments_and_a_searched_rate_are_what_they_were() -> None:
             searched = experiment.training.space is not None
             rates_of = [{LEARNING_RATE: rate} if searched else {} for rate in (0.05, 0.1)]
             points = [{"control": True} | slots | rates_of[0], slots | KD | rates_of[1]]
+            on_the_cpu = experiment.model_copy(update={"resources": Resources(gpus=0)})
             content = [
-                experiment.model_dump(mode="json"),
+                on_the_cpu.model_dump(mode="json"),
                 *(trial_config(experiment, point).identity for point in points),
             ]
             digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
