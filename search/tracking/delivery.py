@@ -166,7 +166,9 @@ class Delivery:
                     _LOG.warning("the server is away; the next try is soon: %s", error)
                     self.away = True
                     self._tell(self)
-                    time.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+                    # At the end nobody waits for long: a first try comes at once.
+                    pause = time.sleep if last_look else ending.wait
+                    pause(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
                     tries += 1
                     continue
                 suspects = len(entries)

@@ -51,7 +51,7 @@ def run(prepared, place, record, owner, *rest, **options):
     raise SystemExit(0)
 
 def plan(experiment, *_, **__):
-    return SimpleNamespace(experiment=experiment)
+    return SimpleNamespace(experiment=experiment, excluded={}, measured={})
 
 launch.plan, launch._run = plan, run
 for number in range(int(rounds)):

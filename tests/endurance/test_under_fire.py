@@ -93,7 +93,11 @@ class Team:
             self._start(name, "--more-trials", "1")
 
     def finish(self) -> None:
-        """Waits for all searches."""
+        """Waits for all searches, and has MLflow get what it missed of them."""
+        for name, driver in self._drivers.items():
+            done = driver.wait()
+            assert done.returncode == 0, done.stdout + done.stderr
+            self._start(name)
         for driver in self._drivers.values():
             done = driver.wait()
             assert done.returncode == 0, done.stdout + done.stderr

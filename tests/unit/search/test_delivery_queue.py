@@ -117,6 +117,19 @@ def test_entries_arrive_in_order_also_when_the_server_was_away(tmp_path: Path) -
     assert server.got == list(range(100))
 
 
+def test_at_the_end_a_server_that_is_back_is_tried_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.tracking.delivery._RETRY_SECONDS", (10 * PATIENCE,))
+    server = Server()
+    server.up = False
+    queue = Delivering(tmp_path / "entries.jsonl", server, range(3))
+    wait_until(lambda: server.calls == 1)
+    server.up = True
+    assert queue.close() == 0
+    assert server.got == [0, 1, 2]
+
+
 def test_what_waits_is_delivered_once_by_the_next_process(tmp_path: Path) -> None:
     server, path = Server(), tmp_path / "entries.jsonl"
     queue = Delivering(path, server)
