@@ -115,13 +115,8 @@ def measure_training(
 
     def seconds() -> float:
         saved.clear()
-        started = time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = network(images).logsumexp(1).sum()
-        torch.autograd.backward(loss)
-        if images.is_cuda:
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
+            return _step_seconds(network, images)
 
     seconds()
     times = [seconds() for _ in range(3)]
@@ -152,20 +147,22 @@ def measure_busy_share(
         for images in (_FEWEST_IMAGES, batch_size)
     ]
 
-    def seconds(images: torch.Tensor) -> float:
-        started = time.perf_counter()
-        torch.autograd.backward(network(images).logsumexp(1).sum())
-        if images.is_cuda:
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
-
     try:
-        turns = [[seconds(images) for images in batches] for _ in range(6)]
+        turns = [[_step_seconds(network, images) for images in batches] for _ in range(6)]
     except torch.OutOfMemoryError:
         return 1.0
     few, many = (statistics.median(column) for column in zip(*turns[1:], strict=True))
     share: float = 1 - few / many
     return max(0.0, share)
+
+
+def _step_seconds(network: Backbone, images: torch.Tensor) -> float:
+    """Seconds of a forward and backward pass."""
+    started = time.perf_counter()
+    torch.autograd.backward(network(images).logsumexp(1).sum())
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter() - started
 
 
 def measure_evaluation_memory(

@@ -106,8 +106,7 @@ class RecordLog:
             self._add()
 
     def _begin_round(self, record: SearchRecord) -> None:
-        later = set() if record.excluded else {"excluded"}  # a later field
-        content = record.model_dump_json(exclude=later).encode()
+        content = record.model_dump_json().encode()
         following = _Round(self._round.session, self._round.number + 1)
         self._folder.write(following.snapshot, content)
         self._round, self._snapshot, self._logged = following, len(content), 0

@@ -421,7 +421,7 @@ class SearchRecord(_Record):
 
     @model_serializer(mode="wrap")
     def _without_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_nothing(handler(self), "other_teachers", "sharing")
+        return without_nothing(handler(self), "other_teachers", "excluded", "sharing")
 
 
 def place(trial: TrialRecord) -> tuple[float, float, int]:

@@ -6,8 +6,19 @@ from itertools import zip_longest
 from search.errors import KdsearchError, Problem
 from search.experiment.schema import Experiment
 from search.experiment.search_config import PriorPoint
+from search.experiment.searched import Option
 from search.experiment.space.fields import NumberField, SearchedField, exists
-from search.experiment.space.point import STUDENT, TEACHER, Point, plain_name, settings_of, slot
+from search.experiment.space.point import (
+    SLOT,
+    STUDENT,
+    TEACHER,
+    Point,
+    is_number,
+    is_same,
+    plain_name,
+    settings_of,
+    slot,
+)
 from search.experiment.space.space import Space
 from search.leaderboard.ranking import rank
 from search.record.files import read_record
@@ -74,11 +85,13 @@ def _best(record: SearchRecord, space: Space) -> Iterator[PriorPoint]:
 
 
 def _fitting(point: Point, space: Space) -> Point | None:
-    """A point as this space has it; none where a method is no candidate."""
+    """A point as this space has it; none where a method is no candidate, or one too many."""
     student = point.get(STUDENT)
     student = student if student in space.students else space.students[0]
     teacher = point.get(TEACHER)
     teacher = teacher if teacher in space.teachers else space.teachers[0]
+    if sum(key.startswith(SLOT) for key in point) > len(space.slots):
+        return None
     fitting: Point = {STUDENT: student} if len(space.students) > 1 else {}
     fitting |= {TEACHER: teacher} if len(space.teachers) > 1 else {}
     values = {plain_name(key): value for key, value in point.items()}
@@ -89,8 +102,6 @@ def _fitting(point: Point, space: Space) -> Point | None:
             return None
         fitting[slot(number)] = method
         fields += space.fields[student, teacher, method]
-    if len(point.keys() & {slot(n) for n in range(len(space.slots) + 2)}) > len(space.slots):
-        return None  # more methods than there are slots
     for field in fields:
         if exists(field, fitting):
             value = values.get(plain_name(field.name), field.published)
@@ -98,14 +109,11 @@ def _fitting(point: Point, space: Space) -> Point | None:
     return fitting
 
 
-def _within(field: SearchedField, value: object) -> object:
+def _within(field: SearchedField, value: Option) -> Option:
     """A value that the field takes, as near to another one as may be."""
     if isinstance(field, NumberField):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             return field.published
         near = min(max(value, field.low), field.high)
         return round(near) if field.integer else float(near)
-    for option in field.options:
-        if option == value and isinstance(option, bool) == isinstance(value, bool):
-            return option
-    return field.published
+    return next((each for each in field.options if is_same(each, value)), field.published)

@@ -12,6 +12,7 @@ from search.experiment.space.point import (
     TEACHER,
     Point,
     is_number,
+    is_same,
     option_in_words,
     plain_name,
     settings_of,
@@ -156,8 +157,7 @@ def _value(key: str, field: SearchedField, value: Option) -> Option:
     """
     if isinstance(field, ChoiceField):
         for option in field.options:
-            same = option == value and isinstance(option, bool) == isinstance(value, bool)
-            if same or (option is None and value == option_in_words(None)):
+            if is_same(option, value) or (option is None and value == option_in_words(None)):
                 return option
     elif is_number(value) and field.takes(value) and not (field.integer and value != int(value)):
         return int(value) if field.integer else float(value)

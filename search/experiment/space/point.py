@@ -47,6 +47,11 @@ def option_in_words(value: Option) -> str:
     return "null" if value is None else str(value)
 
 
+def is_same(option: Option, value: object) -> bool:
+    """Whether a value is an option; yes and no are no numbers."""
+    return option == value and isinstance(option, bool) == isinstance(value, bool)
+
+
 def is_number(value: Option) -> TypeGuard[int | float]:
     """Whether a setting is a number; yes and no are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
