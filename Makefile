@@ -23,7 +23,7 @@ integration: $(VENV)/installed-test
 
 # Random kills, outages and many trials: what takes long, and repeats what the tests show once.
 endurance: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/endurance -q -rs -n 4 --dist loadfile \
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/endurance -q -rs -n 3 --dist loadfile \
 		--no-loadscope-reorder --ignore=tests/endurance/alone
 	$(BIN)/pytest tests/endurance/alone -q -rs
 

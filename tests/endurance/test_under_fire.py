@@ -26,9 +26,9 @@ from tests.integration.ray_cluster import RayCluster, free_port, processes_below
 
 pytestmark = pytest.mark.integration
 
-SEARCHES, ROUNDS, CPUS = 8, 2, 4
+SEARCHES, CPUS = 8, 4
 BUSY = 4  # so many searches run at least, while something is killed
-KINDS = ("driver", "trial", "delivery", "driver", "server")  # of what is killed in a round
+KINDS = ("driver", "trial", "delivery", "driver", "server")  # of what is killed
 DATA: dict[str, Any] = {"name": "digits", "heldout_fraction": 0.2, "train_images": 512}
 EXPERIMENT: dict[str, Any] = {
     "data": DATA,
@@ -131,10 +131,10 @@ class Team:
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    """The team after all rounds of fire, when all its searches have come to their ends."""
+    """The team after all of the fire, when all its searches have come to their ends."""
     team = Team(tmp_path_factory.mktemp("team"))
     try:
-        for kind in KINDS * ROUNDS:
+        for kind in KINDS:
             team.go_on()
             team.burn(kind)
         team.finish()
