@@ -1,7 +1,7 @@
 """A search against what its user would do without it: fine-tune the pretrained student.
 
     python -m tests.benchmarks.finetuning FOLDER --backbone timm/tf_efficientnet_lite0
-        --weights FILE --file EXPERIMENT.yaml [--seeds 3]
+        --weights FILE --file EXPERIMENT.yaml [--seeds 0 1 2]
 
 For each seed `kdsearch launch EXPERIMENT.yaml` runs as it is, with that seed, and `kdsearch best`
 opens the test split for its winner. Then a plain loop has as many seconds and all cores: timm's own
@@ -121,12 +121,12 @@ def main() -> None:
     parser.add_argument("--backbone", required=True, help="like timm/tf_efficientnet_lite0")
     parser.add_argument("--weights", type=Path, required=True, help="its ImageNet weights")
     parser.add_argument("--file", type=Path, required=True, help="experiment to launch")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     size = read_experiment(options.file).data.image_size
     assert size is not None, "the images have one size"
     with report.Benchmark("finetuning", torch.device("cpu"), report.cores()) as benchmark:
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             benchmark.doing(f"seed {seed}: the search")
             ours = searched(options.file, seed)
             benchmark.doing(f"seed {seed}: the plain loop, {ours['seconds']:.0f} s")

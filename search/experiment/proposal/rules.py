@@ -17,6 +17,9 @@ distillation helps on these images. All else can be searched later. So:
   teach and learn instead: fine-tuning a small one beats what the best method makes of fresh weights
   on a few thousand photographs. Students may then have half of the teacher's multiply-adds, since
   there is less to choose from; with a single network it is its own teacher.
+- **Ensembles.** Where several pretrained networks are at hand, and there is time for it, they teach
+  together: a larger one often knows no more of so few images, but several, averaged, make fewer
+  mistakes than each. They take two fifths of the time, and are asked about each view.
 - **Epochs.** What counts is how many images are seen: some hundred thousand on a CPU, a few million
   on a GPU, in no fewer epochs than a cosine schedule needs to be one. The teacher gets twice as
   many, since all trials live on it. Fine-tuning needs a fifth of these.
@@ -94,12 +97,15 @@ _HELDOUT, _FEWEST_HELDOUT, _MOST_HELDOUT = 0.1, 500, 0.25
 _BATCH, _STEPS = 64, 10
 _MANY_EPOCHS = 50
 _UNEQUAL = 3.0  # times the images of the smallest class
-_TEACHERS_SHARE = 0.25  # of the time
+_TEACHERS_SHARE, _ENSEMBLES_SHARE = 0.25, 0.4  # of the time
+_MEMBERS = 3
+_FORWARD = 1 / 3  # of a training step
 _AROUND_A_STEP = 1.5  # evaluation, images and teacher, beside the step
 
 # Methods beside the control, and how often as many trials as there are first ones: what gives way
 # where even the smallest images would take too long.
 _METHODS_OF_MAPS = ("at", "crd", "reviewkd")
+_BEYOND_LOGITS = ("rkd", *_METHODS_OF_MAPS)  # an ensemble has logits alone
 _SEARCHES = ((("kd", "dkd", "nkd", "rkd"), 2), (("kd", "dkd", "rkd"), 1), (("kd",), 1))
 
 
@@ -128,16 +134,19 @@ class Proposal:
     ) -> None:
         self._large = fine_tuned(pretrained) if pretrained else LARGE
         self._images, self._machine, self._measure = images, machine, measure
-        self._teachers_seconds = 3600 * hours * _TEACHERS_SHARE
-        self._trials_seconds = 3600 * hours * (1 - _TEACHERS_SHARE)
         self._heldout = _heldout_fraction(images.training_images)
         self._training = images.training_images - round(self._heldout * images.training_images)
         self._batch = _batch_size(self._training)
         self._at_a_time = 2 * machine.gpus or machine.cores
         self._threads = max(1, machine.cores // self._at_a_time)
-        self._used = self._training
-        self._choose_search()
-        self._choose_teacher()
+        for several in (True, False) if len(pretrained) > 1 else (False,):
+            self._several, self._used = several, self._training
+            share = _ENSEMBLES_SHARE if several else _TEACHERS_SHARE
+            self._teachers_seconds = 3600 * hours * share
+            self._trials_seconds = 3600 * hours * (1 - share)
+            in_time = self._choose_search()
+            if self._choose_teachers() and in_time:
+                break
         self._choose_students()
         self.is_fine_tuning = bool(self._teacher.weights)
         self.lines = (*self._data(), *self._networks(), *self._training_lines(), *self._search())
@@ -155,13 +164,16 @@ class Proposal:
         large = [size for size in fitting if min(size) >= IMAGENET_SIDE]
         return large if large and self._large is not LARGE else fitting
 
-    def _choose_search(self) -> None:
+    def _choose_search(self) -> bool:
         """The largest images, most methods and most trials for which a smallest student has time;
-        where it never has, fewer epochs, and then fewer images, which cost more accuracy."""
+        where it never has, fewer epochs, and then fewer images, which cost more accuracy. Whether
+        it has."""
         for methods, self._times in _SEARCHES:
             self._methods = [CONTROL, *methods]
             if self._machine.gpus:
                 self._methods += _METHODS_OF_MAPS
+            if self._several:
+                self._methods = [each for each in self._methods if each not in _BEYOND_LOGITS]
             for size in self._sizes:
                 self._size = size
                 self._kind = self._large if min(self._size) >= IMAGENET_SIDE else SMALL
@@ -172,22 +184,35 @@ class Proposal:
                 self._epochs = min(most, max(fewest, round(seen / self._training)))
                 needed = self._seconds_of_trials(self._kind.students[:1])
                 if needed <= self._trials_seconds:
-                    return
+                    return True
         self._epochs = max(fewest, int(self._epochs * self._trials_seconds / needed))
         needed = self._seconds_of_trials(self._kind.students[:1])
         fitting = int(self._training * self._trials_seconds / needed)
         enough = max(2 * len(self._images.classes), self._batch, fitting)
         self._used = min(self._training, enough)
+        return False
 
-    def _choose_teacher(self) -> None:
-        """The largest that can be trained in its share of the time, and for how many epochs."""
-        self._teacher, epochs = self._kind.teachers[0], 2 * self._epochs
-        for network in self._kind.teachers:
-            if self._seconds_of_teacher(network, epochs) > self._teachers_seconds:
-                break
-            self._teacher = network
-        most = int(self._teachers_seconds / self._seconds_of_teacher(self._teacher, 1))
+    def _choose_teachers(self) -> bool:
+        """The largest that can be trained in their share of the time, and for how many epochs;
+        whether these are enough, and an ensemble is of pretrained networks."""
+        epochs = 2 * self._epochs
+        if self._several:
+            self._teachers = list(self._together)
+        else:
+            self._teachers = list(self._kind.teachers[:1])
+            for network in self._kind.teachers:
+                if self._seconds_of_teachers([network], epochs) > self._teachers_seconds:
+                    break
+                self._teachers = [network]
+        self._teacher = self._teachers[-1]
+        most = int(self._teachers_seconds / self._seconds_of_teachers(self._teachers, 1))
         self._teacher_epochs = max(self._kind.epochs[0], min(epochs, most))
+        return most >= self._teacher_epochs and (not self._several or bool(self._teacher.weights))
+
+    @property
+    def _together(self) -> Sequence[Network]:
+        """The networks of an ensemble, the largest last."""
+        return self._kind.teachers[-_MEMBERS:]
 
     def _choose_students(self) -> None:
         """The largest one or two that are small beside the teacher and fit into the time."""
@@ -211,16 +236,21 @@ class Proposal:
         steps = epochs * self._used / self._batch
         return steps * self._cost(network).seconds * _AROUND_A_STEP
 
-    def _seconds_of_teacher(self, network: Network, epochs: int) -> float:
+    def _seconds_of_teachers(self, networks: Sequence[Network], epochs: int) -> float:
         """With all cores, of which half of the speed is taken to be lost."""
         faster = 1.0 if self._machine.gpus else self._machine.cores / self._threads / 2
-        return self._seconds_of_training(network, epochs) / max(1.0, faster)
+        each = [self._seconds_of_training(network, epochs) for network in networks]
+        return sum(each) / max(1.0, faster)
 
     def _seconds_of_trials(self, students: Sequence[Network]) -> float:
         """Of all trials of these students, on all of the machine, whose last places stay empty."""
         trials = self._times * len(self._methods) * len(students)
         each = [self._seconds_of_training(student, self._epochs) for student in students]
-        return math.ceil(trials / self._at_a_time) * statistics.mean(each)
+        seconds = statistics.mean(each)
+        if self._several:
+            steps = self._epochs * self._used / self._batch
+            seconds += steps * _FORWARD * sum(self._cost(one).seconds for one in self._together)
+        return math.ceil(trials / self._at_a_time) * seconds
 
     # What is written.
 
@@ -277,39 +307,60 @@ class Proposal:
 
     def _networks(self) -> list[Line]:
         cost = self._cost(self._teacher)
-        hours = self._seconds_of_teacher(self._teacher, self._teacher_epochs) / 3600
-        reason = (
-            f"{self._kind.what}; {cost.multiply_adds / 1e6:,.0f} million multiply-adds, about "
-            f"{_rounded(hours):g} h to train"
-        )
-        epochs = "as many as fit into a quarter of the time"
-        if self._teacher_epochs == 2 * self._epochs:
-            epochs = "twice a student's: all trials live on it"
         shares = [
             f"{self._cost(each).multiply_adds / cost.multiply_adds:.0%}" for each in self._students
         ]
         values = [each.value for each in self._students]
-        words = f"{' and '.join(shares)} of the teacher's multiply-adds"
-        if self._teacher in self._students:
+        of = "the largest teacher's" if self._several else "the teacher's"
+        words = f"{' and '.join(shares)} of {of} multiply-adds"
+        if [self._teacher] == self._teachers and self._teacher in self._students:
             words += "; a network can teach its own twin, a larger pretrained one teaches more"
-        weights = [
-            Line(("teacher", "weights"), self._teacher.weights, "at hand; a new head is put on")
-        ]
         return [
-            Line(("teacher", "backbone"), self._teacher.backbone, reason),
-            *(weights if self._teacher.weights else []),
+            *(self._ensemble() if self._several else self._single(cost)),
+            Line(("student",), values if len(values) > 1 else values[0], words),
+        ]
+
+    def _single(self, cost: Cost) -> list[Line]:
+        """A network that teaches."""
+        reason = (
+            f"{self._kind.what}; {cost.multiply_adds / 1e6:,.0f} million multiply-adds, about "
+            f"{self._teachers_hours:g} h to train"
+        )
+        epochs = "as many as fit into a quarter of the time"
+        if self._teacher_epochs == 2 * self._epochs:
+            epochs = "twice a student's: all trials live on it"
+        network = self._teacher
+        weights = [Line(("teacher", "weights"), network.weights, "at hand; a new head is put on")]
+        return [
+            Line(("teacher", "backbone"), network.backbone, reason),
+            *(weights if network.weights else []),
             Line(("teacher", "training", "epochs"), self._teacher_epochs, epochs),
             *self._recipe(("teacher", "training")),
-            Line(
-                ("student",),
-                values if len(values) > 1 else values[0],
-                words,
-            ),
         ]
+
+    def _ensemble(self) -> list[Line]:
+        """Networks that teach together."""
+        recipe = {line.path[-1]: line.value for line in self._recipe(())}
+        training = {"epochs": self._teacher_epochs, **recipe}
+        members = [
+            {"backbone": each.backbone, "weights": each.weights, "training": training}
+            for each in reversed(self._teachers)  # the first decides how images are evaluated
+        ]
+        reason = (
+            f"pretrained, at hand; averaged, they make fewer mistakes than each; about "
+            f"{self._teachers_hours:g} h to train"
+        )
+        return [Line(("teacher", "ensemble"), members, reason)]
+
+    @property
+    def _teachers_hours(self) -> float:
+        return _rounded(self._seconds_of_teachers(self._teachers, self._teacher_epochs) / 3600)
 
     def _training_lines(self) -> list[Line]:
         methods = "read logits and embeddings, which every pair of networks has"
-        if self._machine.gpus:
+        if self._several:
+            methods = "read logits, which an ensemble has"
+        elif self._machine.gpus:
             methods += f"; {', '.join(_METHODS_OF_MAPS)} read maps"
         seen = f"{self._epochs * self._used:,} images seen in a trial"
         return [

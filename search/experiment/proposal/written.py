@@ -25,9 +25,12 @@ def as_yaml(head: Sequence[str], lines: Sequence[Line]) -> str:
         while common < min(len(above), len(before)) and above[common] == before[common]:
             common += 1
         rows += [(f"{_INDENT * depth}{above[depth]}:", "") for depth in range(common, len(above))]
-        rows.append(
-            (f"{_INDENT * len(above)}{line.path[-1]}: {_plain(line.value)}", f"# {line.reason}")
-        )
+        key, reason = f"{_INDENT * len(above)}{line.path[-1]}:", f"# {line.reason}"
+        if line.path[-1] == "ensemble":  # too long for a line
+            rows += [(key, reason)]
+            rows += [(f"{_INDENT * len(line.path)}- {_plain(each)}", "") for each in line.value]
+        else:
+            rows.append((f"{key} {_plain(line.value)}", reason))
         before = above
     width = min(44, max(len(key) for key, _ in rows))
     text = [f"# {line}".rstrip() for line in head]

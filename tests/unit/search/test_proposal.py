@@ -195,11 +195,19 @@ def test_pretrained_networks_teach_and_learn_photographs(tmp_path: Path) -> None
     networks = at_hand(tmp_path, resnet50=3, resnet18=1, resnet34=2)
     lines = Proposal(found(4000), LAPTOP, 100.0, made_up, networks).lines
     tree = as_tree(lines)
-    assert tree["teacher"]["backbone"] == "resnet50"
-    assert tree["teacher"]["weights"] == str(tmp_path / "resnet50.pth")
+    teachers = tree["teacher"]["ensemble"]
+    assert [each["backbone"] for each in teachers] == ["resnet50", "resnet34", "resnet18"]
+    assert teachers[0]["weights"] == str(tmp_path / "resnet50.pth")
     assert tree["student"] == {"backbone": "resnet18", "weights": str(tmp_path / "resnet18.pth")}
-    for recipe in (tree["training"], tree["teacher"]["training"]):
+    for recipe in (tree["training"], *(each["training"] for each in teachers)):
         assert (recipe["optimizer"], recipe["learning_rate"]) == ("adamw", 1e-3)
+    (text,) = (line for line in as_yaml((), lines).splitlines() if "resnet34" in line)
+    assert text.startswith("    - {backbone: resnet34, ")
+    # Its logits are all that is taught, also where a GPU would pay for maps.
+    station = Proposal(found(4000), STATION, 100.0, made_up, networks)
+    assert as_tree(station.lines)["objective"] == [["none", "kd", "dkd", "nkd"]]
+    one = as_tree(Proposal(found(4000), LAPTOP, 100.0, made_up, networks[1:2]).lines)
+    assert one["teacher"]["backbone"] == one["student"]["backbone"] == "resnet18"
     assert (
         tree["training"]["epochs"]
         < as_tree(Proposal(found(4000), LAPTOP, 100.0, made_up).lines)["training"]["epochs"]
@@ -233,7 +241,7 @@ def test_weights_of_a_library_decide_how_photographs_are_evaluated(tmp_path: Pat
     experiment = parse_experiment({"name": "task", **as_tree(lines)}, "")
     assert (experiment.data.evaluation, experiment.data.image_size) == ("weights", (192, 192))
     tree = as_tree(Proposal(images, LAPTOP, 1000.0, made_up, [small, squashed]).lines)
-    assert tree["teacher"]["backbone"] == "timm/convnext_tiny"
+    assert tree["teacher"]["ensemble"][0]["backbone"] == "timm/convnext_tiny"
     assert "evaluation" not in tree["data"], "kdsearch check would refuse it"
 
 
