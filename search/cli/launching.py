@@ -1,5 +1,6 @@
 """Commands that run trials here or on a connected cluster: launch, resume, confirm, check."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,8 +33,15 @@ def launch(
     address: RayAddress = None,
     storage: StorageOption = "runs",
     tracking_uri: TrackingOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only check, and say what the search would take at most."),
+    ] = False,
 ) -> None:
     """Run a search: teacher, trials, leaderboard, export of the best student."""
+    if dry_run:
+        _check(file, overrides, address, tracking_uri, storage, name=name, dry_run=True)
+        return
     found = search.launch(
         search.read_experiment(file, overrides),
         name=name,
@@ -174,13 +182,29 @@ def check(
     storage: StorageOption = "runs",
 ) -> None:
     """Check an experiment, and print what a search would do."""
+    _check(file, overrides, address, tracking_uri, storage)
+
+
+def _check(
+    file: Path,
+    overrides: list[str],
+    address: str | None,
+    tracking_uri: str | None,
+    storage: str,
+    *,
+    name: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Prints what a search would do; of a dry run, what it would take at most as well. The others
+    are the arguments of a launch."""
     experiment = search.read_experiment(file, overrides)
     from search.record.storage import Storage
     from search.record.wording import front_in_words
     from search.session.cautions import cautions, teacher_caution, tracking_caution
+    from search.session.estimate import costs, share_and_estimate
+    from search.session.launch import check_is_free
     from search.session.preflight import (
         constrained,
-        costs,
         evaluation,
         executions,
         plan,
@@ -188,12 +212,13 @@ def check(
         starts,
     )
     from search.session.sampling.named import sampler_in_words
-    from search.session.sharing import share
     from search.stopping.named import IN_WORDS
 
     place = Storage(storage)
+    if name is not None:
+        check_is_free(place, name)
     prepared = plan(experiment, place, str(file))
-    shares, prepared = share(prepared, place, address)
+    shares, prepared = share_and_estimate(prepared, place, address, estimated=dry_run)
     data, space = prepared.data, prepared.space
     table = Table(title="searched", title_justify="left")
     table.add_column("field")

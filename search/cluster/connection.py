@@ -10,6 +10,7 @@ import ray
 from search import environment
 from search.cluster.console_log import output_to
 from search.cluster.machines import (
+    machine_types,
     machines,
     machines_in_words,
     machines_without_storage,
@@ -71,8 +72,8 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
     """How many trials run at a time: what was asked for, else what the cluster holds now.
 
     Raises:
-        ClusterError: the cluster has no room for one trial, or a machine does not see the
-            storage.
+        ClusterError: the cluster has no room for one trial, a machine has no price where machines
+            are paid for, or one does not see the storage.
     """
     resources, asked = experiment.resources, experiment.search.concurrent_trials
     places = trial_places(resources)
@@ -81,6 +82,13 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
             f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs on one machine, "
             f"but there is {machines_in_words()}; change resources (auto goes by what is "
             f"there), or set search.concurrent_trials if the cluster will grow"
+        )
+    priced = experiment.prices.machine_hour if experiment.prices else {}
+    if priced and (unpriced := sorted(set(machine_types()) - priced.keys())):
+        raise ClusterError(
+            f"prices.machine_hour has no price for machines of type "
+            f"{', '.join(map(repr, unpriced))} (Ray's label ray.io/node-group), which are there; "
+            f"add one (0: they do not count), or give gpu_hour or cpu_hour instead"
         )
     if len(machines()) > 1 and (found := machines_without_storage(storage)):
         raise ClusterError(
@@ -91,11 +99,12 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
 
 
 @contextmanager
-def connected_to_check(storage: Storage, address: str) -> Iterator[None]:
-    """Connects to a cluster until the end of the block, in which nothing is printed.
+def connected_to_check(storage: Storage, address: str | None) -> Iterator[None]:
+    """Connects to a cluster, or starts Ray on this machine, until the end of the block, in which
+    nothing is printed.
 
     Raises:
-        ClusterError: there is no cluster.
+        ClusterError: there is no Ray.
     """
     log = local_home(storage) / "logs" / "check.log"
     with output_to(log):

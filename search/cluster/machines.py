@@ -15,11 +15,19 @@ from search.record.storage import Storage
 _ANSWER_SECONDS = 60.0
 _FOLDER = ".reach-test"
 
+# What the autoscaler and KubeRay call a machine's type; else `ray start --labels` may give it.
+_TYPE = "ray.io/node-group"
+
 
 def machines() -> list[dict[str, Any]]:
     """Ray's descriptions of the machines that are alive."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"]]
+
+
+def machine_types() -> list[str]:
+    """The type of each machine that is alive; empty where Ray was not told."""
+    return [machine["Labels"].get(_TYPE, "") for machine in machines()]
 
 
 def gpus() -> int:

@@ -123,25 +123,30 @@ _BUDGETS = (
     *(
         f"search.{key}"
         for key in (
-            *("trials", "hours", "gpu_hours", "cpu_hours", "concurrent_trials"),
+            *("trials", "hours", "gpu_hours", "cpu_hours", "budget", "concurrent_trials"),
             "teacher_must_lead",
         )
     ),
     *("resources", "resources.cpus", "resources.gpus"),
+    *("prices.gpu_hour", "prices.cpu_hour", "prices.machine_hour"),
 )
 
 
 def with_budgets(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
-    """An experiment with other budgets or resources.
+    """An experiment with other budgets, resources or prices.
 
     Raises:
         ExperimentError: an override is of something else, or not legal.
     """
     content = experiment.model_dump(mode="json")
     for override in overrides:
-        if override.partition("=")[0].strip() not in _BUDGETS:
+        key, message = override.partition("=")[0].strip(), ""
+        if key not in _BUDGETS:
             known = ", ".join(_BUDGETS)
             message = f"only budgets and resources can change once a search has begun: {known}"
+        elif key.startswith("prices.") and experiment.prices is None:
+            message = "the search began without prices, so what it has cost is not known"
+        if message:
             raise ExperimentError(f"--set {override}", [Problem(key="", message=message)])
         _apply(content, override)
     return parse_experiment(content, "--set")

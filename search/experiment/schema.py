@@ -25,6 +25,7 @@ from kdcore.methods import check_method, check_mixing
 from kdcore.teacher.config import ENSEMBLE, TEACHER, AnyTeacher
 from search.experiment.closed import Closed
 from search.experiment.constraints import Constraints
+from search.experiment.prices import Prices
 from search.experiment.search_config import SearchConfig
 from search.experiment.searched import Option, mistakes_in, refuse
 from search.experiment.teacher_labels import teacher_labels
@@ -92,6 +93,11 @@ class Resources(Closed):
         return "gpus" in self.model_fields_set
 
     @property
+    def devices(self) -> float:
+        """What of a trial is counted: its GPUs or, without one, its cores."""
+        return self.gpus or self.cpus
+
+    @property
     def written(self) -> dict[str, Any]:
         """The keys that are given or decided; with the GPUs the cores are."""
         keys = type(self).model_fields if self.is_decided else self.model_fields_set
@@ -148,6 +154,7 @@ class Experiment(Closed):
             `kdsearch confirm` is called.
         licences: for the model card.
         constraints: what a student may cost; a search keeps those that are within.
+        prices: of an hour, so that costs and `search.budget` are in money; null: in hours alone.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -176,6 +183,7 @@ class Experiment(Closed):
     confirm: Confirm | None = None
     licences: Licences = Licences()
     constraints: Constraints = Constraints()
+    prices: Prices | None = None
     _views: SearchedViews | None = PrivateAttr(None)
 
     @property
@@ -254,6 +262,8 @@ class Experiment(Closed):
             content.pop("constraints", None)
         if not self.resources.written:  # likewise
             content.pop("resources", None)
+        if self.prices is None:  # likewise
+            content.pop("prices", None)
         return content
 
     @field_validator("teacher")
@@ -329,7 +339,10 @@ class Experiment(Closed):
 
     @property
     def wrong_budget(self) -> str:
-        """What is wrong with a budget of what the trials do not use; empty if nothing is."""
+        """What is wrong with a budget of what the trials do not use or that has no price; empty if
+        nothing is."""
+        if self.search.budget is not None and self.prices is None:
+            return "search.budget is given, but no prices; add them, like prices: {gpu_hour: 1.2}"
         if self.resources.is_decided:
             if self.search.gpu_hours is not None and not self.resources.gpus:
                 return "search.gpu_hours is given, but the trials use no GPU; use cpu_hours"
@@ -338,6 +351,9 @@ class Experiment(Closed):
                     "search.cpu_hours is given, but the trials use GPUs; use gpu_hours, or set "
                     "resources.gpus to 0"
                 )
+            if self.prices is not None and (missing := self.prices.missing(self.resources.gpus)):
+                use = "use GPUs" if self.resources.gpus else "use no GPU"
+                return f"prices has no {missing}, but the trials {use}; add prices.{missing}"
         return ""
 
     @model_validator(mode="after")

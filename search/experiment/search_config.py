@@ -36,6 +36,7 @@ _LATER_KEYS = (
     "stopping",
     "hyperband",
     "median",
+    "budget",
 )
 
 
@@ -151,6 +152,7 @@ class SearchConfig(Closed):
         hours: wall-clock hours for the trials, in all sessions together; null: no limit.
         gpu_hours: GPU-hours of the trials; null: no limit.
         cpu_hours: core-hours of the trials, where they use no GPU; null: no limit.
+        budget: money for the trials, by `prices` and in their currency; null: no limit.
         warm_start: names of earlier searches on the same data. The sampler learns from their
             trials, where these fit into the space.
         metric: what trials are ranked and stopped by, on the held-out images: `accuracy`,
@@ -177,6 +179,7 @@ class SearchConfig(Closed):
     hours: float | None = Field(None, gt=0)
     gpu_hours: float | None = Field(None, gt=0)
     cpu_hours: float | None = Field(None, gt=0)
+    budget: float | None = Field(None, gt=0)
     warm_start: tuple[str, ...] = ()
     metric: Metric = "accuracy"
     combinations: tuple[tuple[str, ...], ...] = ()

@@ -79,6 +79,7 @@ def leaderboard_table(
     if record.excluded:
         without = "; ".join(f"{name}, which {words}" for name, words in record.excluded.items())
         below.append(f"Excluded by constraints: {without}.")
+    below += [f"Cost: {record.cost}."] if record.experiment.prices else []
     below += [f"The search ended early: {record.ended}."] if record.ended else []
     if verdict := no_method_won(record):
         below.append(f"{verdict[0].upper()}{verdict[1:]}.")

@@ -23,6 +23,7 @@ from search.record.decisions import Proposal, Verdict
 from search.record.networks import Executions, ReadyTeacher, Trained, without_nothing
 from search.record.paired_gain import PairedGain, paired_gain
 from search.record.sharing import Sharing
+from search.record.spending import Spending
 
 # What a trial reports after an epoch; the first is by another metric where `search.metric` is.
 METRIC = "best_heldout_accuracy"
@@ -288,6 +289,7 @@ class SearchRecord(_Record):
         ended: why it ended before all trials had run, in words.
         seconds: wall-clock seconds of its trials, in all sessions.
         device_seconds: GPU-seconds of its trials; core-seconds, if they use no GPU.
+        spent: money for its trials, in the currency of `prices`; 0 without.
         trials: in the order of their numbers.
         confirmed: students that were retrained with fresh seeds.
         by_class: what the best student does with each class, as the last session measured it at its
@@ -317,6 +319,7 @@ class SearchRecord(_Record):
     ended: str = ""
     seconds: float = 0.0
     device_seconds: float = 0.0
+    spent: float = 0.0
     trials: tuple[TrialRecord, ...] = ()
     confirmed: tuple[Confirmed, ...] = ()
     by_class: StudentClasses | None = None
@@ -359,24 +362,20 @@ class SearchRecord(_Record):
         return str(student.point.get(TEACHER, self.experiment.teachers[0]))
 
     @property
+    def spending(self) -> Spending:
+        """What the trials have taken so far."""
+        return Spending(self.seconds / 3600, self.device_seconds / 3600, self.spent)
+
+    @property
     def cost(self) -> str:
-        """What the trials have cost so far, in words."""
-        device = "GPU" if self.experiment.resources.gpus else "CPU"
-        return f"{self.seconds / 3600:.3g} h, {self.device_seconds / 3600:.3g} {device}-hours"
+        """The same in words."""
+        return self.spending.in_words(self.experiment)
 
     @property
     def spent_budget(self) -> str:
         """The first budget that is spent, in words; empty if none is."""
-        search, device_hours = self.experiment.search, self.device_seconds / 3600
-        budgets = (
-            ("hours", search.hours, self.seconds / 3600),
-            ("GPU-hours", search.gpu_hours, device_hours),
-            ("CPU-hours", search.cpu_hours, device_hours),
-        )
-        for unit, limit, used in budgets:
-            if limit is not None and used >= limit:
-                return f"the budget of {limit:g} {unit} is spent"
-        return ""
+        spent = self.spending.spent_budgets(self.experiment)
+        return f"the budget of {spent[0]} is spent" if spent else ""
 
     def control_of(self, student: str) -> TrialRecord | None:
         """The best finished trial of this student without distillation."""
@@ -421,7 +420,7 @@ class SearchRecord(_Record):
 
     @model_serializer(mode="wrap")
     def _without_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_nothing(handler(self), "other_teachers", "excluded", "sharing")
+        return without_nothing(handler(self), "other_teachers", "excluded", "sharing", "spent")
 
 
 def place(trial: TrialRecord) -> tuple[float, float, int]:

@@ -94,9 +94,24 @@ def taken(storage: Storage, task: str, name: str | None) -> Iterator[Owner]:
             except SearchError:
                 if name is None:  # somebody was faster
                     continue
-                message = f"{name!r} is taken; choose another, or leave --name out"
-                raise ExperimentError("--name", [Problem(key="", message=message)]) from None
+                raise _taken(name) from None
         yield owner
+
+
+def check_is_free(storage: Storage, name: str) -> None:
+    """Refuses a name that a new search cannot have.
+
+    Raises:
+        ExperimentError: it is invalid or taken.
+    """
+    check_name(name)
+    if name in (storage / "searches").names():
+        raise _taken(name)
+
+
+def _taken(name: str) -> ExperimentError:
+    message = f"{name!r} is taken; choose another, or leave --name out"
+    return ExperimentError("--name", [Problem(key="", message=message)])
 
 
 def fresh_record(
@@ -164,9 +179,12 @@ def resume(
                 f"this one all the same: --set search.teacher_must_lead=false"
             )
         if unfinished and record.spent_budget:
+            others = "gpu_hours or cpu_hours"
+            if experiment.prices is not None:
+                others = "gpu_hours, cpu_hours or budget"
             raise SearchError(
                 f"{record.spent_budget}, {record.cost} in all; "
-                f"give it more with --set search.hours=..., gpu_hours or cpu_hours"
+                f"give it more with --set search.hours=..., {others}"
             )
         prepared = plan(experiment, storage, name, begun=True)
         record = record.model_copy(update={"experiment": prepared.experiment})

@@ -16,7 +16,6 @@ from kdcore.distillation.distill import network_pair
 from kdcore.distillation.method_check import MethodCheck
 from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
-from kdcore.execution.fastest import fastest_training
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.cost import NetworkCost
 from kdcore.training.fine_tuning import fine_tuning
@@ -31,7 +30,6 @@ from search.experiment.space.space import Space
 from search.experiment.space.trial_config import trial_config
 from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
-from search.record.wording import duration
 from search.session.constraints import Constrained, constrained_in_words, within_constraints
 from search.session.preparation import (
     PlannedTeacher,
@@ -371,34 +369,6 @@ def recipes(experiment: Experiment) -> list[str]:
     }
     named["students"] = experiment.training
     return [f"recipe   {who}: {recipe}" for who, recipe in named.items() if recipe is not None]
-
-
-def costs(prepared: Plan) -> list[str]:
-    """By student, about what a trial would take on this machine, in words."""
-    torch.set_num_threads(prepared.experiment.resources.cpus)
-    recipe, data = prepared.experiment.training, prepared.data
-    device = device_of_trials(prepared.experiment)
-    sizes = {each.batch_size for each in recipe.variants("batch_size")}
-    batch_size = max(sizes)
-    batches = f", with batches of {batch_size}," if len(sizes) > 1 else ","
-    steps = len(data.train) // batch_size
-    lines = []
-    for student, config in prepared.experiment.student_configs.items():
-        cost = fastest_training(
-            build_classifier(config.backbone, data, seed=0).backbone,
-            data.image_size,
-            batch_size,
-            device,
-        )
-        seconds = cost.seconds * steps
-        whole = f"about {duration(seconds * recipe.epochs)} a trial that is not stopped"
-        if recipe.preparation_on_top:
-            whole += f" and {duration(seconds)} for each preparatory epoch"
-        lines.append(
-            f"cost     {student}: {whole}{batches} and {cost.memory_bytes / 2**30:.2g} GiB, "
-            f"beside its teacher and images, on this machine ({device.type})"
-        )
-    return lines
 
 
 def executions(prepared: Plan, storage: Storage) -> list[str]:

@@ -10,8 +10,10 @@ from typing import Any
 from ray import tune
 
 from kdcore.training.report import EpochReport
+from search.cluster.machines import machine_types
 from search.cluster.ray_private import failures_of
 from search.errors import LostSearchError
+from search.experiment.prices import Prices
 from search.experiment.schema import CONTROL
 from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import trial_config
@@ -29,6 +31,9 @@ from search.tracking.tracker import Tracker, teacher_param
 
 # An epoch need not be in the record at once, as a trial's start and end.
 _EPOCH_SECONDS = 5.0
+
+# Machines come and go within minutes.
+_MACHINES_SECONDS = 10.0
 
 
 def reason_of(traceback: str) -> str:
@@ -78,6 +83,8 @@ class Recorder(tune.Callback):
         self._counted = time.monotonic()
         self._due = self._counted  # when the record is to be written
         self._told: dict[str, str] = {}  # by student, what was said of its teacher
+        self._machines: list[str] = []  # types of those that are paid for, as of a moment ago
+        self._machines_due = self._counted
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks beside the search; threads and consoles stay behind.
@@ -170,15 +177,30 @@ class Recorder(tune.Callback):
         seconds, self._counted = now - self._counted, now
         head = self._search.head
         resources = head.experiment.resources
-        devices = len(self._search.running) * (resources.gpus or resources.cpus)
+        devices = len(self._search.running) * resources.devices
         self._search.update(
             seconds=head.seconds + seconds,
             device_seconds=head.device_seconds + seconds * devices,
         )
+        if (prices := head.experiment.prices) is not None:
+            if prices.machine_hour and now >= self._machines_due:
+                self._look_at_machines(prices)
+            an_hour = prices.per_hour(devices, resources.gpus, self._machines)
+            self._search.update(spent=head.spent + seconds / 3600 * an_hour)
         spent = self._search.head.spent_budget
         if spent and not head.ended:
             self._search.update(ended=spent)
             self._stop.made = True
+
+    def _look_at_machines(self, prices: Prices) -> None:
+        """Notes which machines are there, and says of a new type that it has no price."""
+        there = machine_types()
+        for unknown in set(there) - set(self._machines) - prices.machine_hour.keys():
+            self._progress.say(
+                f"caution: prices.machine_hour has no price for a machine of type {unknown!r} that "
+                f"has come; it counts as the dearest"
+            )
+        self._machines, self._machines_due = there, time.monotonic() + _MACHINES_SECONDS
 
     def _known(self, trial: Any) -> TrialRecord:
         """A trial's record; its first appearance in this session opens one, and a run in MLflow.

@@ -26,7 +26,7 @@ from kdcore.networks.measurement import (
     measure_training,
 )
 from kdcore.training.evaluation import default_device
-from search.cluster.connection import connected_to_check, places_for_trials
+from search.cluster.connection import places_for_trials
 from search.cluster.machines import (
     MachineWithGpus,
     gpus,
@@ -241,26 +241,25 @@ def decided_on_ray(
 
 
 def share(
-    prepared: AnyPrepared, storage: Storage, address: str | None
+    prepared: AnyPrepared, storage: Storage, place: str, *, on_ray: bool
 ) -> tuple[list[str], AnyPrepared]:
     """What a search would decide, for a check: in words, and what it would run.
 
     Args:
         prepared: what is to run.
         storage: where the search would be kept.
-        address: of a Ray cluster, which is checked as well; none: this machine.
+        place: where it would run, as `this machine`.
+        on_ray: whether the connected Ray is asked, and checked as well; else this machine is.
 
     Raises:
-        ClusterError: the cluster is not there, has no room for a trial, or a machine does not see
-            the storage.
+        ClusterError: as `places_for_trials`.
         ExperimentError, SearchFailedError: as `decided_on_ray`.
     """
-    if address is None:
-        found, number, place = decided_here(prepared), torch.cuda.device_count(), "this machine"
+    if on_ray:
+        found, number = decided_on_ray(prepared, storage), gpus()
+        places_for_trials(found.experiment, storage)
     else:
-        with connected_to_check(storage, address):
-            found, number, place = decided_on_ray(prepared, storage), gpus(), "the cluster"
-            places_for_trials(found.experiment, storage)
+        found, number = decided_here(prepared), torch.cuda.device_count()
     words = [found.words] if found.words else idle_gpus(prepared.experiment, number, place)
     return words, replace(prepared, experiment=found.experiment)
 

@@ -355,4 +355,6 @@ def _score(prefix: str, trial: TrialRecord) -> dict[str, float]:
 
 def _costs(record: SearchRecord) -> dict[str, float]:
     device = "gpu" if record.experiment.resources.gpus else "cpu"
-    return {"hours": record.seconds / 3600, f"{device}_hours": record.device_seconds / 3600}
+    spending, prices = record.spending, record.experiment.prices
+    money = {} if prices is None else {f"cost_{prices.currency}": spending.money}
+    return {"hours": spending.hours, f"{device}_hours": spending.device_hours, **money}

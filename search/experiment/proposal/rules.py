@@ -100,7 +100,7 @@ _UNEQUAL = 3.0  # times the images of the smallest class
 _TEACHERS_SHARE, _ENSEMBLES_SHARE = 0.25, 0.4  # of the time
 _MEMBERS = 3
 _FORWARD = 1 / 3  # of a training step
-_AROUND_A_STEP = 1.5  # evaluation, images and teacher, beside the step
+AROUND_A_STEP = 1.5  # evaluation, images and teacher, beside the step
 
 # Methods beside the control, and how often as many trials as there are first ones: what gives way
 # where even the smallest images would take too long.
@@ -234,7 +234,7 @@ class Proposal:
 
     def _seconds_of_training(self, network: Network, epochs: int) -> float:
         steps = epochs * self._used / self._batch
-        return steps * self._cost(network).seconds * _AROUND_A_STEP
+        return steps * self._cost(network).seconds * AROUND_A_STEP
 
     def _seconds_of_teachers(self, networks: Sequence[Network], epochs: int) -> float:
         """With all cores, of which half of the speed is taken to be lost."""

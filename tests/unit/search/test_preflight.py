@@ -20,7 +20,8 @@ from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
 from search.record.storage import Storage
 from search.session.cautions import cautions, idle_gpus
-from search.session.preflight import costs, executions, plan
+from search.session.estimate import costs
+from search.session.preflight import executions, plan
 
 
 def planned(folder: Path, **changes: Any) -> Any:
@@ -179,7 +180,7 @@ def test_costs_and_precision_are_measured_on_the_device_of_a_trial(
         return TrainingCost(1.0, 2**30)
 
     monkeypatch.setattr("search.session.preparation.fastest_execution", fastest)
-    monkeypatch.setattr("search.session.preflight.fastest_training", cost)
+    monkeypatch.setattr("search.session.estimate.fastest_training", cost)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     prepared = planned(tmp_path, resources={"gpus": gpus})
     assert len(costs(prepared)) == 1
