@@ -32,9 +32,6 @@ from search.tracking.tracker import Tracker, teacher_param
 # An epoch need not be in the record at once, as a trial's start and end.
 _EPOCH_SECONDS = 5.0
 
-# Machines come and go within minutes.
-_MACHINES_SECONDS = 10.0
-
 
 def reason_of(traceback: str) -> str:
     """The error that a traceback ends with, without the name of its class."""
@@ -83,8 +80,7 @@ class Recorder(tune.Callback):
         self._counted = time.monotonic()
         self._due = self._counted  # when the record is to be written
         self._told: dict[str, str] = {}  # by student, what was said of its teacher
-        self._machines: list[str] = []  # types of those that are paid for, as of a moment ago
-        self._machines_due = self._counted
+        self._unpriced: set[str] = set()  # types of machines of which that was said
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks beside the search; threads and consoles stay behind.
@@ -183,24 +179,24 @@ class Recorder(tune.Callback):
             device_seconds=head.device_seconds + seconds * devices,
         )
         if (prices := head.experiment.prices) is not None:
-            if prices.machine_hour and now >= self._machines_due:
-                self._look_at_machines(prices)
-            an_hour = prices.per_hour(devices, resources.gpus, self._machines)
+            machines = self._paid_machines(prices) if prices.machine_hour else ()
+            an_hour = prices.per_hour(devices, resources.gpus, machines)
             self._search.update(spent=head.spent + seconds / 3600 * an_hour)
         spent = self._search.head.spent_budget
         if spent and not head.ended:
             self._search.update(ended=spent)
             self._stop.made = True
 
-    def _look_at_machines(self, prices: Prices) -> None:
-        """Notes which machines are there, and says of a new type that it has no price."""
+    def _paid_machines(self, prices: Prices) -> list[str]:
+        """The types of the machines that are there; says of one without a price how it counts."""
         there = machine_types()
-        for unknown in set(there) - set(self._machines) - prices.machine_hour.keys():
+        for unpriced in sorted(set(there) - prices.machine_hour.keys() - self._unpriced):
+            self._unpriced.add(unpriced)
             self._progress.say(
-                f"caution: prices.machine_hour has no price for a machine of type {unknown!r} that "
-                f"has come; it counts as the dearest"
+                f"caution: prices.machine_hour has no price for a machine of type {unpriced!r} "
+                f"that has come; it counts as the dearest"
             )
-        self._machines, self._machines_due = there, time.monotonic() + _MACHINES_SECONDS
+        return there
 
     def _known(self, trial: Any) -> TrialRecord:
         """A trial's record; its first appearance in this session opens one, and a run in MLflow.
