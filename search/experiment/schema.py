@@ -93,15 +93,15 @@ class Resources(Closed):
         return "gpus" in self.model_fields_set
 
     @property
-    def devices(self) -> float:
-        """What of a trial is counted: its GPUs or, without one, its cores."""
-        return self.gpus or self.cpus
-
-    @property
     def written(self) -> dict[str, Any]:
         """The keys that are given or decided; with the GPUs the cores are."""
         keys = type(self).model_fields if self.is_decided else self.model_fields_set
         return {key: getattr(self, key) for key in type(self).model_fields if key in keys}
+
+    @property
+    def devices(self) -> float:
+        """Number of GPUs or, without any, of cores."""
+        return self.gpus or self.cpus
 
     def or_else(self, decided: Self) -> Self:
         """These, completed by those of an earlier decision."""

@@ -198,19 +198,19 @@ def in_words(
     most, ending = at_most(experiment, trials, hours, at_a_time, machines)
     lines = [
         f"at once  {at_a_time} trial{'s' if at_a_time > 1 else ''}, each for about "
-        f"{duration(3600 * hours)} at most: by a training step on {found.device}, and half as much "
-        f"again for evaluation and images",
-        f"at most  {most.in_words(experiment)} for the trials, where none is stopped early"
+        f"{duration(3600 * hours)}, by a training step on {found.device} and half as much again "
+        f"for evaluation and images; what methods compute comes on top",
+        f"at most  about {most.in_words(experiment)} for the trials, where none is stopped early"
         + (f"; before all have run, the budget of {ending[0]} may be spent" if ending else ""),
     ]
     if found.teachers:
-        lines.append(f"before   about {duration(found.teachers)} at most for what teaches")
+        lines.append(f"before   about {duration(found.teachers)} for what teaches")
     if confirm is not None:
         # A control, and kd as published, beside the best of each student.
         runs = confirm.seeds * (confirm.top + 2 * min(confirm.top, len(experiment.students)))
         unbounded = experiment.model_copy(update={"search": SearchConfig(trials=trials)})
         after, _ = at_most(unbounded, runs, hours, min(runs, places), machines)
-        lines.append(f"after    {after.in_words(experiment)} for {runs} runs that confirm")
+        lines.append(f"after    about {after.in_words(experiment)} for {runs} runs that confirm")
     return lines
 
 

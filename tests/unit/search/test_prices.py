@@ -292,15 +292,17 @@ def test_a_search_is_estimated_in_words(tmp_path: Path) -> None:
         return in_words(prepared.experiment, prepared.space, found, places, [])
 
     assert words(4) == [
-        "at once  4 trials, each for about 60 min at most: by a training step on a GPU, and half "
-        "as much again for evaluation and images",
-        "at most  2 h, 3 GPU-hours, 6.00 USD for the trials, where none is stopped early",
-        "before   about 30 min at most for what teaches",
-        "after    3 h, 6 GPU-hours, 12.00 USD for 12 runs that confirm",
+        "at once  4 trials, each for about 60 min, by a training step on a GPU and half as much "
+        "again for evaluation and images; what methods compute comes on top",
+        "at most  about 2 h, 3 GPU-hours, 6.00 USD for the trials, where none is stopped early",
+        "before   about 30 min for what teaches",
+        "after    about 3 h, 6 GPU-hours, 12.00 USD for 12 runs that confirm",
     ]
     assert words(99)[0].startswith("at once  6 trials, ")
     assert words(1, budget=5.0)[1] == (
-        "at most  6 h, 3 GPU-hours, 5.00 USD for the trials, where none is stopped early; before "
-        "all have run, the budget of 5 USD may be spent"
+        "at most  about 6 h, 3 GPU-hours, 5.00 USD for the trials, where none is stopped early; "
+        "before all have run, the budget of 5 USD may be spent"
     )
-    assert words(4, hours=1.0)[1].startswith("at most  1 h, 2 GPU-hours, 4.00 USD for the trials,")
+    assert words(4, hours=1.0)[1].startswith(
+        "at most  about 1 h, 2 GPU-hours, 4.00 USD for the trials,"
+    )
