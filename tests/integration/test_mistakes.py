@@ -1,5 +1,6 @@
 """A user's mistakes: one clear message each, status 2, no traceback, nothing half-made."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -171,6 +172,25 @@ def test_check_refuses_and_accepts_as_launch_does(capsys: pytest.CaptureFixture[
     assert "8 of 4 epochs" in output
     assert "views    pad_crop(padding=1)\n" in output
     assert "task.yaml can be launched" in output
+
+
+def test_a_dry_run_says_what_a_search_would_take_and_makes_none(tmp_path: Path) -> None:
+    Path("task.yaml").write_text(yaml.safe_dump(VALID | {"prices": {"cpu_hour": 0.05}}))
+    dry = ("launch", "task.yaml", "--dry-run", "--name", "dry")
+    done = kdsearch(tmp_path, *dry, "--set", "resources.gpus=0", "--set", "search.budget=1e-9")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^at once  \d+ trials?, each for about \d+ s, by", done.stdout, re.M)
+    (at_most,) = re.findall(r"^at most  about .+ h, .+ CPU-hours, 1e-09 USD.*$", done.stdout, re.M)
+    assert at_most.endswith("before all have run, the budget of 1e-09 USD may be spent")
+    assert re.search(r"^before   about \d+ s for what teaches$", done.stdout, re.M)
+    assert "task.yaml can be launched" in done.stdout
+    assert {"searches", "teachers", "mlflow.db"}.isdisjoint(
+        each.name for each in Path("runs").iterdir()
+    )
+    Path("runs/searches/dry").mkdir(parents=True)
+    done = kdsearch(tmp_path, *dry)
+    assert done.returncode == 2
+    assert done.stderr == "--name: 'dry' is taken; choose another, or leave --name out\n"
 
 
 def test_check_shows_the_steps_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
