@@ -72,8 +72,8 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
     """How many trials run at a time: what was asked for, else what the cluster holds now.
 
     Raises:
-        ClusterError: the cluster has no room for one trial, a machine has no price where machines
-            are paid for, or one does not see the storage.
+        ClusterError: the cluster has no room for one trial, or a machine does not see the
+            storage.
     """
     resources, asked = experiment.resources, experiment.search.concurrent_trials
     places = trial_places(resources)
@@ -83,6 +83,20 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
             f"but there is {machines_in_words()}; change resources (auto goes by what is "
             f"there), or set search.concurrent_trials if the cluster will grow"
         )
+    if len(machines()) > 1 and (found := machines_without_storage(storage)):
+        raise ClusterError(
+            f"{storage.uri} is not shared by all machines ({'; '.join(found)}); give --storage a "
+            f"folder that all of them mount, or a bucket like s3://bucket/folder"
+        )
+    return asked or places
+
+
+def check_prices(experiment: Experiment) -> None:
+    """Refuses machines that have no price, where trials are paid by machines.
+
+    Raises:
+        ClusterError: one has none.
+    """
     priced = experiment.prices.machine_hour if experiment.prices else {}
     if priced and (unpriced := sorted(set(machine_types()) - priced.keys())):
         raise ClusterError(
@@ -90,12 +104,6 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
             f"{', '.join(map(repr, unpriced))} (Ray's label ray.io/node-group), which are there; "
             f"add one (0: they do not count), or give gpu_hour or cpu_hour instead"
         )
-    if len(machines()) > 1 and (found := machines_without_storage(storage)):
-        raise ClusterError(
-            f"{storage.uri} is not shared by all machines ({'; '.join(found)}); give --storage a "
-            f"folder that all of them mount, or a bucket like s3://bucket/folder"
-        )
-    return asked or places
 
 
 @contextmanager

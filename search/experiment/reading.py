@@ -130,6 +130,7 @@ _BUDGETS = (
     *("resources", "resources.cpus", "resources.gpus"),
     *("prices.gpu_hour", "prices.cpu_hour", "prices.machine_hour"),
 )
+_OF_PRICES = ("search.budget", *(key for key in _BUDGETS if key.startswith("prices.")))
 
 
 def with_budgets(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
@@ -144,7 +145,7 @@ def with_budgets(experiment: Experiment, overrides: Iterable[str]) -> Experiment
         if key not in _BUDGETS:
             known = ", ".join(_BUDGETS)
             message = f"only budgets and resources can change once a search has begun: {known}"
-        elif key.startswith("prices.") and experiment.prices is None:
+        elif key in _OF_PRICES and experiment.prices is None:
             message = "the search began without prices, so what it has cost is not known"
         if message:
             raise ExperimentError(f"--set {override}", [Problem(key="", message=message)])

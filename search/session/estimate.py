@@ -141,7 +141,7 @@ def share_and_estimate(
             where there is no cluster.
 
     Raises:
-        ClusterError: there is no Ray, no room for a trial, or as `places_for_trials`.
+        ClusterError: there is no Ray; or as `share`.
         ExperimentError, SearchFailedError: as `decided_on_ray` and `estimate`.
     """
     place = "this machine" if address is None else "the cluster"
@@ -161,7 +161,7 @@ def estimate(prepared: Plan, storage: Storage) -> list[str]:
         storage: where it would be kept.
 
     Raises:
-        ClusterError: there is no room for a trial, or a machine has no price.
+        ClusterError: as `places_for_trials`.
         SearchFailedError: a step cannot be measured.
     """
     experiment, resources = prepared.experiment, prepared.experiment.resources

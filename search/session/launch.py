@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ray
 
-from search.cluster.connection import connect, places_for_trials
+from search.cluster.connection import check_prices, connect, places_for_trials
 from search.cluster.console_log import output_to
 from search.cluster.machines import gpus
 from search.errors import ExperimentError, Problem, SearchError
@@ -253,6 +253,8 @@ def _run(
                 progress.say("resources: auto waits for the first machine, which decides them")
                 RecordLog(storage, record.name, owner).write(LiveRecord(record))
 
+            if retrain_only is None:
+                check_prices(record.experiment)
             prepared, settled_record = settled(prepared, record, storage, progress.say, waiting)
             parallel = places_for_trials(prepared.experiment, storage)
             session = Session(prepared, storage, settled_record, owner, progress, log, parallel)

@@ -26,7 +26,7 @@ from kdcore.networks.measurement import (
     measure_training,
 )
 from kdcore.training.evaluation import default_device
-from search.cluster.connection import places_for_trials
+from search.cluster.connection import check_prices, places_for_trials
 from search.cluster.machines import (
     MachineWithGpus,
     gpus,
@@ -252,10 +252,11 @@ def share(
         on_ray: whether the connected Ray is asked, and checked as well; else this machine is.
 
     Raises:
-        ClusterError: as `places_for_trials`.
+        ClusterError: as `check_prices` and `places_for_trials`.
         ExperimentError, SearchFailedError: as `decided_on_ray`.
     """
     if on_ray:
+        check_prices(prepared.experiment)
         found, number = decided_on_ray(prepared, storage), gpus()
         places_for_trials(found.experiment, storage)
     else:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from kdcore.methods import CATALOGUE
 from search.cluster import machines
-from search.cluster.connection import places_for_trials
+from search.cluster.connection import check_prices
 from search.errors import ClusterError, ExperimentError
 from search.experiment.prices import Prices
 from search.experiment.reading import parse_experiment, with_budgets
@@ -93,8 +93,9 @@ def test_a_search_that_goes_on_may_have_other_prices_but_not_its_first() -> None
         with_budgets(begun, ["resources.gpus=0"])
     both = with_budgets(begun, ["resources.gpus=0", "prices.cpu_hour=0.05"])
     assert both.prices == Prices(gpu_hour=1.2, cpu_hour=0.05)
-    with pytest.raises(ExperimentError, match="began without prices, so what it has cost is not"):
-        with_budgets(asked(), ["prices.gpu_hour=2"])
+    for override in ("prices.gpu_hour=2", "search.budget=9"):
+        with pytest.raises(ExperimentError, match="began without prices, so what it has cost is"):
+            with_budgets(asked(), [override])
     with pytest.raises(ExperimentError, match="only budgets and resources can change"):
         with_budgets(begun, ["prices.currency=EUR"])
 
@@ -170,23 +171,22 @@ def test_machines_are_paid_while_they_are_there_whatever_runs_on_them(
     assert "no price for a machine of type 'spot'" in said
 
 
-def test_a_machine_without_a_price_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_machine_without_a_price_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def machine(**labels: str) -> dict[str, Any]:
         return {"Alive": True, "Resources": {"CPU": 4.0}, "Labels": labels}
 
     there = [machine(**{"ray.io/node-group": "worker"})]
     monkeypatch.setattr(machines.ray, "nodes", lambda: there)
     priced = asked(prices={"machine_hour": {"worker": 1, "head": 0}})
-    assert places_for_trials(priced, Storage(str(tmp_path))) == 4
+    check_prices(priced)
     for prices in ({"machine_hour": {"wroker": 1}}, {"machine_hour": {"head": 1}}):
         with pytest.raises(ClusterError, match="no price for machines of type 'worker' "):
-            places_for_trials(asked(prices=prices), Storage(str(tmp_path)))
+            check_prices(asked(prices=prices))
     there[:] = [machine()]
     with pytest.raises(ClusterError, match="no price for machines of type ''"):
-        places_for_trials(priced, Storage(str(tmp_path)))
-    assert places_for_trials(asked(prices={"cpu_hour": 1}), Storage(str(tmp_path))) == 4
+        check_prices(priced)
+    check_prices(asked(prices={"cpu_hour": 1}))
+    check_prices(asked())
 
 
 def shown(record: SearchRecord) -> str:
