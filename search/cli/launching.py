@@ -60,7 +60,9 @@ def resume(
     ] = 0,
     overrides: Annotated[
         list[str],
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a budget or resources."),
+        typer.Option(
+            "--set", metavar="KEY.PATH=VALUE", help="Change a budget, resources or prices."
+        ),
     ] = [],  # noqa: B006  (typer copies it)
     address: Annotated[
         str | None,

@@ -161,7 +161,7 @@ class JobServer:
             search: its name.
             storage: where it is kept; none: what its last job on this cluster says.
             more_trials: number of trials to add.
-            overrides: of budgets and resources, like `search.hours=4`.
+            overrides: of budgets, resources and prices, like `search.hours=4`.
 
         Raises:
             SearchError: it is running, or no job on this cluster tells where it is kept.

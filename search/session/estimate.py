@@ -39,7 +39,7 @@ _PREPARATION_SHARE = "preparation_share"  # of the epochs, where a method has a 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of training, measured with a trial's resources.
+    """Seconds of training, evaluation and images, with a trial's resources.
 
     Args:
         epoch: of the student that takes longest, with the outputs of its teacher.

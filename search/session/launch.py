@@ -147,8 +147,8 @@ def resume(
         storage: where it is kept.
         address: of a Ray cluster; none: Ray is started on this machine.
         more_trials: number of trials to add.
-        overrides: of the budgets, like `search.hours=4`, of `search.teacher_must_lead`, or of
-            `resources`, which without one stay as they were decided.
+        overrides: of the budgets, like `search.hours=4`, of `search.teacher_must_lead`, of prices
+            that it has, or of `resources`, which without one stay as they were decided.
 
     Raises:
         SearchError: there is no such search, it still runs, its budget is spent, or its teacher

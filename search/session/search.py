@@ -152,7 +152,7 @@ class Search:
 
         Args:
             more_trials: how many to add.
-            overrides: new budgets or resources, like `search.hours=4`.
+            overrides: new budgets, resources or prices, like `search.hours=4`.
             address: of a Ray cluster; none: Ray is started on this machine.
 
         Raises:
