@@ -139,6 +139,23 @@ def test_every_trial_ends_once_as_if_nothing_had_happened(
     checks.mlflow_has_every_epoch_once_and_in_order(resumed)
 
 
+def test_a_dry_run_asks_the_cluster_and_makes_nothing(
+    cluster: RayCluster, storage: Storage, resumed: SearchRecord
+) -> None:
+    dry = ("launch", "task.yaml", "--dry-run", "--address", cluster.address)
+    dry += ("--storage", storage.uri)
+    told = cluster.kdsearch(*dry, "--set", "prices.cpu_hour=1")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert re.search(r"^at once  2 trials, each for about", told.stdout, re.MULTILINE)
+    spent = r"^at most  about (\S+) h, (\S+) CPU-hours, (\S+) USD for the trials"
+    (amounts,) = re.findall(spent, told.stdout, re.MULTILINE)
+    assert float(amounts[2]) == pytest.approx(float(amounts[1]), rel=0.05), "an hour for 1"
+    refused = cluster.kdsearch(*dry, "--set", "prices={machine_hour: {worker: 1}}")
+    assert refused.returncode == 2
+    assert "prices.machine_hour has no price for machines of type ''" in refused.stderr
+    assert search_names(storage) == [resumed.name]
+
+
 def test_a_job_that_fails_says_so(cluster: RayCluster, storage: Storage) -> None:
     failed = cluster.kdsearch(
         *("submit", "task.yaml", "--storage", storage.uri, "--follow"),

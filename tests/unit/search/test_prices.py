@@ -10,9 +10,11 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 from rich.console import Console
 
 from kdcore.methods import CATALOGUE
+from kdcore.networks.cost import TrainingCost
 from search.cluster import machines
 from search.cluster.connection import check_prices
 from search.errors import ClusterError, ExperimentError
@@ -26,6 +28,7 @@ from search.record.live_record import LiveRecord
 from search.record.record import SearchRecord
 from search.record.storage import Storage
 from search.report.summary import summary
+from search.session import estimate
 from search.session import recorder as recording
 from search.session.estimate import Measured, at_most, in_words, most_epochs_on_top
 from search.session.recorder import Recorder
@@ -275,6 +278,34 @@ def test_the_most_preparatory_epochs_are_those_of_the_longest_choice(tmp_path: P
     assert most_epochs_on_top(found.experiment, found.space) == max(tried) > 0
     plain = planned(tmp_path, objective=[list(CATALOGUE)])
     assert most_epochs_on_top(plain.experiment, plain.space) == 0
+
+
+def test_the_longest_student_and_all_teachers_that_are_to_be_trained_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    seconds = {"resnet8": 1.0, "resnet14": 2.0, "resnet20": 5.0}
+
+    def step(network: str, batch: int, data: Any, device: Any) -> TrainingCost:
+        asked.append((network, batch))
+        return TrainingCost(seconds[network], 0)
+
+    monkeypatch.setattr(estimate, "_step", step)
+    monkeypatch.setattr(estimate, "measure_latency", lambda network, images: 500.0 * len(images))
+    prepared = planned(
+        tmp_path,
+        teacher={"backbone": "resnet20", "training": {"epochs": 3, "batch_size": 32}},
+        student=["resnet8", "resnet14"],
+        objective=[["none", "kd"]],
+        training={"epochs": 4, "batch_size": [16, 64]},
+    )
+    images, cpu = len(prepared.data.train), torch.device("cpu")
+    found = estimate.measured(prepared.experiment, prepared.data, cpu, ["resnet20"])
+    assert found.epoch == pytest.approx(1.5 * (2.0 * (images // 64) + 0.5 * images))
+    assert found.teachers == pytest.approx(1.5 * 3 * 5.0 * (images // 32))
+    assert sorted(set(asked)) == [("resnet14", 64), ("resnet20", 32), ("resnet8", 64)]
+    ready = estimate.measured(prepared.experiment, prepared.data, cpu, [])
+    assert (ready.epoch, ready.teachers) == (found.epoch, 0)
 
 
 def test_a_search_is_estimated_in_words(tmp_path: Path) -> None:
