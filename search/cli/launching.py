@@ -1,5 +1,6 @@
 """Commands that run trials here or on a connected cluster: launch, resume, confirm, check."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from search.cli.options import (
 )
 from search.cli.picking import export_and_show
 from search.cli.remote import show_submission
+from search.errors import SearchError
 
 if TYPE_CHECKING:
     from search.session.search import Search
@@ -37,13 +39,22 @@ def launch(
         bool,
         typer.Option("--dry-run", help="Only check, and say what the search would take at most."),
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--continue", help="Continue the search --name if it has begun.")
+    ] = False,
 ) -> None:
     """Run a search: teacher, trials, leaderboard, export of the best student."""
     if dry_run:
         _check(file, overrides, address, tracking_uri, storage, name=name, dry_run=True)
         return
+    experiment = search.read_experiment(file, overrides)
+    if again and _has_begun(name, storage):
+        assert name is not None
+        print(f"search {name} has begun; it continues with its own experiment", flush=True)
+        _show_end(search.open_search(name, storage=storage).resume(address=address), storage)
+        return
     found = search.launch(
-        search.read_experiment(file, overrides),
+        experiment,
         name=name,
         storage=storage,
         address=address,
@@ -104,6 +115,25 @@ def confirm(
 
     found = search.open_search(name, storage=storage)
     console().print(confirmed_table(found.confirm(top=top, seeds=seeds, address=address).record))
+
+
+def _has_begun(name: str | None, storage: str) -> bool:
+    """Whether a search is there to continue, once it is clear that nobody runs it.
+
+    Raises:
+        SearchError: there is no name.
+    """
+    from search.record.owner import HEARTBEAT, SILENCE, has_living_owner
+    from search.record.storage import Storage, search_storage
+
+    if name is None:
+        raise SearchError("--continue needs --name, the search that is continued if it has begun")
+    place = search_storage(Storage(storage), name)
+    # A driver that was killed on another machine is known to be dead only when it has been silent.
+    deadline = time.monotonic() + (SILENCE + HEARTBEAT).total_seconds()
+    while has_living_owner(place) and time.monotonic() < deadline:
+        time.sleep(1)
+    return name in search.search_names(storage)
 
 
 def _show_end(found: "Search", storage: str) -> None:

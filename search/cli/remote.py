@@ -16,6 +16,17 @@ from search.cli.options import (
     SearchName,
     console,
 )
+from search.cli.slurm import (
+    SlurmCpus,
+    SlurmGpus,
+    SlurmNodes,
+    SlurmOthers,
+    SlurmPartition,
+    SlurmRequeue,
+    SlurmTime,
+    allocation_of,
+    submit_to_slurm,
+)
 from search.errors import SearchError
 
 if TYPE_CHECKING:
@@ -40,9 +51,23 @@ def submit(
         typer.Option(metavar="URI", help="MLflow server, as the head reaches it."),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Print the search's output.")] = False,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="As a job of Slurm, on its login node.")
+    ] = False,
+    nodes: SlurmNodes = None,
+    partition: SlurmPartition = None,
+    time: SlurmTime = None,
+    gpus: SlurmGpus = None,
+    cpus: SlurmCpus = None,
+    requeue: SlurmRequeue = False,
+    sbatch: SlurmOthers = [],  # noqa: B006
 ) -> None:
     """Run a search on a cluster; you can close this machine."""
     experiment = search.read_experiment(file, overrides)
+    allocation = allocation_of(slurm, nodes, partition, time, gpus, cpus, requeue, sbatch)
+    if allocation is not None:
+        submit_to_slurm(experiment, allocation, storage or "runs", name, tracking_uri, follow)
+        return
     if storage is None:
         raise SearchError(
             "--storage is missing; name a URI like s3://bucket/folder, or a folder that all "
