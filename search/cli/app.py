@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from search import environment
-from search.cli import browsing, launching, lists, picking, remote, reproducing, starting, ui
+from search.cli import (
+    browsing,
+    launching,
+    lists,
+    picking,
+    remote,
+    reproducing,
+    starting,
+    status,
+    ui,
+)
 from search.errors import ExperimentError, KdsearchError, SearchFailedError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -24,7 +34,7 @@ _PANELS = {
         *(ui.ui, picking.best, picking.rerun, browsing.cache),
     ),
     "Published tables": (reproducing.reproduce,),
-    "Clusters": (remote.submit, remote.status, remote.logs, remote.stop),
+    "Clusters": (remote.submit, status.status, remote.logs, remote.stop),
     "Catalogue": (lists.methods, lists.backbones, lists.describe),
 }
 for panel, commands in _PANELS.items():

@@ -56,6 +56,17 @@ JobServerOption = Annotated[
 ]
 
 
+SomeJobServer = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        envvar="RAY_API_SERVER_ADDRESS",
+        help=f"Job server of a Ray cluster (default: {JOB_SERVER}).",
+    ),
+]
+
+
 NewName = Annotated[
     str | None, typer.Option("--name", help="Name of the search (default: EXPERIMENT-1, -2, ...).")
 ]

@@ -3,8 +3,6 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 import search
 from search.cli.options import (
@@ -14,7 +12,7 @@ from search.cli.options import (
     NewName,
     Overrides,
     SearchName,
-    console,
+    SomeJobServer,
 )
 from search.cli.slurm import (
     SlurmCpus,
@@ -117,54 +115,19 @@ def _follow(server: "JobServer", job: "Job") -> None:
         raise typer.Exit(130 if job.state == "stopped" else 1)
 
 
-def status(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Name of a search (default: all).")
-    ] = None,
-    address: JobServerOption = JOB_SERVER,
-) -> None:
-    """Show the progress of submitted searches."""
-    from search.cluster.jobs import JobServer
-    from search.leaderboard.progress import how_far
-    from search.leaderboard.tables import leaderboard_table
-
-    server = JobServer(address)
-    if name is None:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for column in ("search", "job", "submitted", "progress"):
-            table.add_column(column, overflow="fold")
-        for job in server.jobs():
-            record = job.record()
-            table.add_row(
-                job.search,
-                job.state,
-                f"{job.submitted.astimezone():%Y-%m-%d %H:%M}",
-                how_far(record) if record else "",
-            )
-        console().print(table)
-        return
-    job = server.find(name)
-    ended = f", ended {job.ended.astimezone():%Y-%m-%d %H:%M}" if job.ended else ""
-    print(
-        f"search   {job.search}: {job.state}\n"
-        f"job      {job.id}, submitted {job.submitted.astimezone():%Y-%m-%d %H:%M}{ended}\n"
-        f"storage  {job.storage}"
-    )
-    record = job.record()
-    if record is None:
-        print(f"trials   cannot be read from here; kdsearch logs {name} shows the output")
-        return
-    if record.sharing is not None:
-        print(f"share    {record.sharing}")
-    print(f"trials   {how_far(record)}")
-    console().print(leaderboard_table(record))
-
-
-def stop(name: SearchName, address: JobServerOption = JOB_SERVER) -> None:
+def stop(name: SearchName, address: SomeJobServer = None) -> None:
     """End a submitted search cleanly."""
+    from search.cluster.slurm import slurm_jobs
+    from search.cluster.slurm import stop as stop_job
+
+    if address is None and (jobs := [job for job in slurm_jobs() if job.search == name]):
+        print(f"stopping {name}, Slurm's job {jobs[0].id}; waiting for its trials", flush=True)
+        stop_job(jobs[0])
+        print(f"search {name} is stopped")
+        return
     from search.cluster.jobs import JobServer
 
-    server = JobServer(address)
+    server = JobServer(address or JOB_SERVER)
     job = server.find(name)
     if job.is_over:
         raise SearchError(f"search {name!r} is not running (state: {job.state})")

@@ -127,7 +127,7 @@ def submit_to_slurm(
         f"{sent.job}; you can close this machine\n"
         f"  tail -F {sent.output}   # its output\n"
         f"  kdsearch status {sent.search}{option}   # its progress\n"
-        f"  scancel --batch --signal=INT {sent.job}   # end it cleanly\n"
+        f"  kdsearch stop {sent.search}   # end it cleanly\n"
         f"Where the job ends early, the same command with --name {sent.search} continues it.",
         flush=True,
     )

@@ -18,7 +18,8 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient, JobType
 
 from kdcore.errors import did_you_mean
-from search.cluster.ray_private import quieten_job_client
+from search.cluster.machine_load import MachineLoad, machines_of_ray
+from search.cluster.ray_private import dashboard_nodes, quieten_job_client
 from search.errors import ClusterError, ExperimentError, KdsearchError, Problem, SearchError
 from search.experiment.reading import check_name
 from search.experiment.schema import Experiment
@@ -101,6 +102,11 @@ class JobServer:
         """The latest job of each search, oldest first."""
         latest = {job.search: job for job in self._all()}
         return sorted(latest.values(), key=lambda job: job.submitted)
+
+    def machines(self) -> list[MachineLoad]:
+        """The cluster's machines, and what they do."""
+        with self._asking():
+            return machines_of_ray(*dashboard_nodes(self._client), self._address)
 
     def find(self, search: str) -> Job:
         """The latest job of a search.

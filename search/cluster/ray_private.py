@@ -20,6 +20,9 @@ NODE = "get_node"
 # Tune asks these two what becomes of a trial whose process failed.
 FAILURE_HANDLERS = ("_actor_task_failed", "_actor_start_failed")
 
+# Where the dashboard's own pages learn of the machines.
+NODES = "/nodes?view=summary"
+
 # They tell of uploads and of closed sockets, beside a job's own words.
 TALKATIVE_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -104,3 +107,20 @@ def quieten_job_client() -> None:
     """Leaves of what the client of a job server writes to its log only what is wrong."""
     for name in TALKATIVE_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def dashboard_nodes(client: Any) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """What the dashboard shows of a cluster's machines, which only its own pages are to ask for.
+
+    Args:
+        client: of its job server.
+
+    Returns:
+        A description of each machine, and by a machine's id what is occupied of its resources, one
+        each line; empty where the dashboard does not tell.
+    """
+    answer = client._do_request("GET", NODES)
+    if answer.status_code != 200:
+        return [], {}
+    data = answer.json().get("data", {})
+    return data.get("summary", []), data.get("nodeLogicalResources", {})

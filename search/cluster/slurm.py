@@ -9,12 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
+from search.cluster.machine_load import MachineLoad
 from search.errors import ClusterError, ExperimentError, Problem, SearchError
 from search.experiment.reading import check_name
 from search.experiment.schema import Experiment
@@ -30,6 +32,9 @@ _SHORTEST = 5
 
 # A controller that is busy takes a while.
 _ANSWER_SECONDS = 60
+
+# What Slurm's commands say where they are installed and belong to no cluster.
+_NO_CONFIGURATION = "Could not establish a configuration source"
 
 # What a job's comment begins with; the storage follows.
 _MARK = "kdsearch "
@@ -199,10 +204,15 @@ def slurm_jobs() -> list[SlurmJob]:
     """
     if shutil.which("squeue") is None:
         return []
-    said = _ask(
-        *("squeue", "--noheader", f"--user={getpass.getuser()}", "--sort=i"),
-        "--format=%i|%j|%T|%V|%N|%L|%r|%k",
-    )
+    try:
+        said = _ask(
+            *("squeue", "--noheader", f"--user={getpass.getuser()}", "--sort=i"),
+            "--format=%i|%j|%T|%V|%N|%L|%r|%k",
+        )
+    except ClusterError as error:
+        if _NO_CONFIGURATION in str(error):
+            return []
+        raise
     found = []
     for line in said.splitlines():
         number, search, state, submitted, nodes, left, reason, comment = line.split("|", 7)
@@ -222,23 +232,72 @@ def slurm_jobs() -> list[SlurmJob]:
     return found
 
 
-def _minutes(time: str) -> float:
+def nodes_of(jobs: list[SlurmJob]) -> list[MachineLoad]:
+    """The nodes that jobs run on.
+
+    Raises:
+        ClusterError: Slurm does not answer.
+    """
+    names = ",".join(job.nodes for job in jobs if job.nodes)
+    if not names:
+        return []
+    said = _ask(
+        "sinfo", "--noheader", "--Node", f"--nodes={names}", "--format=%N|%C|%O|%c|%m|%e|%G"
+    )
+    found = {}
+    for line in said.splitlines():  # a node stands there once for each of its partitions
+        name, cores, load, count, memory, free, gpus = line.split("|")
+        allocated, _, _, of = cores.split("/")
+        whole, unused = _number(memory), _number(free)
+        found[name] = MachineLoad(
+            name,
+            "Slurm",
+            trials=f"{allocated} of {of} CPUs",
+            load=_number(load),
+            cores=int(count),
+            memory_used=None if whole is None or unused is None else (whole - unused) * 2**20,
+            memory=None if whole is None else whole * 2**20,
+            gpus=() if gpus == "(null)" else (gpus,),
+        )
+    return list(found.values())
+
+
+def stop(job: SlurmJob) -> None:
+    """Ends a search's job as Ctrl-C does, and waits for it; one that waits is taken out of the
+    queue.
+
+    Raises:
+        ClusterError: Slurm does not answer.
+    """
+    _ask("scancel", *([] if job.state == "pending" else ["--batch", "--signal=INT"]), job.id)
+    while any(each.id == job.id for each in slurm_jobs()):
+        time.sleep(1)
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:  # "N/A"
+        return None
+
+
+def _minutes(limit: str) -> float:
     """A time as Slurm reads it.
 
     Raises:
         ClusterError: it does not.
     """
-    if time.upper() in {"UNLIMITED", "INFINITE"}:
+    if limit.upper() in {"UNLIMITED", "INFINITE"}:
         return float("inf")
-    if found := re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?", time):
+    if found := re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?", limit):
         days, hours, minutes, seconds = (int(each or 0) for each in found.groups())
-    elif found := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+)|(\d+)", time):
+    elif found := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+)|(\d+)", limit):
         days = 0
         hours, minutes, seconds, alone = (int(each or 0) for each in found.groups())
         minutes += alone
     else:
         raise ClusterError(
-            f"--time is {time!r}, but must be minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, like "
+            f"--time is {limit!r}, but must be minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, like "
             f"90, 4:00:00 or 1-12"
         )
     return days * 24 * 60 + hours * 60 + minutes + seconds / 60
@@ -271,8 +330,8 @@ def _ask(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ClusterError(f"{command[0]} does not answer: {error}") from None
     if done.returncode != 0:
-        said = [line.removeprefix(f"{command[0]}: error: ") for line in done.stderr.splitlines()]
-        raise ClusterError(f"{command[0]} failed: {'; '.join(filter(None, said))}")
+        lines = (re.sub(r"^\w+: (error|fatal): ", "", line) for line in done.stderr.splitlines())
+        raise ClusterError(f"{command[0]} failed: {'; '.join(filter(None, lines))}")
     return done.stdout
 
 
@@ -302,7 +361,7 @@ def _has_begun(name: str, storage: Storage, files: Storage, content: bytes) -> b
         if (job.search, job.storage) == (name, storage.uri):
             raise SearchError(
                 f"search {name!r} is {job.state} as Slurm's job {job.id}; "
-                f"scancel --batch --signal=INT {job.id} ends it cleanly"
+                f"kdsearch stop {name} ends it"
             )
     if not has_record(search_storage(storage, name)):
         return False

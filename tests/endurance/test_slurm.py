@@ -1,5 +1,6 @@
 """A search under Slurm: on two nodes, ended by its job's time limit, and continued by the next."""
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from search.record.files import read_record, search_names
 from search.record.record import SearchRecord
 from search.record.storage import Storage
 from search.record.trial_checkpoints import trial_folder
-from tests.endurance.slurm_cluster import SlurmCluster, slurm_or_skip
+from tests.endurance.slurm_cluster import NODES, SlurmCluster, slurm_or_skip
 from tests.integration import checks
 from tests.integration.commands import kdsearch, wait_until
 
@@ -55,6 +56,10 @@ class User:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def status(self) -> str:
+        """What `kdsearch status` shows, also where somebody's Ray on this machine refuses it."""
+        return kdsearch(self._folder, "status", **self._variables).stdout
+
     def submit(self) -> str:
         """Submits it; returns Slurm's number of the job."""
         said = self.kdsearch(
@@ -85,6 +90,10 @@ def cut(slurm: SlurmCluster, user: User) -> SearchRecord:
     wait_until(lambda: user.has_begun(0) and user.has_begun(1))
     # Its trials stand still until Slurm has sent its signal: they would be at their end before.
     slurm.signal_trials(signal.SIGSTOP)
+    status = user.status()
+    assert re.search(rf"first +Slurm job {job} +running, .* 2 running", status), status
+    for node in NODES:
+        assert re.search(rf"{node} +Slurm +1 of 1 CPUs", status), status
     slurm.end_soon(job)
     wait_until(lambda: "stopping; Ctrl-C again ends at once" in user.output(job))
     slurm.signal_trials(signal.SIGCONT)

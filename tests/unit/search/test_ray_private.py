@@ -5,6 +5,8 @@ import inspect
 
 from ray._private import node
 from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.dashboard.modules.node import node_head
+from ray.dashboard.modules.reporter import gpu_providers, reporter_agent
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
@@ -62,3 +64,19 @@ def test_ray_still_gives_its_node_half_a_minute() -> None:
     assert "raylet_start_wait_time_s = 30" in source, (
         "Ray's time for its node has changed: perhaps patient_start can go"
     )
+
+
+def test_the_dashboard_still_tells_of_machines() -> None:
+    source = inspect.getsource(node_head)
+    path, _, view = ray_private.NODES.partition("?view=")
+    assert f'@routes.get("{path}")' in source
+    assert f'view == "{view}"' in source
+    assert "node_logical_resources=" in source, "it tells in another way what trials occupy"
+    described = inspect.getsource(reporter_agent)
+    for key in ("hostname", "cpus", "mem", "loadAvg", "gpus"):
+        assert f'"{key}": ' in described, f"`kdsearch status` does not find {key} of a machine"
+    assert {
+        "utilization_gpu",
+        "memory_used",
+        "memory_total",
+    } <= gpu_providers.GpuUtilizationInfo.__annotations__.keys()
