@@ -105,10 +105,8 @@ class SlurmCluster:
         return subprocess.run(command, env=known, capture_output=True, text=True, check=check)
 
     def state(self, job: str) -> str:
-        """Slurm's word for a job that waits or runs; empty when it is over."""
-        return self.said(
-            "squeue", "--noheader", "--states=PENDING,RUNNING", f"--jobs={job}", "--format=%T"
-        )
+        """Slurm's word for a job; it forgets one some minutes after its end."""
+        return self.said("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
 
     def end_soon(self, job: str) -> None:
         """Moves a running job's time limit so near that Slurm signals it."""

@@ -114,7 +114,7 @@ def test_the_next_job_continues_it_to_its_end_and_nothing_is_lost(
     slurm: SlurmCluster, user: User, cut: SearchRecord
 ) -> None:
     job = user.submit()
-    wait_until(lambda: slurm.state(job) == "")
+    wait_until(lambda: slurm.state(job) not in {"PENDING", "RUNNING", "COMPLETING"})
     said = user.output(job)
     assert "search first has begun; it continues with its own experiment" in said
     assert "2 of 2 nodes are there" in said
