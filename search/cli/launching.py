@@ -131,6 +131,8 @@ def _has_begun(name: str | None, storage: str) -> bool:
     place = search_storage(Storage(storage), name)
     # A driver that was killed on another machine is known to be dead only when it has been silent.
     deadline = time.monotonic() + (SILENCE + HEARTBEAT).total_seconds()
+    if has_living_owner(place):
+        print(f"search {name} has not been heard to end; waiting for that", flush=True)
     while has_living_owner(place) and time.monotonic() < deadline:
         time.sleep(1)
     return name in search.search_names(storage)

@@ -81,9 +81,10 @@ def _show(search: "SeenSearch") -> None:
     """Prints what is known of a search."""
     from search.leaderboard.tables import leaderboard_table
 
+    ended = f", ended {search.ended.astimezone():%Y-%m-%d %H:%M}" if search.ended else ""
     print(
         f"search   {search.name}: {search.state}\n"
-        f"where    {search.where}, since {search.since.astimezone():%Y-%m-%d %H:%M}\n"
+        f"where    {search.where}, since {search.since.astimezone():%Y-%m-%d %H:%M}{ended}\n"
         f"storage  {search.storage}"
     )
     record = search.record

@@ -23,6 +23,7 @@ class SeenSearch:
         where: what runs it, or ran it last, in words.
         state: of its job, where it has one; else of the search.
         since: when it began, or was submitted.
+        ended: when its job ended; none where that is not known.
         storage: where it is kept.
         record: none where it has not begun, or cannot be read from here.
     """
@@ -33,6 +34,7 @@ class SeenSearch:
     since: datetime
     storage: str
     record: SearchRecord | None
+    ended: datetime | None = None
 
 
 # By storage and name.
@@ -93,7 +95,8 @@ def _in_storage(location: str, seen: Overview, found: _Found) -> None:
 def _in_slurm(location: str, seen: Overview, found: _Found) -> None:
     jobs = slurm_jobs()
     for job in jobs:
-        detail = f" ({job.reason})" if job.reason else f", {job.left} left"
+        limited = f", {job.left} left" if job.left[:1].isdigit() else ""
+        detail = f" ({job.reason})" if job.reason else limited
         found[job.storage, job.search] = SeenSearch(
             job.search,
             f"Slurm job {job.id}",
@@ -115,11 +118,12 @@ def _at_job_server(address: str, seen: Overview, found: _Found) -> None:
             continue  # it was resumed elsewhere
         found[job.storage, job.search] = SeenSearch(
             job.search,
-            address,
+            f"job {job.id} at {address}",
             job.state,
             job.submitted,
             job.storage,
             _record_of(job.storage, job.search, found),
+            job.ended,
         )
     seen.machines += server.machines()
 

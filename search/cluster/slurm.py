@@ -3,7 +3,6 @@
 `slurm.sh`, beside this file, is what such a job runs.
 """
 
-import getpass
 import os
 import re
 import shutil
@@ -206,7 +205,7 @@ def slurm_jobs() -> list[SlurmJob]:
         return []
     try:
         said = _ask(
-            *("squeue", "--noheader", f"--user={getpass.getuser()}", "--sort=i"),
+            *("squeue", "--noheader", f"--user={os.getuid()}", "--sort=i"),
             "--format=%i|%j|%T|%V|%N|%L|%r|%k",
         )
     except ClusterError as error:
@@ -241,22 +240,17 @@ def nodes_of(jobs: list[SlurmJob]) -> list[MachineLoad]:
     names = ",".join(job.nodes for job in jobs if job.nodes)
     if not names:
         return []
-    said = _ask(
-        "sinfo", "--noheader", "--Node", f"--nodes={names}", "--format=%N|%C|%O|%c|%m|%e|%G"
-    )
+    said = _ask("sinfo", "--noheader", "--Node", f"--nodes={names}", "--format=%N|%C|%O|%c|%G")
     found = {}
     for line in said.splitlines():  # a node stands there once for each of its partitions
-        name, cores, load, count, memory, free, gpus = line.split("|")
+        name, cores, load, count, gpus = line.split("|")
         allocated, _, _, of = cores.split("/")
-        whole, unused = _number(memory), _number(free)
         found[name] = MachineLoad(
             name,
             "Slurm",
             trials=f"{allocated} of {of} CPUs",
-            load=_number(load),
+            load=None if load == "N/A" else float(load),
             cores=int(count),
-            memory_used=None if whole is None or unused is None else (whole - unused) * 2**20,
-            memory=None if whole is None else whole * 2**20,
             gpus=() if gpus == "(null)" else (gpus,),
         )
     return list(found.values())
@@ -272,13 +266,6 @@ def stop(job: SlurmJob) -> None:
     _ask("scancel", *([] if job.state == "pending" else ["--batch", "--signal=INT"]), job.id)
     while any(each.id == job.id for each in slurm_jobs()):
         time.sleep(1)
-
-
-def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:  # "N/A"
-        return None
 
 
 def _minutes(limit: str) -> float:

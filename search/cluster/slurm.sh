@@ -51,17 +51,18 @@ while True:
 print(secrets.token_hex(32), port)
 END
 )
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
+# Metrics would be open to whoever reaches the nodes, without the password.
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_enable_metrics_collection=0 RAY_USAGE_STATS_ENABLED=0
 
-# Ray on this node until SIGTERM, with what Slurm gave to the job here. Sockets lie in its folder, and
-# their paths must stay below 108 characters. It keeps little in its object store, and ports that are 0
-# are any that are free.
+# Ray on this node until SIGTERM, with what Slurm gave to the job here. Ray opens its own folder to
+# everybody, so it lies in a closed one; the paths of sockets in it must stay below 108 characters. It
+# keeps little in its object store, and ports that are 0 are any that are free.
 start_ray() {
     local folder=/tmp/kdsearch-$SLURM_JOB_ID.$1 ray ended=
     shift
     rm -rf "$folder"
     mkdir -m 700 "$folder" || return
-    ray start "$@" --block --temp-dir="$folder" --num-cpus="$SLURM_CPUS_ON_NODE" \
+    ray start "$@" --block --temp-dir="$folder/ray" --num-cpus="$SLURM_CPUS_ON_NODE" \
         --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --object-store-memory=200000000 \
         --dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0 \
         > "$folder/start.log" 2>&1 &
@@ -83,7 +84,7 @@ end_ray() {
 }
 trap end_ray EXIT
 
-address_file=/tmp/kdsearch-$SLURM_JOB_ID.head/ray_current_cluster
+address_file=/tmp/kdsearch-$SLURM_JOB_ID.head/ray/ray_current_cluster
 until [ -s "$address_file" ]; do
     kill -0 "${processes[0]}" 2> /dev/null || exit 1
     sleep 0.5

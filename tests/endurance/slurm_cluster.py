@@ -24,6 +24,7 @@ SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket
+FirstJobId={first_job}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -66,13 +67,17 @@ class SlurmCluster:
         self._folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         configuration = self._folder / "slurm.conf"
         self.environment = {"SLURM_CONF": str(configuration)}
+        # Ray's folders are named by the job, and somebody else's Slurm may be on this machine.
+        first_job = secrets.randbelow(10**6) + 1
         nodes = "\n".join(
             f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={free_port()} CPUs=1 "
             f"State=UNKNOWN"
             for name in NODES
         )
         configuration.write_text(
-            _CONFIGURATION.format(folder=self._folder, controller=free_port(), nodes=nodes)
+            _CONFIGURATION.format(
+                folder=self._folder, controller=free_port(), nodes=nodes, first_job=first_job
+            )
         )
         (self._folder / "state").mkdir()
         key = self._folder / "munge.key"
@@ -91,9 +96,12 @@ class SlurmCluster:
                 stdout=output,
                 stderr=output,
             )
-        wait_until(
-            lambda: self.said("sinfo", "--noheader", "--format=%D %T") == f"{len(NODES)} idle"
-        )
+        wait_until(self._is_up)
+
+    def _is_up(self) -> bool:
+        if self._daemons.poll() is not None:
+            raise RuntimeError((self._folder / "daemons.log").read_text())
+        return self.said("sinfo", "--noheader", "--format=%D %T") == f"{len(NODES)} idle"
 
     def said(self, *command: str) -> str:
         """What a command of Slurm prints; nothing where it fails."""

@@ -94,6 +94,7 @@ def cut(slurm: SlurmCluster, user: User) -> SearchRecord:
     assert re.search(rf"first +Slurm job {job} +running, .* 2 running", status), status
     for node in NODES:
         assert re.search(rf"{node} +Slurm +1 of 1 CPUs", status), status
+    assert Path(f"/tmp/kdsearch-{job}.head").stat().st_mode & 0o77 == 0, "others could enter"
     slurm.end_soon(job)
     wait_until(lambda: "stopping; Ctrl-C again ends at once" in user.output(job))
     slurm.signal_trials(signal.SIGCONT)

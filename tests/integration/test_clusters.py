@@ -126,7 +126,7 @@ def resumed(cluster: RayCluster, storage: Storage, stopped: SearchRecord) -> Sea
 def test_a_stopped_search_goes_on_to_its_end(cluster: RayCluster, resumed: SearchRecord) -> None:
     status = cluster.kdsearch("status", "cut").stdout
     assert "cut: succeeded" in status
-    assert "job      cut.2" in status
+    assert f"where    job cut.2 at {cluster.job_server}, since" in status
     assert "2 finished of 2" in status
     assert "none (control)" in status
 
@@ -166,6 +166,8 @@ def test_a_job_that_fails_says_so(cluster: RayCluster, storage: Storage) -> None
     assert "root is '/absent', but that is not a folder" in failed.stdout
     listed = cluster.kdsearch("status").stdout.splitlines()
     assert any("task-1" in line and "failed" in line for line in listed)
+    # The head has no cores for trials, and the other machine two.
+    assert any(f"{cluster.job_server}   0 of 2 CPUs" in line for line in listed), listed
 
 
 def test_only_the_token_opens_the_job_server(cluster: RayCluster) -> None:

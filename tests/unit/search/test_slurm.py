@@ -16,6 +16,7 @@ from search.cluster.machine_load import machines_of_ray, this_machine
 from search.cluster.slurm import SCRIPT, Allocation, nodes_of, slurm_jobs
 from search.errors import ClusterError
 from search.record.storage import Storage
+from search.session.search import Search
 from tests.records import write_record
 from tests.synthetic import SMALL, finished_search
 
@@ -236,6 +237,29 @@ def test_to_continue_a_launch_needs_a_name(
     assert "--continue needs --name, the search that is continued if it has begun" in said
 
 
+def test_a_launch_continues_what_has_begun_once_its_driver_is_silent(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """A driver that was killed on another machine may live for all that is known here."""
+    begun = ("launch", "task.yaml", "--name", "first", "--continue", "--address", "head:1")
+    asked: list[tuple[str, str | None]] = []
+    living = iter([True, True, False])
+
+    def resumed(found: Search, **options: str | None) -> Search:
+        asked.append((found.record.name, options["address"]))
+        return found
+
+    monkeypatch.setattr("search.record.owner.has_living_owner", lambda storage: next(living))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(Search, "resume", resumed)
+    write_record(Storage("runs"), finished_search([], name="first", state="interrupted"))
+    assert kdsearch(monkeypatch, *begun) == 130  # as it still is
+    assert asked == [("first", "head:1")]
+    said = capsys.readouterr().out
+    assert "search first has not been heard to end; waiting for that" in said
+    assert "search first has begun; it continues with its own experiment" in said
+
+
 def test_slurms_own_words_are_read(slurm: Slurm) -> None:
     other = "13|shell|RUNNING|2026-01-02T03:04:05|n7|UNLIMITED|None|(null)\n"
     waits = queued(state="PENDING", storage="/a|b c", nodes="", reason="Priority")
@@ -244,13 +268,13 @@ def test_slurms_own_words_are_read(slurm: Slurm) -> None:
     assert (waiting.storage, waiting.state, waiting.reason) == ("/a|b c", "pending", "Priority")
     assert (running.id, running.search, running.state) == ("12", "first", "running")
     assert running.submitted == datetime(2026, 1, 2, 3, 4, 5).astimezone(UTC)
-    node = "|4/60/0/64|3.51|64|256000|200000|gpu:4\n"
-    slurm.says("sinfo", f"n1{node}n1{node}n2|0/0/64/64|N/A|64|256000|N/A|(null)\n")
+    node = "n1|4/60/0/64|3.51|64|gpu:4\n"
+    slurm.says("sinfo", f"{node}{node}n2|0/0/64/64|N/A|64|(null)\n")
     first, second = nodes_of([waiting, running])
     assert "--nodes=n[1-2]" in slurm.called("sinfo")
     assert (first.name, first.trials, first.load) == ("n1", "4 of 64 CPUs", 3.51)
-    assert (first.memory_used, first.gpus) == (56000 * 2**20, ("gpu:4",))
-    assert (second.load, second.memory_used, second.gpus) == (None, None, ())
+    assert first.gpus == ("gpu:4",)
+    assert (second.name, second.load, second.gpus) == ("n2", None, ())
     assert nodes_of([waiting]) == []
 
 
@@ -271,7 +295,7 @@ def test_status_tells_of_searches_wherever_they_run(
     shared = tmp_path / "shared"
     write_record(Storage(str(shared)), finished_search([], name="first", state="interrupted"))
     slurm.says("squeue", queued(storage=str(shared)))
-    slurm.says("sinfo", "n1|1/1/0/2|0.50|2|2048|1024|(null)\n")
+    slurm.says("sinfo", "n1|1/1/0/2|0.50|2|(null)\n")
     assert kdsearch(monkeypatch, "status") == 0
     said = capsys.readouterr().out
     lines = {line.split()[0]: line for line in said.splitlines() if line.strip()}
