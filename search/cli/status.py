@@ -89,7 +89,7 @@ def _show(search: "SeenSearch") -> None:
     )
     record = search.record
     if record is None:
-        print(f"trials   cannot be read from here; kdsearch logs {search.name} shows the output")
+        print("trials   none that can be read from here")
         return
     if record.sharing is not None:
         print(f"share    {record.sharing}")
