@@ -105,7 +105,9 @@ ray.init(address, logging_level="ERROR", log_to_driver=False)
 deadline = time.monotonic() + 300
 while (there := sum(node["Alive"] for node in ray.nodes())) < nodes and time.monotonic() < deadline:
     time.sleep(1)
-print(f"{there} of {nodes} nodes are there", flush=True)
+has = ray.cluster_resources()
+words = f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
+print(f"{there} of {nodes} nodes are there, with {words}", flush=True)
 END
     waiting=$!
     while kill -0 "$waiting" 2> /dev/null; do

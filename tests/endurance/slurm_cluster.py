@@ -39,6 +39,7 @@ SelectTypeParameters=CR_Core
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
+GresTypes=gpu
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -56,7 +57,7 @@ wait
 
 
 class SlurmCluster:
-    """Two nodes of one core each.
+    """Two nodes of one core and one GPU each, for all that Slurm knows.
 
     Attributes:
         environment: with which Slurm's commands find it.
@@ -71,7 +72,7 @@ class SlurmCluster:
         first_job = secrets.randbelow(10**6) + 1
         nodes = "\n".join(
             f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={free_port()} CPUs=1 "
-            f"State=UNKNOWN"
+            f"Gres=gpu:a100:1 State=UNKNOWN"
             for name in NODES
         )
         configuration.write_text(
@@ -79,6 +80,8 @@ class SlurmCluster:
                 folder=self._folder, controller=free_port(), nodes=nodes, first_job=first_job
             )
         )
+        # A device that is there; nobody computes on it.
+        (self._folder / "gres.conf").write_text("Name=gpu Type=a100 File=/dev/null\n")
         (self._folder / "state").mkdir()
         key = self._folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))

@@ -64,7 +64,7 @@ class User:
         """Submits it; returns Slurm's number of the job."""
         said = self.kdsearch(
             *("submit", "task.yaml", "--slurm", "--name", "first", "--nodes", "2"),
-            *("--partition", "main", "--time", "30", "--requeue"),
+            *("--partition", "main", "--time", "30", "--gpus", "a100:1", "--requeue"),
         )
         return said.split("Slurm's job ")[1].split(";")[0]
 
@@ -99,7 +99,7 @@ def cut(slurm: SlurmCluster, user: User) -> SearchRecord:
     wait_until(lambda: "stopping; Ctrl-C again ends at once" in user.output(job))
     slurm.signal_trials(signal.SIGCONT)
     wait_until(lambda: slurm.state(job) == "PENDING")
-    assert "2 of 2 nodes are there" in user.output(job)
+    assert "2 of 2 nodes are there, with 2 CPUs and 2 GPUs" in user.output(job)
     slurm.cancel(job)
     return read_record(user.storage, "first")
 
