@@ -23,8 +23,6 @@ from search.cluster.ray_private import dashboard_nodes, quieten_job_client
 from search.errors import ClusterError, ExperimentError, KdsearchError, Problem, SearchError
 from search.experiment.reading import check_name
 from search.experiment.schema import Experiment
-from search.record.files import read_record
-from search.record.record import SearchRecord
 from search.record.storage import Storage
 
 # What a job carries about its search.
@@ -62,13 +60,6 @@ class Job:
     @property
     def is_over(self) -> bool:
         return self.state not in {"pending", "running"}
-
-    def record(self) -> SearchRecord | None:
-        """The search's record; none if it is not there yet, or not reachable from here."""
-        try:
-            return read_record(Storage(self.storage), self.search)
-        except KdsearchError:
-            return None
 
 
 class JobServer:

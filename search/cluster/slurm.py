@@ -17,7 +17,7 @@ import yaml
 
 from search.cluster.machine_load import MachineLoad
 from search.errors import ClusterError, ExperimentError, Problem, SearchError
-from search.experiment.reading import check_name
+from search.experiment.reading import check_name, read_experiment
 from search.experiment.schema import Experiment
 from search.record.files import read_record
 from search.record.log import has_record
@@ -173,7 +173,7 @@ def submit(
         name, continues = _claimed(experiment.name, storage, files, content), False
     else:
         check_name(name)
-        continues = _has_begun(name, storage, files, content)
+        continues = _has_begun(name, storage, experiment)
         files.write(_file(name), content)
     output = local_home(storage) / "logs" / f"{name}.slurm-%j.out"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -337,7 +337,7 @@ def _claimed(task: str, storage: Storage, files: Storage, content: bytes) -> str
         number += 1
 
 
-def _has_begun(name: str, storage: Storage, files: Storage, content: bytes) -> bool:
+def _has_begun(name: str, storage: Storage, experiment: Experiment) -> bool:
     """Whether a search is there that a job would continue.
 
     Raises:
@@ -352,7 +352,8 @@ def _has_begun(name: str, storage: Storage, files: Storage, content: bytes) -> b
             )
     if not has_record(search_storage(storage, name)):
         return False
-    if not files.exists(_file(name)) or files.read(_file(name)) != content:
+    known = local_home(storage) / _file(name)
+    if not known.exists() or read_experiment(known, ()) != experiment:
         message = (
             f"{name!r} is taken by a search of another experiment; choose another, or leave "
             f"--name out"

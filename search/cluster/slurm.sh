@@ -78,7 +78,7 @@ start_ray head --head --port=0 --include-dashboard=false --ray-client-server-por
 processes=($!)
 end_ray() {
     # srun itself would kill what it started at once.
-    if [ "$SLURM_NNODES" -gt 1 ]; then scancel --signal=TERM "$SLURM_JOB_ID" || true; fi
+    if [ "$SLURM_NNODES" -gt 1 ]; then scancel --quiet --signal=TERM "$SLURM_JOB_ID" || true; fi
     kill "${processes[0]}" 2> /dev/null || true
     wait "${processes[@]}" || true
 }
@@ -132,6 +132,7 @@ done
 driver=
 if [ -n "$requeue" ] && [ -n "$cut" ] && [ "$status" = 130 ]; then
     end_ray
+    trap - EXIT
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"
