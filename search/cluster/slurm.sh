@@ -124,11 +124,11 @@ set -m # without, the command would not be told of SIGINT
 kdsearch "$@" --address "$address" &
 driver=$!
 set +m
-status=0
-while kill -0 "$driver" 2> /dev/null; do # a signal ends the waiting as well
-    status=0
-    wait "$driver" || status=$?
+while kill -0 "$driver" 2> /dev/null; do
+    wait "$driver" || true # a signal ends it too
 done
+status=0
+wait "$driver" || status=$?
 driver=
 if [ -n "$requeue" ] && [ -n "$cut" ] && [ "$status" = 130 ]; then
     end_ray
