@@ -79,6 +79,9 @@ class Method(nn.Module):
             preparatory stages are no part of the budget.
         teacher_batch_statistics: whether the teacher's batch norms normalise by the batch; their
             running statistics never change.
+        compares_images: whether the loss is more than a mean over the images, or what it remembers
+            is of all of them: where several processes have parts of a batch, it is then given the
+            whole one. If that depends on `params` or the epoch, the instance sets it.
         params: the parameters it was built with.
         pairs: the maps that it compares, set by the constructor of a method that reads maps.
     """
@@ -95,6 +98,7 @@ class Method(nn.Module):
     pairs: tuple[LayerPair, ...] = ()
     epochs_on_top: int = 0
     teacher_batch_statistics: bool = False
+    compares_images: bool = False
 
     def __init__(self, params: _Params, networks: NetworkPair) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The outputs of a network that a distillation method can read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -131,6 +131,8 @@ class Batch:
         epoch: the current epoch, from 1.
         epochs: the trial's budget of epochs.
         mixed: the second classes; None if images are not mixed.
+        first: the place of its first image among those that several processes have of one batch.
+        whole: the number of these; None: they are this batch.
     """
 
     labels: Tensor
@@ -138,3 +140,12 @@ class Batch:
     epoch: int
     epochs: int
     mixed: Mixed | None = None
+    first: int = 0
+    whole: int | None = None
+
+    def rand(self, size: Sequence[int], device: torch.device) -> Tensor:
+        """`torch.rand` of [B, ...], in which an image has the same numbers however its batch is
+        divided among processes."""
+        images, *others = size
+        drawn = torch.rand((self.whole or images, *others), device=device)
+        return drawn[self.first : self.first + images]

@@ -1,7 +1,8 @@
 """Distills one student: from a frozen configuration to an iterator of epoch reports."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from kdcore.distillation.config import TermConfig, TrialConfig
 from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_execution
+from kdcore.execution.workers import Workers
 from kdcore.methods import CATALOGUE
 from kdcore.networks.initial_weights import build_student, initial_weights
 from kdcore.teacher.teacher import WEIGHTS, load_teacher, prepare_teacher, teacher_folder
@@ -79,6 +81,7 @@ def distill(
     parts: int = 1,
     execution: Execution | None = None,
     teacher_execution: Execution | None = None,
+    workers: Workers = Workers(),  # noqa: B008  (frozen)
 ) -> Iterator[EpochReport]:
     """Trains one student and yields a report after each epoch.
 
@@ -96,6 +99,9 @@ def distill(
         execution: the student's precision and layout; by default the fastest, measured once in
             this workspace, or the plain one with `acceleration: off`.
         teacher_execution: the teacher's, likewise.
+        workers: this process among those that train the student together, each with a part of the
+            images of every batch; see `distill_together`. Only the first of them reads and writes
+            checkpoints and yields reports.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; the message names the term.
@@ -111,13 +117,16 @@ def distill(
     if config.training.acceleration == "off":
         execution, teacher_execution = execution or Execution(), teacher_execution or Execution()
     if execution is None:
-        execution = fastest_execution(
-            network,
-            student,
-            data.image_size,
-            device,
-            workspace,
-            batch_size=config.training.batch_size,
+        execution = _same(
+            workers,
+            lambda: fastest_execution(
+                network,
+                student,
+                data.image_size,
+                device,
+                workspace,
+                batch_size=workers.share_of(config.training.batch_size).images,
+            ),
         )
     teacher = cache = None
     if any(CATALOGUE[term.method].needs for term in config.objective):
@@ -129,9 +138,8 @@ def distill(
         folder = teacher_folder(config.teacher, seen, workspace)
         teacher = load_teacher(folder)
         if teacher_execution is None:
-            teacher_execution = fastest_execution(
-                config.teacher.network, teacher, data.image_size, device, workspace
-            )
+            asked = config.teacher.network, teacher, data.image_size, device, workspace
+            teacher_execution = _same(workers, lambda: fastest_execution(*asked))
         if config.cache is not None:
             cache = TeacherCache(
                 config.cache,
@@ -166,7 +174,13 @@ def distill(
         parts=parts,
         tuning=tuning,
         metric=config.metric,
+        workers=workers,
     )
+
+
+def _same(workers: Workers, measured: Callable[[], Execution]) -> Execution:
+    """What the first process measures, for all of them."""
+    return Execution.restored(workers.from_first(lambda: asdict(measured())))
 
 
 def _identity(config: TrialConfig) -> str:

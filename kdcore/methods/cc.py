@@ -93,6 +93,7 @@ class CC(Method):
         "cifar": Published("the paper's kernel; its weight is not published"),
     }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
+    compares_images: bool = True
 
     class Params(method.Params):
         # The usual 0.02 is for RepDistiller's loss on unnormalised embeddings. Kernel values of

@@ -245,6 +245,7 @@ class CRD(Method):
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
     batch_symmetric: ClassVar[bool] = False
     mixing: ClassVar[Mixing] = "dominant class"
+    compares_images: bool = True
 
     class Params(method.Params):
         """The parameters of CRD.

@@ -88,6 +88,7 @@ class DIST(Method):
         ),
     }
     needs: frozenset[Tap] = frozenset({Tap.LOGITS})
+    compares_images: bool = True
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 20.0, log=True)] = 2.0

@@ -149,6 +149,8 @@ class FT(Method):
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         preparing = epoch <= self.preparation_epochs(epochs)
         self.paraphrasers.train(preparing).requires_grad_(preparing)
+        # The error is relative to the mean square of all maps.
+        self.compares_images = preparing
 
     def preparation(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = []

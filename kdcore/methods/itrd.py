@@ -117,6 +117,7 @@ class ITRD(Method):
         "cifar": Published("ITRD, train_student.py"),
     }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
+    compares_images: bool = True
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 10.0, log=True)] = 1.0

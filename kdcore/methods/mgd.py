@@ -1,6 +1,6 @@
 """Masked Generative Distillation. Yang et al., ECCV 2022, arXiv:2205.01529."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -33,20 +33,27 @@ def mgd_loss(generated_map: Tensor, teacher_map: Tensor) -> Tensor:
     return (generated_map - teacher_map).square().sum() / len(generated_map)
 
 
-def mask_at_random(feature_map: Tensor, *, mask: Mask, masked_share: float) -> Tensor:
+def mask_at_random(
+    feature_map: Tensor,
+    *,
+    mask: Mask,
+    masked_share: float,
+    rand: Callable[..., Tensor] = torch.rand,
+) -> Tensor:
     """Sets random channels or positions of each image's map to zero, independently.
 
     Args:
         feature_map: [B, C, H, W].
         mask: `channels`, with all their positions; `positions`, with all their channels.
         masked_share: probability of being set to zero, 0 to 1.
+        rand: draws uniform numbers.
 
     Returns:
         [B, C, H, W]; other values are not rescaled.
     """
     images, channels, height, width = feature_map.shape
     size = (images, channels, 1, 1) if mask == "channels" else (images, 1, height, width)
-    return feature_map * (torch.rand(size, device=feature_map.device) >= masked_share)
+    return feature_map * (rand(size, device=feature_map.device) >= masked_share)
 
 
 class Generator(nn.Module):
@@ -73,10 +80,12 @@ class Generator(nn.Module):
             nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
         )
 
-    def forward(self, student_map: Tensor) -> Tensor:
-        """[B, Cs, H, W] to [B, Ct, H, W]."""
+    def forward(self, student_map: Tensor, rand: Callable[..., Tensor] = torch.rand) -> Tensor:
+        """[B, Cs, H, W] to [B, Ct, H, W]; `rand` draws uniform numbers."""
         aligned = self.align(student_map)
-        masked = mask_at_random(aligned, mask=self.mask, masked_share=self.masked_share)
+        masked = mask_at_random(
+            aligned, mask=self.mask, masked_share=self.masked_share, rand=rand
+        )
         generated: Tensor = self.generate(masked)
         return generated
 
@@ -124,5 +133,5 @@ class MGD(Method):
             student_map, teacher_map = match_spatial(
                 student.maps[pair.student], teacher.maps[pair.teacher]
             )
-            losses.append(mgd_loss(generator(student_map), teacher_map))
+            losses.append(mgd_loss(generator(student_map, batch.rand), teacher_map))
         return sum(losses[1:], start=losses[0])

@@ -192,6 +192,8 @@ class OFD(Method):
                 else MeasuredMargin(teacher_channels)
             )
 
+        self.compares_images = any(isinstance(each, MeasuredMargin) for each in self.margins)
+
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         losses = []
         for pair, to_teacher, margin in zip(self.pairs, self.connectors, self.margins, strict=True):

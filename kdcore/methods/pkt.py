@@ -76,6 +76,7 @@ class PKT(Method):
         "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
     }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
+    compares_images: bool = True
 
     class Params(method.Params):
         # The lower end is for `rows`: 30,000 for `pairs` of 64 images corresponds to 30,000 / 64 =

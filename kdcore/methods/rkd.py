@@ -147,6 +147,7 @@ class RKD(Method):
         "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
     }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
+    compares_images: bool = True
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.01, 100.0, log=True)] = 1.0

@@ -62,6 +62,7 @@ class SP(Method):
         "cifar": Published("RepDistiller, scripts/run_cifar_distill.sh"),
     }
     needs: frozenset[Tap] = frozenset({Tap.MAPS})
+    compares_images: bool = True
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(100.0, 1e5, log=True)] = 3000.0

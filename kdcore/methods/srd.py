@@ -68,6 +68,7 @@ class SRD(Method):
         ),
     }
     needs: frozenset[Tap] = frozenset({Tap.EMBEDDING})
+    compares_images: bool = True
 
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 10.0, log=True)] = 2.0

@@ -14,6 +14,7 @@ from kdcore.data.image_data import ImageData
 from kdcore.errors import CheckpointError, NonFiniteLossError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import keep_freed_memory
+from kdcore.execution.workers import Workers
 from kdcore.networks.classifier import Classifier, build_classifier
 from kdcore.teacher_cache.cache import TeacherCache
 from kdcore.training.checkpoint import read_checkpoint, write_checkpoint
@@ -43,6 +44,7 @@ def train(
     parts: int = 1,
     tuning: FineTuning = FineTuning(),  # noqa: B008
     metric: Metric = "accuracy",
+    workers: Workers = Workers(),  # noqa: B008
 ) -> Iterator[EpochReport]:
     """Trains a student, and yields a report after each epoch.
 
@@ -63,12 +65,16 @@ def train(
         parts: see `kdcore.distill`.
         tuning: which parts of the student are trained, and how.
         metric: by which the best epoch is chosen.
+        workers: this process among those that train the student together, all with the same
+            arguments. Only the first of them reads and writes checkpoints and yields reports.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
         CheckpointError: the checkpoint is damaged, or belongs to another run.
     """
-    state = read_checkpoint(checkpoint_dir, device) if checkpoint_dir is not None else None
+    state = workers.from_first(
+        lambda: read_checkpoint(checkpoint_dir, device) if checkpoint_dir is not None else None
+    )
     if state is not None:
         if state["identity"] != identity:
             raise CheckpointError(
@@ -82,7 +88,7 @@ def train(
         keep_freed_memory()
     run = Run(
         *(student, terms, teacher, data, recipe, device),
-        *(execution, teacher_execution, cache, parts, tuning),
+        *(execution, teacher_execution, cache, parts, tuning, workers),
     )
     heldout, nothing_held_out = data.heldout.to(device), data.config.heldout_fraction == 0
     finished, best = 0, None
@@ -104,6 +110,8 @@ def train(
             meters = run.epoch(epoch, data.train.shuffled().to(device), view, cached, timeline)
         decoding_share = data.train.decoding_share()
         _refuse_non_finite(meters, run.names, epoch)
+        if workers.rank > 0:
+            continue
         found, result, of_average = evaluate_classes(student, heldout), student, False
         if not math.isfinite(found.loss):
             raise NonFiniteLossError(

@@ -42,6 +42,7 @@ _LATER_KEYS = (
     "ema_decay",
     "drop_path",
     "accumulation",
+    "sync_batch_norms",
     *("head_learning_rate", "frozen_stages", "linear_probe", "layer_decay"),
 )
 
@@ -110,6 +111,8 @@ class BaseRecipe(BaseModel):
             on the device; `off` for float32.
         compile: `torch.compile` the student. Takes about a minute in each process, which pays off
             in long trials, and needs a C++ compiler.
+        sync_batch_norms: whether batch norms normalise by the images of all processes that train a
+            student together, not by those of their own.
         cuda_graph: replay each epoch's steps as one CUDA graph. Pays off where kernels are shorter
             than their launches; not for methods that synchronise with the device.
     """
@@ -143,6 +146,7 @@ class BaseRecipe(BaseModel):
     acceleration: Literal["auto", "off"] = "auto"
     compile: bool = False
     cuda_graph: bool = False
+    sync_batch_norms: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -199,6 +203,15 @@ class BaseRecipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _nothing_waits_in_a_compiled_student(self) -> Self:
+        if self.compile and self.sync_batch_norms:
+            raise ConfigError(
+                "compile is true, but sync_batch_norms has the student wait for other processes, "
+                "which a compiled one cannot; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _milestones_in_order(self) -> Self:
         if self.milestones is None:
             return self
@@ -243,6 +256,26 @@ class BaseRecipe(BaseModel):
             or self.head_learning_rate != 1
             or self.layer_decay != 1
         )
+
+    def check_workers(self, number: int) -> None:
+        """Refuses what several processes cannot train with.
+
+        Args:
+            number: of processes.
+
+        Raises:
+            ConfigError: a batch has less than two images for each, or a step is one CUDA graph.
+        """
+        if number > 1 and self.batch_size < 2 * number:
+            raise ConfigError(
+                f"training.batch_size is {self.batch_size}, but {number} workers need at least "
+                f"{2 * number}, two images each; use larger batches, or fewer workers"
+            )
+        if number > 1 and self.cuda_graph:
+            raise ConfigError(
+                f"training.cuda_graph is true, but {number} workers exchange gradients in a step, "
+                f"which no graph records; leave it out"
+            )
 
     def check_fresh(self, network: str) -> None:
         """Refuses to preserve what a network knows that begins with fresh weights.
@@ -299,6 +332,8 @@ class BaseRecipe(BaseModel):
             words.append(f"drop path {self.drop_path:g}")
         if self.preparation_on_top:
             words.append("preparatory epochs on top")
+        if self.sync_batch_norms:
+            words.append("batch norms over all workers")
         return ", ".join([*words, *self._parts_in_words()])
 
     def _parts_in_words(self) -> list[str]:

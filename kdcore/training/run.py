@@ -1,27 +1,31 @@
 """A training run: its networks and optimiser, its steps, and the state that a checkpoint holds."""
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdcore.backbones.tracing.torch_private import MOMENTUM
+from kdcore.backbones.tracing.torch_private import BATCH_NORMS
 from kdcore.contract.method import Method
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.data.image_data import ImageData
 from kdcore.execution.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.execution.execution import Execution
+from kdcore.execution.synchronized_norms import SynchronizedNorms
+from kdcore.execution.workers import OwnNumbers, Share, Workers
 from kdcore.networks.classifier import Classifier
 from kdcore.operations.labels import label_loss
 from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
 from kdcore.training.average import WeightAverage
 from kdcore.training.fine_tuning import FineTuning
-from kdcore.training.lamb import Lamb
+from kdcore.training.optimizer import build_optimizer, freeze, parameter_groups
 from kdcore.training.recipe import Recipe
 from kdcore.training.timeline import Timeline
+from kdcore.training.whole_batch import whole_taps
 
 
 @dataclass(frozen=True)
@@ -30,26 +34,6 @@ class Term:
 
     name: str
     method: Method
-
-
-def _optimizer(
-    recipe: Recipe, groups: Sequence[dict[str, Any]], *, captured: bool
-) -> torch.optim.Optimizer:
-    if recipe.optimizer == "sgd":
-        sgd = torch.optim.SGD(
-            groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.nesterov, fused=True
-        )
-        if recipe.momentum > 0:
-            # The fused step cannot create momentum for parameters whose first gradient comes later
-            # than that of others, as after a preparatory stage. All momentum starts at 0 anyway.
-            for parameter in (each for group in groups for each in group["params"]):
-                sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
-        return sgd
-    if recipe.optimizer == "lamb":
-        return Lamb(groups, recipe.learning_rate, recipe.betas)
-    return torch.optim.AdamW(
-        groups, recipe.learning_rate, recipe.betas, fused=True, capturable=captured
-    )
 
 
 class Meters:
@@ -71,6 +55,12 @@ class Meters:
         this_step = torch.minimum(self.first_bad_step, self.step)
         self.first_bad_step.copy_(torch.where(weighted.isfinite(), self.first_bad_step, this_step))
 
+    def add_up(self, workers: Workers) -> None:
+        """Makes them those of all processes."""
+        workers.add_up([self.sums])
+        workers.add_up([self.right])
+        workers.smallest(self.first_bad_step)
+
 
 class Run:
     """Student, helpers and optimiser on their device; see `train` for the arguments."""
@@ -88,7 +78,13 @@ class Run:
         cache: TeacherCache | None,
         parts: int,
         tuning: FineTuning,
+        workers: Workers,
     ) -> None:
+        recipe.check_workers(workers.number)
+        self.workers, self.own_numbers = workers, OwnNumbers(workers)
+        self.norms: AbstractContextManager[object] = nullcontext()
+        if workers.together and recipe.sync_batch_norms:
+            self.norms = SynchronizedNorms(workers)
         self.execution, self.teacher_execution, self.parts = execution, teacher_execution, parts
         if recipe.drop_path is not None:
             student.backbone.set_drop_path(recipe.drop_path)
@@ -135,6 +131,14 @@ class Run:
         self.epochs = self.epochs_on_top + recipe.epochs
         self.split = data.train.to(device)
         self.batch_size = min(recipe.batch_size, len(self.split))
+        # Each part of a batch is divided among the processes.
+        whole = torch.arange(self.batch_size, device=device)
+        self.shares, own = [], []
+        for of_part in whole.tensor_split(parts):
+            share = workers.share_of(len(of_part))
+            self.shares.append(share)
+            own.append(of_part[share.first : share.first + share.images])
+        self.own_places = torch.cat(own)
         batches = len(self.split) // self.batch_size
         self.accumulation = min(recipe.accumulation, batches)
         self.steps = batches // self.accumulation
@@ -144,16 +148,16 @@ class Run:
             for name, parameter in method.named_parameters()
             if name in method.undecayed
         }
-        self.frozen_norms = _freeze(student, tuning.frozen)
+        self.frozen_norms = freeze(student, tuning.frozen)
         trained = [each for each in student.parameters() if each.requires_grad]
         self.parameters = [*trained, *self.helpers.parameters()]
         if not recipe.decay_norms_and_biases:
             undecayed |= {id(each) for each in self.parameters if each.ndim <= 1}
         named = student.backbone.named_parameters()
         factors = {id(each): tuning.factors.get(name, 1.0) for name, each in named}
-        groups = _groups(self.parameters, undecayed, factors, recipe.weight_decay)
+        groups = parameter_groups(self.parameters, undecayed, factors, recipe.weight_decay)
         self._factors = [factor for factor, _ in groups]
-        self.optimizer = _optimizer(recipe, [group for _, group in groups], captured=self.captures)
+        self.optimizer = build_optimizer(recipe, [group for _, group in groups], captured=self.captures)
 
     @property
     def images_in_step(self) -> int:
@@ -219,21 +223,28 @@ class Run:
         for method in self.methods:
             method.begin_epoch(epoch, self.epochs)
         images_in_step = self.images_in_step
-        order = order[: self.steps * images_in_step]
-        views = timeline.steps(self.split.views(order, view, self.batch_size))
-        batches = zip(views, torch.split(order, self.batch_size), strict=True)
-        classes, mixed = self.split.classes(view)
+        size = len(self.own_places)
+        order = order[: self.steps * images_in_step].view(-1, self.batch_size)
+        order = order[:, self.own_places].flatten()
+        views = timeline.steps(self.split.views(order, view, size))
+        batches = zip(views, torch.split(order, size), strict=True)
+        self.classes, self.mixed = self.split.classes(view)
+        self.own_numbers.begin()
 
         def step(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
             self.optimizer.zero_grad(set_to_none=True)
-            for images, positions in batches:
-                for part, places in zip(
-                    images.tensor_split(self.parts), positions.tensor_split(self.parts), strict=True
-                ):
-                    second = None if mixed is None else mixed.at(places)
-                    batch = Batch(classes[places], places, epoch, self.epochs, second)
+            sizes = [share.images for share in self.shares]
+            for both in batches:
+                parts = zip(*(torch.split(each, sizes) for each in both), strict=True)
+                for (part, places), of_part in zip(parts, self.shares, strict=True):
+                    batch = replace(
+                        self._batch(places, epoch), first=of_part.first, whole=of_part.whole
+                    )
                     share = len(places) / images_in_step
-                    self._add_gradients(part, batch, cached, weights, counted, meters, share)
+                    self._add_gradients(
+                        part, batch, cached, weights, counted, meters, share, of_part
+                    )
+            self.workers.add_up(each.grad for each in self.parameters if each.grad is not None)
             meters.step += 1
             if self.recipe.gradient_clip_norm is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -244,7 +255,7 @@ class Run:
                 self.average.update()
 
         def whole_step(images: Tensor, positions: Tensor) -> None:
-            split = (torch.split(whole, self.batch_size) for whole in (images, positions))
+            split = (torch.split(whole, size) for whole in (images, positions))
             step(zip(*split, strict=True))
 
         captured: CapturedStep | None = None
@@ -257,8 +268,26 @@ class Run:
             images, positions = map(torch.cat, zip(*of_step, strict=True))
             captured = captured or CapturedStep(whole_step, images, positions)
             captured(images, positions)
+        meters.add_up(self.workers)
+        if not self.recipe.sync_batch_norms:
+            self._average_statistics()
         timeline.mark("student")
         return meters
+
+    def _batch(self, places: Tensor, epoch: int) -> Batch:
+        """The training images at these positions."""
+        second = None if self.mixed is None else self.mixed.at(places)
+        return Batch(self.classes[places], places, epoch, self.epochs, second)
+
+    def _average_statistics(self) -> None:
+        """Makes the running statistics of batch norms the means over all processes, each of which
+        has seen its own images."""
+        networks = [self.student, self.helpers]
+        if self.average:
+            networks.append(self.average.network)
+        norms = [m for network in networks for m in network.modules() if isinstance(m, BATCH_NORMS)]
+        buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self.workers.average(buffer for buffer in buffers if buffer.is_floating_point())
 
     def _rate_at(self, progress_epochs: float) -> float:
         """The learning rate; the schedule begins after the epochs on top."""
@@ -284,19 +313,22 @@ class Run:
         counted: Sequence[bool],
         meters: Meters,
         share: float,
+        of_part: Share,
     ) -> None:
         """Forward and backward pass of a part of a step, with its share of the step's images."""
         labels = batch.labels
         full = weights.dtype  # float32, unless PyTorch's default is another
         with self.execution.autocast(self.device):
-            student_taps = self.run_student(
-                images, self.needs, labels, self.student_maps, batch.mixed
-            )
-            teacher_taps = student_taps  # a placeholder, if no term reads any
-            if self.teacher is not None:
-                self.timeline.mark("student")
-                teacher_taps = self._teacher_taps(self.teacher, images, batch, cached)
-                self.timeline.mark("teacher")
+            with self.norms:
+                with self.own_numbers.drawn():
+                    student_taps = self.run_student(
+                        images, self.needs, labels, self.student_maps, batch.mixed
+                    )
+                teacher_taps = student_taps  # a placeholder, if no term reads any
+                if self.teacher is not None:
+                    self.timeline.mark("student")
+                    teacher_taps = self._teacher_taps(self.teacher, images, batch, cached)
+                    self.timeline.mark("teacher")
             smoothing = self.recipe.label_smoothing
             every_logits = student_taps.logits, *student_taps.auxiliary_logits
             first, *auxiliary = (
@@ -306,7 +338,9 @@ class Run:
             terms = [first]
             if auxiliary:
                 terms.append(torch.stack(auxiliary).sum())
-            terms += [method(student_taps, teacher_taps, batch).to(full) for method in self.methods]
+            terms += [
+                term.to(full) for term in self._terms(student_taps, teacher_taps, batch, of_part)
+            ]
         # Terms that do not count give no gradient at all. With zero gradients, weight decay would
         # shrink waiting weights by a factor of exp(-0.05 / (1 - 0.9) * 5e-4 * 23,430 steps) =
         # exp(-5.9) = 0.003 in the literature's 30 epochs of CIFAR.
@@ -319,6 +353,24 @@ class Run:
             method.after_step()
         meters.add(values.detach(), weighted.detach(), student_taps.logits.detach(), labels, share)
 
+    def _terms(self, student: Taps, teacher: Taps, batch: Batch, of_part: Share) -> Iterator[Tensor]:
+        """The methods' terms: of this process's images, or of those of all processes, where a
+        method compares them."""
+        whole = None
+        for method in self.methods:
+            if not (self.workers.together and method.compares_images):
+                with self.norms:
+                    yield method(student, teacher, batch)
+                continue
+            if whole is None:
+                comparing = [each for each in self.methods if each.compares_images]
+                places = self.workers.whole(batch.indices, of_part)
+                whole = (
+                    *whole_taps(self.workers, of_part, comparing, student, teacher),
+                    self._batch(places, batch.epoch),
+                )
+            yield method(*whole)
+
     def _teacher_taps(
         self, teacher: Classifier, images: Tensor, batch: Batch, cached: CachedView | None
     ) -> Taps:
@@ -329,51 +381,6 @@ class Run:
             taps = teacher.taps(images, self.needs, batch.labels, self.wanted.maps, batch.mixed)
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
-
-
-def _freeze(student: Classifier, names: Container[str]) -> list[nn.Module]:
-    """Keeps these parameters as they are; returns the modules whose running statistics must stay,
-    too, which are in evaluation mode."""
-    frozen = set()
-    for name, parameter in student.backbone.named_parameters():
-        if name in names:
-            frozen.add(parameter.requires_grad_(False))
-    return [
-        module
-        for module in student.backbone.modules()
-        if list(module.buffers(recurse=False))
-        and (own := set(module.parameters(recurse=False)))
-        and own <= frozen
-    ]
-
-
-def _groups(
-    parameters: Iterable[nn.Parameter],
-    undecayed: Container[int],
-    factors: Mapping[int, float],
-    weight_decay: float,
-) -> list[tuple[float, dict[str, Any]]]:
-    """Parameters with the same factor on the learning rate and the same decay, with that factor.
-
-    The order is part of a checkpoint. First are those with a factor of 1, which a report has.
-
-    Args:
-        parameters: that are trained.
-        undecayed: ids of those without weight decay.
-        factors: by id; 1 for those left out.
-        weight_decay: of all others.
-    """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, False): []}
-    for parameter in parameters:
-        key = factors.get(id(parameter), 1.0), id(parameter) in undecayed
-        groups.setdefault(key, []).append(parameter)
-    return [
-        (
-            factor,
-            {"params": groups[factor, spared], "weight_decay": 0.0 if spared else weight_decay},
-        )
-        for factor, spared in sorted(groups, key=lambda key: (key[0] != 1, -key[0], key[1]))
-    ]
 
 
 def _use_batch_statistics(network: nn.Module) -> None:
