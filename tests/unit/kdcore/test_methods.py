@@ -24,6 +24,7 @@ from feature_methods import (
 from pydantic import ValidationError
 from torch import Tensor
 
+from kdcore.backbones.tracing.torch_private import BATCH_NORMS
 from kdcore.contract.layer_pairs import layer_options, resolve_layers
 from kdcore.contract.method import Method, Params
 from kdcore.contract.network_pair import NetworkPair, Shapes
@@ -153,6 +154,41 @@ def test_a_name_like_no_other_is_refused_with_the_whole_catalogue() -> None:
     with pytest.raises(ValueError, match=f"catalogue has {', '.join(CATALOGUE)}$") as caught:
         check_method("zzzzzzzz")
     assert "did you mean" not in str(caught.value)
+
+
+@every_method
+def test_a_method_that_does_not_compare_images_is_a_mean_over_them(name: str) -> None:
+    """So several processes may each have a part of a batch; the others are given all of it."""
+    for case, method, student, teacher in every_variant(name, double=True):
+        with case:
+            for module in method.modules():  # batch norms do compare, unless they are told not to
+                if isinstance(module, BATCH_NORMS):
+                    module.eval()
+            for batch in batches(method):
+                before = [buffer.clone() for buffer in method.buffers()]
+                whole = loss_of(method, student, teacher, batch)
+                parts = torch.zeros_like(whole)
+                for first, images in ((0, 4), (4, 2)):
+                    rows = slice(first, first + images)
+                    part = replace(
+                        batch,
+                        labels=batch.labels[rows],
+                        indices=batch.indices[rows],
+                        first=first,
+                        whole=IMAGES,
+                    )
+                    ours, theirs = (
+                        taps.changed(lambda t, rows=rows: t[rows]) for taps in (student, teacher)
+                    )
+                    parts += images / IMAGES * loss_of(method, ours, theirs, part)
+                equal = torch.allclose(whole, parts, rtol=1e-9, atol=1e-12)
+                loss_of(method, student, teacher, batch)
+                method.after_step()
+                remembers = any(
+                    not torch.equal(one, two)
+                    for one, two in zip(before, method.buffers(), strict=True)
+                )
+                assert method.compares_images == (remembers or not equal), batch.epoch
 
 
 @every_method
