@@ -60,9 +60,10 @@ class SynchronizedNorms(TorchFunctionMode):
             wide = input.float() if half else input
             mean, variance, count = self._statistics(wide)
             if running_mean is not None and running_var is not None:
-                unbiased = variance.detach() * (count / (count - 1))
-                running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
-                running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+                with torch.no_grad():
+                    unbiased = variance * (count / (count - 1))
+                    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+                    running_var.lerp_(unbiased.to(running_var.dtype), momentum)
             shape = (1, -1, *[1] * (input.ndim - 2))
             factor = (variance + eps).rsqrt()
             normal = (wide - mean.view(shape)) * factor.view(shape)

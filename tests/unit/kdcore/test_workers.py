@@ -1,8 +1,9 @@
 """Several processes that train one student: what they compute is what one process computes."""
 
-import math
 import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.distributed import TCPStore
 
-from kdcore import DataConfig, EpochReport, Recipe, TeacherConfig, TermConfig, TrialConfig, distill
+from kdcore import CacheConfig, EpochReport, NonFiniteLossError, Recipe, TrialConfig, distill
 from kdcore.distillation.together import distill_together
 from kdcore.errors import ConfigError
 from kdcore.execution.synchronized_norms import SynchronizedNorms
@@ -52,7 +53,7 @@ WAYS: list[dict[str, Any]] = [
     {"ema_decay": 0.9, "label_smoothing": 0.1},
 ]
 
-Job = Callable[..., list[EpochReport]]
+Job = Callable[..., Any]
 
 
 @contextmanager
@@ -81,7 +82,7 @@ def _of_rank(rank: int, port: int, jobs: Sequence[Job]) -> None:
             job(workers=workers)
 
 
-def with_two(jobs: Sequence[Job]) -> list[list[EpochReport]]:
+def with_two(jobs: Sequence[Job]) -> list[Any]:
     """Runs all jobs in this process and another one, in float64; returns what this one gave."""
     store = open_store("127.0.0.1")
     start = multiprocessing.get_context("spawn").Process
@@ -179,3 +180,175 @@ def test_two_processes_train_as_one_whatever_the_method(
         with Case(case):
             assert_same_reports(one, two)
             assert_close(tmp_path / "one" / str(number), tmp_path / "two" / str(number))
+
+
+
+def keep_cut(config: TrialConfig, workspace: Path, folder: Path, workers: Workers) -> None:
+    """Trains, and keeps the checkpoint of all epochs but the last beside the one of the end."""
+    kept = folder if workers.rank == 0 else None
+    for report in distill(
+        config, workspace=workspace, checkpoint_dir=kept, device=CPU, workers=workers
+    ):
+        if report.epoch == EPOCHS - 1:
+            shutil.copytree(folder, folder.with_name(f"{folder.name}-cut"))
+
+
+def test_a_run_that_was_cut_off_goes_on_also_with_another_number_of_processes(
+    configure: Callable[..., TrialConfig], workspace: Path, tmp_path: Path
+) -> None:
+    """With as many, to the bit; with others as close as rounding, where batch norms are those of
+    all of them."""
+    configs = {
+        synced: configure({"method": "crd"}, {"method": "fitnet"}, sync_batch_norms=synced)
+        for synced in (True, False)
+    }
+    ends = {synced: tmp_path / f"synced {synced}" for synced in configs}
+
+    def resumed(synced: bool, by: str) -> Path:
+        return shutil.copytree(f"{ends[synced]}-cut", tmp_path / f"{synced} by {by}")
+
+    with_two([partial(keep_cut, configs[each], workspace, ends[each]) for each in configs])
+    again = {synced: resumed(synced, "two") for synced in configs}
+    with_two([partial(train, configs[each], workspace, again[each], 1) for each in configs])
+    for synced in configs:
+        first, second = (tensors(read_checkpoint(f[synced], CPU)) for f in (ends, again))
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+    with float64():
+        alone = {synced: resumed(synced, "one") for synced in configs}
+        for synced, folder in alone.items():
+            train(configs[synced], workspace, folder, 1, Workers())
+    assert_close(ends[True], alone[True])
+    with pytest.raises(AssertionError, match="backbone|student"):
+        assert_close(ends[False], alone[False])
+
+
+def test_processes_of_this_machine_train_together(
+    configure: Callable[..., TrialConfig], workspace: Path, tmp_path: Path
+) -> None:
+    """In float32, from the teacher's cached outputs; and what is wrong with it is told."""
+    config = configure({"method": "rkd"}).model_copy(update={"cache": CacheConfig()})
+    runs = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        how: dict[str, Any] = {"workspace": workspace, "checkpoint_dir": folder, "device": CPU}
+        runs.append(list(distill_together(config, processes, **how)))
+        assert read_checkpoint(folder, CPU) is not None
+    for one, two in zip(*runs, strict=True):
+        assert (two.epoch, two.teacher) == (one.epoch, "cached" if one.epoch > 1 else two.teacher)
+        assert two.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+    steep = configure({"method": "kd"}, learning_rate=1e30)
+    with pytest.raises(NonFiniteLossError, match="is not finite at epoch"):
+        list(distill_together(steep, 2, workspace=workspace, device=CPU))
+    with pytest.raises(ConfigError, match="3 workers need at least 6, two images each"):
+        Recipe(epochs=1, batch_size=5).check_workers(3)
+    with pytest.raises(ConfigError, match="cuda_graph is true, but 2 workers exchange"):
+        Recipe(epochs=1, cuda_graph=True).check_workers(2)
+    with pytest.raises(ValidationError, match="compile is true, but sync_batch_norms"):
+        Recipe(epochs=1, compile=True, sync_batch_norms=True)
+
+
+def die(workspace: Path, folder: Path, workers: Workers) -> None:
+    """The second process is killed; the first notes how its sum ends."""
+    workers.total(torch.ones(1))
+    if workers.rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        workers.total(torch.ones(1))
+    except RuntimeError as error:
+        (folder / "error").write_text(str(error))
+
+
+def test_the_others_are_told_when_a_process_dies(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="-9"):
+        with_two([partial(die, workspace, tmp_path)])
+    assert (tmp_path / "error").read_text()
+
+
+def exchange(folder: Path, workers: Workers) -> None:
+    """What processes give each other, noted in a file of each."""
+    rank, own = workers.rank, OwnNumbers(workers)
+    share = workers.share_of(5)
+    rows = torch.arange(5.0)[share.first : share.first + share.images, None].expand(-1, 2)
+    rows = rows.clone().requires_grad_()
+    whole = workers.whole(rows, share)
+    # Each process counts for its share: the gradient is that of one process with all rows.
+    (share.images / 5 * whole.pow(3).sum()).backward()
+    added = [torch.tensor([1.0 + rank]), torch.full((2, 2), 10.0 * rank)]
+    workers.add_up(added)
+    means = [torch.tensor([0.1, 1.0 + rank])]
+    workers.average(means)
+    least = torch.tensor([3 - rank, 5 + rank])
+    workers.smallest(least)
+    sent = workers.from_first(
+        lambda: {"rank": rank, "none": None, "list": [torch.arange(3), "text", 0.5]}
+    )
+    torch.manual_seed(7)
+    own.begin()
+    drawn = [torch.rand(1).item()]
+    with own.drawn():
+        drawn.append(torch.rand(1).item())
+    drawn.append(torch.rand(1).item())
+    with own.drawn():
+        drawn.append(torch.rand(1).item())
+    found = {
+        **{"whole": whole.detach(), "gradient": rows.grad, "rows": rows.detach()},
+        **{"added": added, "means": means, "least": least, "sent": sent, "drawn": drawn},
+    }
+    torch.save(found, folder / str(rank))
+
+
+def test_what_processes_exchange(tmp_path: Path) -> None:
+    with_two([partial(exchange, tmp_path)])
+    both = [torch.load(tmp_path / str(rank)) for rank in (0, 1)]
+    for found in both:
+        assert torch.equal(found["whole"], torch.arange(5.0).double()[:, None].expand(-1, 2))
+        assert torch.allclose(found["gradient"], 3 * found["rows"] ** 2, rtol=1e-12)
+        assert [each.tolist() for each in found["added"]] == [[3.0], [[10.0, 10.0], [10.0, 10.0]]]
+        assert found["means"][0].tolist() == [0.1, 1.5]
+        assert found["least"].tolist() == [2, 5]
+        assert found["sent"]["rank"] == 0
+        assert found["sent"]["list"][0].tolist() == [0, 1, 2]
+    one, two = (found["drawn"] for found in both)
+    assert one[::2] == two[::2], "what all draw is the same"
+    assert len({*one, *two}) == 6, "what each draws for itself is not"
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_a_batch_is_divided_as_equally_as_can_be(number: int) -> None:
+    for images in range(2 * number, 4 * number):
+        shares = [Workers(rank, number).share_of(images) for rank in range(number)]
+        covered = [n for share in shares for n in range(share.first, share.first + share.images)]
+        assert covered == list(range(images))
+        assert max(s.images for s in shares) - min(s.images for s in shares) <= 1
+
+
+def test_synchronised_norms_of_one_process_are_batch_norms() -> None:
+    """Values, running statistics, gradients and second ones, of any number of dimensions."""
+    torch.manual_seed(0)
+    for kind, size in ((nn.BatchNorm1d, (5, 3)), (nn.BatchNorm2d, (4, 3, 2, 5))):
+        for settings in ({}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}):
+            plain, synced = (kind(3, **settings).double() for _ in range(2))
+            values = 5 + torch.randn(size, dtype=torch.float64)
+            for _ in range(2):
+                inputs = [values.clone().requires_grad_() for _ in range(2)]
+                expected = plain(inputs[0])
+                with SynchronizedNorms(Workers()):
+                    found = synced(inputs[1])
+                torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+                second = []
+                for out, each in ((expected, inputs[0]), (found, inputs[1])):
+                    (slope,) = torch.autograd.grad(out.pow(3).sum(), each, create_graph=True)
+                    slope.square().sum().backward()
+                    second.append((slope.detach(), each.grad))
+                torch.testing.assert_close(second[1], second[0], rtol=1e-9, atol=1e-9)
+            for one, two in zip(plain.buffers(), synced.buffers(), strict=True):
+                torch.testing.assert_close(two, one, rtol=1e-12, atol=0)
+            plain.eval(), synced.eval()
+            with SynchronizedNorms(Workers()):
+                assert torch.equal(synced(values), synced(values))
+                torch.testing.assert_close(synced(values), plain(values), rtol=1e-9, atol=1e-9)
+    half = torch.randn(4, 3, 2, 2).bfloat16()
+    with SynchronizedNorms(Workers()):
+        found = nn.BatchNorm2d(3)(half)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, nn.BatchNorm2d(3)(half), rtol=0.02, atol=0.02)
