@@ -135,7 +135,9 @@ class Workers:
             torch.save(made, content)
         size = torch.tensor(content.tell(), device=self.device)
         distributed.broadcast(size, 0)
-        sent = torch.frombuffer(bytearray(content.getvalue() or bytes(int(size))), dtype=torch.uint8)
+        sent = torch.frombuffer(
+            bytearray(content.getvalue() or bytes(int(size))), dtype=torch.uint8
+        )
         sent = sent.to(self.device)
         distributed.broadcast(sent, 0)
         if self.rank == 0:

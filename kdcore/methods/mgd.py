@@ -83,9 +83,7 @@ class Generator(nn.Module):
     def forward(self, student_map: Tensor, rand: Callable[..., Tensor] = torch.rand) -> Tensor:
         """[B, Cs, H, W] to [B, Ct, H, W]; `rand` draws uniform numbers."""
         aligned = self.align(student_map)
-        masked = mask_at_random(
-            aligned, mask=self.mask, masked_share=self.masked_share, rand=rand
-        )
+        masked = mask_at_random(aligned, mask=self.mask, masked_share=self.masked_share, rand=rand)
         generated: Tensor = self.generate(masked)
         return generated
 

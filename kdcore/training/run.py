@@ -157,7 +157,9 @@ class Run:
         factors = {id(each): tuning.factors.get(name, 1.0) for name, each in named}
         groups = parameter_groups(self.parameters, undecayed, factors, recipe.weight_decay)
         self._factors = [factor for factor, _ in groups]
-        self.optimizer = build_optimizer(recipe, [group for _, group in groups], captured=self.captures)
+        self.optimizer = build_optimizer(
+            recipe, [group for _, group in groups], captured=self.captures
+        )
 
     @property
     def images_in_step(self) -> int:
@@ -353,7 +355,9 @@ class Run:
             method.after_step()
         meters.add(values.detach(), weighted.detach(), student_taps.logits.detach(), labels, share)
 
-    def _terms(self, student: Taps, teacher: Taps, batch: Batch, of_part: Share) -> Iterator[Tensor]:
+    def _terms(
+        self, student: Taps, teacher: Taps, batch: Batch, of_part: Share
+    ) -> Iterator[Tensor]:
         """The methods' terms: of this process's images, or of those of all processes, where a
         method compares them."""
         whole = None

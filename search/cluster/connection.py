@@ -78,9 +78,10 @@ def places_for_trials(experiment: Experiment, storage: Storage) -> int:
     resources, asked = experiment.resources, experiment.search.concurrent_trials
     places = trial_places(resources)
     if places == 0 and asked is None:
+        workers = f"{resources.workers} times " if resources.workers > 1 else ""
         raise ClusterError(
-            f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs on one machine, "
-            f"but there is {machines_in_words()}; change resources (auto goes by what is "
+            f"a trial needs {workers}{resources.cpus} CPUs and {resources.gpus:g} GPUs on one "
+            f"machine, but there is {machines_in_words()}; change resources (auto goes by what is "
             f"there), or set search.concurrent_trials if the cluster will grow"
         )
     if len(machines()) > 1 and (found := machines_without_storage(storage)):

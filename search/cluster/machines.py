@@ -98,7 +98,7 @@ def machines_with_gpus() -> list[MachineWithGpus]:
 
 
 def trial_places(resources: Resources) -> int:
-    """Number of trials that fit on the machines at a time; each runs on one machine."""
+    """Number of trials that fit on the machines at a time; each of their workers runs on one."""
     places = 0
     for machine in machines():
         has = machine["Resources"]
@@ -106,7 +106,7 @@ def trial_places(resources: Resources) -> int:
         if resources.gpus:
             on_this = min(on_this, int(has.get("GPU", 0) / resources.gpus))
         places += on_this
-    return places
+    return places // resources.workers
 
 
 def cores_of_largest(gpus: float) -> int:

@@ -100,6 +100,11 @@ class Pair(Closed):
             cache=self.cache,
         )
 
+    @model_validator(mode="after")
+    def _images_for_each_worker(self) -> Self:
+        self.training.check_workers(self.resources.workers)
+        return self
+
     @field_validator("data")
     @classmethod
     def _whole_training_split(cls, data: DataConfig) -> DataConfig:

@@ -127,7 +127,7 @@ _BUDGETS = (
             "teacher_must_lead",
         )
     ),
-    *("resources", "resources.cpus", "resources.gpus"),
+    *("resources", "resources.cpus", "resources.gpus", "resources.workers"),
     *("prices.gpu_hour", "prices.cpu_hour", "prices.machine_hour"),
 )
 _OF_PRICES = ("search.budget", *(key for key in _BUDGETS if key.startswith("prices.")))

@@ -73,7 +73,8 @@ class Licences(Closed):
 
 
 class Resources(Closed):
-    """What one trial occupies. Fractions of a GPU share it; its memory is not divided.
+    """What one trial occupies: so much for each of its `workers`, processes that train its student
+    together. Fractions of a GPU share it; its memory is not divided.
 
     Without `gpus`, as when only `auto` is written, both are decided where trials run, see
     `search.session.sharing`, and what is written of `cpus` stays. Until then it is a trial on the
@@ -82,10 +83,12 @@ class Resources(Closed):
     Args:
         cpus: number of cores, and of threads.
         gpus: number of GPUs; 0: the trial computes on the CPU.
+        workers: number of processes, wherever they are placed; each has a part of every batch.
     """
 
     cpus: int = Field(1, ge=1)
     gpus: float = Field(0.0, ge=0)
+    workers: int = Field(1, ge=1)
 
     @property
     def is_decided(self) -> bool:
@@ -94,14 +97,15 @@ class Resources(Closed):
 
     @property
     def written(self) -> dict[str, Any]:
-        """The keys that are given or decided; with the GPUs the cores are."""
-        keys = type(self).model_fields if self.is_decided else self.model_fields_set
+        """The keys that are given or decided; with the GPUs the cores are. Of workers, several."""
+        keys = {"cpus", "gpus"} if self.is_decided else self.model_fields_set - {"workers"}
+        keys = keys | ({"workers"} if self.workers > 1 else set())
         return {key: getattr(self, key) for key in type(self).model_fields if key in keys}
 
     @property
     def devices(self) -> float:
         """Number of GPUs or, without any, of cores."""
-        return self.gpus or self.cpus
+        return self.workers * (self.gpus or self.cpus)
 
     def or_else(self, decided: Self) -> Self:
         """These, completed by those of an earlier decision."""
@@ -115,6 +119,15 @@ class Resources(Closed):
         if isinstance(value, Mapping | Resources):
             return value
         raise ValueError(f"is {value!r}, but must be {AUTO}, or keys like {{cpus: 4, gpus: 1}}")
+
+    @model_validator(mode="after")
+    def _a_device_for_each_worker(self) -> Self:
+        if self.workers > 1 and self.gpus % 1:
+            raise ValueError(
+                f"gpus is {self.gpus:g}, but {self.workers} workers need a whole GPU each; set it "
+                f"to 1, or to 0 for the CPU"
+            )
+        return self
 
     @model_serializer
     def _without_what_is_undecided(self) -> dict[str, Any]:
@@ -310,6 +323,12 @@ class Experiment(Closed):
         for label, student in self.student_configs.items():
             if student.weights is None:
                 self.training.check_fresh(f"student {label}")
+        return self
+
+    @model_validator(mode="after")
+    def _images_for_each_worker(self) -> Self:
+        for recipe in self.training.variants("batch_size"):
+            recipe.check_workers(self.resources.workers)
         return self
 
     @model_validator(mode="after")

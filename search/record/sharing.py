@@ -15,7 +15,7 @@ PROCESS_BYTES = 2**30
 """Of a GPU, what a process takes for CUDA and its libraries, whatever it trains."""
 
 
-Limit = Literal["memory", "time", "cores", "trials", "most"]
+Limit = Literal["memory", "time", "cores", "trials", "most", "workers"]
 """Why not more trials share a GPU."""
 
 _LIMITS: dict[Limit, str] = {
@@ -24,6 +24,7 @@ _LIMITS: dict[Limit, str] = {
     "cores": "; more would have no core each",
     "trials": "; more do not run at a time",
     "most": "",
+    "workers": "; each of its workers needs a whole one",
 }
 
 
@@ -100,6 +101,8 @@ class Sharing(Closed):
     def __str__(self) -> str:
         cores = f"{self.cpus} core{'s' if self.cpus > 1 else ''}"
         each = f"{self.trials} trials a GPU" if self.trials > 1 else "a GPU for each trial"
+        if self.limit == "workers":
+            each = "a GPU for each worker of a trial"
         alone = self.trial_bytes + PROCESS_BYTES > self.gpu_bytes
         split = "; out of memory, it goes on with each batch in two parts"
         return (

@@ -10,6 +10,7 @@ from ray.exceptions import RayError
 
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.execution.fastest import fastest_training
+from kdcore.execution.workers import Workers
 from kdcore.methods import CATALOGUE
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.cost import TrainingCost
@@ -58,24 +59,31 @@ def costs(prepared: Plan) -> list[str]:
     recipe, device = experiment.training, device_of_trials(experiment)
     torch.set_num_threads(experiment.resources.cpus)
     sizes = {each.batch_size for each in recipe.variants("batch_size")}
-    batches = f", with batches of {max(sizes)}," if len(sizes) > 1 else ","
+    batches = f", with batches of {max(sizes)}" if len(sizes) > 1 else ""
+    workers = experiment.resources.workers
+    if workers > 1:
+        batches += f", by {workers} workers"
     lines = []
     for student, config in experiment.student_configs.items():
-        cost = _step(config.backbone, max(sizes), data, device)
+        cost = _step(config.backbone, max(sizes), data, device, workers)
         seconds = cost.seconds * _steps(max(sizes), data)
         whole = f"about {duration(seconds * recipe.epochs)} a trial that is not stopped"
         if recipe.preparation_on_top:
             whole += f" and {duration(seconds)} for each preparatory epoch"
         lines.append(
-            f"cost     {student}: {whole}{batches} and {cost.memory_bytes / 2**30:.2g} GiB, "
+            f"cost     {student}: {whole}{batches}, and {cost.memory_bytes / 2**30:.2g} GiB, "
             f"beside its teacher and images, on this machine ({device.type})"
         )
     return lines
 
 
-def _step(network: str, batch_size: int, data: ImageData, device: torch.device) -> TrainingCost:
+def _step(
+    network: str, batch_size: int, data: ImageData, device: torch.device, workers: int
+) -> TrainingCost:
+    """A training step of a network by so many processes; what they exchange is not measured."""
     backbone = build_classifier(network, data, seed=0).backbone
-    return fastest_training(backbone, data.image_size, min(batch_size, len(data.train)), device)
+    own = Workers(0, workers).share_of(min(batch_size, len(data.train)))
+    return fastest_training(backbone, data.image_size, own.images, device)
 
 
 def _steps(batch_size: int, data: ImageData) -> int:
@@ -96,9 +104,9 @@ def measured(
     """
     torch.set_num_threads(experiment.resources.cpus)
 
-    def epoch(network: str, recipes: Sequence[BaseRecipe]) -> float:
+    def epoch(network: str, recipes: Sequence[BaseRecipe], workers: int) -> float:
         batch_size = max(each.batch_size for each in recipes)
-        return _steps(batch_size, data) * _step(network, batch_size, data, device).seconds
+        return _steps(batch_size, data) * _step(network, batch_size, data, device, workers).seconds
 
     images = torch.zeros(_ASKED, data.in_channels, *data.image_size, device=device)
     asked = 0.0
@@ -113,9 +121,10 @@ def measured(
         for _, _, config in named_members(experiment, label):
             if (recipe := config.training) is not None:
                 trained = (config.backbone, *config.assistants)
-                teachers += sum(recipe.epochs * epoch(each, [recipe]) for each in trained)
+                teachers += sum(recipe.epochs * epoch(each, [recipe], 1) for each in trained)
+    workers = experiment.resources.workers
     return Measured(
-        AROUND_A_STEP * (asked + max(epoch(each, recipes) for each in students)),
+        AROUND_A_STEP * (asked / workers + max(epoch(each, recipes, workers) for each in students)),
         AROUND_A_STEP * teachers,
         device_name(device),
     )

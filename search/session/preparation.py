@@ -14,6 +14,7 @@ from kdcore.distillation.start import start_in_words
 from kdcore.errors import ConfigError, WeightsError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_execution
+from kdcore.execution.workers import Workers
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.cost import NetworkCost
 from kdcore.networks.measurement import measure_network
@@ -209,7 +210,8 @@ def measured_executions(
             network, classifier, data.image_size, device, workspace, batch_size=batch_size
         )
 
-    batch_size = experiment.training.batch_size
+    workers = Workers(0, experiment.resources.workers)
+    batch_size = workers.share_of(experiment.training.batch_size).images
     first, *others = dict.fromkeys(each.network for each in experiment.teacher_configs.values())
     return Executions(
         students={

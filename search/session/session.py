@@ -41,6 +41,7 @@ from search.session.sampler import OptunaSampler
 from search.session.teachers import prepare_teachers
 from search.session.trial import run_trial
 from search.session.winner import classes_of
+from search.session.worker_group import bundles
 from search.stopping.named import rule_of
 from search.stopping.scheduler import ControlSparing, Fifo
 from search.tracking.tracker import Tracker
@@ -261,7 +262,7 @@ class Session:
                 executions=self._search.head.executions,
                 session=self._owner.number,
             ),
-            {"cpu": resources.cpus, "gpu": resources.gpus},
+            tune.PlacementGroupFactory(bundles(resources)),
         )
         tuner = tune.Tuner(
             trainable,

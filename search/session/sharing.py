@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcore.contract.taps import Tap
 from kdcore.data.image_data import ImageData, open_data
+from kdcore.execution.workers import Workers
 from kdcore.methods import CATALOGUE
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.measurement import (
@@ -78,7 +79,9 @@ def needs_of(experiment: Experiment, data: ImageData, device: torch.device) -> N
         device: where to compute.
     """
     sizes = (recipe.batch_size for recipe in experiment.training.variants("batch_size"))
-    batch, trained, busy = min(max(sizes), len(data.train)), 0, 0.0
+    # Of each of its workers; the first has the most images.
+    shared = Workers(0, experiment.resources.workers).share_of(min(max(sizes), len(data.train)))
+    batch, trained, busy = shared.images, 0, 0.0
     for name in dict.fromkeys(each.backbone for each in experiment.student_configs.values()):
         student = build_classifier(name, data, seed=0).backbone
         cost = measure_training(student, data.image_size, batch, device)
@@ -139,9 +142,10 @@ def decided(
     """
     asked = experiment.resources
     if not there:
-        resources, sharing = Resources(cpus=asked.cpus, gpus=0), None
-        cores = f"{asked.cpus} core{'s' if asked.cpus > 1 else ''}"
-        words = f"trials compute on the CPU, {cores} each: {why_none}"
+        resources = Resources(cpus=asked.cpus, gpus=0, workers=asked.workers)
+        cores, sharing = f"{asked.cpus} core{'s' if asked.cpus > 1 else ''}", None
+        which = f"{asked.workers} workers a trial" if asked.workers > 1 else "trials"
+        words = f"{which} compute on the CPU, {cores} each: {why_none}"
     else:
         smallest = min(there, key=lambda machine: machine.gpu_bytes)
         needs = measured(smallest)
@@ -155,8 +159,10 @@ def decided(
             cores_a_gpu // asked.cpus if given else cores_a_gpu,
             at_a_time / sum(machine.gpus for machine in there),
         )
+        if asked.workers > 1:
+            trials, limit = 1, "workers"
         cpus = asked.cpus if given else max(1, cores_a_gpu // trials)
-        resources = Resources(cpus=cpus, gpus=1 / trials)
+        resources = Resources(cpus=cpus, gpus=1 / trials, workers=asked.workers)
         sharing = Sharing(
             trials=trials,
             cpus=cpus,

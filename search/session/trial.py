@@ -6,8 +6,9 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kdcore import TrialConfig, distill
 from kdcore.errors import NonFiniteLossError
 from kdcore.teacher_cache.patience import PATIENCE_SECONDS, RETRY_SECONDS, patiently
 from kdcore.training.report import EpochReport
-from search.experiment.schema import Experiment
+from search.experiment.schema import Experiment, Resources
 from search.experiment.space.point import NUMBER, Point
 from search.experiment.space.trial_config import trial_config
 from search.record.networks import Executions
@@ -27,6 +28,7 @@ from search.record.record import METRIC, REASON, REPORT, SAVED, TIME
 from search.record.storage import Storage, search_storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
 from search.session.preparation import fetch_teacher
+from search.session.worker_group import Work, worker_group
 
 # Less work than this is done again faster than it is copied to the storage and listed by Tune; and
 # copies take no more than this share of a trial's time, however slow the storage is.
@@ -70,10 +72,13 @@ def run_trial(
     told = saved = 0
     with tempfile.TemporaryDirectory() as folder:
         try:
-            stream = resumable_reports(config, storage, checkpoints, Path(folder), executions)
-            for report, saved in stream:
-                tune.report(as_result(report, saved))
-                told += 1
+            stream = resumable_reports(
+                config, storage, checkpoints, Path(folder), executions, experiment.resources
+            )
+            with closing(stream):
+                for report, saved in stream:
+                    tune.report(as_result(report, saved))
+                    told += 1
         except NonFiniteLossError as error:
             # It would be the same again, so it is no failure to Tune, which would try.
             tune.report({REASON: str(error), METRIC: math.nan, TIME: told, SAVED: saved})
@@ -102,7 +107,8 @@ def resumable_reports(
     checkpoints: Checkpoints,
     folder: Path,
     executions: Executions | None,
-) -> Iterator[tuple[dict[str, Any], int]]:
+    resources: Resources = Resources(),  # noqa: B008  (frozen)
+) -> Generator[tuple[dict[str, Any], int]]:
     """Distils one student with a checkpoint on the storage every few seconds.
 
     Args:
@@ -111,6 +117,7 @@ def resumable_reports(
         checkpoints: those of this student; the newest whole one is continued.
         folder: an empty one on this machine; in the end it holds the last checkpoint.
         executions: of the search; none: this machine's own.
+        resources: of the trial; its other workers are started in its placement group.
 
     Yields:
         Each epoch's report with the epoch of the newest checkpoint; those before the checkpoint
@@ -127,7 +134,8 @@ def resumable_reports(
     for report in reports[:]:
         yield report, saved
     parts = reports[-1]["parts"] if reports else 1
-    for epoch in _epochs(config, workspace, folder, parts, executions):
+    work = Work(config, storage.uri, parts, executions)
+    for epoch in _epochs(work, folder, resources):
         reports.append(asdict(epoch))
         if epoch.epoch == epoch.epochs:
             patiently(lambda: checkpoints.save(folder, reports))
@@ -143,31 +151,23 @@ def resumable_reports(
         yield reports[-1], saved
 
 
-def _epochs(
-    config: TrialConfig, workspace: Path, folder: Path, parts: int, executions: Executions | None
-) -> Iterator[EpochReport]:
+def _epochs(work: Work, folder: Path, resources: Resources) -> Iterator[EpochReport]:
     """The trial's epochs. Out of GPU memory, it continues once from the last epoch with each batch
     in two parts; with a full disk, as soon as there is space."""
     deadline = math.inf
     while True:
         try:
-            for report in distill(
-                config,
-                workspace=workspace,
-                checkpoint_dir=folder,
-                parts=parts,
-                execution=executions.students[config.student.label] if executions else None,
-                teacher_execution=(
-                    executions.of_teacher(config.teacher.network) if executions else None
-                ),
-            ):
-                deadline = math.inf
-                yield report
+            with worker_group(resources, work) as workers:
+                for report in distill(
+                    work.config, checkpoint_dir=folder, workers=workers, **work.arguments()
+                ):
+                    deadline = math.inf
+                    yield report
             return
         except torch.OutOfMemoryError as error:
-            if parts > 1:
+            if work.parts > 1:
                 raise
-            parts = 2
+            work = replace(work, parts=2)
             print(f"each batch in two parts from here on: {error}", file=sys.stderr)
         except OSError as error:
             deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)

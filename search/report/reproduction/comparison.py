@@ -116,7 +116,7 @@ def block(record: SearchRecord, figures: PairFigures | None, changes: Iterable[s
         lines += [
             _line(record, row, control, figure, figures, changes) for figure in published or (None,)
         ]
-    devices = experiment.resources.gpus or experiment.resources.cpus
+    devices = experiment.resources.devices
     runs = [(row, run) for row in record.confirmed for run in row.runs]
     return Block(
         pair=record.reproduces,

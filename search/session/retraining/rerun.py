@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from kdcore import EpochReport, NonFiniteLossError, TrialConfig, distill
+from kdcore import EpochReport, NonFiniteLossError, TrialConfig
+from kdcore.distillation.together import distill_together
 from kdcore.errors import did_you_mean
 from kdcore.training.evaluation import default_device
 from search.errors import SearchError
@@ -32,6 +33,7 @@ class RecordedTraining:
         reports: of each epoch, what is known; at least the held-out accuracy.
         executions: of its search; none: this machine's own.
         uses_gpu: whether it had a share of a GPU.
+        workers: number of processes that trained it.
     """
 
     words: str
@@ -39,6 +41,7 @@ class RecordedTraining:
     reports: tuple[dict[str, Any], ...]
     executions: Executions | None = None
     uses_gpu: bool = False
+    workers: int = 1
 
 
 def recorded_training(
@@ -83,8 +86,10 @@ def recorded_training(
         {**(reported[epoch] if epoch < len(reported) else {}), "heldout_accuracy": accuracy}
         for epoch, accuracy in enumerate(accuracies)
     ]
-    uses_gpu = record.experiment.resources.gpus > 0
-    return RecordedTraining(words, config, tuple(reports), record.executions, uses_gpu)
+    resources = record.experiment.resources
+    return RecordedTraining(
+        words, config, tuple(reports), record.executions, resources.gpus > 0, resources.workers
+    )
 
 
 def rerun(
@@ -100,7 +105,7 @@ def rerun(
     Args:
         row: what to train, and what it gave.
         storage: where the teacher lies.
-        threads: of the CPU, as the trial had.
+        threads: of the CPU, as each worker of the trial had.
         checkpoint: an empty folder for the training's checkpoint; none: none is kept.
         heard: gets each epoch's report.
 
@@ -116,8 +121,9 @@ def rerun(
     # As in its last epoch. Where memory first failed later than in the first, that one differs.
     parts = row.reports[-1].get("parts", 1)
     executions = row.executions
-    reports = distill(
+    reports = distill_together(
         row.config,
+        row.workers,
         workspace=workspace,
         checkpoint_dir=checkpoint,
         device=default_device() if row.uses_gpu else torch.device("cpu"),

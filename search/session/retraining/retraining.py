@@ -10,6 +10,7 @@ from typing import Any, Literal
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from kdcore.data.image_data import open_data
 from kdcore.errors import NonFiniteLossError
@@ -32,6 +33,7 @@ from search.record.wording import duration, percent, percent_of
 from search.report.reproduction.table import row_in_words
 from search.session.live_display import LiveDisplay
 from search.session.trial import release_gpu_memory, resumable_reports
+from search.session.worker_group import bundles, in_bundle
 from search.tracking.tracker import Tracker, teacher_param
 
 # How often a run is restarted from its checkpoint after its process or machine died.
@@ -67,7 +69,9 @@ def run_again(
     checkpoints = Checkpoints(storage, folder)
     with tempfile.TemporaryDirectory() as local:
         try:
-            stream = resumable_reports(config, storage, checkpoints, Path(local), executions)
+            stream = resumable_reports(
+                config, storage, checkpoints, Path(local), executions, experiment.resources
+            )
             reports = [report for report, _ in stream]
         except NonFiniteLossError as error:  # it would be the same again
             return ConfirmationRun(seed=seed, reason=str(error)), []
@@ -149,6 +153,7 @@ class Retraining:
         self._search, self._log, self._storage = search, log, storage
         self._tracker, self._progress, self._parallel = tracker, progress, parallel
         self._when_ended = ended
+        self._groups: dict[tuple[str, int], PlacementGroup] = {}
 
     def run(self, asked: Asked) -> None:
         """Trains what the record does not have yet; runs that failed are tried again."""
@@ -180,12 +185,12 @@ class Retraining:
         search = self._search.head
         resources = search.experiment.resources
         task: Any = ray.remote(run_again)  # type: ignore[arg-type]  # it knows no keyword arguments
-        task = task.options(
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            max_retries=_RETRIES,
-            retry_exceptions=True,
-        )
+        task = task.options(max_retries=_RETRIES, retry_exceptions=True)
+        if resources.workers > 1:
+            group = self._groups[contender.label, seed] = placement_group(bundles(resources))
+            task = task.options(**in_bundle(group, 0, resources))
+        else:
+            task = task.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
         return task.remote(
             contender.point,
             seed,
@@ -201,6 +206,8 @@ class Retraining:
 
     def _ended(self, contender: Confirmed, seed: int, reference: Any) -> None:
         reports: list[dict[str, Any]] = []
+        if (group := self._groups.pop((contender.label, seed), None)) is not None:
+            remove_placement_group(group)
         try:
             run, reports = ray.get(reference)
         except RayTaskError as error:

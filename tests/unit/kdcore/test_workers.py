@@ -161,7 +161,9 @@ def test_two_processes_train_as_one_whatever_the_method(
     pair = {"method": "rkd"}, {"method": "mgd"}
     cases |= {str(way): (configure(*pair, **way), 1) for way in WAYS}
     cases["in two parts"] = configure(*pair), 2
-    reading = [{"method": n} for n, m in CATALOGUE.items() if m.mixing not in ("no labels", "refused")]
+    reading = [
+        {"method": n} for n, m in CATALOGUE.items() if m.mixing not in ("no labels", "refused")
+    ]
     cases["mixed images"] = configure(*reading, mixing=True), 1
 
     def jobs(by: str) -> list[Job]:
@@ -180,7 +182,6 @@ def test_two_processes_train_as_one_whatever_the_method(
         with Case(case):
             assert_same_reports(one, two)
             assert_close(tmp_path / "one" / str(number), tmp_path / "two" / str(number))
-
 
 
 def keep_cut(config: TrialConfig, workspace: Path, folder: Path, workers: Workers) -> None:

@@ -26,7 +26,7 @@ def test_precision_and_layout_are_those_of_the_search(
         given.update(settings)
         return iter(())
 
-    monkeypatch.setattr("search.session.retraining.rerun.distill", noted)
+    monkeypatch.setattr("search.session.retraining.rerun.distill_together", noted)
     monkeypatch.setattr(
         "search.session.retraining.rerun.islice", lambda reports, count: [report] * count
     )
