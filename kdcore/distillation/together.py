@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.distributed import TCPStore
 
 from kdcore.distillation.config import TrialConfig
 from kdcore.distillation.distill import distill
 from kdcore.errors import ConfigError
-from kdcore.execution.workers import joined, open_store
+from kdcore.execution.workers import joined, open_store, reach_store
 from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
 
@@ -41,12 +40,12 @@ def distill_together(
             f"{processes} workers need a GPU each, but there are {torch.cuda.device_count()}; "
             f"use fewer, or the CPU"
         )
-    store = open_store(_HERE)
+    store, port = open_store(_HERE)
     # A process that has computed cannot be forked.
     start = multiprocessing.get_context("spawn").Process
     how = kind, torch.get_num_threads(), config.model_dump_json(), arguments
     others = [
-        start(target=_work, args=(rank, processes, store.port, *how), daemon=True)
+        start(target=_work, args=(rank, processes, port, *how), daemon=True)
         for rank in range(1, processes)
     ]
     for other in others:
@@ -76,7 +75,7 @@ def _work(
 ) -> None:
     """What the processes after the first do."""
     torch.set_num_threads(threads)
-    store, device = TCPStore(_HERE, port), _device(kind, rank)
+    store, device = reach_store(_HERE, port), _device(kind, rank)
     with joined(rank, processes, store, device) as workers:
         trial = TrialConfig.model_validate_json(config)
         for _ in distill(trial, device=device, workers=workers, **arguments):

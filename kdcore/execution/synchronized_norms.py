@@ -6,6 +6,7 @@ survive.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from kdcore.execution.workers import Workers
+
+
+def synchronized_norms(workers: Workers) -> AbstractContextManager[object]:
+    """The context in which batch norms are those of all processes; one process needs none."""
+    return SynchronizedNorms(workers) if workers.together else nullcontext()
 
 
 class SynchronizedNorms(TorchFunctionMode):

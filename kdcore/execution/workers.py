@@ -16,8 +16,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, distributed
 from torch.autograd import Function
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # they are documented
 
 T = TypeVar("T")
+
+_CPU = torch.device("cpu")
 
 # Until all are there; and of one exchange, for which others may compute a teacher's outputs. A
 # process that dies ends the exchange at once.
@@ -39,7 +42,8 @@ class _Sum(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _Sum.apply(gradient)
+        total: Tensor = _Sum.apply(gradient)
+        return total
 
 
 class Share(NamedTuple):
@@ -68,7 +72,7 @@ class Workers:
 
     rank: int = 0
     number: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     @property
     def together(self) -> bool:
@@ -80,6 +84,21 @@ class Workers:
         fewest, more = divmod(images, self.number)
         first = self.rank * fewest + min(self.rank, more)
         return Share(first, fewest + (self.rank < more), images)
+
+    def divided(self, images: int, parts: int, device: torch.device) -> tuple[list[Share], Tensor]:
+        """This process's share of each part of a batch, and the places of its images in the batch.
+
+        Args:
+            images: of the batch.
+            parts: into which it is divided, before each is divided among the processes.
+            device: of the places.
+        """
+        shares, places = [], []
+        for part in torch.arange(images, device=device).tensor_split(parts):
+            share = self.share_of(len(part))
+            shares.append(share)
+            places.append(part[share.first : share.first + share.images])
+        return shares, torch.cat(places)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes, with gradients of any order."""
@@ -190,19 +209,23 @@ class OwnNumbers:
             torch.cuda.set_rng_state(state[1])
 
 
-def open_store(host: str) -> distributed.TCPStore:
-    """Where processes find each other, in the first of them; its `port` is a free one.
+def open_store(host: str) -> tuple[Store, int]:
+    """Where processes find each other, in the first of them, and the free port that it takes.
 
     Args:
         host: an address of this machine that the others reach.
     """
-    return distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    return store, store.port
+
+
+def reach_store(host: str, port: int) -> Store:
+    """The store of the first process, in another one."""
+    return TCPStore(host, port)
 
 
 @contextmanager
-def joined(
-    rank: int, number: int, store: distributed.Store, device: torch.device
-) -> Iterator[Workers]:
+def joined(rank: int, number: int, store: Store, device: torch.device) -> Iterator[Workers]:
     """Joins the other processes until the end of the block: by gloo on CPUs, by NCCL on GPUs.
 
     Args:

@@ -72,6 +72,7 @@ def train(
         NonFiniteLossError: a loss became NaN or infinite.
         CheckpointError: the checkpoint is damaged, or belongs to another run.
     """
+    recipe.check_workers(workers.number)
     state = workers.from_first(
         lambda: read_checkpoint(checkpoint_dir, device) if checkpoint_dir is not None else None
     )

@@ -1,7 +1,6 @@
 """A training run: its networks and optimiser, its steps, and the state that a checkpoint holds."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.data.image_data import ImageData
 from kdcore.execution.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.execution.execution import Execution
-from kdcore.execution.synchronized_norms import SynchronizedNorms
+from kdcore.execution.synchronized_norms import synchronized_norms
 from kdcore.execution.workers import OwnNumbers, Share, Workers
 from kdcore.networks.classifier import Classifier
 from kdcore.operations.labels import label_loss
@@ -80,11 +79,8 @@ class Run:
         tuning: FineTuning,
         workers: Workers,
     ) -> None:
-        recipe.check_workers(workers.number)
         self.workers, self.own_numbers = workers, OwnNumbers(workers)
-        self.norms: AbstractContextManager[object] = nullcontext()
-        if workers.together and recipe.sync_batch_norms:
-            self.norms = SynchronizedNorms(workers)
+        self.norms = synchronized_norms(workers if recipe.sync_batch_norms else Workers())
         self.execution, self.teacher_execution, self.parts = execution, teacher_execution, parts
         if recipe.drop_path is not None:
             student.backbone.set_drop_path(recipe.drop_path)
@@ -131,40 +127,37 @@ class Run:
         self.epochs = self.epochs_on_top + recipe.epochs
         self.split = data.train.to(device)
         self.batch_size = min(recipe.batch_size, len(self.split))
-        # Each part of a batch is divided among the processes.
-        whole = torch.arange(self.batch_size, device=device)
-        self.shares, own = [], []
-        for of_part in whole.tensor_split(parts):
-            share = workers.share_of(len(of_part))
-            self.shares.append(share)
-            own.append(of_part[share.first : share.first + share.images])
-        self.own_places = torch.cat(own)
+        self.shares, self.own_places = workers.divided(self.batch_size, parts, device)
         batches = len(self.split) // self.batch_size
         self.accumulation = min(recipe.accumulation, batches)
         self.steps = batches // self.accumulation
+        self.frozen_norms = freeze(student, tuning.frozen)
+        self._prepare_optimizer(tuning)
+
+    @property
+    def images_in_step(self) -> int:
+        """Images in a step of the optimiser."""
+        return self.batch_size * self.accumulation
+
+    def _prepare_optimizer(self, tuning: FineTuning) -> None:
+        """Groups what is trained by learning rate and weight decay."""
         undecayed = {
             id(parameter)
             for method in self.methods
             for name, parameter in method.named_parameters()
             if name in method.undecayed
         }
-        self.frozen_norms = freeze(student, tuning.frozen)
-        trained = [each for each in student.parameters() if each.requires_grad]
+        trained = [each for each in self.student.parameters() if each.requires_grad]
         self.parameters = [*trained, *self.helpers.parameters()]
-        if not recipe.decay_norms_and_biases:
+        if not self.recipe.decay_norms_and_biases:
             undecayed |= {id(each) for each in self.parameters if each.ndim <= 1}
-        named = student.backbone.named_parameters()
+        named = self.student.backbone.named_parameters()
         factors = {id(each): tuning.factors.get(name, 1.0) for name, each in named}
-        groups = parameter_groups(self.parameters, undecayed, factors, recipe.weight_decay)
+        groups = parameter_groups(self.parameters, undecayed, factors, self.recipe.weight_decay)
         self._factors = [factor for factor, _ in groups]
         self.optimizer = build_optimizer(
-            recipe, [group for _, group in groups], captured=self.captures
+            self.recipe, [group for _, group in groups], captured=self.captures
         )
-
-    @property
-    def images_in_step(self) -> int:
-        """Images in a step of the optimiser."""
-        return self.batch_size * self.accumulation
 
     def state(self) -> dict[str, Any]:
         """Everything that later epochs depend on."""

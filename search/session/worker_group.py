@@ -21,10 +21,9 @@ import torch
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from torch.distributed import TCPStore
 
 from kdcore import TrialConfig, distill
-from kdcore.execution.workers import Workers, joined, open_store
+from kdcore.execution.workers import Workers, joined, open_store, reach_store
 from kdcore.training.evaluation import default_device
 from search.experiment.schema import Resources
 from search.record.networks import Executions
@@ -100,13 +99,13 @@ def worker_group(resources: Resources, work: Work) -> Iterator[Workers]:
         return
     group = get_current_placement_group()
     assert group is not None
-    host = ray.util.get_node_ip_address()
+    host = _own_address()
     _speak_from(host)
-    store = open_store(host)
-    along: Any = ray.remote(_work_along).options(max_retries=0)
+    store, port = open_store(host)
+    along: Any = ray.remote(_work_along)
     others = [
-        along.options(**in_bundle(group, rank, resources)).remote(
-            rank, resources, host, store.port, work
+        along.options(max_retries=0, **in_bundle(group, rank, resources)).remote(
+            rank, resources, host, port, work
         )
         for rank in range(1, resources.workers)
     ]
@@ -129,17 +128,17 @@ def worker_group(resources: Resources, work: Work) -> Iterator[Workers]:
 def _work_along(rank: int, resources: Resources, host: str, port: int, work: Work) -> None:
     """What the processes after the first do."""
     torch.set_num_threads(resources.cpus)
-    _speak_from(ray.util.get_node_ip_address())
+    _speak_from(_own_address())
     storage, config = Storage(work.storage_uri), work.config
     if storage.local is None:
         fetch_teacher(config.data_of_teacher, config.teacher, storage, workspace_of(storage))
     device = default_device()
-    with joined(rank, resources.workers, TCPStore(host, port), device) as workers:
+    with joined(rank, resources.workers, reach_store(host, port), device) as workers:
         for _ in distill(config, device=device, workers=workers, **work.arguments()):
             pass
 
 
-def _failure(others: Sequence[Any]) -> RuntimeError | None:
+def _failure(others: list[Any]) -> RuntimeError | None:
     """Why one of the other processes has failed; none if none has."""
     done, _ = ray.wait(others, num_returns=len(others), timeout=_LOOK_SECONDS)
     for other in done:
@@ -166,6 +165,12 @@ def _watch(others: Sequence[Any], ended: threading.Event) -> None:
                 if not ended.wait(_GRACE_SECONDS):
                     print(f"another worker of the trial failed: {error}", file=sys.stderr)
                     os._exit(1)
+
+
+def _own_address() -> str:
+    """This machine's, by which Ray's other machines reach it."""
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address
 
 
 def _speak_from(address: str) -> None:

@@ -185,12 +185,11 @@ class Retraining:
         search = self._search.head
         resources = search.experiment.resources
         task: Any = ray.remote(run_again)  # type: ignore[arg-type]  # it knows no keyword arguments
-        task = task.options(max_retries=_RETRIES, retry_exceptions=True)
+        place: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
         if resources.workers > 1:
             group = self._groups[contender.label, seed] = placement_group(bundles(resources))
-            task = task.options(**in_bundle(group, 0, resources))
-        else:
-            task = task.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
+            place = in_bundle(group, 0, resources)
+        task = task.options(max_retries=_RETRIES, retry_exceptions=True, **place)
         return task.remote(
             contender.point,
             seed,

@@ -15,13 +15,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.distributed import TCPStore
 
 from kdcore import CacheConfig, EpochReport, NonFiniteLossError, Recipe, TrialConfig, distill
 from kdcore.distillation.together import distill_together
 from kdcore.errors import ConfigError
 from kdcore.execution.synchronized_norms import SynchronizedNorms
-from kdcore.execution.workers import OwnNumbers, Workers, joined, open_store
+from kdcore.execution.workers import OwnNumbers, Workers, joined, open_store, reach_store
 from kdcore.methods import CATALOGUE
 from kdcore.training.checkpoint import read_checkpoint
 from tests.cases import Case
@@ -77,16 +76,16 @@ def train(
 
 def _of_rank(rank: int, port: int, jobs: Sequence[Job]) -> None:
     torch.set_num_threads(1)
-    with float64(), joined(rank, 2, TCPStore("127.0.0.1", port), CPU) as workers:
+    with float64(), joined(rank, 2, reach_store("127.0.0.1", port), CPU) as workers:
         for job in jobs:
             job(workers=workers)
 
 
 def with_two(jobs: Sequence[Job]) -> list[Any]:
     """Runs all jobs in this process and another one, in float64; returns what this one gave."""
-    store = open_store("127.0.0.1")
+    store, port = open_store("127.0.0.1")
     start = multiprocessing.get_context("spawn").Process
-    other = start(target=_of_rank, args=(1, store.port, jobs), daemon=True)
+    other = start(target=_of_rank, args=(1, port, jobs), daemon=True)
     other.start()
     try:
         with float64(), joined(0, 2, store, CPU) as workers:
@@ -219,7 +218,7 @@ def test_a_run_that_was_cut_off_goes_on_also_with_another_number_of_processes(
         for synced, folder in alone.items():
             train(configs[synced], workspace, folder, 1, Workers())
     assert_close(ends[True], alone[True])
-    with pytest.raises(AssertionError, match="backbone|student"):
+    with pytest.raises(AssertionError, match=r"backbone|student"):
         assert_close(ends[False], alone[False])
 
 
