@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from kdcore.data.config import DataConfig
     from kdcore.distillation.config import TermConfig, TrialConfig
     from kdcore.distillation.distill import distill
+    from kdcore.distillation.together import distill_together
     from kdcore.errors import KdsearchError, NonFiniteLossError
     from kdcore.networks.classifier import Classifier, load_student
     from kdcore.networks.config import StudentConfig
@@ -32,6 +33,7 @@ __all__ = [
     "TermConfig",
     "TrialConfig",
     "distill",
+    "distill_together",
     "load_student",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "TermConfig": "distillation.config",
     "TrialConfig": "distillation.config",
     "distill": "distillation.distill",
+    "distill_together": "distillation.together",
     "load_student": "networks.classifier",
 }
 

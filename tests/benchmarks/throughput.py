@@ -39,6 +39,7 @@ from kdcore.data.split import TableSplit
 from kdcore.distillation.distill import build_terms, network_pair
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_execution
+from kdcore.execution.workers import Workers
 from kdcore.methods.at import AT
 from kdcore.methods.kd import KD
 from kdcore.networks.classifier import build_classifier, describe_classifier, save_classifier
@@ -181,8 +182,15 @@ def reference_rates(
         yield done * reference.BATCH / seconds
 
 
-def our_rates(pair: Pair, method: str, data: ImageData, *, cached: bool) -> Iterator[float]:
-    """Images a second of ours, likewise."""
+def our_epochs(
+    pair: Pair,
+    method: str,
+    data: ImageData,
+    *,
+    cached: bool,
+    workers: Workers = Workers(),  # noqa: B008  (frozen)
+) -> Iterator[EpochReport]:
+    """A training of ours without an end; the processes after the first give no reports."""
     device = default_device()
     teacher = load_teacher(pair.folder)
     cache = TeacherCache(
@@ -195,7 +203,7 @@ def our_rates(pair: Pair, method: str, data: ImageData, *, cached: bool) -> Iter
         execution=pair.teacher_execution,
     )
     setting = network_pair(pair.student, pair.teacher, data)
-    epochs: Iterator[EpochReport] = train(
+    yield from train(
         build_classifier(pair.student, data, seed=0),
         build_terms((TermConfig.model_validate({"method": method}),), setting, seed=0),
         teacher,
@@ -208,7 +216,20 @@ def our_rates(pair: Pair, method: str, data: ImageData, *, cached: bool) -> Iter
         execution=pair.execution,
         teacher_execution=pair.teacher_execution,
         cache=cache if cached else None,
+        workers=workers,
     )
+
+
+def our_rates(
+    pair: Pair,
+    method: str,
+    data: ImageData,
+    *,
+    cached: bool,
+    workers: Workers = Workers(),  # noqa: B008  (frozen)
+) -> Iterator[float]:
+    """Images a second of ours, likewise."""
+    epochs = our_epochs(pair, method, data, cached=cached, workers=workers)
     next(epochs)
     images = len(data.train) // reference.BATCH * reference.BATCH
     while True:

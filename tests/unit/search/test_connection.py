@@ -33,6 +33,11 @@ def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict[str, An
         ([machine(4, 1)], Resources(cpus=2, gpus=0.25), 2),
         ([machine(64), machine(0, 4)], Resources(cpus=1, gpus=1), 0),
         ([], Resources(), 0),
+        # Each worker of a trial runs on one machine.
+        ([machine(4), machine(3)], Resources(cpus=2, gpus=0, workers=2), 1),
+        ([machine(1)] * 5, Resources(gpus=0, workers=2), 2),
+        ([machine(8, 2), machine(8, 1)], Resources(gpus=1, workers=3), 1),
+        ([machine(8, 2), machine(8, 1)], Resources(gpus=1, workers=4), 0),
     ],
 )
 def test_trials_fit_on_single_machines(

@@ -10,6 +10,7 @@ import yaml
 from kdcore.methods import CATALOGUE
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment, read_experiment, with_budgets
+from search.experiment.schema import Resources
 from tests.cases import Case
 
 VALID: dict[str, Any] = {
@@ -164,6 +165,38 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
         ({"resources": {"gpus": -1}}, "resources.gpus", "is -1, but"),
         ({"resources": {"cpus": 0}}, "resources.cpus", "is 0, but"),
         ({"resources": {"gpu": 1}}, "resources.gpu", "did you mean 'gpus'?"),
+        ({"resources": {"workers": 0}}, "resources.workers", "is 0, but"),
+        (
+            {"resources": {"workers": 4, "gpus": 0.5}},
+            "resources",
+            "gpus is 0.5, but 4 workers need a whole GPU each; set it to 1, or to 0 for the CPU",
+        ),
+        (
+            {"resources": {"workers": 40}},
+            "",
+            "training.batch_size is 64, but 40 workers need at least 80, two images each",
+        ),
+        (
+            {
+                "resources": {"workers": 8},
+                "training": {"epochs": 3, "batch_size": [64, 8]},
+            },
+            "",
+            "training.batch_size is 8, but 8 workers need at least 16",
+        ),
+        (
+            {
+                "resources": {"workers": 2},
+                "training": {"epochs": 3, "cuda_graph": True},
+            },
+            "",
+            "cuda_graph is true, but 2 workers exchange gradients",
+        ),
+        (
+            {"training": {"epochs": 3, "sync_batch_norms": [True, False]}},
+            "training.sync_batch_norms",
+            "must be one value: how trials compute",
+        ),
         (
             {"data": {"name": "digits", "augmentation": "stronk"}},
             "data.augmentation",
@@ -295,6 +328,14 @@ def test_resources_are_the_clusters_unless_gpus_are_given(tmp_path: Path) -> Non
     assert stored("resources.cpus=4", resources="auto") == {"cpus": 4}
     assert stored(resources={"gpus": 0}) == {"cpus": 1, "gpus": 0.0}  # as an earlier version wrote
     assert stored("resources.gpus=0.5", resources="auto") == {"cpus": 1, "gpus": 0.5}
+    assert stored(resources={"workers": 1}) == "left out"
+    assert stored(resources={"workers": 3}) == {"workers": 3}
+    decided = {"cpus": 1, "gpus": 2.0, "workers": 3}
+    assert stored("resources.workers=3", resources={"gpus": 2}) == decided
+    assert stored("resources.workers=1", resources=decided) == {"cpus": 1, "gpus": 2.0}
+    assert Resources(**decided).devices == 6
+    assert Resources(cpus=2, gpus=0, workers=3).devices == 6
+    assert Resources(workers=3).or_else(Resources(gpus=1)).written == decided | {"gpus": 1.0}
 
 
 def test_a_budget_is_of_what_trials_use_as_soon_as_that_is_known(tmp_path: Path) -> None:
@@ -310,6 +351,8 @@ def test_resources_may_change_when_a_search_goes_on(tmp_path: Path) -> None:
     begun = read_experiment(write(tmp_path, VALID | {"resources": {"cpus": 2, "gpus": 0.25}}))
     assert with_budgets(begun, ["resources.gpus=0.5"]).resources.written == {"cpus": 2, "gpus": 0.5}
     assert not with_budgets(begun, ["resources=auto"]).resources.is_decided
+    more = ["resources.workers=2", "resources.gpus=1"]
+    assert with_budgets(begun, more).resources == Resources(cpus=2, gpus=1, workers=2)
     with pytest.raises(ExperimentError, match="only budgets and resources can change"):
         with_budgets(begun, ["seed=1"])
 

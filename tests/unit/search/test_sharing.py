@@ -106,6 +106,16 @@ def test_the_decision_is_told_with_its_figures() -> None:
     assert of([]).words == "share    trials compute on the CPU, 1 core each: there is no GPU"
     assert of([]).experiment.resources.written == {"cpus": 1, "gpus": 0.0}
     assert of([], resources={"cpus": 3}).experiment.resources.written == {"cpus": 3, "gpus": 0.0}
+    by_four = {"resources": {"workers": 4}}
+    found = of([BOX], **by_four)
+    assert found.experiment.resources.written == {"cpus": 4, "gpus": 1.0, "workers": 4}
+    assert found.words.startswith("share    a GPU for each worker of a trial, with 4 cores each: ")
+    assert found.words.endswith("; each of its workers needs a whole one")
+    found = of([], **by_four)
+    assert found.experiment.resources.written == {"cpus": 1, "gpus": 0.0, "workers": 4}
+    assert found.words == (
+        "share    4 workers a trial compute on the CPU, 1 core each: there is no GPU"
+    )
     for there, hours in (([], "gpu_hours"), ([BOX], "cpu_hours")):
         with pytest.raises(ExperimentError, match=f"task: search.{hours} is given, but the trials"):
             of(there, search={"trials": 4, hours: 1})
@@ -125,6 +135,8 @@ def test_a_trials_memory_is_that_of_its_parts(tmp_path: Path) -> None:
     several = needed(student=["resnet8", "vgg8"])
     assert several == needed(student="vgg8") > small, "the largest student"
     assert needed(training={"epochs": 4, "batch_size": 512}) > small
+    wide = {"epochs": 4, "batch_size": 512}
+    assert needed(training=wide, resources={"workers": 8}) < needed(training=wide), "each has less"
     large = {"backbone": "vgg8", "training": {"epochs": 2}}
     assert needed(teacher=[SMALL["teacher"], large]) == needed(teacher=large) > small
     maps = needed(objective=[["none", "kd", "at"]])
