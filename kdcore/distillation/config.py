@@ -107,7 +107,10 @@ class TrialConfig(BaseModel):
         for cross-entropy is not written: it is what version 0.1.0 had; nor is the accuracy as
         metric."""
         kept = {"decoded_gb"}
-        content = self.model_dump(mode="json", exclude={"data": kept, "teacher_data": kept})
+        content = self.model_dump(
+            mode="json",
+            exclude={"data": kept, "teacher_data": kept, "cache": {"device_share"}},
+        )
         if self.metric == "accuracy":
             del content["metric"]
         for term in content["objective"]:

@@ -82,6 +82,7 @@ def distill(
     execution: Execution | None = None,
     teacher_execution: Execution | None = None,
     workers: Workers = Workers(),  # noqa: B008  (frozen)
+    cache_on_device: bool = True,
 ) -> Iterator[EpochReport]:
     """Trains one student and yields a report after each epoch.
 
@@ -102,6 +103,8 @@ def distill(
         workers: this process among those that train the student together, each with a part of the
             images of every batch; see `distill_together`. Only the first of them reads and writes
             checkpoints and yields reports.
+        cache_on_device: whether the teacher's cached outputs may go to a GPU as a whole, where a
+            view's fit; else they come by batches.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; the message names the term.
@@ -149,6 +152,7 @@ def distill(
                 data,
                 device=device,
                 execution=teacher_execution,
+                on_device=cache_on_device,
             )
     networks = network_pair(
         network, config.teacher.network, data, teacher.backbone if teacher else None

@@ -242,6 +242,13 @@ def measure_network(
     )
 
 
+def device_memory(device: torch.device) -> int | None:
+    """Bytes of a device's own memory; None for a CPU, which has that of the machine."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
 def device_name(device: torch.device) -> str:
     """The model of the GPU or of the processor, or the architecture if it is unknown."""
     if device.type == "cuda":

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from kdcore.contract.taps import Tap, Taps
 from kdcore.data.image_data import ImageData
 from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import Classifier
+from kdcore.networks.measurement import device_memory
 from kdcore.teacher_cache.config import CacheConfig
 from kdcore.teacher_cache.files import (
     FOLDER,
@@ -34,11 +35,11 @@ from kdcore.teacher_cache.files import (
     write_outputs,
 )
 from kdcore.teacher_cache.shared import SharedCache
+from kdcore.teacher_cache.view import KINDS, CachedView
 
 # Groups of columns: logits and embedding, which are always cached, and one group for each map.
 _OUTPUTS = "outputs"
-_KINDS = {Tap.MAPS: "map", Tap.PREACTIVATIONS: "preactivation"}
-_CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, *_KINDS})
+_CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, *KINDS})
 
 # What reading a file that is missing, damaged or foreign raises.
 _DAMAGED = (pa.ArrowInvalid, OSError, KeyError, ValueError)
@@ -64,36 +65,15 @@ class Wanted:
     @property
     def groups(self) -> tuple[str, ...]:
         """The names of the groups of outputs, like `outputs` and `map-stage1`."""
-        kinds = [name for kind, name in _KINDS.items() if kind in self.kinds]
+        kinds = [name for kind, name in KINDS.items() if kind in self.kinds]
         return (_OUTPUTS, *(f"{kind}-{tap}" for kind in kinds for tap in sorted(self.maps)))
 
 
-@dataclass(frozen=True)
-class CachedView:
-    """A teacher's outputs for one view of all training images.
-
-    Args:
-        columns: by name, [N, ...]; maps as [N, H, W, C] where they are channels-last.
-        channels_last: the memory layout of maps, which is that of a live teacher: the order of a
-            sum affects its rounding.
-        computed: whether this process has just computed any of them.
-        seconds_saved: seconds that a live teacher would have taken; 0 if just computed.
-    """
-
-    columns: Mapping[str, Tensor]
-    channels_last: bool
-    computed: bool
-    seconds_saved: float
-
-    def at(self, positions: Tensor) -> Taps:
-        """The outputs for the training images at these positions [B]."""
-        rows = {name: column[positions].float() for name, column in self.columns.items()}
-        found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS.values()}
-        for name, values in rows.items():
-            kind, dash, tap = name.partition("-")
-            if dash:
-                found[kind][tap] = values.permute(0, 3, 1, 2) if self.channels_last else values
-        return Taps(rows["logits"], rows["embedding"], found["map"], found["preactivation"])
+def goes_to_device(size: int, config: CacheConfig, device: torch.device) -> bool:
+    """Whether a view's outputs of so many bytes go to a device as a whole; on a CPU they are
+    always there."""
+    memory = device_memory(device)
+    return memory is None or size <= config.device_share * memory
 
 
 def _dtype(config: CacheConfig) -> torch.dtype:
@@ -126,6 +106,7 @@ class TeacherCache:
         data: the images.
         device: where the teacher computes, and where outputs go.
         execution: of the teacher.
+        on_device: whether a view that fits may go to the device as a whole.
     """
 
     def __init__(
@@ -138,8 +119,9 @@ class TeacherCache:
         *,
         device: torch.device,
         execution: Execution,
+        on_device: bool = True,
     ) -> None:
-        self.config = config
+        self.config, self._on_device = config, on_device
         self._teacher, self._data = teacher, data
         self._device, self._execution = device, execution
         self._rows = len(data.train)
@@ -202,9 +184,18 @@ class TeacherCache:
             assert file is not None
             columns |= file.columns
             seconds = max(seconds, file.seconds)
-        on_device = {name: column.to(self._device) for name, column in columns.items()}
+        resident = self._on_device and goes_to_device(
+            sum(column.nbytes for column in columns.values()), self.config, self._device
+        )
+        if resident:
+            columns = {name: column.to(self._device) for name, column in columns.items()}
         return CachedView(
-            on_device, self._execution.channels_last, computed, 0.0 if computed else seconds
+            columns,
+            self._execution.channels_last,
+            computed,
+            0.0 if computed else seconds,
+            self._device,
+            resident,
         )
 
     def _path(self, group: str, view: int) -> Path:
@@ -331,5 +322,5 @@ def _columns_of(group: str, taps: Taps) -> dict[str, Tensor]:
     kind, _, tap = group.partition("-")
     if kind == _OUTPUTS:
         return {"logits": taps.logits, "embedding": taps.embedding}
-    maps = taps.maps if kind == _KINDS[Tap.MAPS] else taps.preactivations
+    maps = taps.maps if kind == KINDS[Tap.MAPS] else taps.preactivations
     return {group: maps[tap]}

@@ -102,6 +102,7 @@ def train(
         started = time.perf_counter()
         timeline = Timeline(device)
         view = data.view_of(epoch)
+        cached = None  # before the next one takes its memory
         cached = run.cached_view(view)
         timeline.mark("teacher")
         # Each epoch has a random state of its own, so that checkpoints need none and a resumed run

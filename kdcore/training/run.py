@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, islice, pairwise, repeat
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,8 @@ from kdcore.execution.synchronized_norms import synchronized_norms
 from kdcore.execution.workers import OwnNumbers, Share, Workers
 from kdcore.networks.classifier import Classifier
 from kdcore.operations.labels import label_loss
-from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
+from kdcore.teacher_cache.cache import TeacherCache, Wanted, rounded
+from kdcore.teacher_cache.view import CachedView, Rows
 from kdcore.training.average import WeightAverage
 from kdcore.training.fine_tuning import FineTuning
 from kdcore.training.optimizer import build_optimizer, freeze, parameter_groups
@@ -59,6 +60,25 @@ class Meters:
         workers.add_up([self.sums])
         workers.add_up([self.right])
         workers.smallest(self.first_bad_step)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What is the same in all steps of an epoch.
+
+    Args:
+        number: of the epoch, from 1.
+        cached: the teacher's outputs; None if it computes.
+        weights: of the terms.
+        counted: which of them count.
+        meters: add up over the steps.
+    """
+
+    number: int
+    cached: CachedView | None
+    weights: Tensor
+    counted: Sequence[bool]
+    meters: Meters
 
 
 class Run:
@@ -128,6 +148,8 @@ class Run:
         self.split = data.train.to(device)
         self.batch_size = min(recipe.batch_size, len(self.split))
         self.shares, self.own_places = workers.divided(self.batch_size, parts, device)
+        ends = list(accumulate((share.images for share in self.shares), initial=0))
+        self.places_of_parts = [slice(*both) for both in pairwise(ends)]
         batches = len(self.split) // self.batch_size
         self.accumulation = min(recipe.accumulation, batches)
         self.steps = batches // self.accumulation
@@ -217,50 +239,31 @@ class Run:
             weights = torch.tensor([float(counts) for counts in counted], device=self.device)
         for method in self.methods:
             method.begin_epoch(epoch, self.epochs)
-        images_in_step = self.images_in_step
+        now = _Epoch(epoch, cached, weights, counted, meters)
         size = len(self.own_places)
-        order = order[: self.steps * images_in_step].view(-1, self.batch_size)
+        order = order[: self.steps * self.images_in_step].view(-1, self.batch_size)
         order = order[:, self.own_places].flatten()
         views = timeline.steps(self.split.views(order, view, size))
-        batches = zip(views, torch.split(order, size), strict=True)
+        fetched = self._ahead(cached, order, size)
+        batches = zip(views, torch.split(order, size), fetched, strict=True)
         self.classes, self.mixed = self.split.classes(view)
         self.own_numbers.begin()
 
-        def step(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-            self.optimizer.zero_grad(set_to_none=True)
-            sizes = [share.images for share in self.shares]
-            for both in batches:
-                parts = zip(*(torch.split(each, sizes) for each in both), strict=True)
-                for (part, places), of_part in zip(parts, self.shares, strict=True):
-                    batch = replace(
-                        self._batch(places, epoch), first=of_part.first, whole=of_part.whole
-                    )
-                    share = len(places) / images_in_step
-                    self._add_gradients(
-                        part, batch, cached, weights, counted, meters, share, of_part
-                    )
-            self.workers.add_up(each.grad for each in self.parameters if each.grad is not None)
-            meters.step += 1
-            if self.recipe.gradient_clip_norm is not None:
-                self.scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            if self.average:
-                self.average.update()
-
         def whole_step(images: Tensor, positions: Tensor) -> None:
             split = (torch.split(whole, size) for whole in (images, positions))
-            step(zip(*split, strict=True))
+            self._step(zip(*split, repeat(None, self.accumulation), strict=True), now)
 
+        # A graph reads what is always in one place.
+        captures = self.captures and (cached is None or cached.resident)
         captured: CapturedStep | None = None
         for number in range(self.steps):
             self._set_rate(self._rate_at(epoch - 1 + (number + 0.5) / self.steps))
             of_step = islice(batches, self.accumulation)
-            if not self.captures or number < WARMUP_STEPS:
-                step(of_step)
+            if not captures or number < WARMUP_STEPS:
+                self._step(of_step, now)
                 continue
-            images, positions = map(torch.cat, zip(*of_step, strict=True))
+            both = ((images, positions) for images, positions, _ in of_step)
+            images, positions = map(torch.cat, zip(*both, strict=True))
             captured = captured or CapturedStep(whole_step, images, positions)
             captured(images, positions)
         meters.add_up(self.workers)
@@ -268,6 +271,37 @@ class Run:
             self._average_statistics()
         timeline.mark("student")
         return meters
+
+    def _step(self, batches: Iterable[tuple[Tensor, Tensor, Rows | None]], now: _Epoch) -> None:
+        """A step of the optimiser: images, their positions, and what has come of the cached outputs
+        with them, by batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for images, positions, fetched in batches:
+            for own, of_part in zip(self.places_of_parts, self.shares, strict=True):
+                places = positions[own]
+                batch = replace(
+                    self._batch(places, now.number), first=of_part.first, whole=of_part.whole
+                )
+                rows = fetched and {name: values[own] for name, values in fetched.items()}
+                self._add_gradients(images[own], batch, rows, now, of_part)
+        self.workers.add_up(each.grad for each in self.parameters if each.grad is not None)
+        now.meters.step += 1
+        if self.recipe.gradient_clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.gradient_clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update()
+
+    def _ahead(self, cached: CachedView | None, order: Tensor, size: int) -> Iterator[Rows | None]:
+        """What comes of the teacher's cached outputs with each batch; see `CachedView.ahead`."""
+        if cached is None:
+            yield from repeat(None, len(order) // size)
+            return
+        for rows in cached.ahead(order, size):
+            self.timeline.mark("teacher")
+            yield rows
 
     def _batch(self, places: Tensor, epoch: int) -> Batch:
         """The training images at these positions."""
@@ -300,19 +334,11 @@ class Run:
                 group["lr"] = rate * factor
 
     def _add_gradients(
-        self,
-        images: Tensor,
-        batch: Batch,
-        cached: CachedView | None,
-        weights: Tensor,
-        counted: Sequence[bool],
-        meters: Meters,
-        share: float,
-        of_part: Share,
+        self, images: Tensor, batch: Batch, rows: Rows | None, now: _Epoch, of_part: Share
     ) -> None:
         """Forward and backward pass of a part of a step, with its share of the step's images."""
-        labels = batch.labels
-        full = weights.dtype  # float32, unless PyTorch's default is another
+        labels, share = batch.labels, len(batch.labels) / self.images_in_step
+        full = now.weights.dtype  # float32, unless PyTorch's default is another
         with self.execution.autocast(self.device):
             with self.norms:
                 with self.own_numbers.drawn():
@@ -322,7 +348,7 @@ class Run:
                 teacher_taps = student_taps  # a placeholder, if no term reads any
                 if self.teacher is not None:
                     self.timeline.mark("student")
-                    teacher_taps = self._teacher_taps(self.teacher, images, batch, cached)
+                    teacher_taps = self._teacher_taps(self.teacher, images, batch, rows, now.cached)
                     self.timeline.mark("teacher")
             smoothing = self.recipe.label_smoothing
             every_logits = student_taps.logits, *student_taps.auxiliary_logits
@@ -340,13 +366,17 @@ class Run:
         # shrink waiting weights by a factor of exp(-0.05 / (1 - 0.9) * 5e-4 * 23,430 steps) =
         # exp(-5.9) = 0.003 in the literature's 30 epochs of CIFAR.
         values = torch.stack(
-            [term if counts else term.detach() for term, counts in zip(terms, counted, strict=True)]
+            [
+                term if counts else term.detach()
+                for term, counts in zip(terms, now.counted, strict=True)
+            ]
         )
-        weighted = weights * values
+        weighted = now.weights * values
         torch.autograd.backward(self.scaler.scale(share * weighted.sum()))
         for method in self.methods:
             method.after_step()
-        meters.add(values.detach(), weighted.detach(), student_taps.logits.detach(), labels, share)
+        logits = student_taps.logits.detach()
+        now.meters.add(values.detach(), weighted.detach(), logits, labels, share)
 
     def _terms(
         self, student: Taps, teacher: Taps, batch: Batch, of_part: Share
@@ -369,11 +399,16 @@ class Run:
             yield method(*whole)
 
     def _teacher_taps(
-        self, teacher: Classifier, images: Tensor, batch: Batch, cached: CachedView | None
+        self,
+        teacher: Classifier,
+        images: Tensor,
+        batch: Batch,
+        rows: Rows | None,
+        cached: CachedView | None,
     ) -> Taps:
         """The teacher's outputs, cached or computed."""
         if cached is not None:
-            return cached.at(batch.indices)
+            return cached.at(batch.indices) if rows is None else cached.taps(rows)
         with torch.no_grad(), self.teacher_execution.autocast(self.device):
             taps = teacher.taps(images, self.needs, batch.labels, self.wanted.maps, batch.mixed)
         # In float32 and rounded as in the cache, so that caching does not change the training.

@@ -22,10 +22,12 @@ from kdcore.methods import CATALOGUE
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.measurement import (
     count_outputs,
+    device_memory,
     measure_busy_share,
     measure_evaluation_memory,
     measure_training,
 )
+from kdcore.teacher_cache.cache import goes_to_device
 from kdcore.training.evaluation import default_device
 from search.cluster.connection import check_prices, places_for_trials
 from search.cluster.machines import (
@@ -95,23 +97,52 @@ def _teacher_bytes(
     experiment: Experiment, data: ImageData, batch: int, device: torch.device
 ) -> int:
     """The largest teacher, and its outputs that methods read: those of a batch or, cached, of a
-    view."""
-    methods = {name for slot in experiment.objective for name in slot} - {CONTROL}
-    kinds = frozenset[Tap]().union(*(CATALOGUE[name].needs for name in methods))
+    view that goes to the device as a whole."""
+    kinds, most, cache = _kinds(experiment), 0, experiment.cache
     if not kinds:
         return 0
-    most, cache = 0, experiment.cache
-    for name in dict.fromkeys(each.network for each in experiment.teacher_configs.values()):
+    for name, view in _view_bytes(experiment, data).items():
         teacher = build_classifier(name, data, seed=0).backbone
         computing = measure_evaluation_memory(teacher, data.image_size, batch, device)
-        values = count_outputs(teacher, data.image_size, kinds)
-        outputs = 4 * batch * values
-        if cache is not None:
-            view = len(data.train) * values * (2 if cache.precision == "float16" else 4)
-            if view <= cache.max_gb * 1e9:  # else it computes in every step
-                outputs = max(outputs, view)
+        outputs = 4 * batch * count_outputs(teacher, data.image_size, kinds)
+        # One that has no room on disk is computed in every step.
+        if cache and view <= cache.max_gb * 1e9 and goes_to_device(view, cache, device):
+            outputs = max(outputs, view)
         most = max(most, computing + outputs)
     return most
+
+
+def _kinds(experiment: Experiment) -> frozenset[Tap]:
+    """The outputs of a teacher that methods read."""
+    methods = {name for slot in experiment.objective for name in slot} - {CONTROL}
+    return frozenset[Tap]().union(*(CATALOGUE[name].needs for name in methods))
+
+
+def _view_bytes(experiment: Experiment, data: ImageData) -> dict[str, int]:
+    """By network of a teacher, what its outputs take for a view where methods read all of them."""
+    half = experiment.cache is not None and experiment.cache.precision == "float16"
+    kinds, networks = _kinds(experiment), (e.network for e in experiment.teacher_configs.values())
+    return {
+        name: len(data.train)
+        * count_outputs(build_classifier(name, data, seed=0).backbone, data.image_size, kinds)
+        * (2 if half else 4)
+        for name in dict.fromkeys(networks)
+    }
+
+
+def cached_by_batches(experiment: Experiment, data: ImageData, gpu_bytes: int) -> list[str]:
+    """The teachers whose cached outputs may be too large to go to a GPU with this memory as a
+    whole, a line each."""
+    cache = experiment.cache
+    if cache is None or not _kinds(experiment):
+        return []
+    return [
+        f"cache    a view of what {network} gives takes up to {gib(size)}, more than "
+        f"{cache.device_share:g} of the GPU's {gib(gpu_bytes)}: then it comes by batches from the "
+        f"machine's memory"
+        for network, size in _view_bytes(experiment, data).items()
+        if cache.device_share * gpu_bytes < size <= cache.max_gb * 1e9
+    ]
 
 
 def measure_needs(experiment_json: str, storage_uri: str) -> Needs:
@@ -268,6 +299,11 @@ def share(
     else:
         found, number = decided_here(prepared), torch.cuda.device_count()
     words = [found.words] if found.words else idle_gpus(prepared.experiment, number, place)
+    gpu_bytes = found.sharing.gpu_bytes if found.sharing else None
+    if address is None and found.experiment.resources.gpus:
+        gpu_bytes = gpu_bytes or device_memory(default_device())
+    if gpu_bytes is not None:
+        words += cached_by_batches(found.experiment, prepared.data, gpu_bytes)
     return words, replace(prepared, experiment=found.experiment)
 
 

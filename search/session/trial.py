@@ -152,8 +152,9 @@ def resumable_reports(
 
 
 def _epochs(work: Work, folder: Path, resources: Resources) -> Iterator[EpochReport]:
-    """The trial's epochs. Out of GPU memory, it continues once from the last epoch with each batch
-    in two parts; with a full disk, as soon as there is space."""
+    """The trial's epochs. Out of GPU memory, it continues from the last epoch, first with the
+    teacher's cached outputs in the machine's memory, then with each batch in two parts; with a full
+    disk, as soon as there is space."""
     deadline = math.inf
     while True:
         try:
@@ -165,10 +166,14 @@ def _epochs(work: Work, folder: Path, resources: Resources) -> Iterator[EpochRep
                     yield report
             return
         except torch.OutOfMemoryError as error:
-            if work.parts > 1:
+            if work.has_cache_on_gpu:
+                work = replace(work, cache_on_device=False)
+                print(f"cached outputs come by batches from here on: {error}", file=sys.stderr)
+            elif work.parts == 1:
+                work = replace(work, parts=2)
+                print(f"each batch in two parts from here on: {error}", file=sys.stderr)
+            else:
                 raise
-            work = replace(work, parts=2)
-            print(f"each batch in two parts from here on: {error}", file=sys.stderr)
         except OSError as error:
             deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
             if error.errno not in _FULL or time.monotonic() > deadline:

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from kdcore import TrialConfig, distill
 from kdcore.execution.workers import Workers, joined, open_store, reach_store
+from kdcore.networks.measurement import device_memory
 from kdcore.training.evaluation import default_device
 from search.experiment.schema import Resources
 from search.record.networks import Executions
@@ -47,12 +48,20 @@ class Work:
         storage_uri: where the teacher lies.
         parts: of each batch.
         executions: of the search; none: measured.
+        cache_on_device: whether cached outputs may go to a GPU as a whole.
     """
 
     config: TrialConfig
     storage_uri: str
     parts: int
     executions: Executions | None
+    cache_on_device: bool = True
+
+    @property
+    def has_cache_on_gpu(self) -> bool:
+        """Whether cached outputs may take memory of a GPU, and so can be moved out of it."""
+        reads = self.config.cache is not None and bool(self.config.objective)
+        return self.cache_on_device and reads and device_memory(default_device()) is not None
 
     def arguments(self) -> dict[str, Any]:
         """Those of `kdcore.distill`, beside the configuration."""
@@ -65,6 +74,7 @@ class Work:
             "parts": self.parts,
             "execution": student,
             "teacher_execution": teacher,
+            "cache_on_device": self.cache_on_device,
         }
 
 

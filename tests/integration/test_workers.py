@@ -98,7 +98,7 @@ def test_each_device_of_its_processes_counts(record: SearchRecord) -> None:
 
 def test_students_are_confirmed_by_as_many_processes(record: SearchRecord) -> None:
     runs = [run for row in record.confirmed for run in row.runs]
-    assert len(runs) == 4
+    assert len(runs) == 2 * len(record.confirmed) >= 4
     assert all(not run.reason and run.test_accuracy is not None for run in runs)
 
 
