@@ -29,10 +29,12 @@ from kdcore.execution.execution import Execution, Precision
 from kdcore.methods import CATALOGUE
 from kdcore.methods.kd import kd_loss
 from kdcore.teacher.teacher import WEIGHTS, load_teacher
+from kdcore.teacher_cache import cache as cache_module
 from kdcore.teacher_cache import files
-from kdcore.teacher_cache.cache import CachedView, TeacherCache, Wanted, rounded
+from kdcore.teacher_cache.cache import TeacherCache, Wanted, rounded
 from kdcore.teacher_cache.files import FOLDER, cached_files
 from kdcore.teacher_cache.patience import PATIENCE_SECONDS
+from kdcore.teacher_cache.view import CachedView
 from tests.cases import Case
 
 CPU = torch.device("cpu")
@@ -512,6 +514,80 @@ def test_on_a_full_disk_the_teacher_computes_in_every_step(
         live = run("kd", CacheConfig(), tmp_path)
     assert {report.teacher for report in live} == {"live"}
     assert_alike(live, expected)
+
+
+# On the device
+
+
+@pytest.mark.parametrize("method", ["kd", "at", "ofd"])
+def test_views_too_large_for_the_device_come_by_batches_with_the_same_bits(
+    method: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a device of a few bytes would have it; also in parts of a batch, and in other steps."""
+    ways: list[dict[str, Any]] = [{}, {"batch_size": 100}, {"batch_size": 64, "accumulation": 3}]
+    whole = [run(method, CacheConfig(), **way) for way in ways]
+    begun: list[int] = []
+    fetch = CachedView._fetch
+
+    def noted(view: CachedView, positions: torch.Tensor) -> Any:
+        assert not view.resident
+        begun.append(len(positions))
+        return fetch(view, positions)
+
+    monkeypatch.setattr(CachedView, "_fetch", noted)
+    monkeypatch.setattr(cache_module, "device_memory", lambda device: 1000)
+    for way, expected in zip(ways, whole, strict=True):
+        begun.clear()
+        found = run(method, CacheConfig(), **way)
+        size = way.get("batch_size", 192)
+        assert begun == [size] * (EPOCHS * (384 // size))
+        for one, other in zip(found, expected, strict=True):
+            assert one.train_terms == other.train_terms
+            assert one.heldout_loss == other.heldout_loss
+
+
+def test_the_rows_of_a_batch_are_on_their_way_before_the_step_before_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[list[int]] = []
+    fetch = CachedView._fetch
+
+    def noted(view: CachedView, positions: torch.Tensor) -> Any:
+        begun.append(positions.tolist())
+        return fetch(view, positions)
+
+    monkeypatch.setattr(CachedView, "_fetch", noted)
+    resident = given(make().view(0, MAPS))
+    view = replace(resident, resident=False)
+    order, size = torch.randperm(10), 3
+    batches = [batch.tolist() for batch in torch.split(order, size)]
+    for number, rows in enumerate(view.ahead(order, size)):
+        assert begun == batches[: number + 2], "the next one, and no other"
+        assert rows is not None
+        taps, expected = view.taps(rows), resident.at(torch.tensor(batches[number]))
+        for one, other in zip(taps.tensors(), expected.tensors(), strict=True):
+            assert torch.equal(one, other)
+    assert begun == batches
+    assert list(resident.ahead(order, size)) == [None] * 4
+
+
+def test_a_share_of_the_devices_memory_decides_what_goes_there(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert given(make(device_share=0.0).view(0, LOGITS)).resident, "a CPU has no other memory"
+    size = sum(column.nbytes for column in given(make().view(0, LOGITS)).columns.values())
+    for memory, share, resident in (
+        (2 * size, 0.5, True),
+        (2 * size - 1, 0.5, False),
+        (size, 1.0, True),
+        (100 * size, 0.0, False),
+    ):
+        monkeypatch.setattr(cache_module, "device_memory", lambda device, of=memory: of)
+        assert given(make(device_share=share).view(0, LOGITS)).resident == resident
+    assert "device_share" not in CacheConfig().model_dump()
+    assert (
+        CacheConfig.model_validate(CacheConfig(device_share=0.2).model_dump()).device_share == 0.2
+    )
 
 
 # Shared by machines

@@ -191,6 +191,15 @@ def test_check_decides_and_tells_it(
     )
     check(tmp_path / "task.yaml", ["resources.gpus=0.5"], storage=str(tmp_path))
     assert "share" not in capsys.readouterr().out
+    # Some 1,300 images, of each of which 74 halves are cached: 0.2 MB.
+    monkeypatch.setattr(sharing, "device_memory", lambda device: 250_000)
+    assert "\ncache " not in printed
+    check(tmp_path / "task.yaml", ["resources.gpus=1"], storage=str(tmp_path))
+    told = "\ncache    a view of what resnet14 gives takes up to "
+    assert told in capsys.readouterr().out
+    for unneeded in ("cache.device_share=1", "cache=null", "cache.max_gb=0"):
+        check(tmp_path / "task.yaml", ["resources.gpus=1", unneeded], storage=str(tmp_path))
+        assert "cache " not in capsys.readouterr().out
     gpus.clear()
     check(tmp_path / "task.yaml", storage=str(tmp_path))
     words = "share    trials compute on the CPU, 1 core each: there is no GPU"

@@ -120,6 +120,35 @@ def test_a_trial_too_large_even_with_halved_batches_fails(
     assert reports == []
 
 
+def test_out_of_memory_the_cached_outputs_leave_the_gpu_first(
+    experiment: Experiment,
+    reports: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if there were a GPU: it suffices without them, and then only for halved batches."""
+    tried: list[tuple[bool, int]] = []
+    forward = KD.forward
+
+    def noted(*arguments: Any, **settings: Any) -> Iterator[EpochReport]:
+        tried.append((settings["cache_on_device"], settings["parts"]))
+        return distill(*arguments, **settings)
+
+    def hungry(self: KD, student: Any, teacher: Any, batch: Any) -> torch.Tensor:
+        on_device, _ = tried[-1]
+        if (batch.epoch >= 2 and on_device) or (batch.epoch >= 3 and len(batch.labels) > 32):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, student, teacher, batch)
+
+    monkeypatch.setattr(KD, "forward", hungry)
+    monkeypatch.setattr(search.session.trial, "distill", noted)
+    monkeypatch.setattr("search.session.worker_group.device_memory", lambda device: 1)
+    run(experiment, tmp_path)
+    assert tried == [(True, 1), (False, 1), (False, 2)]
+    assert [report["epoch"] for report in reports] == [1, 2, 3, 4]
+    assert [report[REPORT].parts for report in reports] == [1, 1, 2, 2]
+
+
 def test_a_trial_waits_for_a_full_disk_and_repeats_no_epoch(
     experiment: Experiment,
     reports: list[dict[str, Any]],
