@@ -1,8 +1,7 @@
 """Distills one student: from a frozen configuration to an iterator of epoch reports."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -120,16 +119,14 @@ def distill(
     if config.training.acceleration == "off":
         execution, teacher_execution = execution or Execution(), teacher_execution or Execution()
     if execution is None:
-        execution = _same(
-            workers,
-            lambda: fastest_execution(
-                network,
-                student,
-                data.image_size,
-                device,
-                workspace,
-                batch_size=workers.share_of(config.training.batch_size).images,
-            ),
+        execution = fastest_execution(
+            network,
+            student,
+            data.image_size,
+            device,
+            workspace,
+            batch_size=workers.share_of(config.training.batch_size).images,
+            workers=workers,
         )
     teacher = cache = None
     if any(CATALOGUE[term.method].needs for term in config.objective):
@@ -142,7 +139,7 @@ def distill(
         teacher = load_teacher(folder)
         if teacher_execution is None:
             asked = config.teacher.network, teacher, data.image_size, device, workspace
-            teacher_execution = _same(workers, lambda: fastest_execution(*asked))
+            teacher_execution = fastest_execution(*asked, workers=workers)
         if config.cache is not None:
             cache = TeacherCache(
                 config.cache,
@@ -180,11 +177,6 @@ def distill(
         metric=config.metric,
         workers=workers,
     )
-
-
-def _same(workers: Workers, measured: Callable[[], Execution]) -> Execution:
-    """What the first process measures, for all of them."""
-    return Execution.restored(workers.from_first(lambda: asdict(measured())))
 
 
 def _identity(config: TrialConfig) -> str:

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.execution.execution import Execution, Precision
+from kdcore.execution.workers import Workers
 from kdcore.networks.classifier import Classifier
 from kdcore.networks.cost import TrainingCost
 from kdcore.networks.measurement import device_name, measure_training
@@ -72,6 +73,7 @@ def fastest_execution(
     workspace: Path,
     *,
     batch_size: int | None = None,
+    workers: Workers = Workers(),  # noqa: B008  (frozen)
 ) -> Execution:
     """Measures the candidates and stores the fastest in the workspace, where later calls find it.
 
@@ -82,7 +84,14 @@ def fastest_execution(
         device: where to compute.
         workspace: results are stored in its file `executions.json`.
         batch_size: of training steps; None for inference.
+        workers: the processes that compute so; the first one measures for all of them.
     """
+    if workers.together:
+        asked = name, classifier, image_size, device, workspace
+        measured = workers.from_first(
+            lambda: asdict(fastest_execution(*asked, batch_size=batch_size))
+        )
+        return Execution(**measured)
     channels, (height, width) = classifier.mean.shape[1], image_size
     threads = torch.get_num_threads() if device.type == "cpu" else 0
     what = "asked" if batch_size is None else f"trained by {batch_size}"

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -21,6 +23,7 @@ from kdcore.data.image_data import ImageData
 from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_execution
+from kdcore.execution.workers import Workers
 from kdcore.methods import CATALOGUE
 from kdcore.networks.classifier import (
     Classifier,
@@ -117,6 +120,7 @@ def prepare_teacher(
     data: ImageData,
     workspace: Path,
     device: torch.device | None = None,
+    workers: Workers = Workers(),  # noqa: B008  (frozen)
 ) -> Iterator[EpochReport]:
     """Trains or imports a teacher unless it is ready; yields a report for each epoch trained. Of an
     ensemble, those of its teachers one after the other, of assistants those of what they learn from
@@ -132,6 +136,8 @@ def prepare_teacher(
         data: the images that it learns from.
         workspace: the teacher goes to a folder under `teachers/`.
         device: where to train; by default the GPU, if there is one.
+        workers: this process among those that train it together. The teacher goes to the workspace
+            of the first of them, which alone yields reports.
 
     Raises:
         WeightsError: the weights are missing, damaged, out of reach, or of another network.
@@ -140,13 +146,13 @@ def prepare_teacher(
     folder.parent.mkdir(parents=True, exist_ok=True)
     device = device or default_device()
     if isinstance(config, EnsembleConfig):
-        yield from _prepare_ensemble(config, folder, data, workspace, device)
+        yield from _prepare_ensemble(config, folder, data, workspace, device, workers)
         return
     if config.assistants:
-        yield from _prepare_assistant(config, folder, data, workspace, device)
+        yield from _prepare_assistant(config, folder, data, workspace, device, workers)
         return
-    with FileLock(f"{folder}.lock"):
-        if is_ready(folder):
+    with _locked(folder, workers):
+        if workers.from_first(lambda: is_ready(folder)):
             return
         weights = None
         if config.weights is not None:
@@ -160,9 +166,16 @@ def prepare_teacher(
             begin_with(teacher, config.backbone, weights, data, trained=trained)
         if config.training is not None:
             yield from _trained(
-                teacher, config.backbone, config, config.training, folder, data, workspace, device
+                *(teacher, config.backbone, config, config.training, folder, data, workspace),
+                *(device, workers),
             )
-        _put(teacher.to(device), config, data, folder)
+        if workers.rank == 0:
+            _put(teacher.to(device), config, data, folder)
+
+
+def _locked(folder: Path, workers: Workers) -> AbstractContextManager[object]:
+    """The first process's lock on a teacher's folder, which is for all of them."""
+    return FileLock(f"{folder}.lock") if workers.rank == 0 else nullcontext()
 
 
 def _trained(
@@ -174,6 +187,7 @@ def _trained(
     data: ImageData,
     workspace: Path,
     device: torch.device,
+    workers: Workers,
     *,
     terms: Sequence[Term] = (),
     above: Classifier | None = None,
@@ -190,15 +204,16 @@ def _trained(
         data: the images.
         workspace: keeps what was measured.
         device: where to train.
+        workers: the processes that train it.
         terms: what an assistant learns from.
         above: whom it learns from.
         above_execution: of that.
     """
     execution = Execution()
     if recipe.acceleration == "auto":
-        execution = fastest_execution(
-            name, network, data.image_size, device, workspace, batch_size=recipe.batch_size
-        )
+        size = workers.share_of(recipe.batch_size).images
+        asked = name, network, data.image_size, device, workspace
+        execution = fastest_execution(*asked, batch_size=size, workers=workers)
     training_dir = _training_dir(folder)
     yield from train(
         network,
@@ -213,8 +228,9 @@ def _trained(
         execution=execution,
         teacher_execution=above_execution,
         tuning=fine_tuning(recipe, name),
+        workers=workers,
     )
-    if data.config.heldout_fraction:
+    if data.config.heldout_fraction and workers.rank == 0:
         network.backbone.load_state_dict(best_student(training_dir)["student"])
 
 
@@ -236,35 +252,60 @@ def _put(
 
 
 def _prepare_assistant(
-    config: TeacherConfig, folder: Path, data: ImageData, workspace: Path, device: torch.device
+    config: TeacherConfig,
+    folder: Path,
+    data: ImageData,
+    workspace: Path,
+    device: torch.device,
+    workers: Workers,
 ) -> Iterator[EpochReport]:
     """Distils the last assistant from what is above it."""
-    if is_ready(folder):  # what it learned from need not be there any more
+    # What it learned from need not be there any more.
+    if workers.from_first(lambda: is_ready(folder)):
         return
-    yield from prepare_teacher(config.above, data, workspace, device)
-    with FileLock(f"{folder}.lock"):
-        if is_ready(folder):
+    yield from prepare_teacher(config.above, data, workspace, device, workers)
+    with _locked(folder, workers):
+        if workers.from_first(lambda: is_ready(folder)):
             return
         recipe = config.training
         assert recipe is not None
-        above = load_teacher(teacher_folder(config.above, data, workspace))
+        above = _loaded(teacher_folder(config.above, data, workspace), config.above, data, workers)
         execution = Execution()
         if recipe.acceleration == "auto":
-            execution = fastest_execution(
-                config.above.network, above, data.image_size, device, workspace
-            )
+            asked = config.above.network, above, data.image_size, device, workspace
+            execution = fastest_execution(*asked, workers=workers)
         pair = NetworkPair(
             _shapes(config.network, data), _shapes(config.above.network, data), data.train.labels
         )
         method = CATALOGUE[_KD](_kd_settings(data), pair)
         assistant = build_classifier(config.network, data, seed=config.seed)
         yield from _trained(
-            *(assistant, config.network, config, recipe, folder, data, workspace, device),
+            *(assistant, config.network, config, recipe, folder, data, workspace, device, workers),
             terms=(Term(_KD, method),),
             above=above,
             above_execution=execution,
         )
-        _put(assistant.to(device), config, data, folder)
+        if workers.rank == 0:
+            _put(assistant.to(device), config, data, folder)
+
+
+def _loaded(folder: Path, config: TeacherConfig, data: ImageData, workers: Workers) -> Classifier:
+    """A ready teacher in all processes; only the first one has its folder."""
+    if not workers.together:
+        return load_teacher(folder)
+    sent = workers.from_first(lambda: _sent(load_teacher(folder)))
+    normalization = Normalization(*map(tuple, sent["normalization"]))
+    teacher = build_classifier(config.network, data, seed=0, normalization=normalization)
+    teacher.backbone.drop_auxiliary()
+    teacher.backbone.load_state_dict(sent["weights"])
+    return teacher.eval().requires_grad_(False)
+
+
+def _sent(teacher: Classifier) -> dict[str, Any]:
+    return {
+        "weights": teacher.backbone.state_dict(),
+        "normalization": [list(each) for each in teacher.normalization],
+    }
 
 
 def _shapes(network: str, data: ImageData) -> Shapes:
@@ -283,12 +324,20 @@ def _kd_settings(data: ImageData) -> Params:
 
 
 def _prepare_ensemble(
-    config: EnsembleConfig, folder: Path, data: ImageData, workspace: Path, device: torch.device
+    config: EnsembleConfig,
+    folder: Path,
+    data: ImageData,
+    workspace: Path,
+    device: torch.device,
+    workers: Workers,
 ) -> Iterator[EpochReport]:
-    if is_ready(folder):  # its teachers need not be there any more
+    # Its teachers need not be there any more.
+    if workers.from_first(lambda: is_ready(folder)):
         return
     for each in config.ensemble:
-        yield from prepare_teacher(each, data, workspace, device)
+        yield from prepare_teacher(each, data, workspace, device, workers)
+    if workers.rank > 0:
+        return
     with FileLock(f"{folder}.lock"):
         if is_ready(folder):
             return

@@ -267,7 +267,7 @@ class Run:
             captured = captured or CapturedStep(whole_step, images, positions)
             captured(images, positions)
         meters.add_up(self.workers)
-        if not self.recipe.sync_batch_norms:
+        if self.workers.together and not self.recipe.sync_batch_norms:
             self._average_statistics()
         timeline.mark("student")
         return meters

@@ -21,6 +21,7 @@ from pydantic import (
 from kdcore import CacheConfig, DataConfig, EnsembleConfig, StudentConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
 from kdcore.contract.published import Benchmark
+from kdcore.errors import ConfigError
 from kdcore.methods import check_method, check_mixing
 from kdcore.teacher.config import ENSEMBLE, TEACHER, AnyTeacher
 from search.experiment.closed import Closed
@@ -329,6 +330,14 @@ class Experiment(Closed):
     def _images_for_each_worker(self) -> Self:
         for recipe in self.training.variants("batch_size"):
             recipe.check_workers(self.resources.workers)
+        if self.resources.gpus or not self.resources.is_decided:  # on the CPU one trains a teacher
+            for label in self.teachers:
+                for key, teacher in self.members(label).items():
+                    if teacher.training is not None:
+                        try:
+                            teacher.training.check_workers(self.resources.workers)
+                        except ConfigError as error:
+                            raise ValueError(f"{key}.{error}") from None
         return self
 
     @model_validator(mode="after")

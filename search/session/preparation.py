@@ -23,9 +23,10 @@ from kdcore.training.evaluation import default_device
 from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.report import EpochReport
 from search.errors import ExperimentError, Problem
-from search.experiment.schema import Experiment
+from search.experiment.schema import Experiment, Resources
 from search.record.networks import Executions
 from search.record.storage import Storage, workspace_of
+from search.session.worker_group import worker_group
 
 
 def with_evaluation(experiment: Experiment, source: str) -> tuple[Experiment, str]:
@@ -137,21 +138,35 @@ def starts_in_words(
 
 
 def train_teacher(
-    experiment_json: str, storage_uri: str, threads: int, label: str
+    experiment_json: str, storage_uri: str, resources: Resources, label: str
 ) -> Iterator[EpochReport]:
     """Puts a teacher in place, wherever the resources are; yields what was trained."""
+    torch.set_num_threads(resources.cpus)
+    asked = experiment_json, storage_uri, label
+    with worker_group(resources, _help_teach, *asked) as workers:
+        yield from _prepared(*asked, workers)
+
+
+def _help_teach(workers: Workers, *asked: str) -> None:
+    """What the other processes do that train a teacher."""
+    for _ in _prepared(*asked, workers):
+        pass
+
+
+def _prepared(
+    experiment_json: str, storage_uri: str, label: str, workers: Workers
+) -> Iterator[EpochReport]:
     experiment = Experiment.model_validate_json(experiment_json)
     teacher = experiment.teacher_configs[label]
-    torch.set_num_threads(threads)
     storage = Storage(storage_uri)
     workspace = workspace_of(storage)
     data = open_data(experiment.data, workspace)
-    is_remote = storage.local is None
+    is_remote = storage.local is None and workers.rank == 0
     # Other searches find the teachers of an ensemble, too.
     for each in dict.fromkeys((*teacher.members, teacher)):
         if is_remote:
             fetch_teacher(experiment.data, each, storage, workspace)
-        yield from prepare_teacher(each, data, workspace)
+        yield from prepare_teacher(each, data, workspace, workers=workers)
         if is_remote:
             folder = teacher_folder(each, data, workspace)
             storage.upload(folder, f"teachers/{folder.name}")

@@ -5,11 +5,13 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from kdcore.networks.classifier import ClassifierCard
 from kdcore.training.report import EpochReport
 from search.cluster.machines import cores_of_largest
 from search.errors import SearchFailedError
+from search.experiment.schema import Resources
 from search.record.live_record import LiveRecord
 from search.record.networks import ReadyTeacher
 from search.record.storage import Storage
@@ -17,6 +19,7 @@ from search.record.wording import percent_of
 from search.session.live_display import LiveDisplay
 from search.session.preflight import Prepared
 from search.session.preparation import train_teacher
+from search.session.worker_group import bundles, in_bundle
 from search.tracking.tracker import Tracker
 
 
@@ -83,21 +86,30 @@ def _trained(
     prepared: Prepared, label: str, search: LiveRecord, storage: Storage, progress: LiveDisplay
 ) -> list[EpochReport]:
     """Trains a teacher where the cluster has room, with all cores of a machine and, where trials
-    have a share of a GPU, a whole one: it runs alone."""
+    have a share of a GPU, a whole one: it runs alone. By as many processes as a trial, where these
+    have GPUs; one on the CPU has more cores."""
     experiment = prepared.experiment
     name = f"teacher {label}" if len(experiment.teachers) > 1 else "teacher"
-    resources = experiment.resources
-    gpus = max(1.0, resources.gpus) if resources.gpus else 0.0
-    # A cluster that grows may have no machine for trials yet.
-    cores = max(resources.cpus, cores_of_largest(gpus))
-    task = ray.remote(train_teacher).options(num_cpus=cores, num_gpus=gpus, num_returns="streaming")
+    resources, group = experiment.resources, None
+    if resources.gpus and resources.workers > 1:
+        group = placement_group(bundles(resources))
+        place = in_bundle(group, 0, resources)
+    else:
+        gpus = max(1.0, resources.gpus) if resources.gpus else 0.0
+        # A cluster that grows may have no machine for trials yet.
+        resources = Resources(cpus=max(resources.cpus, cores_of_largest(gpus)), gpus=gpus)
+        place = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    task = ray.remote(train_teacher).options(num_returns="streaming", **place)
     reports = []
     try:
-        stream: Any = task.remote(experiment.model_dump_json(), storage.uri, cores, label)
+        stream: Any = task.remote(experiment.model_dump_json(), storage.uri, resources, label)
         for reference in stream:
             report: EpochReport = ray.get(reference)
             progress.teacher_epoch(name, report, _split(search))
             reports.append(report)
     except RayTaskError as error:
         raise SearchFailedError(f"the {name} failed: {error.cause}") from None
+    finally:
+        if group is not None:
+            remove_placement_group(group)
     return reports

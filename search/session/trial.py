@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from ray import tune
 
 from kdcore import TrialConfig, distill
 from kdcore.errors import NonFiniteLossError
+from kdcore.execution.workers import Workers
+from kdcore.networks.measurement import device_memory
 from kdcore.teacher_cache.patience import PATIENCE_SECONDS, RETRY_SECONDS, patiently
+from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
 from search.experiment.schema import Experiment, Resources
 from search.experiment.space.point import NUMBER, Point
@@ -28,13 +31,52 @@ from search.record.record import METRIC, REASON, REPORT, SAVED, TIME
 from search.record.storage import Storage, search_storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
 from search.session.preparation import fetch_teacher
-from search.session.worker_group import Work, worker_group
+from search.session.worker_group import worker_group
 
 # Less work than this is done again faster than it is copied to the storage and listed by Tune; and
 # copies take no more than this share of a trial's time, however slow the storage is.
 _CHECKPOINT_SECONDS = 5.0
 _CHECKPOINT_SHARE = 0.05
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each process of a trial does.
+
+    Args:
+        config: of the trial.
+        storage_uri: where the teacher lies.
+        parts: of each batch.
+        executions: of the search; none: measured.
+        cache_on_device: whether cached outputs may go to a GPU as a whole.
+    """
+
+    config: TrialConfig
+    storage_uri: str
+    parts: int
+    executions: Executions | None
+    cache_on_device: bool = True
+
+    @property
+    def has_cache_on_gpu(self) -> bool:
+        """Whether cached outputs may take memory of a GPU, and so can be moved out of it."""
+        reads = self.config.cache is not None and bool(self.config.objective)
+        return self.cache_on_device and reads and device_memory(default_device()) is not None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `kdcore.distill`, beside the configuration."""
+        student = teacher = None
+        if self.executions is not None:
+            student = self.executions.students[self.config.student.label]
+            teacher = self.executions.of_teacher(self.config.teacher.network)
+        return {
+            "workspace": workspace_of(Storage(self.storage_uri)),
+            "parts": self.parts,
+            "execution": student,
+            "teacher_execution": teacher,
+            "cache_on_device": self.cache_on_device,
+        }
 
 
 def run_trial(
@@ -158,7 +200,7 @@ def _epochs(work: Work, folder: Path, resources: Resources) -> Iterator[EpochRep
     deadline = math.inf
     while True:
         try:
-            with worker_group(resources, work) as workers:
+            with worker_group(resources, _help_along, work) as workers:
                 for report in distill(
                     work.config, checkpoint_dir=folder, workers=workers, **work.arguments()
                 ):
@@ -181,6 +223,15 @@ def _epochs(work: Work, folder: Path, resources: Resources) -> Iterator[EpochRep
             print(f"waiting for space: {error}", file=sys.stderr)
             time.sleep(RETRY_SECONDS)
         release_gpu_memory()
+
+
+def _help_along(workers: Workers, work: Work) -> None:
+    """What the other processes of a trial do."""
+    storage, config = Storage(work.storage_uri), work.config
+    if storage.local is None:
+        fetch_teacher(config.data_of_teacher, config.teacher, storage, workspace_of(storage))
+    for _ in distill(config, workers=workers, **work.arguments()):
+        pass
 
 
 def release_gpu_memory() -> None:

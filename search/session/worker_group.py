@@ -1,6 +1,6 @@
-"""The processes that train one student together: one in each bundle of a placement group.
+"""The processes that train one network together: one in each bundle of a placement group.
 
-The trial itself is the first of them, and so reports, checkpoints and is stopped and retried as any
+A trial itself is the first of them, and so reports, checkpoints and is stopped and retried as any
 other; the others are Ray tasks, that belong to it and end with it. Ray Train's TorchTrainer would
 take a placement group of its own beside that of the trial, of which Tune knows nothing, with a
 controller, checkpoints and retries of its own. The processes speak by `torch.distributed`.
@@ -11,9 +11,8 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -22,14 +21,9 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from kdcore import TrialConfig, distill
 from kdcore.execution.workers import Workers, joined, open_store, reach_store
-from kdcore.networks.measurement import device_memory
 from kdcore.training.evaluation import default_device
 from search.experiment.schema import Resources
-from search.record.networks import Executions
-from search.record.storage import Storage, workspace_of
-from search.session.preparation import fetch_teacher
 
 # The others notice at once that one has ended; those that wait on a GPU may not.
 _GRACE_SECONDS = 60.0
@@ -37,45 +31,6 @@ _LOOK_SECONDS = 5.0
 
 # Linux: asks for the IPv4 address of a network interface.
 _SIOCGIFADDR = 0x8915
-
-
-@dataclass(frozen=True)
-class Work:
-    """What each process of a trial does.
-
-    Args:
-        config: of the trial.
-        storage_uri: where the teacher lies.
-        parts: of each batch.
-        executions: of the search; none: measured.
-        cache_on_device: whether cached outputs may go to a GPU as a whole.
-    """
-
-    config: TrialConfig
-    storage_uri: str
-    parts: int
-    executions: Executions | None
-    cache_on_device: bool = True
-
-    @property
-    def has_cache_on_gpu(self) -> bool:
-        """Whether cached outputs may take memory of a GPU, and so can be moved out of it."""
-        reads = self.config.cache is not None and bool(self.config.objective)
-        return self.cache_on_device and reads and device_memory(default_device()) is not None
-
-    def arguments(self) -> dict[str, Any]:
-        """Those of `kdcore.distill`, beside the configuration."""
-        student = teacher = None
-        if self.executions is not None:
-            student = self.executions.students[self.config.student.label]
-            teacher = self.executions.of_teacher(self.config.teacher.network)
-        return {
-            "workspace": workspace_of(Storage(self.storage_uri)),
-            "parts": self.parts,
-            "execution": student,
-            "teacher_execution": teacher,
-            "cache_on_device": self.cache_on_device,
-        }
 
 
 def bundles(resources: Resources) -> list[dict[str, float]]:
@@ -94,12 +49,15 @@ def in_bundle(group: PlacementGroup, number: int, resources: Resources) -> dict[
 
 
 @contextmanager
-def worker_group(resources: Resources, work: Work) -> Iterator[Workers]:
-    """Starts the other processes of this trial, and joins them until the end of the block.
+def worker_group(
+    resources: Resources, help_along: Callable[..., None], *arguments: Any
+) -> Iterator[Workers]:
+    """Starts the other processes of this one, and joins them until the end of the block.
 
     Args:
-        resources: of the trial, in whose placement group this process has the first bundle.
-        work: of all of them.
+        resources: of all of them; this process has the first bundle of their placement group.
+        help_along: what the others do, which gets them as the first argument.
+        arguments: the other ones.
 
     Raises:
         RuntimeError: another process has failed; torch.OutOfMemoryError: for want of memory.
@@ -115,7 +73,7 @@ def worker_group(resources: Resources, work: Work) -> Iterator[Workers]:
     along: Any = ray.remote(_work_along)
     others = [
         along.options(max_retries=0, **in_bundle(group, rank, resources)).remote(
-            rank, resources, host, port, work
+            rank, resources, host, port, help_along, *arguments
         )
         for rank in range(1, resources.workers)
     ]
@@ -135,17 +93,20 @@ def worker_group(resources: Resources, work: Work) -> Iterator[Workers]:
             ray.cancel(other, force=True)
 
 
-def _work_along(rank: int, resources: Resources, host: str, port: int, work: Work) -> None:
+def _work_along(
+    rank: int,
+    resources: Resources,
+    host: str,
+    port: int,
+    help_along: Callable[..., None],
+    *arguments: Any,
+) -> None:
     """What the processes after the first do."""
     torch.set_num_threads(resources.cpus)
     _speak_from(_own_address())
-    storage, config = Storage(work.storage_uri), work.config
-    if storage.local is None:
-        fetch_teacher(config.data_of_teacher, config.teacher, storage, workspace_of(storage))
-    device = default_device()
-    with joined(rank, resources.workers, reach_store(host, port), device) as workers:
-        for _ in distill(config, device=device, workers=workers, **work.arguments()):
-            pass
+    store = reach_store(host, port)
+    with joined(rank, resources.workers, store, default_device()) as workers:
+        help_along(workers, *arguments)
 
 
 def _failure(others: list[Any]) -> RuntimeError | None:
@@ -159,7 +120,7 @@ def _failure(others: list[Any]) -> RuntimeError | None:
             if isinstance(cause, torch.OutOfMemoryError):
                 return torch.OutOfMemoryError(str(cause))
             if not isinstance(cause, RuntimeError):  # else it has lost us, as we have it
-                return RuntimeError(f"another worker of the trial failed: {cause}")
+                return RuntimeError(f"another worker failed: {cause}")
     return None
 
 
@@ -173,7 +134,7 @@ def _watch(others: Sequence[Any], ended: threading.Event) -> None:
                 ray.get(other)
             except RayError as error:
                 if not ended.wait(_GRACE_SECONDS):
-                    print(f"another worker of the trial failed: {error}", file=sys.stderr)
+                    print(f"another worker failed: {error}", file=sys.stderr)
                     os._exit(1)
 
 

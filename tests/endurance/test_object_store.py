@@ -10,6 +10,7 @@ import yaml
 
 import kdcore
 from kdcore.data.image_data import ImageData, open_data
+from search.experiment.schema import Resources
 from search.record.files import read_record
 from search.record.storage import Storage
 from search.session.preparation import train_teacher
@@ -64,7 +65,10 @@ def test_a_search_with_its_storage_in_a_bucket_outlasts_its_absence(
     assert (
         list(
             train_teacher(
-                record.experiment.model_dump_json(), bucket.uri, 1, *record.experiment.teachers
+                record.experiment.model_dump_json(),
+                bucket.uri,
+                Resources(),
+                *record.experiment.teachers,
             )
         )
         == []

@@ -65,7 +65,7 @@ def record(cluster: RayCluster) -> SearchRecord:
         os.kill(pid, signal.SIGKILL)
     done = search.wait()
     assert done.returncode == 0, done.stdout + done.stderr
-    lost = "trial 0 continues from its checkpoint, after: another worker of the trial failed"
+    lost = "trial 0 continues from its checkpoint, after: another worker failed"
     assert lost in done.stdout
     return read_record(Storage(str(cluster.folder / "runs")), "two")
 

@@ -13,15 +13,27 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcore import CacheConfig, EpochReport, NonFiniteLossError, Recipe, TrialConfig, distill
+from kdcore import (
+    CacheConfig,
+    DataConfig,
+    EpochReport,
+    NonFiniteLossError,
+    Recipe,
+    TrialConfig,
+    distill,
+)
+from kdcore.data.image_data import open_data
 from kdcore.distillation.together import distill_together
 from kdcore.errors import ConfigError
 from kdcore.execution.synchronized_norms import SynchronizedNorms
 from kdcore.execution.workers import OwnNumbers, Workers, joined, open_store, reach_store
 from kdcore.methods import CATALOGUE
+from kdcore.teacher.config import AnyTeacher
+from kdcore.teacher.teacher import prepare_teacher
 from kdcore.training.checkpoint import read_checkpoint
 from tests.cases import Case
 
@@ -51,6 +63,8 @@ WAYS: list[dict[str, Any]] = [
     {"gradient_clip_norm": 0.1, "optimizer": "adamw", "learning_rate": 0.001},
     {"ema_decay": 0.9, "label_smoothing": 0.1},
 ]
+
+NUMBERS = ("one", "two")
 
 Job = Callable[..., Any]
 
@@ -220,6 +234,44 @@ def test_a_run_that_was_cut_off_goes_on_also_with_another_number_of_processes(
     assert_close(ends[True], alone[True])
     with pytest.raises(AssertionError, match=r"backbone|student"):
         assert_close(ends[False], alone[False])
+
+
+def teach(config: dict[str, Any], data: dict[str, Any], folder: Path, workers: Workers) -> None:
+    """Each process has a workspace of its own, as on machines that share nothing."""
+    workspace = folder / str(workers.rank)
+    teacher = TypeAdapter(AnyTeacher).validate_python(config)
+    opened = open_data(DataConfig.model_validate(data), workspace)
+    for _ in prepare_teacher(teacher, opened, workspace, CPU, workers):
+        pass
+
+
+def test_teachers_are_trained_by_two_processes_as_by_one(
+    configure: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    """Alone, of an ensemble, and by way of assistants, which the second process must be given."""
+    data = configure().data.model_dump()
+    training = {"epochs": 2, "batch_size": BATCH, "acceleration": "off", "sync_batch_norms": True}
+    small = {"backbone": "resnet8", "training": training}
+    teachers: list[dict[str, Any]] = [
+        small,
+        {"ensemble": [small, {"backbone": "resnet14", "training": training}]},
+        {"backbone": "resnet14", "training": training, "assistants": ["resnet8"]},
+    ]
+    with_two([partial(teach, each, data, tmp_path / "two") for each in teachers])
+    with float64():
+        for each in teachers:
+            teach(each, data, tmp_path / "one", Workers())
+    found = [sorted((tmp_path / by / "0" / "teachers").glob("*/*.safetensors")) for by in NUMBERS]
+    names = [[path.parent.name for path in paths] for paths in found]
+    assert names[0] == names[1]
+    assert len(names[0]) == 4
+    for one, two in zip(*found, strict=True):
+        first, second = load_file(one), load_file(two)
+        for name, value in first.items():
+            torch.testing.assert_close(second[name], value, rtol=0, atol=TOLERANCE)
+    assert not (tmp_path / "two" / "1" / "teachers").exists() or not list(
+        (tmp_path / "two" / "1" / "teachers").glob("*/*.safetensors")
+    )
 
 
 def test_processes_of_this_machine_train_together(

@@ -12,7 +12,7 @@ from kdcore.methods import CATALOGUE
 from search.cli.launching import check
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
-from search.experiment.schema import Experiment
+from search.experiment.schema import Experiment, Resources
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import candidates
 from search.export.model_card import Score, model_card
@@ -111,7 +111,7 @@ def test_check_and_training_tell_of_each_of_its_teachers(
     assert "recipe   teacher resnet14 (teacher.ensemble.0): 1 epochs" in printed
     assert "recipe   teacher resnet8 (teacher.ensemble.1): 1 epochs" in printed
     assert f"compute  teacher {LABEL}: float32" in printed
-    reports = list(train_teacher(experiment.model_dump_json(), str(tmp_path), 1, LABEL))
+    reports = list(train_teacher(experiment.model_dump_json(), str(tmp_path), Resources(), LABEL))
     torch.set_num_threads(threads)
     assert [report.epoch for report in reports] == [1, 1]
     prepared = plan(experiment, Storage(str(tmp_path)), "x.yaml")

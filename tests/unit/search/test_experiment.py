@@ -193,6 +193,14 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
             "cuda_graph is true, but 2 workers exchange gradients",
         ),
         (
+            {
+                "resources": {"workers": 8, "gpus": 1},
+                "teacher": {"backbone": "resnet14", "training": {"epochs": 2, "batch_size": 8}},
+            },
+            "",
+            "teacher.training.batch_size is 8, but 8 workers need at least 16",
+        ),
+        (
             {"training": {"epochs": 3, "sync_batch_norms": [True, False]}},
             "training.sync_batch_norms",
             "must be one value: how trials compute",

@@ -142,7 +142,7 @@ def test_out_of_memory_the_cached_outputs_leave_the_gpu_first(
 
     monkeypatch.setattr(KD, "forward", hungry)
     monkeypatch.setattr(search.session.trial, "distill", noted)
-    monkeypatch.setattr("search.session.worker_group.device_memory", lambda device: 1)
+    monkeypatch.setattr("search.session.trial.device_memory", lambda device: 1)
     run(experiment, tmp_path)
     assert tried == [(True, 1), (False, 1), (False, 2)]
     assert [report["epoch"] for report in reports] == [1, 2, 3, 4]

@@ -10,18 +10,10 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from kdcore import TrialConfig
 from kdcore.execution.workers import Workers
 from search.experiment.schema import Resources
 from search.session import worker_group
-from search.session.worker_group import Work, bundles
-
-CONFIG = {
-    "data": {"name": "digits"},
-    "teacher": {"backbone": "resnet8", "training": {"epochs": 1}},
-    "student": "resnet8",
-    "training": {"epochs": 1},
-}
+from search.session.worker_group import bundles
 
 
 def failed(cause: Exception) -> RayTaskError:
@@ -49,15 +41,13 @@ def test_the_reason_is_that_of_the_one_that_failed_first(ends: list[Any]) -> Non
     ends[:] = [None, lost]
     assert worker_group._failure([0, 1]) is None, "it has lost this process"
     ends[:] = [lost, WorkerCrashedError()]
-    assert "another worker of the trial failed: The worker died" in str(
-        worker_group._failure([0, 1])
-    )
+    assert "another worker failed: The worker died" in str(worker_group._failure([0, 1]))
     ends[:] = [failed(torch.OutOfMemoryError("CUDA out of memory")), lost]
     found = worker_group._failure([0, 1])
     assert isinstance(found, torch.OutOfMemoryError), "by which a trial goes on with halved batches"
     assert str(found) == "CUDA out of memory"
     ends[:] = [lost, failed(OSError("no space left"))]
-    assert str(worker_group._failure([0, 1])) == "another worker of the trial failed: no space left"
+    assert str(worker_group._failure([0, 1])) == "another worker failed: no space left"
 
 
 @pytest.mark.parametrize("gets_away", [True, False])
@@ -78,8 +68,7 @@ def test_a_process_that_waits_for_one_that_has_failed_ends(
 
 def test_one_worker_needs_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(worker_group, "ray")
-    work = Work(TrialConfig.model_validate(CONFIG), "runs", 1, None)
-    with worker_group.worker_group(Resources(), work) as workers:
+    with worker_group.worker_group(Resources(), pytest.fail) as workers:
         assert workers == Workers()
     assert bundles(Resources(cpus=2, gpus=1, workers=3)) == [{"CPU": 2, "GPU": 1.0}] * 3
 
