@@ -64,14 +64,17 @@ class RayCluster:
             f"--num-gpus={head_gpus}",
         )
 
-    def add_machine(self, cpus: int = 1, without: Path | None = None) -> "subprocess.Popen[bytes]":
+    def add_machine(
+        self, cpus: int = 1, without: Path | None = None, gpus: int = 0
+    ) -> "subprocess.Popen[bytes]":
         """Joins a machine, and returns when it is there.
 
         Args:
             cpus: that it has for trials.
             without: a folder that it does not share, but has an empty one instead; only root can.
+            gpus: that it pretends to have.
         """
-        options = f"--address={self.address}", f"--num-cpus={cpus}"
+        options = f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"
         return self._start(*options, without=without)
 
     def lose(self, machine: "subprocess.Popen[bytes]") -> None:

@@ -1,4 +1,5 @@
-"""Trials by two processes on two machines: one of them is killed, and the trial goes on."""
+"""Teacher and trials by two processes on two machines, with GPUs that these pretend to have: one is
+killed, and the trial goes on."""
 
 import os
 import signal
@@ -27,7 +28,7 @@ EXPERIMENT: dict[str, Any] = {
     "objective": [["none", "rkd"]],
     "training": {"epochs": 8, "acceleration": "off", "sync_batch_norms": True},
     "search": {"trials": 2, "stopping": "none"},
-    "resources": {"workers": 2, "gpus": 0},
+    "resources": {"workers": 2, "gpus": 1},
     "confirm": {"top": 1, "seeds": 2},
 }
 
@@ -36,7 +37,7 @@ ANOTHER = "ray::_work_along"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    """Two machines with a core each; the head has none."""
+    """Two machines with a core and a GPU each; the head has none."""
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "task.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     cluster = RayCluster(folder)
@@ -44,7 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     (folder / "start.py").write_text(f'{start}"--address", "{cluster.address}"])\n')
     try:
         for _ in range(2):
-            cluster.add_machine()
+            cluster.add_machine(gpus=1)
         yield cluster
     finally:
         cluster.close()
@@ -91,7 +92,7 @@ def test_it_is_trained_as_by_one_process(cluster: RayCluster, record: SearchReco
 
 
 def test_each_device_of_its_processes_counts(record: SearchRecord) -> None:
-    assert record.experiment.resources.written == {"cpus": 1, "gpus": 0.0, "workers": 2}
+    assert record.experiment.resources.written == {"cpus": 1, "gpus": 1.0, "workers": 2}
     seconds = sum(trial.train_seconds for trial in record.trials)
     assert record.device_seconds > 2 * seconds
 
@@ -116,4 +117,4 @@ def test_more_processes_than_there_are_places_are_refused(cluster: RayCluster) -
     crowd = "resources.workers=3"
     refused = cluster.kdsearch("check", "task.yaml", "--set", crowd, "--address", cluster.address)
     assert refused.returncode == 2
-    assert "a trial needs 3 times 1 CPUs and 0 GPUs on one machine, but there is" in refused.stderr
+    assert "a trial needs 3 times 1 CPUs and 1 GPUs on one machine, but there is" in refused.stderr
