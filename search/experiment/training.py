@@ -43,7 +43,8 @@ _COMPUTING = "how trials compute, which is measured once"
 _SAME_FOR_ALL = {
     "epochs": _BUDGET,
     "preparation_on_top": _BUDGET,
-    **dict.fromkeys(("acceleration", "compile", "cuda_graph", "sync_batch_norms"), _COMPUTING),
+    "sync_batch_norms": "it has an effect only with several resources.workers",
+    **dict.fromkeys(("acceleration", "compile", "cuda_graph"), _COMPUTING),
 }
 
 # Keys whose values are lists. A list of lists is a choice of them.

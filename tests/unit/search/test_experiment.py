@@ -203,7 +203,7 @@ def test_every_experiment_of_the_project_is_valid(path: Path) -> None:
         (
             {"training": {"epochs": 3, "sync_batch_norms": [True, False]}},
             "training.sync_batch_norms",
-            "must be one value: how trials compute",
+            "must be one value: it has an effect only with several resources.workers",
         ),
         (
             {"data": {"name": "digits", "augmentation": "stronk"}},

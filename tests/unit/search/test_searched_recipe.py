@@ -30,7 +30,10 @@ from tests.cases import Case
 from tests.synthetic import SMALL
 from tests.unit.search.searched_experiment import sampled, space_of, stored_again
 
-FIXED = {"epochs", "preparation_on_top", "acceleration", "compile", "cuda_graph"}
+FIXED = {
+    *("epochs", "preparation_on_top", "sync_batch_norms"),
+    *("acceleration", "compile", "cuda_graph"),
+}
 
 # Beside which a key has an effect, where that is not beside the defaults.
 BESIDE: dict[str, dict[str, Any]] = {
