@@ -79,6 +79,13 @@ DEFECTS = (
         ("tests/unit/search/test_sharing.py", "-k", "fits"),
     ),
     Defect(
+        "a process that compares its own images alone",
+        "kdcore/methods/rkd.py",
+        "    compares_images: bool = True\n",
+        "",
+        ("tests/unit/kdcore/test_methods.py", "-k", "mean_over_them and rkd"),
+    ),
+    Defect(
         "a rung that keeps one too many",
         "search/stopping/rungs.py",
         "stops=better >= places",

@@ -7,6 +7,7 @@ with the whole batch, but for batch norms, which normalise by the images of thei
 """
 
 import io
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -213,10 +214,15 @@ def open_store(host: str) -> tuple[Store, int]:
     """Where processes find each other, in the first of them, and the free port that it takes.
 
     Args:
-        host: an address of this machine that the others reach.
+        host: an address of this machine that the others reach; at no other it answers.
     """
-    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-    return store, store.port
+    listening = socket.create_server((host, 0))
+    port = listening.getsockname()[1]
+    descriptor = listening.detach()  # by itself the store would listen at all addresses
+    store = TCPStore(
+        host, port, is_master=True, wait_for_workers=False, master_listen_fd=descriptor
+    )
+    return store, port
 
 
 def reach_store(host: str, port: int) -> Store:
@@ -239,7 +245,7 @@ def joined(rank: int, number: int, store: Store, device: torch.device) -> Iterat
     """
     store.set(f"there-{rank}", "")
     store.wait([f"there-{each}" for each in range(number)], _JOINING)
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",

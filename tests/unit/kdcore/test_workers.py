@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -363,6 +364,14 @@ def test_what_processes_exchange(tmp_path: Path) -> None:
     one, two = (found["drawn"] for found in both)
     assert one[::2] == two[::2], "what all draw is the same"
     assert len({*one, *two}) == 6, "what each draws for itself is not"
+
+
+def test_processes_find_each_other_at_one_address() -> None:
+    store, port = open_store("127.0.0.2")
+    reach_store("127.0.0.2", port).set("asked", "yes")
+    assert store.get("asked") == b"yes"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
 @pytest.mark.parametrize("number", range(1, 6))
