@@ -78,7 +78,9 @@ class CachedView:
     @cached_property
     def _beside(self) -> torch.cuda.Stream | None:
         """Copies beside the steps."""
-        return torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def _fetch(self, positions: Tensor) -> tuple[Rows, torch.cuda.Event | None]:
         """Begins to copy rows; the event tells when they are there."""

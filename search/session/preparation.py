@@ -144,17 +144,17 @@ def train_teacher(
     torch.set_num_threads(resources.cpus)
     asked = experiment_json, storage_uri, label
     with worker_group(resources, _help_teach, *asked) as workers:
-        yield from _prepared(*asked, workers)
+        yield from _prepared(workers, *asked)
 
 
-def _help_teach(workers: Workers, *asked: str) -> None:
+def _help_teach(workers: Workers, experiment_json: str, storage_uri: str, label: str) -> None:
     """What the other processes do that train a teacher."""
-    for _ in _prepared(*asked, workers):
+    for _ in _prepared(workers, experiment_json, storage_uri, label):
         pass
 
 
 def _prepared(
-    experiment_json: str, storage_uri: str, label: str, workers: Workers
+    workers: Workers, experiment_json: str, storage_uri: str, label: str
 ) -> Iterator[EpochReport]:
     experiment = Experiment.model_validate_json(experiment_json)
     teacher = experiment.teacher_configs[label]
