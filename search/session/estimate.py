@@ -116,13 +116,13 @@ def measured(
         asked = max(asked, batches * measure_latency(teacher, images) / 1000)
     recipes = experiment.training.variants("batch_size")
     students = {each.backbone for each in experiment.student_configs.values()}
-    teachers = 0.0
+    workers, teachers = experiment.resources.workers, 0.0
+    teaching = workers if experiment.resources.gpus else 1  # as `prepare_teachers` has them
     for label in beginning:
         for _, _, config in named_members(experiment, label):
             if (recipe := config.training) is not None:
                 trained = (config.backbone, *config.assistants)
-                teachers += sum(recipe.epochs * epoch(each, [recipe], 1) for each in trained)
-    workers = experiment.resources.workers
+                teachers += sum(recipe.epochs * epoch(each, [recipe], teaching) for each in trained)
     return Measured(
         AROUND_A_STEP * (asked / workers + max(epoch(each, recipes, workers) for each in students)),
         AROUND_A_STEP * teachers,

@@ -300,7 +300,7 @@ def share(
         found, number = decided_here(prepared), torch.cuda.device_count()
     words = [found.words] if found.words else idle_gpus(prepared.experiment, number, place)
     gpu_bytes = found.sharing.gpu_bytes if found.sharing else None
-    if address is None and found.experiment.resources.gpus:
+    if not on_ray and found.experiment.resources.gpus:
         gpu_bytes = gpu_bytes or device_memory(default_device())
     if gpu_bytes is not None:
         words += cached_by_batches(found.experiment, prepared.data, gpu_bytes)
