@@ -20,6 +20,7 @@ from search.cluster.connection import check_prices
 from search.errors import ClusterError, ExperimentError
 from search.experiment.prices import Prices
 from search.experiment.reading import parse_experiment, with_budgets
+from search.experiment.schema import Resources
 from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import epochs_on_top
 from search.leaderboard.tables import leaderboard_table
@@ -286,9 +287,9 @@ def test_the_longest_student_and_all_teachers_that_are_to_be_trained_are_measure
     asked: list[tuple[str, int]] = []
     seconds = {"resnet8": 1.0, "resnet14": 2.0, "resnet20": 5.0}
 
-    def step(network: str, batch: int, data: Any, device: Any) -> TrainingCost:
+    def step(network: str, batch: int, data: Any, device: Any, workers: int) -> TrainingCost:
         asked.append((network, batch))
-        return TrainingCost(seconds[network], 0)
+        return TrainingCost(seconds[network] / workers, 0)
 
     monkeypatch.setattr(estimate, "_step", step)
     monkeypatch.setattr(estimate, "measure_latency", lambda network, images: 500.0 * len(images))
@@ -306,6 +307,13 @@ def test_the_longest_student_and_all_teachers_that_are_to_be_trained_are_measure
     assert sorted(set(asked)) == [("resnet14", 64), ("resnet20", 32), ("resnet8", 64)]
     ready = estimate.measured(prepared.experiment, prepared.data, cpu, [])
     assert (ready.epoch, ready.teachers) == (found.epoch, 0)
+    # Four workers share what a trial computes, and that of a teacher where they have GPUs.
+    for gpus, teachers in ((0, found.teachers), (1, found.teachers / 4)):
+        by_four = prepared.experiment.model_copy(
+            update={"resources": Resources(gpus=gpus, workers=4)}
+        )
+        shared = estimate.measured(by_four, prepared.data, cpu, ["resnet20"])
+        assert (4 * shared.epoch, shared.teachers) == pytest.approx((found.epoch, teachers))
 
 
 def test_a_search_is_estimated_in_words(tmp_path: Path) -> None:
