@@ -146,8 +146,8 @@ def assert_close(one: Path, two: Path) -> None:
 
 @pytest.fixture(scope="module")
 def configure() -> Callable[..., TrialConfig]:
-    """Makes a trial's configuration from its terms: two steps an epoch."""
-    data = {"name": "digits", "heldout_fraction": 0.05, "train_images": 2 * BATCH}
+    """Makes a trial's configuration from its terms: a step an epoch, of all images but one."""
+    data = {"name": "digits", "heldout_fraction": 0.05, "train_images": BATCH + 1}
     teacher = {"epochs": 1, "batch_size": 32, "acceleration": "off"}
 
     def make(*terms: dict[str, Any], mixing: bool = False, **recipe: Any) -> TrialConfig:
@@ -290,7 +290,7 @@ def test_processes_of_this_machine_train_together(
         assert (two.epoch, two.teacher) == (one.epoch, "cached" if one.epoch > 1 else two.teacher)
         assert two.train_loss == pytest.approx(one.train_loss, rel=1e-4)
     steep = configure({"method": "kd"}, learning_rate=1e30)
-    with pytest.raises(NonFiniteLossError, match="is not finite at epoch"):
+    with pytest.raises(NonFiniteLossError, match=r"is not finite (at|after) epoch"):
         list(distill_together(steep, 2, workspace=workspace, device=CPU))
     with pytest.raises(ConfigError, match="3 workers need at least 6, two images each"):
         Recipe(epochs=1, batch_size=5).check_workers(3)
