@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
@@ -209,7 +209,8 @@ def save_classifier(folder: Path, role: str, classifier: Classifier, card: Class
         if not name.startswith("auxiliary.")
     }
     partial = folder / f".{role}.partial"
-    save_file(state, partial)
+    # Safetensors' own files are readable by their user alone; these are the folder's other files.
+    partial.write_bytes(save(state))
     os.replace(partial, folder / f"{role}.safetensors")
     partial.write_text(card.model_dump_json(indent=2) + "\n")
     os.replace(partial, folder / f"{role}.json")

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from search.cluster.jobs import Job, JobServer
 
 
+# `ray dashboard`, just typed, forwards the job server's port some seconds later.
+_TUNNEL_SECONDS = 30.0
+
+
 def submit(
     file: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006  (typer copies it)
@@ -73,7 +77,7 @@ def submit(
         )
     from search.cluster.jobs import JobServer
 
-    server = JobServer(address)
+    server = JobServer(address, patience=_TUNNEL_SECONDS)
     job = server.submit(experiment, storage=storage, name=name, tracking_uri=tracking_uri)
     show_submission(job, address)
     if follow:

@@ -9,6 +9,7 @@ import ray
 
 from search import environment
 from search.cluster.console_log import output_to
+from search.cluster.growth import growth
 from search.cluster.machines import (
     machine_types,
     machines,
@@ -47,9 +48,14 @@ def connect(address: str | None, log: Path) -> None:
             runtime = {"env_vars": environment.of_workers()}
             ray.init(address=address, log_to_driver=False, runtime_env=runtime)
     except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        if "Version mismatch" in reason:
+            reason += (
+                "; install these versions here, or let the cluster's own run the search by "
+                "kdsearch submit"
+            )
         raise ClusterError(
-            f"no Ray at {address or 'this machine'}: {str(error).splitlines()[0]}; "
-            f"see {as_typed(log)}"
+            f"no Ray at {address or 'this machine'}: {reason}; see {as_typed(log)}"
         ) from None
 
 
@@ -69,19 +75,24 @@ def _start() -> None:
 
 
 def places_for_trials(experiment: Experiment, storage: Storage) -> int:
-    """How many trials run at a time: what was asked for, else what the cluster holds now.
+    """How many trials run at a time: what was asked for, else what the cluster holds now, or with
+    all machines that it may start.
 
     Raises:
         ClusterError: the cluster has no room for one trial, or a machine does not see the
             storage.
     """
     resources, asked = experiment.resources, experiment.search.concurrent_trials
-    places = trial_places(resources)
+    grown = growth() if asked is None else None
+    places = max(trial_places(resources), grown.places(resources) if grown else 0)
     if places == 0 and asked is None:
         workers = f"{resources.workers} times " if resources.workers > 1 else ""
+        there = machines_in_words()
+        if grown is not None:
+            there += f", and {grown}"
         raise ClusterError(
             f"a trial needs {workers}{resources.cpus} CPUs and {resources.gpus:g} GPUs on one "
-            f"machine, but there is {machines_in_words()}; change resources (auto goes by what is "
+            f"machine, but there is {there}; change resources (auto goes by what is "
             f"there), or set search.concurrent_trials if the cluster will grow"
         )
     if len(machines()) > 1 and (found := machines_without_storage(storage)):

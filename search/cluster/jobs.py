@@ -67,12 +67,13 @@ class JobServer:
 
     Args:
         address: like `http://127.0.0.1:8265`.
+        patience: seconds in which it may come up, as what `ray dashboard` opens.
 
     Raises:
         ClusterError: the address is invalid, nobody answers, or the token is missing or wrong.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, patience: float = 0.0) -> None:
         self._address = address
         parts = urlsplit(address)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -83,8 +84,7 @@ class JobServer:
         quieten_job_client()
         with self._asking():
             port = parts.port or (443 if parts.scheme == "https" else 80)
-            # Ray's own client waits for minutes where nobody answers.
-            socket.create_connection((parts.hostname, port), timeout=10).close()
+            _knock(parts.hostname, port, patience)
             # Ray prefers this variable, and RAY_ADDRESS, to its argument.
             os.environ["RAY_API_SERVER_ADDRESS"] = address
             self._client = JobSubmissionClient(address)
@@ -268,6 +268,23 @@ class JobServer:
             raise ClusterError(
                 f"no answer from a job server at {self._address}: {_first_line(error)}"
             ) from None
+
+
+def _knock(host: str, port: int, patience: float) -> None:
+    """Connects to a server; Ray's own client waits for minutes where nobody answers.
+
+    Raises:
+        OSError: it does not answer.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=10).close()
+            return
+        except ConnectionRefusedError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.5)
 
 
 def _check_storage(storage: str) -> None:

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,14 +100,16 @@ def machines_with_gpus() -> list[MachineWithGpus]:
 
 def trial_places(resources: Resources) -> int:
     """Number of trials that fit on the machines at a time; each of their workers runs on one."""
-    places = 0
-    for machine in machines():
-        has = machine["Resources"]
-        on_this = int(has.get("CPU", 0) // resources.cpus)
-        if resources.gpus:
-            on_this = min(on_this, int(has.get("GPU", 0) / resources.gpus))
-        places += on_this
-    return places // resources.workers
+    workers = sum(places_on(machine["Resources"], resources) for machine in machines())
+    return workers // resources.workers
+
+
+def places_on(has: Mapping[str, float], resources: Resources) -> int:
+    """Number of trials' workers that fit on a machine with so much of what Ray counts."""
+    places = int(has.get("CPU", 0) // resources.cpus)
+    if resources.gpus:
+        places = min(places, int(has.get("GPU", 0) / resources.gpus))
+    return places
 
 
 def cores_of_largest(gpus: float) -> int:
@@ -132,13 +135,13 @@ def machines_in_words() -> str:
 def machines_without_storage(storage: Storage) -> list[str]:
     """The machines that do not share the storage with this process, each with the reason: they
     cannot read what it writes, or it cannot read what they write."""
-    token = secrets.token_hex(8)
-    ours = f"{_FOLDER}/{token}"
-    storage.write(ours, token.encode())
+    folder = f"{_FOLDER}-{secrets.token_hex(8)}"
+    ours = f"{folder}/question"
+    storage.write(ours, b"?")
     try:
         return _differing(storage, ours)
     finally:
-        storage.remove(ours)
+        storage.remove_folder(folder)
 
 
 def _differing(storage: Storage, ours: str) -> list[str]:
@@ -173,8 +176,6 @@ def _differing(storage: Storage, ours: str) -> list[str]:
         theirs = f"{ours}-{identity}"
         if not reason and not storage.exists(theirs):
             reason = "its writes are not visible to the driver"
-        if storage.exists(theirs):
-            storage.remove(theirs)
         if reason:
             found.append(f"{address}: {reason}")
     return found

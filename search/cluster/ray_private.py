@@ -23,6 +23,12 @@ FAILURE_HANDLERS = ("_actor_task_failed", "_actor_start_failed")
 # Where the dashboard's own pages learn of the machines.
 NODES = "/nodes?view=summary"
 
+# How Ray starts its autoscaler: for which cluster, and with which file.
+CLUSTER_OPTION, FILE_OPTION = "--gcs-address=", "--autoscaling-config="
+
+# The resource that Ray gives to the head of a cluster.
+HEAD = "node:__internal_head__"
+
 # They tell of uploads and of closed sockets, beside a job's own words.
 TALKATIVE_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -101,6 +107,30 @@ def failures_of(trial: Any) -> tuple[int, str]:
     """
     text = Path(trial.error_file).read_text() if trial.error_file else ""
     return trial.num_failures, text
+
+
+def is_head(machine: dict[str, Any]) -> bool:
+    """Whether this is a cluster's head, of what `ray.nodes` says."""
+    return HEAD in machine["Resources"]
+
+
+def cluster_file() -> Path | None:
+    """The file by which the connected cluster starts and ends its machines: that of `ray up`, with
+    Ray's defaults. None where its autoscaler has none or runs on another machine.
+
+    Ray's status says what is being started now, and each of its two autoscalers says that in
+    another place; none says what may come.
+    """
+    import psutil
+    import ray
+
+    cluster = CLUSTER_OPTION + ray.get_runtime_context().gcs_address
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        files = [word for word in command if word.startswith(FILE_OPTION)]
+        if cluster in command and files:
+            return Path(files[0].removeprefix(FILE_OPTION)).expanduser()
+    return None
 
 
 def quieten_job_client() -> None:

@@ -9,6 +9,7 @@ import ray
 
 from search.cluster.connection import check_prices, connect, places_for_trials
 from search.cluster.console_log import output_to
+from search.cluster.growth import await_machines
 from search.cluster.machines import gpus
 from search.errors import ExperimentError, Problem, SearchError
 from search.experiment.reading import check_name, with_budgets
@@ -279,12 +280,14 @@ def on_ray(
         progress: where it is said.
 
     Raises:
-        ClusterError: Ray cannot be reached.
+        ClusterError: Ray cannot be reached, or no machine comes.
     """
     for caution in tracking_caution(tracking_uri):
         progress.say(f"caution: {caution}")
     connect(address, log)
     try:
+        if address is not None:
+            await_machines(experiment.resources, progress.say)
         place = "this machine" if address is None else "the cluster"
         for line in idle_gpus(experiment, gpus(), place):
             progress.say(line)

@@ -7,8 +7,11 @@ from tests.integration.commands import forget_the_user
 forget_the_user()
 
 # Started last, a long file would keep one worker alone. Each of three workers is given two files at
-# the beginning, so the fourth, a short one, waits for the first, the longest.
-_FIRST = ("test_under_fire", "test_object_store", "test_killed_drivers", "test_given_cluster")
+# the beginning, so the fourth waits for the first: of the largest, one is in memory at a time.
+_FIRST = (
+    *("test_ray_up", "test_under_fire", "test_object_store"),
+    *("test_ray_up_aws", "test_killed_drivers", "test_given_cluster"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 import base64
 import os
 import shutil
+import urllib.error
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -10,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.benchmarks.tracking import measure
-from tests.integration.tracking_server import Server, running_server, start
+from tests.integration.tracking_server import Server, running_server, start, stop
 
 pytestmark = [
     pytest.mark.integration,
@@ -72,3 +73,11 @@ def test_a_second_start_changes_nothing(server: Server) -> None:
 def test_500_trials_of_searches_that_log_at_once_are_all_there(server: Server) -> None:
     row = measure(server.url, server.home, writers=4, trials=125, epochs=5)
     assert row["missing_epochs"] == 0
+
+
+def test_stop_ends_both_servers_and_may_be_repeated(server: Server) -> None:
+    for _ in range(2):
+        stop(server.home)
+        with pytest.raises(urllib.error.URLError):
+            server.status("/health")
+        assert not (server.home / ".kdsearch/postgresql/postmaster.pid").exists()

@@ -38,18 +38,22 @@ class Server:
 
 
 def start(home: Path, port: int) -> None:
+    _run(home, port, str(home / "artifacts"))
+
+
+def stop(home: Path) -> None:
+    _run(home, 0, "--stop")
+
+
+def _run(home: Path, port: int, argument: str) -> None:
     user = _AS_A_USER if os.getuid() == 0 else []
     environment = os.environ | {
         "HOME": str(home),
         "MLFLOW_PORT": str(port),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    command = [
-        *user,
-        "bash",
-        str(ROOT / "experiments/clusters/tracking_server.sh"),
-        str(home / "artifacts"),
-    ]
+    script = str(ROOT / "experiments/clusters/tracking_server.sh")
+    command = [*user, "bash", script, argument]
     subprocess.run(command, env=environment, check=True, timeout=180)
 
 

@@ -1,6 +1,7 @@
 """A classifier on disk: weights without code, and a card that says what they are."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,17 @@ def test_a_folder_holds_weights_and_card_and_nothing_else(folder: Path) -> None:
     network = build_backbone("resnet8", num_classes=3, in_channels=3, seed=0)
     with safe_open(folder / "student.safetensors", "pt") as weights:
         assert sorted(weights.keys()) == sorted(network.state_dict())
+
+
+def test_whoever_may_read_the_folders_other_files_may_read_the_weights(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    before = os.umask(0o027)
+    try:
+        save_classifier(tmp_path, "student", classifier, CARD)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
 
 
 def test_a_card_comes_back_field_by_field(folder: Path) -> None:

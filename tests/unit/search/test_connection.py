@@ -1,11 +1,14 @@
 """What a cluster has for trials, asked of machines as Ray describes them, and starting Ray."""
 
+import platform
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from ray._private import services
+from ray._private.utils import check_version_info
 
 from search.cluster import machines
 from search.cluster.connection import connect
@@ -65,7 +68,15 @@ def test_a_look_at_the_machines_that_fails_leaves_nothing_in_the_storage(
     monkeypatch.setattr(machines.ray, "nodes", cut_off)
     with pytest.raises(KeyboardInterrupt):
         machines.machines_without_storage(Storage(str(tmp_path)))
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_look_at_the_machines_leaves_nothing_in_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machines.ray, "nodes", list)
+    assert machines.machines_without_storage(Storage(str(tmp_path))) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_machines_are_counted_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +104,22 @@ def test_ray_may_be_slow_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     asked.clear()
     with patient_start(0), pytest.raises(RuntimeError, match="no node yet"):
         services.get_node("here")
+
+
+def test_other_versions_are_all_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        check_version_info({"ray_version": "2.59.1", "python_version": "3.12.4"}, "10.0.0.5")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(socket, "create_connection", lambda *arguments, **options: socket.socket())
+    with pytest.raises(ClusterError) as raised:
+        connect("10.0.0.1:6379", Path("ray.log"))
+    message = str(raised.value)
+    for part in (
+        *("The cluster was started with: Ray: 2.59.1 Python: 3.12.4", f"Ray: {ray.__version__}"),
+        *(f"Python: {platform.python_version()}", "kdsearch submit", "\n"),
+    ):
+        assert (part in message) == (part != "\n"), part
 
 
 def test_a_machine_that_is_too_busy_for_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,17 @@
 """What `kdsearch submit` refuses before anything is sent."""
 
+import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from search.cli import remote
 from search.cli.app import main
+from search.cluster import jobs
 from search.cluster.jobs import JobServer
 
 TASK: dict[str, Any] = {
@@ -68,8 +72,32 @@ def test_a_place_that_is_none_is_named(
     arguments: list[str],
     message: str,
 ) -> None:
+    monkeypatch.setattr(remote, "_TUNNEL_SECONDS", 0.0)
     (line,) = refused(capsys, monkeypatch, "submit", "task.yaml", *arguments)
     assert line.startswith(f"kdsearch: {message}")
+
+
+def test_a_tunnel_that_is_being_opened_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+
+    def opened(place: tuple[str, int], timeout: float) -> socket.socket:
+        tried.append(clock.now)
+        if clock.now < 3:
+            raise ConnectionRefusedError
+        return socket.socket()
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=sleep)
+    monkeypatch.setattr(jobs, "time", clock)
+    monkeypatch.setattr(jobs.socket, "create_connection", opened)
+    jobs._knock("127.0.0.1", 8265, patience=5)
+    assert tried[-1] == 3
+    clock.now, tried[:] = 0.0, []
+    with pytest.raises(ConnectionRefusedError):
+        jobs._knock("127.0.0.1", 8265, patience=2)
+    assert tried[-1] == 2
 
 
 def test_a_search_is_resumed_with_all_that_its_user_changes(

@@ -45,6 +45,38 @@ def test_nothing_listens_to_the_world_and_ray_asks_for_the_token(file: Path) -> 
     assert all("RAY_AUTH_MODE=token" in line for line in starts)
     assert sum("--dashboard-host=127.0.0.1" in line for line in starts) == 1
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert config["setup_commands"][0] == "chmod 600 ~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_prometheus_which_asks_for_no_token_has_no_pages(file: Path) -> None:
+    starts = [line for line in commands(prepared(file)) if "ray start" in line]
+    assert all("RAY_enable_metrics_collection=0" in line for line in starts)
+    (head,) = [line for line in starts if "--head" in line]
+    for name in ("AUTOSCALER", "DASHBOARD"):
+        (port,) = re.findall(rf"{name}_METRIC_PORT=(\d+)", head)
+        assert int(port) > 65535, "there would be such a port"
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_whoever_works_on_the_head_has_its_tracking_server_and_token(file: Path) -> None:
+    (profile,) = [line for line in prepared(file)["head_setup_commands"] if "echo 'export" in line]
+    (start,) = [line for line in commands(prepared(file)) if "ray start --head" in line]
+    for variable in ("RAY_AUTH_MODE=token", "MLFLOW_TRACKING_URI=http://127.0.0.1:5000"):
+        assert variable in profile
+        assert variable in start
+
+
+def test_machines_of_ones_own_are_started_by_the_autoscaler_that_knows_their_head() -> None:
+    aws, own = ("\n".join(prepared(file)["head_start_ray_commands"]) for file in FILES)
+    assert "RAY_enable_autoscaler_v2=0" in own
+    assert "autoscaler_v2" not in aws
+
+
+def test_machines_on_aws_have_the_images_of_the_readmes_experiment() -> None:
+    data = yaml.safe_load(Path("experiments/fashion_mnist.yaml").read_text())["data"]
+    assert data["root"] == "/usr/share/datasets/fashion-mnist"
+    assert any("dataset-fashion-mnist" in line for line in commands(prepared(FILES[0])))
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)

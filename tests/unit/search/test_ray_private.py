@@ -2,8 +2,15 @@
 
 import importlib
 import inspect
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
-from ray._private import node
+import pytest
+import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+from ray._private import node, services
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.dashboard.modules.node import node_head
 from ray.dashboard.modules.reporter import gpu_providers, reporter_agent
@@ -49,6 +56,31 @@ def test_a_trial_still_knows_its_failures() -> None:
         assert isinstance(getattr(Trial, name, None), property), (
             f"Tune's Trial has no {name} any more: it tells its failures in another way"
         )
+
+
+def test_rays_autoscaler_is_still_started_with_the_clusters_file() -> None:
+    source = inspect.getsource(services.start_monitor)
+    for option in (ray_private.CLUSTER_OPTION, ray_private.FILE_OPTION):
+        assert f'"{option}' in source, "what the cluster may start is to be found elsewhere now"
+    assert ray_private.HEAD == HEAD_NODE_RESOURCE_NAME
+    assert ray_private.is_head({"Resources": {HEAD_NODE_RESOURCE_NAME: 1.0}})
+    assert not ray_private.is_head({"Resources": {"CPU": 1.0, "node:10.0.0.1": 1.0}})
+
+
+def test_the_file_is_that_of_the_connected_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    for address, options, found in (
+        ("10.0.0.1:6379", ["--autoscaling-config=~/cluster.yaml"], Path.home() / "cluster.yaml"),
+        ("10.0.0.1:6379", [], None),  # started by hand
+        ("10.0.0.1:6380", ["--autoscaling-config=~/cluster.yaml"], None),
+    ):
+        with subprocess.Popen(
+            [sys.executable, "-c", "input()", f"--gcs-address={address}", *options],
+            stdin=subprocess.PIPE,
+        ) as monitor:
+            assert ray_private.cluster_file() == found
+            monitor.communicate(b"\n")
 
 
 def test_the_loggers_that_are_made_quiet_still_exist() -> None:

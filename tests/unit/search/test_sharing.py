@@ -271,6 +271,7 @@ def test_a_cluster_without_machines_is_waited_for_only_if_it_will_grow(
     monkeypatch.setattr(sharing, "machines_with_gpus", list)
     monkeypatch.setattr(sharing, "gpus", lambda: 0)
     monkeypatch.setattr("search.cluster.machines.ray.nodes", list)
+    monkeypatch.setattr("search.cluster.connection.growth", lambda: None)
     record = finished_search([], {"search": {"trials": 4, "concurrent_trials": asked}})
     prepared: Any = Planned(record.experiment)
     storage = Storage(str(tmp_path))
