@@ -10,11 +10,21 @@ from rich.console import Console
 from kdcore.errors import ConfigError
 from kdcore.methods import CATALOGUE
 from search.cli.catalogue import describe, describe_method, methods_markdown
+from search.experiment.reading import read_experiment
 
 
 def test_kdcores_readme_has_the_generated_table_of_methods() -> None:
     """Paste the output of `kdsearch methods --markdown` where it has not."""
     assert methods_markdown() in Path("kdcore/README.md").read_text()
+
+
+def test_one_experiment_has_every_method_once() -> None:
+    experiment = read_experiment(Path("experiments/digits_all_methods.yaml"))
+    first, *others = experiment.objective
+    listed = [*first, *(name for slot in others for name in slot if name != "none")]
+    assert sorted(listed) == list(CATALOGUE)
+    combinations = experiment.search.combinations
+    assert experiment.search.trials == len(CATALOGUE) + len(combinations)
 
 
 def test_the_table_has_a_line_for_every_method_of_equal_width() -> None:
