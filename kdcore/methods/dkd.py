@@ -5,7 +5,6 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from kdcore.contract import method
 from kdcore.contract.method import Method, Mixing, full_precision
@@ -14,20 +13,13 @@ from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, Span
 from kdcore.contract.taps import Batch, Mixed, Tap, Taps
 from kdcore.operations.logits import (
+    binary_divergence,
     check_classes,
     softened_divergence,
     standardized,
     target_and_others,
 )
 from kdcore.operations.warmup import linear_warmup
-
-
-def _target_divergence(student_logit: Tensor, teacher_logit: Tensor) -> Tensor:
-    """KL between Bernoulli distributions, [B], with target probabilities sigmoid(logit)."""
-    log_p, log_q = logsigmoid(teacher_logit), logsigmoid(-teacher_logit)
-    return log_p.exp() * (log_p - logsigmoid(student_logit)) + log_q.exp() * (
-        log_q - logsigmoid(-student_logit)
-    )
 
 
 @full_precision
@@ -83,9 +75,9 @@ def _of_targets(
     """The weighted sum of both parts, [B]."""
     student_target, student_others = target_and_others(student_logits, labels)
     teacher_target, teacher_others = target_and_others(teacher_logits, labels)
-    # log(p / (1 - p)) of the target. The log of the sum of the non-targets' softmax, as in the
-    # published code, is -inf for a confident student.
-    target = _target_divergence(
+    # Log odds of the target. The log of the sum of the non-targets' softmax, as in the published
+    # code, is -inf for a confident student.
+    target = binary_divergence(
         student_target - student_others.logsumexp(1), teacher_target - teacher_others.logsumexp(1)
     )
     nontarget = softened_divergence(student_others, teacher_others, 1.0)

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
+from torch.nn.functional import kl_div, log_softmax, logsigmoid
 
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.errors import NetworkError
@@ -70,6 +70,33 @@ def target_and_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     others = torch.arange(logits.shape[1] - 1, device=logits.device)
     others = others + (others >= target)  # skips the target
     return logits.gather(1, target).squeeze(1), logits.gather(1, others)
+
+
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """log(p / (1 - p)), [B], of the probability p of one class for each image.
+
+    Its difference of logits is finite where the logarithm of the other classes' probability, 1 - p,
+    would be -inf.
+
+    Args:
+        logits: [B, K], K >= 2.
+        labels: [B], int64 classes.
+    """
+    target, others = target_and_others(logits, labels)
+    return target - others.logsumexp(1)
+
+
+def binary_divergence(student_odds: Tensor, teacher_odds: Tensor) -> Tensor:
+    """KL(teacher || student), [B], nats, between two outcomes with probabilities sigmoid(odds).
+
+    Args:
+        student_odds: [B], logarithms.
+        teacher_odds: [B], logarithms.
+    """
+    log_p, log_q = logsigmoid(teacher_odds), logsigmoid(-teacher_odds)
+    return log_p.exp() * (log_p - logsigmoid(student_odds)) + log_q.exp() * (
+        log_q - logsigmoid(-student_odds)
+    )
 
 
 def softened_divergence(

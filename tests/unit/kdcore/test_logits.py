@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from kdcore.operations.logits import (
+    binary_divergence,
     check_classes,
+    log_odds,
     softened_divergence,
     standardized,
     target_and_others,
@@ -129,3 +131,18 @@ def test_too_few_classes_are_refused(at_least: int) -> None:
     check_classes(pair_of_networks(at_least), at_least=at_least)
     with pytest.raises(ValueError, match=rf"is {at_least - 1}, but must be >= {at_least}"):
         check_classes(pair_of_networks(at_least - 1), at_least=at_least)
+
+
+def test_log_odds_and_the_divergence_of_two_outcomes_are_those_of_probabilities() -> None:
+    labels = labels_of(5, 6)
+    odds = []
+    for seed in (1, 2):
+        logits = random_logits(5, 6, seed=seed)
+        p = logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
+        odds.append(log_odds(logits, labels))
+        assert torch.allclose(odds[-1], (p / (1 - p)).log(), rtol=1e-10)
+    q, p = (each.sigmoid() for each in odds)
+    expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    assert torch.allclose(binary_divergence(*odds), expected, rtol=1e-10)
+    far = torch.tensor([1e4, -1e4])
+    assert binary_divergence(far, -far).tolist() == [1e4, 1e4]
