@@ -21,7 +21,7 @@ class Backbone(nn.Module):
     """A classifier that declares its taps.
 
     A subclass sets the attributes in its constructor, names its linear classifier `fc`, and defines
-    `walk`. It overrides `embed`, `classify` and `norms` where they differ.
+    `walk`. It overrides `embed`, `classify`, `classifier_weight` and `norms` where they differ.
 
     Attributes:
         stem: the tap before the first stage; None if the network has no spatial maps.
@@ -73,6 +73,10 @@ class Backbone(nn.Module):
         """Logits [B, K] for the embedding [B, D]: dropout, if any, and a linear layer."""
         logits: Tensor = self.fc(embedding)
         return logits
+
+    def classifier_weight(self) -> Tensor | None:
+        """[K, D], the weight of the linear layer in `classify`; None where there is none."""
+        return self.fc.weight
 
     def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
         """The batch norm that each tap's activation reads, by itself or added to a shortcut.

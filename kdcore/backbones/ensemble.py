@@ -59,6 +59,9 @@ class Ensemble(Backbone):
         self.means.copy_(torch.tensor([each.mean for each in normalizations]))
         self.stds.copy_(torch.tensor([each.std for each in normalizations]))
 
+    def classifier_weight(self) -> None:
+        """Its networks have one each."""
+
     def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
         return iter(())
 

@@ -209,7 +209,12 @@ class _Timm:
             return network.get_classifier()(embedding), embedding, ()
 
         _, embedding, _ = outputs(network.eval(), torch.empty(1, 3, *image_size))
-        return TracedNetwork((), {}, embedding.shape[1], (outputs,) * 2, (lambda *_: (),) * 2)
+        built: Any = network
+        head = built.get_classifier()
+        (path,) = (name for name, module in network.named_modules() if module is head)
+        return TracedNetwork(
+            *((), {}, embedding.shape[1]), f"{path}.weight", (outputs,) * 2, (lambda *_: (),) * 2
+        )
 
     def weights(self, name: str) -> Sequence[str]:
         import timm
@@ -370,6 +375,10 @@ class LibraryNetwork(Backbone):
             name: tuple(modules[path] for path in paths)
             for name, paths in self._traced.norms.items()
         }
+
+    def classifier_weight(self) -> Tensor | None:
+        path = self._traced.classifier_weight
+        return self.network.get_parameter(path).flatten(1) if path else None
 
     def _colour(self, images: Tensor) -> Tensor:
         return images.expand(-1, 3, -1, -1)

@@ -138,6 +138,10 @@ class ImageNetVGG(VGG):
         logits: Tensor = self.classifier[-2:](embedding)
         return logits
 
+    def classifier_weight(self) -> Tensor:
+        weight: Tensor = self.classifier[-1].weight
+        return weight
+
 
 class CifarVGG(VGG):
     """A network for small images: maps of 32, 16, 8, 4 and 4 pixels for images of 32x32."""

@@ -1,4 +1,4 @@
-"""What a method is built from: the shapes of both networks, the teacher's norms, the labels."""
+"""What a method is built from: shapes of both networks, parts of the teacher, the labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,12 +41,15 @@ class NetworkPair:
             `Batch.indices`.
         teacher_norms: by tap name, gamma and beta, each [C], of the batch norm whose output the
             activation reads, by itself or added to a shortcut. Taps without a norm are missing.
+        teacher_classifier: [K, D], the weight of the teacher's linear classifier. None where the
+            teacher is not there yet, as before its training, or has no such classifier.
     """
 
     student: Shapes
     teacher: Shapes
     train_labels: Tensor
     teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    teacher_classifier: Tensor | None = None
 
     @property
     def train_images(self) -> int:

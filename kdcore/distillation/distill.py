@@ -29,13 +29,14 @@ from kdcore.training.run import Term
 def network_pair(
     student: str, teacher: str, data: ImageData, teacher_backbone: Backbone | None = None
 ) -> NetworkPair:
-    """Shapes and norms of two networks on these images, from which methods are built.
+    """Shapes and parts of two networks on these images, from which methods are built.
 
     Args:
         student: the name of the network that learns.
         teacher: the name of the network that teaches.
         data: the images.
-        teacher_backbone: the teacher with its weights; None for fresh batch norms.
+        teacher_backbone: the teacher with its weights; None for fresh batch norms, and for no
+            classifier.
 
     Raises:
         NetworkError: a network is unknown, or the images are too small for it.
@@ -50,10 +51,17 @@ def network_pair(
         )
 
     teaching = probed(teacher)
-    norms = teaching.fresh_norms
+    norms, classifier = teaching.fresh_norms, None
     if teacher_backbone is not None:
         norms = affine_parameters(teacher_backbone)
-    return NetworkPair(probed(student).shapes, teaching.shapes, data.train.labels, norms)
+        classifier = teacher_backbone.classifier_weight()
+    return NetworkPair(
+        probed(student).shapes,
+        teaching.shapes,
+        data.train.labels,
+        norms,
+        None if classifier is None else classifier.detach().clone(),
+    )
 
 
 def build_terms(

@@ -63,6 +63,8 @@ def tensor_of(  # noqa: PLR0912  (one branch a kind of input)
             made = torch.full((2,), 11.0)
         case "temperature":
             made = torch.tensor(4.0)
+        case "cost":
+            made = torch.rand(CLASSES, CLASSES, generator=generator)
         case "margin":
             made = -torch.rand(case[0], generator=generator)
         case "raw_variances":
@@ -81,7 +83,7 @@ def tensor_of(  # noqa: PLR0912  (one branch a kind of input)
             if name.endswith("_map"):
                 made = made.relu()
     made = made.to(device)
-    constant = ("teacher", "labels", "positions", "margin", "log_", "student_bank")
+    constant = ("teacher", "labels", "positions", "margin", "cost", "log_", "student_bank")
     if made.is_floating_point() and not name.startswith(constant):
         made.requires_grad_()
     return made

@@ -71,8 +71,9 @@ def pair_of_networks(student: str, teacher: str, side: int) -> NetworkPair:
         probe(name, num_classes=CLASSES, in_channels=3, image_size=(side, side)).shapes
         for name in (student, teacher)
     ]
-    norms = affine_parameters(network(teacher).backbone)
-    return NetworkPair(*shapes, torch.arange(TRAIN_IMAGES) % CLASSES, norms)
+    backbone = network(teacher).backbone
+    norms, classifier = affine_parameters(backbone), backbone.classifier_weight()
+    return NetworkPair(*shapes, torch.arange(TRAIN_IMAGES) % CLASSES, norms, classifier)
 
 
 def check_of(student: str, teacher: str, side: int) -> MethodCheck:

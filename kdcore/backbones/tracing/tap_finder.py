@@ -59,6 +59,7 @@ class TapFinder:
         classifier = self._classifier()
         self._embedding = self._embedding_before(classifier)
         self.embedding_width = self._width(classifier)
+        self.classifier_weight = self._path_of_weight(classifier)
         self._places = self._named(self._tapped(self._maps(classifier, image_size)))
 
     # Reading the graph
@@ -107,6 +108,14 @@ class TapFinder:
         weight = classifier.args[1]
         assert isinstance(weight, fx.Node)
         return self._sizes[weight][1]
+
+    def _path_of_weight(self, classifier: fx.Node) -> str:
+        """In the network; empty if the weight is not a parameter itself."""
+        if self._module(classifier) is not None:
+            return f"{classifier.target}.weight"
+        weight = classifier.args[1]
+        assert isinstance(weight, fx.Node)
+        return str(weight.target) if weight.op == "get_attr" else ""
 
     def _embedding_before(self, classifier: fx.Node) -> fx.Node:
         """The classifier's input before dropout, as a new node [B, D].

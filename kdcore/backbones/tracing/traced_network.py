@@ -22,6 +22,7 @@ class TracedNetwork:
         taps: stem and stages; none where there are no spatial maps.
         norms: by tap name, the paths of the batch norms that its activation reads.
         embedding_width: D.
+        classifier_weight: the path of the last layer's weight; empty if it is computed.
         outputs: for evaluation and for training, a function from the network and images to logits,
             embedding, and the maps before and after the activation of each tap.
         maps: the same without logits and embedding, and without computing them.
@@ -30,6 +31,7 @@ class TracedNetwork:
     taps: tuple[TapInfo, ...]
     norms: Mapping[str, tuple[str, ...]]
     embedding_width: int
+    classifier_weight: str
     outputs: tuple[Callable[[nn.Module, Tensor], Outputs], ...]
     maps: tuple[Callable[[nn.Module, Tensor], tuple[tuple[Tensor, Tensor], ...]], ...]
 
@@ -77,6 +79,7 @@ def trace_network(
         evaluation.taps,
         evaluation.norms,
         evaluation.embedding_width,
+        evaluation.classifier_weight,
         tuple(outputs for outputs, _ in functions),
         tuple(maps for _, maps in functions),
     )

@@ -265,6 +265,23 @@ def test_the_embedding_is_what_the_last_layer_reads() -> None:
     assert torch.allclose(taps.embedding, taps.maps["stage3"].mean((2, 3)), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["timm/mobilenetv3_small_050", "timm/test_convnext", "timm/vit_tiny_patch16_dinov3_qkvb"],
+)
+def test_the_last_layers_weight_is_that_of_the_logits(name: str) -> None:
+    network = small(name)
+    with torch.no_grad():
+        taps = network.taps(small_images(name), frozenset())
+    rows = network.classifier_weight()
+    assert rows is not None
+    first, second = taps.embedding @ rows.T - taps.logits
+    assert torch.allclose(first, second, atol=1e-5)  # the bias is left
+    squeezed = small("torchvision/squeezenet1_1").classifier_weight()
+    assert squeezed is not None
+    assert squeezed.shape == (5, 512)  # of a convolution
+
+
 def test_dropout_comes_after_the_embedding() -> None:
     network = copy.deepcopy(small("torchvision/squeezenet1_1")).train()
     images = small_images("torchvision/squeezenet1_1")

@@ -216,6 +216,10 @@ def test_what_is_asked_for_is_kept_and_related_as_declared(network: Backbone, na
             assert torch.equal(getattr(functional, tap.activation)(before), after)
             assert (before < 0).any()
     assert torch.equal(network.classify(taps.embedding), taps.logits)
+    rows = network.classifier_weight()
+    assert rows is not None
+    first, second = taps.embedding @ rows.T - taps.logits
+    assert torch.allclose(first, second, atol=1e-4)  # the bias is left
 
     alone = network.taps(images, frozenset())
     assert (alone.maps, alone.preactivations) == ({}, {})

@@ -1,11 +1,11 @@
-"""Factors that rise over the first epochs of a trial."""
+"""Factors that rise over the first epochs of a trial, or fall over the last."""
 
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
-from kdcore.operations.warmup import cosine_warmup, linear_warmup
+from kdcore.operations.warmup import cosine_decay, cosine_warmup, linear_warmup
 
 Ramp = Callable[..., float]
 
@@ -43,3 +43,15 @@ def test_no_epoch_is_left_without_a_factor_and_none_has_more_than_1(
 ) -> None:
     for share in (0.01, 0.5, 1.0):
         assert all(0 < ramp(epoch, epochs, share=share) <= 1 for epoch in range(1, epochs + 1))
+
+
+def test_the_published_decay_after_150_of_240_epochs_ends_at_0() -> None:
+    factors = [cosine_decay(epoch, 240, start=150 / 240) for epoch in range(1, 241)]
+    assert factors[:150] == [1.0] * 150
+    assert all(later < earlier for earlier, later in pairwise(factors[149:]))
+    assert [factors[n - 1] for n in (180, 195, 240)] == pytest.approx([0.75, 0.5, 0])
+
+
+def test_a_decay_may_take_the_whole_trial_or_never_begin() -> None:
+    assert [cosine_decay(n, 4, start=0.0) for n in (2, 4)] == pytest.approx([0.5, 0])
+    assert [cosine_decay(n, 4, start=1.0) for n in range(1, 5)] == [1.0] * 4
