@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from kdcore.backbones.drop_path import DropPath, check_drop_path, rates_by_depth
 from kdcore.contract.taps import Tap, TapInfo, Taps
@@ -21,7 +22,7 @@ class Backbone(nn.Module):
     """A classifier that declares its taps.
 
     A subclass sets the attributes in its constructor, names its linear classifier `fc`, and defines
-    `walk`. It overrides `embed`, `classify`, `classifier_weight` and `norms` where they differ.
+    `walk`. Where they differ, it overrides `pooled` or `embed`, `classify`, `last_layer`, `norms`.
 
     Attributes:
         stem: the tap before the first stage; None if the network has no spatial maps.
@@ -65,18 +66,32 @@ class Backbone(nn.Module):
         classifiers read.
         """
 
+    def pooled(self, maps: Sequence[Tensor]) -> Tensor | None:
+        """The map [B, D, H, W] whose mean is the embedding, from those of stem and stages.
+
+        None in a network that defines `embed`.
+        """
+        return maps[-1]
+
     def embed(self, maps: Sequence[Tensor]) -> Tensor:
-        """The embedding [B, D], from the maps of stem and stages."""
-        return spatial_mean(maps[-1])
+        """The embedding [B, D], where it is not the mean of a map."""
+        raise NotImplementedError
 
     def classify(self, embedding: Tensor) -> Tensor:
         """Logits [B, K] for the embedding [B, D]: dropout, if any, and a linear layer."""
         logits: Tensor = self.fc(embedding)
         return logits
 
-    def classifier_weight(self) -> Tensor | None:
-        """[K, D], the weight of the linear layer in `classify`; None where there is none."""
-        return self.fc.weight
+    def last_layer(self) -> nn.Linear | nn.Conv2d | None:
+        """The linear layer or 1x1 convolution that gives the logits; None where there is none."""
+        return self.fc
+
+    def class_maps(self, pooled: Tensor | None) -> Tensor | None:
+        """The last layer at each position, [B, K, H, W], of the map that `pooled` gives."""
+        layer = self.last_layer()
+        if pooled is None or layer is None:
+            return None
+        return conv2d(pooled, layer.weight.flatten(1)[:, :, None, None], layer.bias)
 
     def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
         """The batch norm that each tap's activation reads, by itself or added to a shortcut.
@@ -130,12 +145,14 @@ class Backbone(nn.Module):
                 maps[tap.name] = after
             if Tap.PREACTIVATIONS in needs:
                 preactivations[tap.name] = before
-        embedding = self.embed(activations)
+        pooled = self.pooled(activations)
+        embedding = self.embed(activations) if pooled is None else spatial_mean(pooled)
         return Taps(
             self.classify(embedding),
             embedding,
             maps,
             preactivations,
+            class_maps=self.class_maps(pooled) if Tap.CLASS_MAPS in needs else None,
             auxiliary_logits=tuple(auxiliary_logits),
         )
 

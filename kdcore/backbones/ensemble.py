@@ -59,7 +59,7 @@ class Ensemble(Backbone):
         self.means.copy_(torch.tensor([each.mean for each in normalizations]))
         self.stds.copy_(torch.tensor([each.std for each in normalizations]))
 
-    def classifier_weight(self) -> None:
+    def last_layer(self) -> None:
         """Its networks have one each."""
 
     def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:

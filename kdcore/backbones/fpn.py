@@ -163,6 +163,9 @@ class PyramidClassifier(Backbone):
         for tap, level in zip(self.stages, levels, strict=True):
             yield tap, level, level
 
+    def pooled(self, maps: Sequence[Tensor]) -> None:
+        """Its embedding is of several levels."""
+
     def embed(self, maps: Sequence[Tensor]) -> Tensor:
         return torch.cat([spatial_mean(level) for level in maps[1:]], 1)
 

@@ -206,14 +206,14 @@ class _Timm:
         def outputs(network: Any, images: Tensor) -> Outputs:
             features = network.forward_features(images)
             embedding = network.forward_head(features, pre_logits=True)
-            return network.get_classifier()(embedding), embedding, ()
+            return network.get_classifier()(embedding), embedding, None, ()
 
-        _, embedding, _ = outputs(network.eval(), torch.empty(1, 3, *image_size))
+        _, embedding, _, _ = outputs(network.eval(), torch.empty(1, 3, *image_size))
         built: Any = network
         head = built.get_classifier()
         (path,) = (name for name, module in network.named_modules() if module is head)
         return TracedNetwork(
-            *((), {}, embedding.shape[1]), f"{path}.weight", (outputs,) * 2, (lambda *_: (),) * 2
+            *((), {}, embedding.shape[1], path), (outputs,) * 2, (lambda *_: (),) * 2
         )
 
     def weights(self, name: str) -> Sequence[str]:
@@ -376,9 +376,9 @@ class LibraryNetwork(Backbone):
             for name, paths in self._traced.norms.items()
         }
 
-    def classifier_weight(self) -> Tensor | None:
-        path = self._traced.classifier_weight
-        return self.network.get_parameter(path).flatten(1) if path else None
+    def last_layer(self) -> nn.Linear | nn.Conv2d | None:
+        layer: Any = self.network.get_submodule(self._traced.last_layer)
+        return layer if self._traced.last_layer else None
 
     def _colour(self, images: Tensor) -> Tensor:
         return images.expand(-1, 3, -1, -1)
@@ -392,7 +392,7 @@ class LibraryNetwork(Backbone):
         self, images: Tensor, needs: frozenset[Tap], named: frozenset[str] = frozenset()
     ) -> Taps:
         outputs = self._traced.outputs[self.training]
-        logits, embedding, maps = outputs(self.network, self._colour(images))
+        logits, embedding, pooled, maps = outputs(self.network, self._colour(images))
         places = list(zip(self._traced.taps, maps, strict=True))
         return Taps(
             logits,
@@ -401,6 +401,7 @@ class LibraryNetwork(Backbone):
             {tap.name: before for tap, (before, _) in places}
             if Tap.PREACTIVATIONS in needs
             else {},
+            class_maps=self.class_maps(pooled) if Tap.CLASS_MAPS in needs else None,
         )
 
     def embed(self, maps: Sequence[Tensor]) -> NoReturn:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from kdcore.backbones.backbone import Backbone, spatial_mean
+from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.drop_path import DropPath
 from kdcore.contract.taps import TapInfo
 
@@ -123,9 +123,9 @@ class MobileNetV2(Backbone):
             x = blocks(x)
             yield tap, x, x
 
-    def embed(self, maps: Sequence[Tensor]) -> Tensor:
+    def pooled(self, maps: Sequence[Tensor]) -> Tensor:
         wide: Tensor = self.relu(self.last(maps[-1]))
-        return spatial_mean(wide)
+        return wide
 
 
 NETWORKS: Mapping[str, Callable[[int, int], Backbone]] = {"mobilenetv2": MobileNetV2}

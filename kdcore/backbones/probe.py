@@ -24,6 +24,12 @@ def affine_parameters(backbone: Backbone) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
+def classifier_weight(backbone: Backbone) -> Tensor | None:
+    """A copy of the weight [K, D] of the last layer; None where there is none."""
+    layer = backbone.last_layer()
+    return None if layer is None else layer.weight.detach().flatten(1).clone()
+
+
 @dataclass(frozen=True)
 class Probe:
     """Facts about a network that need no computation.
@@ -54,9 +60,11 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
         backbone = constructor_of(name)(num_classes, in_channels).eval()
         try:
             images = torch.empty(2, in_channels, *image_size)
-            taps = backbone.taps(images, frozenset({Tap.MAPS}), frozenset(backbone.further))
+            kinds = frozenset({Tap.MAPS, Tap.CLASS_MAPS})
+            taps = backbone.taps(images, kinds, frozenset(backbone.further))
         except _REFUSALS as error:
             raise NetworkError(_size_refusal(name, backbone, image_size, error)) from None
+    class_maps = taps.class_maps
     shapes = Shapes(
         network=name,
         stem=backbone.stem.name if backbone.stem else "",
@@ -68,6 +76,7 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
         embedding_width=taps.embedding.shape[1],
         num_classes=taps.logits.shape[1],
         logits_only=backbone.logits_only,
+        class_map=None if class_maps is None else (class_maps.shape[2], class_maps.shape[3]),
     )
     fresh = {
         key: (torch.ones(len(gamma)), torch.zeros(len(gamma)))

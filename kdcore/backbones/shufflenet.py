@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from kdcore.backbones.backbone import Backbone, spatial_mean
+from kdcore.backbones.backbone import Backbone
 from kdcore.contract.taps import TapInfo
 
 _STEM_CHANNELS = 24
@@ -197,9 +197,9 @@ class ShuffleNetV2(ShuffleNet):
         self.embedding_width = _LAST_CHANNELS
         self.fc = nn.Linear(_LAST_CHANNELS, num_classes)
 
-    def embed(self, maps: Sequence[Tensor]) -> Tensor:
+    def pooled(self, maps: Sequence[Tensor]) -> Tensor:
         wide: Tensor = self.relu(self.last(maps[-1]))
-        return spatial_mean(wide)
+        return wide
 
 
 NETWORKS: Mapping[str, Callable[[int, int], Backbone]] = {

@@ -129,6 +129,9 @@ class ImageNetVGG(VGG):
         )
         self._initialise()
 
+    def pooled(self, maps: Sequence[Tensor]) -> None:
+        """Its embedding is that of hidden layers."""
+
     def embed(self, maps: Sequence[Tensor]) -> Tensor:
         pooled = self.avgpool(self.features[-1](maps[-1])).flatten(1)
         embedding: Tensor = self.classifier[:-2](pooled)
@@ -138,9 +141,10 @@ class ImageNetVGG(VGG):
         logits: Tensor = self.classifier[-2:](embedding)
         return logits
 
-    def classifier_weight(self) -> Tensor:
-        weight: Tensor = self.classifier[-1].weight
-        return weight
+    def last_layer(self) -> nn.Linear:
+        layer = self.classifier[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
 
 class CifarVGG(VGG):

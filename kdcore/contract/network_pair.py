@@ -18,6 +18,7 @@ class Shapes:
             them), the same before and after the activation.
         embedding_width: D.
         num_classes: K.
+        class_map: (H, W) of the class maps; None if it has none.
         logits_only: whether it has nothing else that a method could read.
     """
 
@@ -28,6 +29,7 @@ class Shapes:
     embedding_width: int
     num_classes: int
     logits_only: bool = False
+    class_map: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ class Tap(StrEnum):
     PREACTIVATIONS = "preactivations"
     INPUT_GRADIENT = "input gradient"
     FLIPPED_INPUT_GRADIENT = "flipped input gradient"
+    CLASS_MAPS = "class maps"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Taps:
             normalised pixels; differentiable for the student. None unless requested.
         flipped_input_gradient: [B, C, H, W], the same for the mirrored images. None unless
             requested.
+        class_maps: [B, K, H, W], the classifier at each position of the map whose mean is the
+            embedding; without dropout, their mean over positions is the logits. None unless
+            requested, and where there is no such map.
         auxiliary_logits: [B, K] each, of auxiliary classifiers, which some networks have in
             training; methods do not read them.
     """
@@ -64,6 +68,7 @@ class Taps:
     preactivations: Mapping[str, Tensor] = field(default_factory=dict)
     input_gradient: Tensor | None = None
     flipped_input_gradient: Tensor | None = None
+    class_maps: Tensor | None = None
     auxiliary_logits: tuple[Tensor, ...] = ()
 
     def detach(self) -> "Taps":
@@ -77,13 +82,13 @@ class Taps:
 
     def tensors(self) -> list[Tensor]:
         """All outputs that are not None."""
-        gradients = (self.input_gradient, self.flipped_input_gradient)
+        optional = (self.input_gradient, self.flipped_input_gradient, self.class_maps)
         return [
             self.logits,
             self.embedding,
             *self.maps.values(),
             *self.preactivations.values(),
-            *(gradient for gradient in gradients if gradient is not None),
+            *(tensor for tensor in optional if tensor is not None),
             *self.auxiliary_logits,
         ]
 
@@ -96,6 +101,7 @@ class Taps:
             {name: change(tensor) for name, tensor in self.preactivations.items()},
             None if self.input_gradient is None else change(self.input_gradient),
             None if self.flipped_input_gradient is None else change(self.flipped_input_gradient),
+            None if self.class_maps is None else change(self.class_maps),
             tuple(map(change, self.auxiliary_logits)),
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from kdcore.backbones.backbone import Backbone
-from kdcore.backbones.probe import Probe, affine_parameters, probe
+from kdcore.backbones.probe import Probe, affine_parameters, classifier_weight, probe
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.config import TermConfig, TrialConfig
@@ -54,13 +54,9 @@ def network_pair(
     norms, classifier = teaching.fresh_norms, None
     if teacher_backbone is not None:
         norms = affine_parameters(teacher_backbone)
-        classifier = teacher_backbone.classifier_weight()
+        classifier = classifier_weight(teacher_backbone)
     return NetworkPair(
-        probed(student).shapes,
-        teaching.shapes,
-        data.train.labels,
-        norms,
-        None if classifier is None else classifier.detach().clone(),
+        probed(student).shapes, teaching.shapes, data.train.labels, norms, classifier
     )
 
 

@@ -35,11 +35,12 @@ from kdcore.teacher_cache.files import (
     write_outputs,
 )
 from kdcore.teacher_cache.shared import SharedCache
-from kdcore.teacher_cache.view import KINDS, CachedView
+from kdcore.teacher_cache.view import CLASS_MAPS, KINDS, CachedView
 
-# Groups of columns: logits and embedding, which are always cached, and one group for each map.
+# Groups of columns: logits and embedding, which are always cached, one group for each map, and one
+# for class maps.
 _OUTPUTS = "outputs"
-_CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, *KINDS})
+_CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, Tap.CLASS_MAPS, *KINDS})
 
 # What reading a file that is missing, damaged or foreign raises.
 _DAMAGED = (pa.ArrowInvalid, OSError, KeyError, ValueError)
@@ -66,7 +67,8 @@ class Wanted:
     def groups(self) -> tuple[str, ...]:
         """The names of the groups of outputs, like `outputs` and `map-stage1`."""
         kinds = [name for kind, name in KINDS.items() if kind in self.kinds]
-        return (_OUTPUTS, *(f"{kind}-{tap}" for kind in kinds for tap in sorted(self.maps)))
+        named = (f"{kind}-{tap}" for kind in kinds for tap in sorted(self.maps))
+        return (_OUTPUTS, *named, *([CLASS_MAPS] if Tap.CLASS_MAPS in self.kinds else []))
 
 
 def goes_to_device(size: int, config: CacheConfig, device: torch.device) -> bool:
@@ -322,5 +324,8 @@ def _columns_of(group: str, taps: Taps) -> dict[str, Tensor]:
     kind, _, tap = group.partition("-")
     if kind == _OUTPUTS:
         return {"logits": taps.logits, "embedding": taps.embedding}
+    if kind == CLASS_MAPS:
+        assert taps.class_maps is not None
+        return {group: taps.class_maps}
     maps = taps.maps if kind == KINDS[Tap.MAPS] else taps.preactivations
     return {group: maps[tap]}

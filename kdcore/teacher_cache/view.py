@@ -13,6 +13,8 @@ from kdcore.contract.taps import Tap, Taps
 
 KINDS = {Tap.MAPS: "map", Tap.PREACTIVATIONS: "preactivation"}
 """What the names of columns with maps begin with, before a dash and the name of the tap."""
+CLASS_MAPS = "class_maps"
+"""The name of the column with class maps."""
 
 Rows = Mapping[str, Tensor]
 """Outputs for some images by column, on the device, as they are stored."""
@@ -47,13 +49,19 @@ class CachedView:
     def taps(self, rows: Rows) -> Taps:
         """Rows as a live teacher gives them."""
         found: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS.values()}
+        class_maps = None
         for name, stored in rows.items():
-            kind, dash, tap = name.partition("-")
-            if dash:
+            if stored.ndim == 4:
                 values = stored.float()
-                found[kind][tap] = values.permute(0, 3, 1, 2) if self.channels_last else values
+                values = values.permute(0, 3, 1, 2) if self.channels_last else values
+                kind, _, tap = name.partition("-")
+                if kind == CLASS_MAPS:
+                    class_maps = values
+                else:
+                    found[kind][tap] = values
         logits, embedding = rows["logits"].float(), rows["embedding"].float()
-        return Taps(logits, embedding, found["map"], found["preactivation"])
+        maps = found["map"], found["preactivation"]
+        return Taps(logits, embedding, *maps, class_maps=class_maps)
 
     def ahead(self, order: Tensor, size: int) -> Iterator[Rows | None]:
         """The rows of each batch: on their way to the device before its step begins, meanwhile the

@@ -10,7 +10,9 @@ from kdcore.errors import ConfigError
 from kdcore.training.recipe import BaseRecipe
 
 # What depends on the head.
-_OF_THE_HEAD = frozenset({Tap.LOGITS, Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT})
+_OF_THE_HEAD = frozenset(
+    {Tap.LOGITS, Tap.CLASS_MAPS, Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT}
+)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdcore.backbones.catalogue import build_backbone
-from kdcore.backbones.probe import affine_parameters, probe
+from kdcore.backbones.probe import affine_parameters, classifier_weight, probe
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.distillation.config import TermConfig
 from kdcore.distillation.method_check import MethodCheck
@@ -72,7 +72,7 @@ def pair_of_networks(student: str, teacher: str, side: int) -> NetworkPair:
         for name in (student, teacher)
     ]
     backbone = network(teacher).backbone
-    norms, classifier = affine_parameters(backbone), backbone.classifier_weight()
+    norms, classifier = affine_parameters(backbone), classifier_weight(backbone)
     return NetworkPair(*shapes, torch.arange(TRAIN_IMAGES) % CLASSES, norms, classifier)
 
 

@@ -59,7 +59,8 @@ class TapFinder:
         classifier = self._classifier()
         self._embedding = self._embedding_before(classifier)
         self.embedding_width = self._width(classifier)
-        self.classifier_weight = self._path_of_weight(classifier)
+        self.last_layer = self._path(classifier)
+        self._pooled = self._pooled_before(classifier)
         self._places = self._named(self._tapped(self._maps(classifier, image_size)))
 
     # Reading the graph
@@ -109,13 +110,15 @@ class TapFinder:
         assert isinstance(weight, fx.Node)
         return self._sizes[weight][1]
 
-    def _path_of_weight(self, classifier: fx.Node) -> str:
-        """In the network; empty if the weight is not a parameter itself."""
-        if self._module(classifier) is not None:
-            return f"{classifier.target}.weight"
+    def _path(self, classifier: fx.Node) -> str:
+        """Of the layer's module, which may have been traced into; empty if it is none."""
+        if classifier.op == "call_module":
+            return str(classifier.target)
         weight = classifier.args[1]
         assert isinstance(weight, fx.Node)
-        return str(weight.target) if weight.op == "get_attr" else ""
+        path = str(weight.target).rpartition(".")[0] if weight.op == "get_attr" else ""
+        module = self._network.get_submodule(path)
+        return path if isinstance(module, nn.Linear | nn.Conv2d) else ""
 
     def _embedding_before(self, classifier: fx.Node) -> fx.Node:
         """The classifier's input before dropout, as a new node [B, D].
@@ -139,6 +142,30 @@ class TapFinder:
                     f"its classifier reads {width} features, but the layer before has shape {size}"
                 )
         return embedding
+
+    def _pooled_before(self, classifier: fx.Node) -> fx.Node | None:
+        """The map whose mean over positions a linear classifier reads, [B, D, H, W], if any."""
+        if not isinstance(self._network.get_submodule(self.last_layer), nn.Linear):
+            return None
+        node = first_input(classifier)
+        while self._drops(node) or self._shapes(node):
+            node = first_input(node)
+        if not self._averages(node):
+            return None
+        node = first_input(node)
+        size, width = self._sizes[node], self.embedding_width
+        if len(size) == 4 and size[1] == width:
+            return node
+        if len(size) == 4 and size[3] == width:
+            with self._graph.inserting_after(node):
+                return self._graph.call_method("permute", (node, (0, 3, 1, 2)))
+        return None
+
+    def _averages(self, node: fx.Node) -> bool:
+        """Whether the node is the mean over all positions of a map."""
+        averaging = {functional.adaptive_avg_pool2d, torch.mean, "mean"}
+        averages = node.target in averaging or isinstance(self._module(node), nn.AdaptiveAvgPool2d)
+        return averages and math.prod(self._sizes[node][1:]) == self.embedding_width
 
     def _shapes(self, node: fx.Node) -> bool:
         return node.target in _SHAPING or isinstance(self._module(node), nn.Flatten)
@@ -322,7 +349,7 @@ class TapFinder:
         """Two functions of a network and images: one returns all outputs, one the maps alone."""
         end = self._end
         maps = tuple(self._read_out(info, at) for info, at in self._places)
-        end.args = ((self._logits, self._embedding, maps),)
+        end.args = ((self._logits, self._embedding, self._pooled, maps),)
         outputs = function_of(self._network, self._graph)
         end.args = (maps,)
         needed = {node for pair in maps for node in pair}

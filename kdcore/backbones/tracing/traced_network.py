@@ -11,7 +11,7 @@ from kdcore.backbones.tracing.tap_finder import TapFinder
 from kdcore.backbones.tracing.torch_private import TraceError, has_constants
 from kdcore.contract.taps import TapInfo
 
-Outputs = tuple[Tensor, Tensor, tuple[tuple[Tensor, Tensor], ...]]
+Outputs = tuple[Tensor, Tensor, Tensor | None, tuple[tuple[Tensor, Tensor], ...]]
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,17 @@ class TracedNetwork:
         taps: stem and stages; none where there are no spatial maps.
         norms: by tap name, the paths of the batch norms that its activation reads.
         embedding_width: D.
-        classifier_weight: the path of the last layer's weight; empty if it is computed.
+        last_layer: the path of the layer that gives the logits; empty if it is no module.
         outputs: for evaluation and for training, a function from the network and images to logits,
-            embedding, and the maps before and after the activation of each tap.
+            embedding, the map whose mean is the embedding (None if there is none), and the maps
+            before and after the activation of each tap.
         maps: the same without logits and embedding, and without computing them.
     """
 
     taps: tuple[TapInfo, ...]
     norms: Mapping[str, tuple[str, ...]]
     embedding_width: int
-    classifier_weight: str
+    last_layer: str
     outputs: tuple[Callable[[nn.Module, Tensor], Outputs], ...]
     maps: tuple[Callable[[nn.Module, Tensor], tuple[tuple[Tensor, Tensor], ...]], ...]
 
@@ -79,7 +80,7 @@ def trace_network(
         evaluation.taps,
         evaluation.norms,
         evaluation.embedding_width,
-        evaluation.classifier_weight,
+        evaluation.last_layer,
         tuple(outputs for outputs, _ in functions),
         tuple(maps for _, maps in functions),
     )

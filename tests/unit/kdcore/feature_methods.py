@@ -84,6 +84,9 @@ def taps_of(where: NetworkPair, images: int) -> tuple[Taps, Taps]:
                 preactivations,
                 random(images, 1, 8, 12, seed=10 * seed + 9),
                 random(images, 1, 8, 12, seed=10 * seed + 109),
+                None
+                if network.class_map is None
+                else random(images, network.num_classes, *network.class_map, seed=10 * seed + 209),
             )
         )
     return both[0], both[1]

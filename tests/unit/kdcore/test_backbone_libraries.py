@@ -15,7 +15,7 @@ from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone, constructor_of
 from kdcore.backbones.libraries import LibraryNetwork, library_of
 from kdcore.backbones.names import check_backbone
-from kdcore.backbones.probe import probe_shapes
+from kdcore.backbones.probe import classifier_weight, probe_shapes
 from kdcore.backbones.tracing.traced_network import trace_network
 from kdcore.contract.taps import Tap
 from kdcore.errors import NetworkError
@@ -273,13 +273,49 @@ def test_the_last_layers_weight_is_that_of_the_logits(name: str) -> None:
     network = small(name)
     with torch.no_grad():
         taps = network.taps(small_images(name), frozenset())
-    rows = network.classifier_weight()
+    rows = classifier_weight(network)
     assert rows is not None
     first, second = taps.embedding @ rows.T - taps.logits
     assert torch.allclose(first, second, atol=1e-5)  # the bias is left
-    squeezed = small("torchvision/squeezenet1_1").classifier_weight()
+    squeezed = classifier_weight(small("torchvision/squeezenet1_1"))
     assert squeezed is not None
     assert squeezed.shape == (5, 512)  # of a convolution
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision/shufflenet_v2_x0_5",
+        "torchvision/resnet18",
+        "torchvision/efficientnet_b0",
+        "timm/test_resnet",
+        "torchvision/swin_t",  # its maps have the channels last
+    ],
+)
+@torch.no_grad()
+def test_class_maps_average_to_the_logits_where_the_last_map_is_pooled(name: str) -> None:
+    network, images = small(name), small_images(name)
+    taps = network.taps(images, frozenset({Tap.CLASS_MAPS}))
+    assert taps.class_maps is not None
+    assert taps.class_maps.shape[:2] == (2, 5)
+    assert min(taps.class_maps.shape[2:]) > 1
+    assert close(taps.class_maps.mean((2, 3)), taps.logits)
+    assert network.taps(images, frozenset()).class_maps is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/mobilenetv3_small_050",  # a layer after the mean
+        "timm/test_convnext",  # a norm after the mean
+        "torchvision/squeezenet1_1",  # an activation after the classifier
+        "timm/test_vit",
+        "timm/vit_tiny_patch16_dinov3_qkvb",
+    ],
+)
+@torch.no_grad()
+def test_other_networks_have_no_class_maps(name: str) -> None:
+    assert small(name).taps(small_images(name), frozenset({Tap.CLASS_MAPS})).class_maps is None
 
 
 def test_dropout_comes_after_the_embedding() -> None:
@@ -516,11 +552,14 @@ def test_expansions_branches_and_pooled_maps_are_no_taps_and_none_is_written_to(
     toy = _Toy().eval()
     images = random_images(2, 3, 24, 40)
     with torch.no_grad():
-        logits, embedding, ((_, stem), (_, stage)) = anatomy.outputs[False](toy, images)
+        logits, embedding, pooled, maps = anatomy.outputs[False](toy, images)
+        (_, stem), (_, stage) = maps
         x = functional.silu(toy.conv(images))
         x = x + toy.branch(x)
         assert torch.equal(stem, x)
         x = functional.gelu(toy.norm((2 * toy.block(x)).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         assert torch.equal(stage, x)
         assert torch.equal(toy.fc(embedding), logits)
+        assert pooled is not None
+        assert torch.equal(pooled.mean((2, 3)), embedding)
         assert torch.equal(logits, toy(images))

@@ -15,7 +15,7 @@ from kdcore import backbones
 from kdcore.backbones.backbone import Backbone, spatial_mean
 from kdcore.backbones.catalogue import BACKBONES, build_backbone, constructor_of
 from kdcore.backbones.names import FAMILIES, check_backbone
-from kdcore.backbones.probe import probe_shapes
+from kdcore.backbones.probe import classifier_weight, probe_shapes
 from kdcore.contract.network_pair import Shapes
 from kdcore.contract.taps import Tap
 from kdcore.execution.execution import Execution
@@ -216,10 +216,18 @@ def test_what_is_asked_for_is_kept_and_related_as_declared(network: Backbone, na
             assert torch.equal(getattr(functional, tap.activation)(before), after)
             assert (before < 0).any()
     assert torch.equal(network.classify(taps.embedding), taps.logits)
-    rows = network.classifier_weight()
+    rows = classifier_weight(network)
     assert rows is not None
     first, second = taps.embedding @ rows.T - taps.logits
     assert torch.allclose(first, second, atol=1e-4)  # the bias is left
+    of_classes = network.taps(images, frozenset({Tap.CLASS_MAPS})).class_maps
+    shown = probe_shapes(name, num_classes=7, in_channels=3, image_size=size_of(name)).class_map
+    if of_classes is None:
+        assert shown is None
+        assert taps.embedding.shape[1:] != (network.declared[-1].channels,)
+    else:
+        assert of_classes.shape == (2, network.num_classes, *(shown or ()))
+        assert torch.allclose(of_classes.mean((2, 3)), taps.logits, atol=1e-4)
 
     alone = network.taps(images, frozenset())
     assert (alone.maps, alone.preactivations) == ({}, {})

@@ -37,6 +37,7 @@ GOLDEN = {
     "reviewkd": 4.449137155224831,
     "rkd": 10.927157208657897,
     "rld": 19.043213037644804,
+    "sdd": 2.191508902582489,
     "sp": 0.07432348372777152,
     "srd": 9.201072659149382,
     "vid": 2.4891592729030902,
@@ -72,6 +73,9 @@ def _wave_taps(shapes: Shapes, images: int, frequency: float) -> Taps:
         _wave(images, shapes.embedding_width, frequency=frequency).relu(),
         {tap: value.relu() for tap, value in preactivations.items()},
         preactivations,
+        class_maps=None
+        if shapes.class_map is None
+        else 3 * _wave(images, shapes.num_classes, *shapes.class_map, frequency=frequency),
     )
 
 

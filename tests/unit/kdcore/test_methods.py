@@ -123,6 +123,7 @@ def by_kind(taps: Taps) -> dict[Tap, list[Tensor]]:
         Tap.FLIPPED_INPUT_GRADIENT: (
             [] if taps.flipped_input_gradient is None else [taps.flipped_input_gradient]
         ),
+        Tap.CLASS_MAPS: [] if taps.class_maps is None else [taps.class_maps],
     }
 
 
@@ -131,7 +132,7 @@ def by_kind(taps: Taps) -> dict[Tap, list[Tensor]]:
 
 def test_the_catalogue_is_in_alphabetical_order() -> None:
     assert list(CATALOGUE) == sorted(CATALOGUE)
-    assert len(CATALOGUE) == 30
+    assert len(CATALOGUE) == 31
 
 
 def test_the_catalogue_has_exactly_one_control_that_reads_nothing() -> None:
@@ -350,7 +351,7 @@ def test_hard_outputs_give_a_finite_loss_and_gradient(name: str) -> None:
 
 def _with_sides(network: Shapes, height: int, width: int) -> Shapes:
     maps = {tap: (size[0], height, width) for tap, size in network.maps.items()}
-    return replace(network, maps=maps)
+    return replace(network, maps=maps, class_map=(height, width))
 
 
 @every_method
@@ -386,6 +387,7 @@ def test_neither_the_order_of_channels_in_memory_nor_undeclared_taps_change_anyt
                     taps.preactivations if Tap.PREACTIVATIONS in needs else {},
                     taps.input_gradient if Tap.INPUT_GRADIENT in needs else None,
                     taps.flipped_input_gradient if Tap.FLIPPED_INPUT_GRADIENT in needs else None,
+                    taps.class_maps if Tap.CLASS_MAPS in needs else None,
                 )
 
             outputs = [declared(taps) for taps in HARD["channels last"](student, teacher)]

@@ -207,16 +207,20 @@ def test_outputs_that_depend_on_more_than_the_image_are_not_kept() -> None:
 def test_the_cache_gives_what_the_teacher_gives(
     execution: Execution, share: float, make: Make, digits: ImageData, teacher_dir: Path
 ) -> None:
-    cached = given(make(execution=execution, precision="float32").view(1, MAPS))
+    wanted = replace(MAPS, kinds=MAPS.kinds | {Tap.CLASS_MAPS})
+    cached = given(make(execution=execution, precision="float32").view(1, wanted))
     positions = torch.tensor([5, 0, 300, 5])
     (images,) = digits.train.views(positions, 1, 4)
     teacher = load_teacher(teacher_dir)
     execution.place(teacher, CPU)
     with execution.autocast(CPU):
-        live = teacher.taps(images, MAPS.kinds, positions)
+        live = teacher.taps(images, wanted.kinds, positions)
     kept = cached.at(positions)
+    assert kept.class_maps is not None
+    assert live.class_maps is not None
     assert set(kept.maps) == set(kept.preactivations) == {"stage1", "stage3"}
     pairs = [(kept.logits, live.logits), (kept.embedding, live.embedding)]
+    pairs.append((kept.class_maps, live.class_maps))
     pairs += [(kept.maps[tap], live.maps[tap]) for tap in kept.maps]
     pairs += [(kept.preactivations[tap], live.preactivations[tap]) for tap in kept.maps]
     for ours, exact in pairs:

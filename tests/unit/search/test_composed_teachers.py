@@ -84,6 +84,11 @@ def test_methods_that_read_more_than_logits_are_refused_by_name(tmp_path: Path) 
         )
     ]
     logits = [name for name, method in CATALOGUE.items() if method.needs <= {"logits"}]
+    with pytest.raises(
+        ExperimentError, match=r"wkd_l cannot teach .* the teacher's classifier, but"
+    ):
+        plan(taught_by(objective=[logits]), Storage(str(tmp_path)), "x.yaml")
+    logits.remove("wkd_l")
     prepared = plan(taught_by(objective=[logits]), Storage(str(tmp_path)), "x.yaml")
     assert not prepared.teachers[LABEL].ready
     missing = TOGETHER["ensemble"] + [{"backbone": "resnet8", "weights": str(tmp_path / "no.pt")}]
