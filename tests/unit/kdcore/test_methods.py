@@ -132,7 +132,7 @@ def by_kind(taps: Taps) -> dict[Tap, list[Tensor]]:
 
 def test_the_catalogue_is_in_alphabetical_order() -> None:
     assert list(CATALOGUE) == sorted(CATALOGUE)
-    assert len(CATALOGUE) == 32
+    assert len(CATALOGUE) == 33
 
 
 def test_the_catalogue_has_exactly_one_control_that_reads_nothing() -> None:
