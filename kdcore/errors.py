@@ -27,6 +27,10 @@ class WeightsError(ConfigError):
     """Weights are missing, damaged, cannot be downloaded, or belong to another network."""
 
 
+class PluginError(ConfigError):
+    """A user's own code is missing, cannot be imported, or breaks its contract."""
+
+
 class CheckpointError(KdsearchError, ValueError):
     """A checkpoint is damaged, or belongs to another run."""
 

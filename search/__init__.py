@@ -11,14 +11,19 @@ Read `experiment/schema.py` first (what a user writes), then `experiment/space`,
 and `session/trial.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search.environment import prepare
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from kdcore.contract.method import Method
     from search.errors import (
         ClusterError,
         DataError,
@@ -46,6 +51,7 @@ __all__ = [
     "launch",
     "open_search",
     "read_experiment",
+    "register",
     "search_names",
 ]
 
@@ -125,6 +131,36 @@ def open_search(name: str, *, storage: str = "runs") -> "Search":
 
     place = Storage(storage)
     return Search(read_record(place, name), place)
+
+
+def register(
+    *,
+    methods: "Mapping[str, type[Method]] | None" = None,
+    networks: "Mapping[str, Callable[[int, int], nn.Module]] | None" = None,
+    data: "Mapping[str, Callable[[Path | None], Any]] | None" = None,
+) -> None:
+    """Makes your own classes and functions known to experiments that are read from now on.
+
+    Their code goes wherever a search does: it is the file that they are defined in, or in a
+    notebook the cell, which must import what it needs and may only define things. To register a
+    name again replaces it.
+
+    Args:
+        methods: by name, classes of `kdcore.contract.method.Method`.
+        networks: by name, functions of (num_classes, in_channels) that give an `nn.Module`; see
+            `kdcore.backbones.own_network`.
+        data: by name, functions of the root that give two torch data sets; see
+            `kdcore.data.own_data`.
+
+    Raises:
+        PluginError: the code cannot be found, cannot be imported by itself, or breaks its contract.
+    """
+    from kdcore.contract.plugin import Kind
+    from search.experiment.plugins import register as add
+
+    given = {Kind.METHODS: methods, Kind.BACKBONES: networks, Kind.DATA: data}
+    for kind, named in given.items():
+        add(kind, named or {})
 
 
 def search_names(storage: str = "runs") -> list[str]:

@@ -29,6 +29,8 @@ _DEFAULTS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
     # The session has a handler of its own, which says that the search is stopping.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # For how long one batch may stay in a user's own code before the trial is given up as hung.
+    "KDSEARCH_PLUGIN_SECONDS": "600",
     # Usage reports leave the machine.
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -44,6 +46,7 @@ _OF_WORKERS = (
     "GLIBC_TUNABLES",
     "TUNE_FUNCTION_THREAD_TIMEOUT_S",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+    "KDSEARCH_PLUGIN_SECONDS",
 )
 
 

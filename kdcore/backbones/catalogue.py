@@ -13,7 +13,11 @@ from kdcore.backbones.names import (
     library_name,
     pyramid_name,
 )
+from kdcore.backbones.own_network import own_constructor
+from kdcore.contract import plugged
 from kdcore.contract.catalogue import Catalogue
+from kdcore.contract.plugin import Kind
+from kdcore.errors import NetworkError
 
 Constructor = Callable[[int, int], Backbone]
 
@@ -24,7 +28,7 @@ def _load(name: str) -> Constructor:
     return constructor
 
 
-BACKBONES = Catalogue(FAMILY_OF, _load)
+BACKBONES = Catalogue(FAMILY_OF, _load, Kind.BACKBONES, own_constructor)
 """By name, a constructor that takes (num_classes, in_channels)."""
 
 
@@ -47,6 +51,10 @@ def constructor_of(name: str) -> Constructor:
         from kdcore.backbones.libraries import library_constructor
 
         return library_constructor(name)
+    if name not in BACKBONES:
+        plugin = plugged.plugin_of(Kind.BACKBONES, name)
+        where = plugin.name if plugin else "a plugin"
+        raise NetworkError(f"the network {name!r} is of {where}, whose code is not in use")
     return BACKBONES[name]
 
 

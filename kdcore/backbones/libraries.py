@@ -10,11 +10,11 @@ Grey images are repeated for the three channels. Auxiliary classifiers are left 
 import inspect
 import os
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlparse
 
 import torch
@@ -26,10 +26,9 @@ from kdcore.backbones.foreign_weights import read_weights
 from kdcore.backbones.library_drop_path import library_rates, put_drop_paths
 from kdcore.backbones.names import library_name
 from kdcore.backbones.normalization import Normalization
-from kdcore.backbones.tracing.graph import forbid_writes
+from kdcore.backbones.traced_backbone import TracedBackbone, check_colour
 from kdcore.backbones.tracing.torch_private import TraceError
 from kdcore.backbones.tracing.traced_network import Outputs, TracedNetwork, trace_network
-from kdcore.contract.taps import Tap, TapInfo, Taps
 from kdcore.errors import NetworkError, WeightsError, did_you_mean
 
 
@@ -324,7 +323,7 @@ def _known(name: str) -> tuple[Library, str] | None:
     return found if found and found[1] in found[0].names() else None
 
 
-class LibraryNetwork(Backbone):
+class LibraryNetwork(TracedBackbone):
     """A network of a library.
 
     Args:
@@ -337,19 +336,11 @@ class LibraryNetwork(Backbone):
     """
 
     def __init__(self, name: str, num_classes: int, in_channels: int) -> None:
-        super().__init__()
-        if in_channels not in (1, 3):
-            raise NetworkError(
-                f"in_channels is {in_channels}, but {name} takes images of 1 or 3 channels"
-            )
-        self._name = name
-        self._traced, self.native_size = _traced(name)
-        self.network = _built(name, num_classes)
-        forbid_writes(self.network)
-        self.num_classes, self.in_channels = num_classes, in_channels
-        self.stem = self._traced.taps[0] if self._traced.taps else None
-        self.stages = self._traced.taps[1:]
-        self.embedding_width = self._traced.embedding_width
+        check_colour(name, in_channels)
+        traced, native_size = _traced(name)
+        super().__init__(
+            name, _built(name, num_classes), traced, native_size, num_classes, in_channels
+        )
 
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth where the library has it, with its schedule of rates.
@@ -368,49 +359,6 @@ class LibraryNetwork(Backbone):
                 raise NetworkError("with stochastic depth its maps are found elsewhere")
             self._traced = traced
         put_drop_paths(self.network, rates)
-
-    def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
-        modules: dict[str, Any] = dict(self.network.named_modules())
-        return {
-            name: tuple(modules[path] for path in paths)
-            for name, paths in self._traced.norms.items()
-        }
-
-    def last_layer(self) -> nn.Linear | nn.Conv2d | None:
-        layer: Any = self.network.get_submodule(self._traced.last_layer)
-        return layer if self._traced.last_layer else None
-
-    def _colour(self, images: Tensor) -> Tensor:
-        return images.expand(-1, 3, -1, -1)
-
-    def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
-        maps = self._traced.maps[self.training](self.network, self._colour(images))
-        for tap, (before, after) in zip(self._traced.taps, maps, strict=True):
-            yield tap, before, after
-
-    def taps(
-        self, images: Tensor, needs: frozenset[Tap], named: frozenset[str] = frozenset()
-    ) -> Taps:
-        outputs = self._traced.outputs[self.training]
-        logits, embedding, pooled, maps = outputs(self.network, self._colour(images))
-        places = list(zip(self._traced.taps, maps, strict=True))
-        return Taps(
-            logits,
-            embedding,
-            {tap.name: after for tap, (_, after) in places} if Tap.MAPS in needs else {},
-            {tap.name: before for tap, (before, _) in places}
-            if Tap.PREACTIVATIONS in needs
-            else {},
-            class_maps=self.class_maps(pooled) if Tap.CLASS_MAPS in needs else None,
-        )
-
-    def embed(self, maps: Sequence[Tensor]) -> NoReturn:
-        """Not available, because the rest of a traced network is not split at its maps."""
-        raise NotImplementedError(f"{self._name} gives its embedding only through `taps`")
-
-    def classify(self, embedding: Tensor) -> NoReturn:
-        """Not available, like `embed`."""
-        raise NotImplementedError(f"{self._name} gives its logits only through `taps`")
 
 
 def _built(name: str, num_classes: int) -> nn.Module:

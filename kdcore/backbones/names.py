@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from kdcore.contract import plugged
+from kdcore.contract.plugin import Kind
 from kdcore.errors import NetworkError, did_you_mean
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -32,6 +34,8 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 
 FAMILY_OF: Mapping[str, str] = {name: family for family in FAMILIES for name in FAMILIES[family]}
 """The family of each network."""
+
+plugged.reserve(Kind.BACKBONES, FAMILY_OF)
 
 LIBRARIES = ("torchvision", "timm")
 """Packages whose networks are named `PACKAGE/NAME`."""
@@ -103,9 +107,27 @@ def check_backbone(name: str) -> str:
     pyramid = pyramid_name(name)
     if pyramid is not None:
         check_backbone(pyramid.body)
-    elif library_name(name) is None and name not in FAMILY_OF:
+    elif not (
+        name in FAMILY_OF
+        or library_name(name) is not None
+        or plugged.is_plugged(Kind.BACKBONES, name)
+    ):
+        known = (*FAMILY_OF, *plugged.names_of(Kind.BACKBONES))
         raise NetworkError(
-            f"unknown backbone {name!r}{did_you_mean(name, FAMILY_OF)} "
-            f"The catalogue has {', '.join(FAMILY_OF)}"
+            f"unknown backbone {name!r}{did_you_mean(name, known)} "
+            f"The catalogue has {', '.join(known)}"
         )
     return name
+
+
+def own_digests(name: str) -> dict[str, str]:
+    """By name, the digests of the users' own networks in a network's name; none in most."""
+    parts = [part.partition("+")[0] for part in ensemble_members(name) or (name,)]
+    found = {part: plugged.digest_of_name(Kind.BACKBONES, part) for part in parts}
+    return {part: digest for part, digest in found.items() if digest}
+
+
+def versioned(name: str) -> str:
+    """A network's name, with the digests of users' own networks in it: what is remembered of a
+    network is remembered under this."""
+    return " ".join((name, *own_digests(name).values()))

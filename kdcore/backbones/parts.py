@@ -12,6 +12,7 @@ import torch
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import constructor_of
+from kdcore.backbones.names import versioned
 from kdcore.contract.taps import Tap
 
 # Any will do that differ: shapes that change with them are the head's.
@@ -42,24 +43,32 @@ def _on_meta(network: str, num_classes: int) -> Backbone:
         return constructor_of(network)(num_classes, _CHANNELS).eval()
 
 
-@cache
 def head_of(network: str) -> frozenset[str]:
     """Names of the tensors of a network's classifier: those that depend on the number of classes.
 
     Raises:
         NetworkError: the network is unknown.
     """
+    return _head_of(network, versioned(network))
+
+
+@cache
+def _head_of(network: str, version: str) -> frozenset[str]:
     few, many = (_on_meta(network, classes).state_dict() for classes in _CLASSES)
     return frozenset(name for name in few if few[name].shape != many[name].shape)
 
 
-@cache
 def parts_of(network: str) -> Parts:
     """The parts of a network.
 
     Raises:
         NetworkError: the network is unknown.
     """
+    return _parts_of(network, versioned(network))
+
+
+@cache
+def _parts_of(network: str, version: str) -> Parts:
     backbone = _on_meta(network, _CLASSES[0])
     parameters = dict(backbone.named_parameters())
     head = head_of(network)

@@ -62,12 +62,12 @@ _Params = Params  # inside Method, the name Params is the subclass's own
 class Method(nn.Module):
     """A distillation method.
 
-    A subclass declares `paper`, `published`, `needs` and `Params`, builds its trainable helpers in
-    its constructor and defines `loss`. Helpers join the optimiser; other state must be a registered
-    buffer, so that checkpoints include it.
+    A subclass declares `needs` and `Params`, one of the catalogue also `paper` and `published`,
+    builds its trainable helpers in its constructor and defines `loss`. Helpers join the optimiser;
+    other state must be a registered buffer, so that checkpoints include it.
 
     Attributes:
-        paper: arXiv identifier or DOI.
+        paper: arXiv identifier or DOI; `-` where there is none.
         published: by benchmark, what is used there. Where `imagenet` is missing, as on CIFAR.
         needs: the kinds of output that it reads of both networks. If that depends on `params`, the
             constructor sets it, and the class declares all of them.
@@ -86,8 +86,10 @@ class Method(nn.Module):
         pairs: the maps that it compares, set by the constructor of a method that reads maps.
     """
 
-    paper: ClassVar[str]
-    published: ClassVar[Mapping[Benchmark, Published]]
+    paper: ClassVar[str] = "-"
+    published: ClassVar[Mapping[Benchmark, Published]] = MappingProxyType(
+        {"cifar": Published("its author")}
+    )
     needs: frozenset[Tap]
     batch_symmetric: ClassVar[bool] = True
     zero_at_equality: ClassVar[bool] = True

@@ -36,7 +36,7 @@ from kdcore.data.augmentation.steps import (
 )
 from kdcore.data.centre_crop import USUAL_CROP, CentreCrop
 from kdcore.data.colour import Colour, colour_of
-from kdcore.data.registry import DATA_SETS, DataSet
+from kdcore.data.registry import DATA_SETS, DataSet, data_set_of
 from kdcore.errors import ConfigError, did_you_mean
 
 
@@ -135,7 +135,7 @@ class DataConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_data_set(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping) or value.get("name") not in list(DATA_SETS):
+        if not isinstance(value, Mapping) or str(value.get("name")) not in DATA_SETS:
             return value
         data_set = DATA_SETS[value["name"]]
         settings = data_set.settings
@@ -169,7 +169,7 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="after")
     def _only_what_the_data_set_takes(self) -> Self:
-        source = DATA_SETS[self.name]
+        source = data_set_of(self.name)
         for other in DATA_SETS.values():
             for field in other.settings.keys() - source.settings.keys() - {"augmentation"}:
                 if getattr(self, field) is not None:
@@ -214,7 +214,7 @@ class DataConfig(BaseModel):
     @property
     def decodes_once(self) -> bool:
         """Whether images of any size are decoded once, into a table, and not while training."""
-        return _decodes_once(self.augmentation, DATA_SETS[self.name])
+        return _decodes_once(self.augmentation, data_set_of(self.name))
 
     @property
     def centre_crop(self) -> CentreCrop | None:
@@ -223,7 +223,7 @@ class DataConfig(BaseModel):
         Raises:
             ConfigError: the networks' weights are to say, and nobody has asked them.
         """
-        if "evaluation" not in DATA_SETS[self.name].settings or self.decodes_once:
+        if "evaluation" not in data_set_of(self.name).settings or self.decodes_once:
             return None
         if isinstance(self.evaluation, str):
             raise ConfigError(
@@ -240,7 +240,7 @@ class DataConfig(BaseModel):
         """
         if self.augmentation in (None, PAD_CROP, RESIZED_CROP):
             return None
-        resized = DATA_SETS[self.name].usual_views == RESIZED_CROP
+        resized = data_set_of(self.name).usual_views == RESIZED_CROP
         crop = RandomResizedCrop() if resized else PadCrop()
         return expanded(self.augmentation, (crop, Flip()) if flip else (crop,))
 
@@ -265,6 +265,6 @@ class DataConfig(BaseModel):
                 content.pop(key, None)
         if self.evaluation in (None, USUAL_CROP):
             content.pop("evaluation", None)
-        if self.augmentation == DATA_SETS[self.name].settings.get("augmentation"):
+        if self.augmentation == data_set_of(self.name).settings.get("augmentation"):
             content.pop("augmentation", None)
         return content

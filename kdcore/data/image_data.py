@@ -1,11 +1,16 @@
 """Opens a data set and splits it for training."""
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kdcore.contract import plugged
+from kdcore.contract.plugin import Kind
+from kdcore.contract.plugin_code import told_as
+from kdcore.data.arrow_files import key_of
 from kdcore.data.augmentation.steps import check_size
 from kdcore.data.config import DataConfig
+from kdcore.data.own_data import own_source
 from kdcore.data.source import Source
 from kdcore.data.split import Split
 from kdcore.data.stratified import stratified_halves
@@ -61,7 +66,16 @@ class ImageData:
 
 
 def source_of(name: str) -> Source:
-    """The source of the data set with this name."""
+    """The source of the data set with this name.
+
+    Raises:
+        DataError: it is of a plugin whose code is not in use.
+    """
+    if plugged.is_plugged(Kind.DATA, name):
+        try:
+            return own_source(name, plugged.loaded(Kind.DATA, name))
+        except KeyError:
+            raise DataError(f"the data set {name!r} is of a plugin that is not in use") from None
     source: Source = importlib.import_module(f"kdcore.data.{name}").SOURCE
     return source
 
@@ -86,7 +100,10 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
                 + ("needs a root to download to" if source.download else "has nothing to download")
             )
         source.download(config.root)
-    images = source.open(config, workspace)
+    with told_as(DataError, f"the data set {config.name} cannot be opened: {{}}".format):
+        images = source.open(config, workspace)
+    if code := plugged.digest_of_name(Kind.DATA, config.name):
+        images = replace(images, digest=key_of([images.digest, code]))
     check_size(config.steps() or (), *images.image_size)
     training_part = (~images.is_test).nonzero().flatten()
     heldout_images = round(config.heldout_fraction * len(training_part))

@@ -3,10 +3,12 @@
 The file of the same name opens a data set.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdcore.contract import plugged
+from kdcore.contract.plugin import Kind
 from kdcore.data.augmentation.steps import PAD_CROP, RESIZED_CROP
 
 
@@ -27,7 +29,7 @@ class DataSet:
     usual_views: str = PAD_CROP
 
 
-DATA_SETS: Mapping[str, DataSet] = {
+_OWN: Mapping[str, DataSet] = {
     "digits": DataSet("1,797 scans of handwritten digits, 8x8, bundled with scikit-learn"),
     "mnist": DataSet("70,000 handwritten digits, 28x28, grey; read from IDX files"),
     "fashion_mnist": DataSet("70,000 photographs of clothes, 28x28, grey; read from IDX files"),
@@ -77,4 +79,31 @@ DATA_SETS: Mapping[str, DataSet] = {
         usual_views=RESIZED_CROP,
     ),
 }
-"""By name, in the order in which they are listed."""
+plugged.reserve(Kind.DATA, _OWN)
+
+OF_A_PLUGIN = DataSet("of a plugin")
+
+
+class _DataSets(Mapping[str, DataSet]):
+    def __getitem__(self, name: str) -> DataSet:
+        if name in _OWN:
+            return _OWN[name]
+        if plugged.is_plugged(Kind.DATA, name):
+            return OF_A_PLUGIN
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*_OWN, *plugged.names_of(Kind.DATA)))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+DATA_SETS: Mapping[str, DataSet] = _DataSets()
+"""By name, in the order in which they are listed; then those of plugins."""
+
+
+def data_set_of(name: str) -> DataSet:
+    """The data set of a configuration. Its name was known when it was read; in a record of a search
+    that may have been a plugin's, which is not in use."""
+    return DATA_SETS.get(name, OF_A_PLUGIN)

@@ -17,7 +17,10 @@ from pydantic import (
     model_validator,
 )
 
+from kdcore.backbones.names import own_digests
+from kdcore.contract import plugged
 from kdcore.contract.method import Params
+from kdcore.contract.plugin import Kind
 from kdcore.data.config import DataConfig
 from kdcore.errors import ConfigError
 from kdcore.methods import CATALOGUE, check_method, check_mixing
@@ -49,7 +52,10 @@ class TermConfig(BaseModel):
     def _of_the_method(cls, value: Any, handler: Any, info: ValidationInfo) -> Params:
         if "method" not in info.data:  # unknown, which is reported already
             return Params()
-        return CATALOGUE[info.data["method"]].Params.model_validate(value)
+        method = info.data["method"]
+        if method not in CATALOGUE:
+            raise ConfigError(f"the method {method!r} is of a plugin that is not in use")
+        return CATALOGUE[method].Params.model_validate(value)
 
     def __str__(self) -> str:
         """The method with its searched parameters, like `kd(weight=0.9, temperature=4)`."""
@@ -105,7 +111,7 @@ class TrialConfig(BaseModel):
     def identity(self) -> str:
         """A text that is equal for two trials exactly if their configurations are. A factor of 1
         for cross-entropy is not written: it is what version 0.1.0 had; nor is the accuracy as
-        metric."""
+        metric. The digests of plugins are, where it uses some."""
         kept = {"decoded_gb"}
         content = self.model_dump(
             mode="json",
@@ -116,7 +122,23 @@ class TrialConfig(BaseModel):
         for term in content["objective"]:
             if term["params"]["cross_entropy"] == 1:
                 del term["params"]["cross_entropy"]
+        if own := self.own_code:
+            content["plugins"] = own
         return json.dumps([content], sort_keys=True)
+
+    @property
+    def own_code(self) -> dict[str, str]:
+        """By what it adds, the digests of the plugins that decide its numbers; empty without."""
+        teachers = [name for each in self.teacher.members for name in each.networks]
+        used = [
+            *((Kind.METHODS, term.method) for term in self.objective),
+            (Kind.DATA, self.data.name),
+        ]
+        digests = {f"{kind} {name}": plugged.digest_of_name(kind, name) for kind, name in used}
+        for network in (self.student.backbone, *teachers):
+            for name, digest in own_digests(network).items():
+                digests[f"{Kind.BACKBONES} {name}"] = digest
+        return {name: digest for name, digest in digests.items() if digest}
 
     @model_serializer(mode="wrap")
     def _without_the_data_of_the_teacher(

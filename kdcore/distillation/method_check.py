@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.plugin_code import fault_in_plugin
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.distillation.config import TermConfig
 from kdcore.methods import CATALOGUE
@@ -98,10 +99,21 @@ class MethodCheck:
                     )
                     batch = Batch(self._labels, self._positions, epoch, _EPOCHS)
                     loss = method(student_taps, outputs[1], batch)
-                    if not loss.isfinite():
-                        return f"its loss is {loss.item()} on fresh networks"
+                    if wrong := _wrong_in(loss):
+                        return wrong
                     if loss.requires_grad:
                         torch.autograd.backward(loss)
-            except ValueError as error:
-                return str(error)
+            except (Exception, SystemExit) as error:
+                fault = fault_in_plugin(error)
+                if not fault and not isinstance(error, ValueError):
+                    raise
+                return fault or str(error)
         return ""
+
+
+def _wrong_in(loss: Tensor) -> str:
+    if not isinstance(loss, Tensor):
+        return f"its loss is {loss!r:.40}, but must be a tensor"
+    if loss.ndim:
+        return f"its loss has the shape {tuple(loss.shape)}, but must be a scalar, like a mean"
+    return "" if loss.isfinite() else f"its loss is {loss.item()} on fresh networks"

@@ -14,6 +14,7 @@ from filelock import FileLock
 from torch.nn.functional import cross_entropy
 
 from kdcore.backbones.backbone import Backbone
+from kdcore.backbones.names import versioned
 from kdcore.execution.execution import Execution, Precision
 from kdcore.execution.workers import Workers
 from kdcore.networks.classifier import Classifier
@@ -96,7 +97,8 @@ def fastest_execution(
     threads = torch.get_num_threads() if device.type == "cpu" else 0
     what = "asked" if batch_size is None else f"trained by {batch_size}"
     size = f"{channels}x{height}x{width}"
-    case = f"{name}, {what}, {size}, {device_name(device)}, {threads}, torch {torch.__version__}"
+    where = f"{device_name(device)}, {threads}, torch {torch.__version__}"
+    case = f"{versioned(name)}, {what}, {size}, {where}"
     path = workspace / FILE_NAME
     workspace.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):

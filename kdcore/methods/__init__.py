@@ -1,11 +1,13 @@
-"""The catalogue of methods. Each file defines the method of the same name."""
+"""The catalogue of methods. Each file defines the method of the same name; plugins add theirs."""
 
 import importlib
 import pkgutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from kdcore.contract import plugged
 from kdcore.contract.catalogue import Catalogue
+from kdcore.contract.plugin import Kind
 from kdcore.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ def _load(name: str) -> "type[Method]":
     return method
 
 
-CATALOGUE = Catalogue((found.name for found in pkgutil.iter_modules(__path__)), _load)
-"""Methods by name, in alphabetical order."""
+CATALOGUE = Catalogue((found.name for found in pkgutil.iter_modules(__path__)), _load, Kind.METHODS)
+"""Methods by name, in alphabetical order, and then those of plugins."""
 
 
 def check_method(name: str) -> str:
@@ -38,7 +40,7 @@ def check_method(name: str) -> str:
     Raises:
         ConfigError: the method is unknown.
     """
-    if name not in CATALOGUE:
+    if name not in CATALOGUE and not plugged.is_plugged(Kind.METHODS, name):
         raise ConfigError(
             f"unknown method {name!r}{did_you_mean(name, CATALOGUE)} "
             f"The catalogue has {', '.join(CATALOGUE)}"
@@ -47,13 +49,14 @@ def check_method(name: str) -> str:
 
 
 def check_mixing(methods: Iterable[str]) -> None:
-    """Checks that these methods can be trained on images that are mixed of two.
+    """Checks that these methods can be trained on images that are mixed of two; those of a plugin
+    whose code is not run are left to when it is.
 
     Raises:
         ConfigError: one of them cannot.
     """
     for name in methods:
-        if CATALOGUE[name].mixing == "refused":
+        if name in CATALOGUE and CATALOGUE[name].mixing == "refused":
             raise ConfigError(
                 f"objective has {name}, but data.augmentation mixes images, of which {name} cannot "
                 f"learn; leave one of them out"

@@ -1,7 +1,8 @@
 """A classifier: a backbone behind its normalisation; and how it is saved."""
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -23,7 +24,11 @@ from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone
+from kdcore.backbones.names import own_digests
 from kdcore.backbones.normalization import Normalization
+from kdcore.contract import plugged
+from kdcore.contract.plugin import Kind
+from kdcore.contract.plugin_code import beat
 from kdcore.contract.taps import Mixed, Tap, Taps
 from kdcore.data.centre_crop import USUAL_CROP, CentreCrop
 from kdcore.data.image_data import ImageData
@@ -46,6 +51,7 @@ class ClassifierCard(BaseModel):
         start: where the weights came from that it began with, and what became of them; empty for
             fresh ones.
         evaluation: how images of any size were cropped to that size, where not in the usual way.
+        own_code: of a user's own network, the digest by its file, or by its module.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +66,7 @@ class ClassifierCard(BaseModel):
     made_by: dict[str, JsonValue] = {}
     start: dict[str, JsonValue] = {}
     evaluation: CentreCrop | None = None
+    own_code: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _one_number_for_each_channel(self) -> Self:
@@ -77,6 +84,8 @@ class ClassifierCard(BaseModel):
         content: dict[str, Any] = handler(self)
         if self.evaluation in (None, USUAL_CROP):
             content.pop("evaluation", None)
+        if not self.own_code:  # a later key
+            content.pop("own_code", None)
         return content
 
 
@@ -106,6 +115,8 @@ class Classifier(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalises images, uint8 or floats from 0 to 1."""
+        if not torch.compiler.is_compiling():
+            beat()
         scaled = images.float()
         if images.dtype == torch.uint8:
             scaled = scaled / 255
@@ -190,7 +201,24 @@ def describe_classifier(
         made_by=made_by,
         start=dict(classifier.origin),
         evaluation=data.config.centre_crop,
+        own_code=own_code(name),
     )
+
+
+def own_code(name: str) -> dict[str, str]:
+    """Of a user's own networks in a network's name, the digest by file or module; none of most."""
+    found = {}
+    for network, digest in own_digests(name).items():
+        plugin = plugged.plugin_of(Kind.BACKBONES, network)
+        found[plugin.file if plugin else f"the installed package of {network}"] = digest
+    return found
+
+
+def loading(folder: Path | str, name: str) -> str:
+    """What loads an exported student of a network, in Python."""
+    files = [str(Path(folder, f)) if f.endswith(".py") else f for f in own_code(name)]
+    plugins = f", plugins={json.dumps(files)}" if files else ""
+    return f'kdcore.load_student("{folder}"{plugins})'
 
 
 def save_classifier(folder: Path, role: str, classifier: Classifier, card: ClassifierCard) -> None:
@@ -242,6 +270,16 @@ def load_classifier(folder: Path, role: str) -> Classifier:
         WeightsError: a file is damaged, or the weights do not fit the card.
     """
     card = load_card(folder, role)
+    if card.own_code and sorted(own_digests(card.backbone).values()) != sorted(
+        card.own_code.values()
+    ):
+        needed = ", ".join(f"{file} (digest {code})" for file, code in card.own_code.items())
+        named = json.dumps(list(card.own_code))
+        raise WeightsError(
+            f"{folder / role}.json is of the network {card.backbone}, whose code is not kdsearch's "
+            f"own: it needs {needed}. Nothing of it is run unless you name that very file, as "
+            f"load_student(folder, plugins={named})"
+        )
     weights = folder / f"{role}.safetensors"
     backbone = build_backbone(
         card.backbone, num_classes=len(card.class_names), in_channels=card.in_channels, seed=0
@@ -254,16 +292,27 @@ def load_classifier(folder: Path, role: str) -> Classifier:
     return Classifier(backbone, card.mean, card.std).eval()
 
 
-def load_student(folder: str | os.PathLike[str]) -> Classifier:
+def load_student(
+    folder: str | os.PathLike[str], plugins: Iterable[str | os.PathLike[str]] = ()
+) -> Classifier:
     """Loads an exported student, which classifies images: uint8, or floats from 0 to 1.
 
-    Nothing is unpickled: weights are in safetensors, the rest in JSON.
+    Nothing is unpickled: weights are in safetensors, the rest in JSON. No code is run that is not
+    named here.
 
     Args:
         folder: contains `student.safetensors` and `student.json`.
+        plugins: for a network of your own, its file, or the module of a package in the folder.
 
     Raises:
         FileNotFoundError: a file is missing.
-        WeightsError: a file is damaged, or the weights do not fit the card.
+        WeightsError: a file is damaged, the weights do not fit the card, or the code of the network
+            is not named, or is another version than that of the training.
+        PluginError: a plugin cannot be imported.
     """
-    return load_classifier(Path(folder), "student")
+    named = [os.fspath(each) for each in plugins]
+    with plugged.declared(
+        plugged.read_plugin(each, Path() if each.endswith(".py") else Path(folder))
+        for each in named
+    ):
+        return load_classifier(Path(folder), "student")

@@ -72,14 +72,19 @@ class TeacherConfig(BaseModel):
         return (self,)
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """It, and its assistants."""
+        return (self.backbone, *self.assistants)
+
+    @property
     def network(self) -> str:
         """The name of the network that teaches."""
-        return (self.backbone, *self.assistants)[-1]
+        return self.networks[-1]
 
     @property
     def name(self) -> str:
         """The network's, with those of its assistants."""
-        return " via ".join((self.backbone, *self.assistants))
+        return " via ".join(self.networks)
 
     @property
     def above(self) -> "TeacherConfig":

@@ -14,6 +14,7 @@ from filelock import FileLock
 from pydantic import JsonValue
 
 from kdcore.backbones.ensemble import Ensemble
+from kdcore.backbones.names import own_digests
 from kdcore.backbones.normalization import Normalization
 from kdcore.backbones.probe import probe_shapes
 from kdcore.contract.method import Params
@@ -71,7 +72,8 @@ def teacher_folder(
     if config.assistants:
         above = teacher_folder(config.above, data, workspace)
         settings = _kd_settings(data).model_dump(mode="json")
-        text = json.dumps([above.name, config.network, settings], sort_keys=True)
+        own = list(own_digests(config.network).values())
+        text = json.dumps([above.name, config.network, settings, *own], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
         return _folder(config.network, key, data, workspace)
     # What version 0.1.0 wrote of a teacher that is only trained, or only loaded, stays as it was.
@@ -95,6 +97,7 @@ def teacher_folder(
         origin,
         data.digest,
         data.config.model_dump(mode="json", exclude={"root", "download", "decoded_gb"}),
+        *own_digests(config.backbone).values(),
     ]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     return _folder(config.backbone, key, data, workspace)

@@ -14,6 +14,7 @@ from search.cli import (
     launching,
     lists,
     picking,
+    plugins,
     remote,
     reproducing,
     starting,
@@ -36,10 +37,12 @@ _PANELS = {
     "Published tables": (reproducing.reproduce,),
     "Clusters": (remote.submit, status.status, remote.logs, remote.stop),
     "Catalogue": (lists.methods, lists.backbones, lists.describe),
+    "Your own code": (plugins.check_plugin,),
 }
 for panel, commands in _PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(plugins.new, name="new", rich_help_panel="Your own code")
 
 
 def _show_version(asked: bool) -> None:

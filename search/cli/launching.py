@@ -177,7 +177,11 @@ def _show_end(found: "Search", storage: str) -> None:
             f"those that were cut off; --set raises a spent budget."
         )
         raise typer.Exit(1)
-    folder = export_and_show(found, open_test=False).folder
+    exported = export_and_show(found, open_test=False)
+    from kdcore.networks.classifier import loading
+
+    student = record.experiment.student_configs[exported.picked.student]
+    loads = loading(exported.folder, student.backbone)
     print(
         f"\nNext:\n"
         f"  kdsearch ui {record.name}{option}            # all runs, in MLflow's pages\n"
@@ -187,7 +191,7 @@ def _show_end(found: "Search", storage: str) -> None:
         f"  kdsearch best {record.name}{option}          # tests it; by size, as ONNX, registered\n"
         f"and in Python, where student(images) gives logits:\n"
         f"  import kdcore\n"
-        f'  student = kdcore.load_student("{folder}")'
+        f"  student = {loads}"
     )
     _show_link(found, option)
 
@@ -279,6 +283,8 @@ def _check(
         for label, each in prepared.teachers.items()
     )
     on_top = " after preparatory ones" if experiment.training.preparation_on_top else ""
+    for plugin in experiment.plugins:
+        print(f"plugin   {plugin}")
     print(
         f"data     {experiment.data.name}: {len(data.train):,} train, "
         f"{len(data.heldout):,} held out, {len(data.test):,} test; {data.num_classes} classes\n"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from kdcore.errors import did_you_mean
 from kdcore.training.recipe import NAMED, BaseRecipe
 from search.errors import ExperimentError, Problem
+from search.experiment.plugins import KEY, read_plugins
 from search.experiment.schema import AUTO, NAME_PATTERN, TAGS, Experiment
 
 BASE = "base"
@@ -65,6 +66,8 @@ def read_content(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
 def _with_base(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     """A file's keys, over those of its base; the arguments are those of `keys_of`."""
     content = keys_of(path, below)
+    if KEY in content:
+        content[KEY] = read_plugins(content[KEY] or [], str(path), path.parent)
     if BASE not in content:
         return content
     base = content.pop(BASE)
@@ -159,7 +162,8 @@ def parse_experiment(content: Mapping[str, Any], source: str) -> Experiment:
     Raises:
         ExperimentError: with all mistakes.
     """
-    return parse(Experiment, content, source)
+    plugins = read_plugins(content.get(KEY) or [], source, Path())
+    return parse(Experiment, {**content, KEY: plugins} if plugins else content, source)
 
 
 def parse(schema: type[Schema], content: Mapping[str, Any], source: str) -> Schema:

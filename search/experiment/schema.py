@@ -12,6 +12,7 @@ from pydantic import (
     PrivateAttr,
     SerializerFunctionWrapHandler,
     Tag,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_serializer,
@@ -20,12 +21,15 @@ from pydantic import (
 
 from kdcore import CacheConfig, DataConfig, EnsembleConfig, StudentConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
+from kdcore.contract.plugged import declared
+from kdcore.contract.plugin import Plugin
 from kdcore.contract.published import Benchmark
 from kdcore.errors import ConfigError
 from kdcore.methods import check_method, check_mixing
 from kdcore.teacher.config import ENSEMBLE, TEACHER, AnyTeacher
 from search.experiment.closed import Closed
 from search.experiment.constraints import Constraints
+from search.experiment.plugins import with_registered
 from search.experiment.prices import Prices
 from search.experiment.search_config import SearchConfig
 from search.experiment.searched import Option, mistakes_in, refuse
@@ -169,6 +173,9 @@ class Experiment(Closed):
         licences: for the model card.
         constraints: what a student may cost; a search keeps those that are within.
         prices: of an hour, so that costs and `search.budget` are in money; null: in hours alone.
+        plugins: a user's own code: files, relative to the experiment's, or modules of packages;
+            see `kdcore.contract.plugin`. Their names are known while an experiment is validated,
+            and their code is run by those who run the experiment.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -198,6 +205,7 @@ class Experiment(Closed):
     licences: Licences = Licences()
     constraints: Constraints = Constraints()
     prices: Prices | None = None
+    plugins: tuple[Plugin, ...] = ()
     _views: SearchedViews | None = PrivateAttr(None)
 
     @property
@@ -274,7 +282,9 @@ class Experiment(Closed):
             content["data"]["augmentation"] = self._views.written()
         if not self.constraints.limits:  # a later key
             content.pop("constraints", None)
-        if not self.resources.written:  # likewise
+        if not self.plugins:  # likewise
+            content.pop("plugins", None)
+        if not self.resources.written:
             content.pop("resources", None)
         if self.prices is None:  # likewise
             content.pop("prices", None)
@@ -389,3 +399,16 @@ class Experiment(Closed):
         if self.wrong_budget:
             raise ValueError(self.wrong_budget)
         return self
+
+    @model_validator(mode="wrap")  # the last one: around all others
+    @classmethod
+    def _with_its_plugins(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(value, Mapping):
+            return handler(value)
+        value = with_registered(value)
+        try:
+            plugins = TypeAdapter(tuple[Plugin, ...]).validate_python(value.get("plugins") or ())
+        except ValidationError:  # told where the field is validated
+            plugins = ()
+        with declared(plugins):
+            return handler(value)

@@ -11,7 +11,7 @@ from pydantic_core import InitErrorDetails
 
 from kdcore import DataConfig
 from kdcore.data.augmentation.steps import BASIC, STEPS, mixes, parse_augmentation
-from kdcore.data.registry import DATA_SETS
+from kdcore.data.registry import data_set_of
 from kdcore.errors import ConfigError
 from search.experiment.searched import (
     CHOICES,
@@ -148,7 +148,7 @@ def _mistakes(data: Mapping[str, Any], views: SearchedViews) -> list[InitErrorDe
             config = DataConfig.model_validate({**data, _KEY: each})
         except ValidationError as error:
             return mistakes_in(error, ("data",), data)
-        if "augmentation" in DATA_SETS[config.name].settings:
+        if "augmentation" in data_set_of(config.name).settings:
             decodes.setdefault(config.decodes_once, each)
     if len(decodes) > 1:
         message = (

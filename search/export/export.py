@@ -12,6 +12,9 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from kdcore import TrialConfig, load_student
+from kdcore.backbones.names import own_digests
+from kdcore.contract import plugged
+from kdcore.contract.plugin import Kind
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.data.split import Split
 from kdcore.errors import did_you_mean
@@ -25,6 +28,7 @@ from kdcore.networks.classifier import (
 from kdcore.training.evaluation import Evaluation, default_device, evaluate_classes
 from kdcore.training.loop import best_classifier, best_student
 from search.errors import SearchError, StorageError
+from search.experiment.running import use_plugins
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate, Limits, pick
 from search.export.class_table import CONFUSION
@@ -129,6 +133,7 @@ def export_best(
         raise SearchError(f"no export format {form!r}{hint} There are {', '.join(formats)}")
     limits = limits or Limits()
     picked = pick(record, limits)
+    use_plugins(record.experiment)
     data = open_data(record.experiment.data, workspace_of(storage))
     config = trial_config(record.experiment, picked.point)
     config = config.model_copy(update={"seed": picked.seed})
@@ -137,6 +142,7 @@ def export_best(
     card = _card(classifier, record.name, picked.label, config, data)
     with replacing(folder) as partial:
         save_classifier(partial, "student", classifier, card)
+        _write_code(partial, backbone)
         if form in GRAPHS:
             GRAPHS[form].write(classifier, _example(data), partial / GRAPHS[form].file)
         looks = looks_at(storage, record.experiment.data)
@@ -304,6 +310,16 @@ def export_rerun(
     card = _card(classifier, search, label, config, data)
     with replacing(folder) as partial:
         save_classifier(partial, "student", classifier, card)
+        _write_code(partial, config.student.backbone)
+
+
+def _write_code(folder: Path, backbone: str) -> None:
+    """The code of a user's own network, for whoever loads the student."""
+    for network in own_digests(backbone):
+        plugin = plugged.plugin_of(Kind.BACKBONES, network)
+        for path, text in (plugin.sources if plugin else {}).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
 
 
 def _card(
@@ -399,6 +415,7 @@ def replacing(folder: Path) -> Iterator[Path]:
                     shutil.move(partial / file, folder / file)
                 else:
                     (folder / file).unlink(missing_ok=True)
+            shutil.copytree(partial, folder, dirs_exist_ok=True)  # code of the user's own network
     except StorageError:
         raise
     except OSError as error:

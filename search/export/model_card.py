@@ -9,6 +9,7 @@ from pydantic import JsonValue
 from kdcore import DataConfig, TeacherConfig
 from kdcore.data.augmentation.steps import BASIC, written
 from kdcore.data.image_data import ImageData
+from kdcore.networks.classifier import loading
 from kdcore.training.evaluation import Evaluation
 from search.experiment.searched import in_words
 from search.experiment.space.trial_config import trial_config
@@ -123,7 +124,7 @@ def model_card(
         "",
         "```python",
         "import kdcore",
-        f'student = kdcore.load_student("{folder}")',
+        f"student = {loading(folder, config.student.backbone)}",
         "```",
         "",
         "`student(images)` returns logits for uint8 images, or floats from 0 to 1, and normalises",

@@ -21,6 +21,7 @@ from search.cluster.connection import connected_to_check, places_for_trials
 from search.cluster.machines import machine_types, trial_places
 from search.errors import SearchFailedError
 from search.experiment.proposal.rules import AROUND_A_STEP
+from search.experiment.running import experiment_to_run
 from search.experiment.schema import Experiment
 from search.experiment.search_config import SearchConfig
 from search.experiment.space.fields import ChoiceField
@@ -132,7 +133,7 @@ def measured(
 
 def measure_there(experiment_json: str, storage_uri: str, beginning: Sequence[str]) -> Measured:
     """As `measured`, where a trial would run."""
-    experiment = Experiment.model_validate_json(experiment_json)
+    experiment = experiment_to_run(experiment_json)
     data = open_data(experiment.data, workspace_of(Storage(storage_uri)))
     return measured(experiment, data, default_device(), beginning)
 

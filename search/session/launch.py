@@ -7,12 +7,15 @@ from pathlib import Path
 
 import ray
 
+from kdcore.contract.plugin_code import importing
+from kdcore.errors import PluginError
 from search.cluster.connection import check_prices, connect, places_for_trials
 from search.cluster.console_log import output_to
 from search.cluster.growth import await_machines
 from search.cluster.machines import gpus
 from search.errors import ExperimentError, Problem, SearchError
 from search.experiment.reading import check_name, with_budgets
+from search.experiment.running import use_plugins
 from search.experiment.schema import Confirm, Experiment
 from search.leaderboard.teacher_lead import broken_demand, what_to_do
 from search.record.files import interrupted, read_record
@@ -64,6 +67,11 @@ def launch(
         ClusterError: Ray cannot be reached, or has no room for a trial.
         SearchFailedError: the teacher could not be trained.
     """
+    if running := importing():
+        raise PluginError(
+            f"{running} launches a search while it is imported as a plugin; put that below "
+            f"if __name__ == '__main__':"
+        )
     if name is not None:
         check_name(name)
     prepared = plan(experiment, storage, source)
@@ -223,6 +231,7 @@ def confirm(
         record = interrupted(read_record(storage, name))
         asked = record.experiment.confirm or Confirm()
         asked = Confirm(top=top or asked.top, seeds=seeds or asked.seeds)
+        use_plugins(record.experiment)
         chosen = confirmation(record, asked)
         if not chosen.students:
             raise SearchError(

@@ -22,6 +22,7 @@ from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.metric import check_metric
 from kdcore.training.recipe import BaseRecipe
 from search.errors import ExperimentError, KdsearchError, Problem
+from search.experiment.running import own_data_code, use_plugins
 from search.experiment.schema import Experiment
 from search.experiment.space.asked_points import asked_points
 from search.experiment.space.derivation import derive_space, networks_in_words
@@ -175,6 +176,7 @@ def _prepared(
     Raises:
         ExperimentError: so much is wrong that nothing more can be said.
     """
+    use_plugins(experiment)
     problems = _network_problems(experiment)
     if problems:
         raise ExperimentError(source, problems)
@@ -319,7 +321,10 @@ def _same_images(first: Experiment, second: Experiment) -> bool:
     irrelevant = {"decoded_gb"}
     if first.searched_views is not None or second.searched_views is not None:
         irrelevant.add("augmentation")
-    return first.data.model_dump(exclude=irrelevant) == second.data.model_dump(exclude=irrelevant)
+    ours, theirs = (
+        (each.data.model_dump(exclude=irrelevant), own_data_code(each)) for each in (first, second)
+    )
+    return ours == theirs
 
 
 def _warm_start_problems(experiment: Experiment, storage: Storage) -> list[Problem]:

@@ -23,6 +23,7 @@ from kdcore.training.evaluation import default_device
 from kdcore.training.fine_tuning import fine_tuning
 from kdcore.training.report import EpochReport
 from search.errors import ExperimentError, Problem
+from search.experiment.running import experiment_to_run
 from search.experiment.schema import Experiment, Resources
 from search.record.networks import Executions
 from search.record.storage import Storage, workspace_of
@@ -156,7 +157,7 @@ def _help_teach(workers: Workers, experiment_json: str, storage_uri: str, label:
 def _prepared(
     workers: Workers, experiment_json: str, storage_uri: str, label: str
 ) -> Iterator[EpochReport]:
-    experiment = Experiment.model_validate_json(experiment_json)
+    experiment = experiment_to_run(experiment_json)
     teacher = experiment.teacher_configs[label]
     storage = Storage(storage_uri)
     workspace = workspace_of(storage)
@@ -177,7 +178,7 @@ def measure_students(
 ) -> tuple[dict[str, NetworkCost], Executions]:
     """By student, what it costs on the device that a trial would have; and in which precision and
     layout the networks are fastest there."""
-    experiment = Experiment.model_validate_json(experiment_json)
+    experiment = experiment_to_run(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
     workspace, device = workspace_of(Storage(storage_uri)), default_device()
     data = open_data(experiment.data, workspace)

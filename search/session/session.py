@@ -78,7 +78,8 @@ class Session:
         self._trainable: Callable[..., None] = run_trial
         # A warm process saves its start and the import of torch; run_trial gives its GPU memory
         # back. One that failed is not used again.
-        self._reuse_actors = True
+        # Code of a user's own may hang, and goes with its process.
+        self._reuse_actors = not prepared.experiment.plugins
         self._search = LiveRecord(record)
         self._search.update(
             host=socket.gethostname(),

@@ -39,6 +39,7 @@ from search.cluster.machines import (
 )
 from search.errors import ClusterError, ExperimentError, Problem, SearchFailedError
 from search.experiment.proposal.machine import this_machine
+from search.experiment.running import experiment_to_run
 from search.experiment.schema import CONTROL, Experiment, Resources
 from search.record.record import SearchRecord
 from search.record.sharing import Sharing, gib, trials_on_a_gpu
@@ -147,7 +148,7 @@ def cached_by_batches(experiment: Experiment, data: ImageData, gpu_bytes: int) -
 
 def measure_needs(experiment_json: str, storage_uri: str) -> Needs:
     """As `needs_of`, where a trial would run."""
-    experiment = Experiment.model_validate_json(experiment_json)
+    experiment = experiment_to_run(experiment_json)
     data = open_data(experiment.data, workspace_of(Storage(storage_uri)))
     return needs_of(experiment, data, default_device())
 

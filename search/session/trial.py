@@ -16,13 +16,15 @@ import torch
 from ray import tune
 
 from kdcore import TrialConfig, distill
+from kdcore.contract.plugin_code import fault_in_plugin
 from kdcore.errors import NonFiniteLossError
 from kdcore.execution.workers import Workers
 from kdcore.networks.measurement import device_memory
 from kdcore.teacher_cache.patience import PATIENCE_SECONDS, RETRY_SECONDS, patiently
 from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
-from search.experiment.schema import Experiment, Resources
+from search.experiment.running import experiment_to_run
+from search.experiment.schema import Resources
 from search.experiment.space.point import NUMBER, Point
 from search.experiment.space.trial_config import trial_config
 from search.record.networks import Executions
@@ -30,6 +32,7 @@ from search.record.owner import check_owner
 from search.record.record import METRIC, REASON, REPORT, SAVED, TIME
 from search.record.storage import Storage, search_storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
+from search.session.hangs import telling_of_hangs
 from search.session.preparation import fetch_teacher
 from search.session.worker_group import worker_group
 
@@ -37,6 +40,7 @@ from search.session.worker_group import worker_group
 # copies take no more than this share of a trial's time, however slow the storage is.
 _CHECKPOINT_SECONDS = 5.0
 _CHECKPOINT_SHARE = 0.05
+_OF_THE_MACHINE = (OSError, torch.OutOfMemoryError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -101,7 +105,7 @@ def run_trial(
         executions: of the search; none: each machine's own.
         session: the number of its owner, without which nothing is written; none: nobody owns it.
     """
-    experiment = Experiment.model_validate_json(experiment_json)
+    experiment = experiment_to_run(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
     config = trial_config(experiment, point)
     storage = Storage(storage_uri)
@@ -112,7 +116,12 @@ def run_trial(
 
     checkpoints = Checkpoints(storage, trial_folder(search, point[NUMBER]), check)
     told = saved = 0
-    with tempfile.TemporaryDirectory() as folder:
+
+    def give_up(reason: str) -> None:
+        """It would be the same again, so it is no failure to Tune, which would try."""
+        tune.report({REASON: reason, METRIC: math.nan, TIME: told, SAVED: saved})
+
+    with tempfile.TemporaryDirectory() as folder, telling_of_hangs(give_up, experiment.plugins):
         try:
             stream = resumable_reports(
                 config, storage, checkpoints, Path(folder), executions, experiment.resources
@@ -122,8 +131,12 @@ def run_trial(
                     tune.report(as_result(report, saved))
                     told += 1
         except NonFiniteLossError as error:
-            # It would be the same again, so it is no failure to Tune, which would try.
-            tune.report({REASON: str(error), METRIC: math.nan, TIME: told, SAVED: saved})
+            give_up(str(error))
+        except (Exception, SystemExit) as error:
+            fault = fault_in_plugin(error)
+            if not fault or isinstance(error, _OF_THE_MACHINE):
+                raise
+            give_up(fault)
         finally:
             release_gpu_memory()
 

@@ -9,7 +9,7 @@ import torch
 
 from kdcore.data.image_data import open_data
 from kdcore.training.evaluation import default_device, evaluate_classes
-from search.experiment.schema import Experiment
+from search.experiment.running import experiment_to_run
 from search.export.choice import Candidate
 from search.export.export import trained_student
 from search.record.class_results import StudentClasses, kept_of
@@ -23,7 +23,7 @@ _PATIENCE_SECONDS = 1800.0
 
 def measure_classes(picked: Candidate, experiment_json: str, storage_uri: str) -> StudentClasses:
     """Measures a trained student on the held-out images; the test split stays shut."""
-    experiment = Experiment.model_validate_json(experiment_json)
+    experiment = experiment_to_run(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
     storage = Storage(storage_uri)
     data = open_data(experiment.data, workspace_of(storage))

@@ -7,6 +7,7 @@ controller, checkpoints and retries of its own. The processes speak by `torch.di
 """
 
 import os
+import pickle
 import socket
 import struct
 import sys
@@ -21,6 +22,8 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from kdcore.contract import plugged
+from kdcore.contract.plugin import Plugin
 from kdcore.execution.workers import Workers, joined, open_store, reach_store
 from kdcore.training.evaluation import default_device
 from search.experiment.schema import Resources
@@ -71,9 +74,11 @@ def worker_group(
     _speak_from(host)
     store, port = open_store(host)
     along: Any = ray.remote(_work_along)
+    # In bytes: what of it is of plugins can be read where these are in use.
+    work = pickle.dumps((help_along, arguments))
     others = [
         along.options(max_retries=0, **in_bundle(group, rank, resources)).remote(
-            rank, resources, host, port, help_along, *arguments
+            rank, resources, host, port, plugged.in_use(), work
         )
         for rank in range(1, resources.workers)
     ]
@@ -98,10 +103,12 @@ def _work_along(
     resources: Resources,
     host: str,
     port: int,
-    help_along: Callable[..., None],
-    *arguments: Any,
+    plugins: tuple[Plugin, ...],
+    work: bytes,
 ) -> None:
     """What the processes after the first do."""
+    plugged.use(plugins)
+    help_along, arguments = pickle.loads(work)
     torch.set_num_threads(resources.cpus)
     _speak_from(_own_address())
     store = reach_store(host, port)

@@ -29,6 +29,10 @@ class Fifo(FIFOScheduler):
         self._waiting.pop(trial.trial_id, None)
         self._waiting[trial.trial_id] = trial
 
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Stops a trial that has said why it failed, as it may not come to its end by itself."""
+        return str(TrialScheduler.STOP if REASON in result else TrialScheduler.CONTINUE)
+
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """The first trial that waits."""
         for trial in list(self._waiting.values()):
@@ -71,7 +75,7 @@ class ControlSparing(Fifo):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decides whether a trial stops or continues."""
         if REASON in result:
-            return str(TrialScheduler.STOP)
+            return super().on_trial_result(tune_controller, trial, result)
         number, epoch = trial.config[NUMBER], result[TIME] - self._on_top(trial.config)
         # A restarted trial reports its earlier epochs again.
         again = epoch <= self._seen.get(number, 0)

@@ -33,5 +33,6 @@ def accompanied(experiment: Experiment) -> dict[str, Published]:
         name: CATALOGUE[name].published_on(experiment.published)
         for slot in experiment.objective
         for name in slot
+        if name in CATALOGUE  # in a record, the code of a plugin is not run
     }
     return {name: each for name, each in published.items() if each.beside}

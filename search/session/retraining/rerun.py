@@ -13,6 +13,7 @@ from kdcore.distillation.together import distill_together
 from kdcore.errors import did_you_mean
 from kdcore.training.evaluation import default_device
 from search.errors import SearchError
+from search.experiment.running import use_plugins
 from search.experiment.space.trial_config import trial_config
 from search.record.networks import Executions
 from search.record.record import SearchRecord
@@ -58,6 +59,7 @@ def recorded_training(
     Raises:
         SearchError: there is no such row or seed, or none of its epochs was recorded.
     """
+    use_plugins(record.experiment)
     confirmed = {each.label: each for each in record.confirmed}
     trials = {str(trial.number): trial for trial in record.trials}
     known = [*trials, *(other for other in confirmed if other not in trials)]

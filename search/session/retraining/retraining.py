@@ -18,7 +18,7 @@ from kdcore.teacher_cache.patience import patiently
 from kdcore.training.evaluation import default_device, evaluate_classes
 from kdcore.training.loop import best_classifier, best_student
 from kdcore.training.report import EpochReport
-from search.experiment.schema import Experiment
+from search.experiment.running import experiment_to_run
 from search.experiment.space.point import Point
 from search.experiment.space.trial_config import epochs_on_top, trial_config
 from search.record.live_record import LiveRecord
@@ -62,7 +62,7 @@ def run_again(
     Returns:
         What the record keeps, and each epoch's report.
     """
-    experiment = Experiment.model_validate_json(experiment_json)
+    experiment = experiment_to_run(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
     config = trial_config(experiment, point).model_copy(update={"seed": seed})
     storage = Storage(storage_uri)

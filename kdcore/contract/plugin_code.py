@@ -1,0 +1,323 @@
+"""Imports the code of plugins from their texts, and finds what it adds.
+
+The modules of a plugin lie below one whose name has its digest, so that two versions of a file do
+not meet. A package therefore imports its own files relatively, `from .losses import soft`.
+"""
+
+import importlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, spec_from_loader
+from pathlib import Path
+from types import CodeType, ModuleType, TracebackType
+from typing import Any, NoReturn
+
+from kdcore.contract.plugin import WORDS, Kind, Plugin, digest_of
+from kdcore.errors import PluginError
+
+_ROOT = "_kdsearch_plugin_"
+_FILE = "kdsearch-plugin:"
+
+# What the files of plugins begin with, with what of it is not said; those of installed ones too.
+_beginnings: dict[str, str] = {_FILE: _FILE}
+MAPPINGS = {Kind.METHODS: "METHODS", Kind.BACKBONES: "NETWORKS", Kind.DATA: "DATA_SETS"}
+"""What a plugin's module calls its mappings."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+Provided = Mapping[Kind, Mapping[str, Any]]
+
+_sources: dict[str, Mapping[str, str]] = {}  # by digest
+_provided: dict[str, Provided] = {}  # likewise, of plugins that have been run
+_importing: list[str] = []
+
+
+class _Loader(InspectLoader):
+    """Loads modules from the texts of plugins."""
+
+    def get_source(self, fullname: str) -> str:
+        path, sources = _place(fullname)
+        return sources.get(path, "")
+
+    def is_package(self, fullname: str) -> bool:
+        return _place(fullname)[0].endswith("__init__.py")
+
+    def get_code(self, fullname: str) -> CodeType:
+        return compile(self.get_source(fullname), _FILE + _place(fullname)[0], "exec")
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: object, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not fullname.startswith(_ROOT):
+            return None
+        place, sources = _place(fullname)
+        known = place in sources or place == "__init__.py"
+        return spec_from_loader(fullname, _Loader()) if known else None
+
+
+def _place(fullname: str) -> tuple[str, Mapping[str, str]]:
+    """The path of a module of a plugin, and the texts of that plugin."""
+    root, *parts = fullname.split(".")
+    sources = _sources.get(root.removeprefix(_ROOT), {})
+    package = "/".join((*parts, "__init__.py"))
+    module = f"{'/'.join(parts)}.py"
+    return (module if module in sources else package), sources
+
+
+sys.meta_path.append(_Finder())
+
+
+def importing() -> str:
+    """The name of the plugin whose code is being imported right now; empty while none is."""
+    return _importing[-1] if _importing else ""
+
+
+def is_run(plugin: Plugin) -> bool:
+    """Whether the code has been run in this process."""
+    return plugin.digest in _provided
+
+
+def provided_by(plugin: Plugin) -> Provided:
+    """By kind and name, what a plugin adds; runs its code if that has not been run yet.
+
+    Raises:
+        PluginError: it cannot be imported, prints or exits, or adds nothing; an installed package
+            is missing, or is another version here.
+    """
+    if plugin.digest not in _provided:
+        if plugin.sources:
+            _sources[plugin.digest] = plugin.sources
+            module = _imported(f"{_ROOT}{plugin.digest}.{plugin.module}", plugin.name)
+        else:
+            found = digest_of(plugin.module, installed_sources(plugin.module))
+            if found != plugin.digest:
+                raise PluginError(
+                    f"{plugin.name} is another version here ({found}) than where the search was "
+                    f"launched ({plugin.digest}); install the same on every machine"
+                )
+            module = _imported(plugin.module, plugin.name)
+            mark_installed(plugin.module)
+        _provided[plugin.digest] = _found_in(module, plugin)
+    return _provided[plugin.digest]
+
+
+def installed_sources(module: str) -> Mapping[str, str]:
+    """By path, the texts of the top-level package, or module, that an installed module is in.
+
+    Raises:
+        PluginError: there is none.
+    """
+    top = module.partition(".")[0]
+    try:
+        spec = find_spec(top)
+    except ValueError:  # as of __main__
+        spec = None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise PluginError(
+            f"no module {module!r}: neither beside the experiment nor installed; a file's name "
+            f"ends in .py"
+        )
+    origin = Path(spec.origin)
+    if origin.name != "__init__.py":
+        return {origin.name: origin.read_text()}
+    return package_sources(origin.parent)
+
+
+def mark_installed(module: str) -> None:
+    """Makes errors of an installed module, or its package, known as those of a plugin."""
+    top = sys.modules[module.partition(".")[0]]
+    file = Path(str(top.__file__))
+    within = f"{file.parent}{os.sep}" if file.name == "__init__.py" else str(file)
+    _beginnings[within] = f"{Path(within).parent}{os.sep}"
+
+
+def package_sources(folder: Path) -> Mapping[str, str]:
+    """By path from the folder above, the texts of all Python files of a package."""
+    files = sorted(folder.rglob("*.py"))
+    return {file.relative_to(folder.parent).as_posix(): file.read_text() for file in files}
+
+
+def _imported(module: str, name: str) -> ModuleType:
+    """Imports a module, which may neither print nor exit."""
+    printed = io.StringIO()
+    known = set(sys.modules)
+    _importing.append(name)
+    try:
+        with redirect_stdout(printed), _exits_that_raise():
+            found = importlib.import_module(module)
+    except SystemExit as error:
+        reason = f"{name} exits on import{_line(error)}; let it only define things"
+    except Exception as error:
+        place = f", line {error.lineno}" if isinstance(error, SyntaxError) else _line(error)
+        said = error.msg if isinstance(error, SyntaxError) else error
+        reason = f"{name} cannot be imported{place}: {type(error).__name__}: {said}"
+        own = module.removeprefix(f"{module.partition('.')[0]}.").partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and error.name and error.name.startswith(own):
+            reason += "; a package imports its own files relatively, like: from .losses import soft"
+    else:
+        if not printed.getvalue():
+            return found
+        text = printed.getvalue().strip().splitlines()[:1] or [""]
+        reason = f"{name} prints on import ({text[0][:60]!r}); let it only define things"
+    finally:
+        _importing.pop()
+    for each in set(sys.modules) - known:
+        if each.startswith(_ROOT):
+            del sys.modules[each]
+    raise PluginError(reason)
+
+
+@contextmanager
+def _exits_that_raise() -> Iterator[None]:
+    """Makes `os._exit` say what it does, as `exit` does by itself."""
+
+    def exits(status: int = 0) -> NoReturn:
+        raise SystemExit(status)
+
+    usual = os._exit
+    os._exit = exits  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = usual
+
+
+def _own(file: str) -> str:
+    """What a plugin's file is called in messages; empty for others."""
+    for beginning, unsaid in _beginnings.items():
+        if file.startswith(beginning):
+            return file.removeprefix(unsaid)
+    return ""
+
+
+def _frames(trace: TracebackType | None) -> Iterator[tuple[str, int]]:
+    """File and line of each frame that runs a plugin's code, the innermost last."""
+    while trace is not None:
+        if file := _own(trace.tb_frame.f_code.co_filename):
+            yield file, trace.tb_lineno
+        trace = trace.tb_next
+
+
+_beats = 0
+
+
+def beat() -> None:
+    """Counts a batch, by which a hang is told from slow code."""
+    global _beats  # noqa: PLW0603
+    _beats += 1
+
+
+def beats() -> int:
+    """How many batches this process has begun."""
+    return _beats
+
+
+def place_in_plugin(thread: int) -> str:
+    """Where a thread is in a plugin's code, like `my_losses.py, line 12`; empty where it is not."""
+    frame, place = sys._current_frames().get(thread), ""
+    while frame is not None and not place:
+        if file := _own(frame.f_code.co_filename):
+            place = f"{file}, line {frame.f_lineno}"
+        frame = frame.f_back
+    return place
+
+
+def _line(error: BaseException) -> str:
+    lines = [line for _, line in _frames(error.__traceback__)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def fault_in_plugin(error: BaseException) -> str:
+    """An error that came out of a plugin's code, in words; empty for one that did not."""
+    frames = list(_frames(error.__traceback__))
+    if not frames:
+        return ""
+    (file, line), kind = frames[-1], type(error).__name__
+    said = " ".join(str(error).split())[:300]
+    return f"{file}, line {line}, raises {kind}{f': {said}' if said else ''}"
+
+
+@contextmanager
+def told_as(
+    error: type[Exception], wording: Callable[[str], str] = lambda fault: fault
+) -> Iterator[None]:
+    """Turns what a plugin's code raises in the block into one error; those of others pass."""
+    try:
+        yield
+    except error:
+        raise
+    except (Exception, SystemExit) as caught:
+        if not (fault := fault_in_plugin(caught)):
+            raise
+        raise error(wording(fault)) from None
+
+
+def _found_in(module: ModuleType, plugin: Plugin) -> Provided:
+    from kdcore.contract.method import Method
+
+    found: dict[Kind, Mapping[str, Any]] = {}
+    for kind, mapping in MAPPINGS.items():
+        named = getattr(module, mapping, {})
+        if not isinstance(named, Mapping):
+            raise PluginError(
+                f"{mapping} of {plugin.name} is {named!r:.60}, but must be a mapping of names, "
+                f"like {mapping} = {{'name': ...}}"
+            )
+        found[kind] = named
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
+    ]
+    if own and not found[Kind.METHODS]:
+        if len(own) > 1:
+            names = ", ".join(each.__name__ for each in own)
+            raise PluginError(
+                f"{plugin.name} has the methods {names}; name them in a mapping, like "
+                f"METHODS = {{'{own[0].__name__.lower()}': {own[0].__name__}}}"
+            )
+        found[Kind.METHODS] = {plugin.module.rpartition(".")[2]: own[0]}
+    if not any(found.values()):
+        raise PluginError(
+            f"{plugin.name} adds nothing: it needs METHODS, NETWORKS or DATA_SETS, or one class "
+            f"of kdcore.contract.method.Method"
+        )
+    for kind, named in found.items():
+        for name, value in named.items():
+            _check(kind, name, value, plugin.name)
+    return found
+
+
+def _check(kind: Kind, name: object, value: object, plugin: str) -> None:
+    from kdcore.contract.method import Method
+
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise PluginError(
+            f"{plugin} has a {WORDS[kind]} called {name!r}, but a name has small letters, digits "
+            f"and _, and begins with a letter"
+        )
+    if kind is Kind.METHODS and not (isinstance(value, type) and issubclass(value, Method)):
+        raise PluginError(
+            f"the method {name} of {plugin} is {value!r:.60}, but must be a class of "
+            f"kdcore.contract.method.Method"
+        )
+    if kind is Kind.BACKBONES and not callable(value):
+        raise PluginError(
+            f"the network {name} of {plugin} is {value!r:.60}, but must be a function of "
+            f"(num_classes, in_channels)"
+        )
+    if kind is Kind.METHODS and not isinstance(getattr(value, "needs", None), frozenset):
+        raise PluginError(
+            f"the method {name} of {plugin} does not declare what it reads, like "
+            f"needs = frozenset({{Tap.LOGITS}})"
+        )

@@ -1,0 +1,315 @@
+"""A user's own code in an experiment: read, carried, registered, refused; and its commands."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import search
+from kdcore.contract import plugged
+from kdcore.contract.plugin import Kind, Plugin
+from kdcore.distillation.plugin_contract import breaches_of
+from kdcore.errors import PluginError
+from kdcore.methods import CATALOGUE
+from search.cli.app import app
+from search.errors import ExperimentError
+from search.experiment import plugins
+from search.experiment.reading import parse_experiment, read_experiment, with_budgets
+from search.experiment.running import experiment_to_run, use_plugins
+from search.record.record import SearchRecord
+from search.record.storage import Storage
+from search.session.hangs import telling_of_hangs
+from search.session.preflight import plan
+from tests.own_code import DATA, EXAMPLES, NETWORK, SQUARES, method
+from tests.synthetic import SMALL, finished_search
+
+OWN = {**SMALL, "objective": [["none", "own"]], "plugins": ["own.py"]}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(plugins, "_registered", {})
+    yield
+    plugged.use([])
+
+
+def write(folder: Path, content: dict[str, Any], **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    path = folder / "task.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def problems(experiment: Path, storage: Path | None = None) -> list[str]:
+    def check() -> None:
+        read = read_experiment(experiment)
+        assert storage is not None
+        plan(read, Storage(str(storage)), str(experiment))
+
+    with pytest.raises(ExperimentError) as caught:
+        check()
+    assert all("\n" not in problem.message for problem in caught.value.problems)
+    return [f"{problem.key}: {problem.message}" for problem in caught.value.problems]
+
+
+# Reading
+
+
+def test_a_file_is_beside_the_experiment_and_so_is_that_of_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    write(tmp_path / "below", OWN, own=method())
+    (tmp_path / "over.yaml").write_text("base: below/task.yaml\nseed: 1\n")
+    for path in ("below/task.yaml", "over.yaml"):
+        (plugin,) = read_experiment(Path(path)).plugins
+        assert (plugin.name, plugin.methods) == ("own.py", ("own",))
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(SMALL | {"objective": [["own"]]}))
+    set_here = read_experiment(Path("task.yaml"), ["plugins=[below/own.py]"])
+    assert set_here.plugins[0].digest == plugin.digest
+
+
+def test_without_plugins_nothing_is_written_of_them(tmp_path: Path) -> None:
+    experiment = read_experiment(write(tmp_path, dict(SMALL)))
+    assert experiment.plugins == ()
+    assert "plugins" not in experiment.model_dump(mode="json")
+    assert "plugins" not in experiment.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plugins": "own.py"}, "plugins: is 'own.py', but must be a list of files and modules"),
+        ({"plugins": ["nun.py"]}, "plugins.0: there is no file 'nun.py': "),
+        ({"plugins": ["own.py", "loud.py"]}, "plugins.1: loud.py prints on import ('hello')"),
+        ({"plugins": ["own.py", "end.py"]}, "plugins.1: end.py exits on import, line 1"),
+        ({"plugins": ["own.py", "kd.py"]}, "plugins.1: kd.py adds the method 'kd', but the catal"),
+        ({"plugins": ["own.py", "own.py"]}, "plugins: own.py adds the method 'own', as does own"),
+        ({"plugins": []}, "objective.0.1: unknown method 'own'"),
+        ({"objective": [["owm"]]}, "objective.0.0: unknown method 'owm'; did you mean 'own'?"),
+    ],
+)
+def test_a_mistake_in_what_is_named_is_one_problem(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    files = {"own": method(), "loud": "print('hello')", "end": "quit()", "kd": method()}
+    (found,) = problems(write(tmp_path, OWN | changes, **files))
+    assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "message"),
+    [
+        (
+            {},
+            method(SQUARES.replace("mean()", "mean(1)")),
+            "objective: own cannot teach resnet8: its loss has the shape (2,), but must be",
+        ),
+        ({}, method("1 / 0"), "objective: own cannot teach resnet8: own.py, line 15, raises Z"),
+        (
+            {"student": "net", "objective": [["kd"]]},
+            NETWORK.replace("    def", "    declared_taps = (TapInfo('relu', 9, 2),)\n    def", 1),
+            "student: tap 'relu' of net declares 9 channels, but its map has 8",
+        ),
+        (
+            {"data": {"name": "own"}, "objective": [["kd"]]},
+            DATA.replace("CHANGE", "train[4] = (train[4][0], None)"),
+            "data: image 4 of train of own has the label None, but every image needs an integer",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_what_the_code_does_is_one_problem_of_check(
+    tmp_path: Path, changes: dict[str, Any], text: str, message: str
+) -> None:
+    (found,) = problems(write(tmp_path, OWN | changes, own=text), tmp_path / "runs")
+    assert found.startswith(message)
+
+
+def test_a_method_that_cannot_learn_of_mixed_images_is_refused(tmp_path: Path) -> None:
+    mixed = OWN | {"data": {"name": "digits", "augmentation": ["mixup"]}}
+    refused = method(declared='mixing = "refused"')
+    (found,) = problems(write(tmp_path, mixed, own=refused))
+    assert "objective has own, but data.augmentation mixes images" in found
+
+
+# Where the code goes
+
+
+def test_the_code_goes_with_the_experiment_where_its_file_is_not(tmp_path: Path) -> None:
+    """As an experiment comes to the process of a trial, to a submitted job, and to a resumption."""
+    experiment = read_experiment(write(tmp_path, OWN, own=method()))
+    as_json = experiment.model_dump_json()
+    (tmp_path / "own.py").unlink()
+    there = (
+        "import sys; from search.experiment.running import experiment_to_run; "
+        "from search.experiment.space.trial_config import trial_config; "
+        "found = experiment_to_run(sys.stdin.read()); "
+        "print(trial_config(found, {'objective.1': 'own'}).identity)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", there],
+        input=as_json,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    digests = json.loads(ran.stdout)[0]["plugins"]
+    assert digests == {"methods own": experiment.plugins[0].digest}
+    submitted = tmp_path / "submitted.yaml"
+    submitted.write_text(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
+    assert read_experiment(submitted) == experiment
+    assert with_budgets(experiment, ["search.trials=9"]).plugins == experiment.plugins
+    # What was changed on the way is not run.
+    changed = json.loads(as_json)
+    changed["plugins"][0]["sources"]["own.py"] += "\n# changed"
+    with pytest.raises(ValueError, match="is not that of its digest"):
+        experiment_to_run(json.dumps(changed))
+
+
+def test_a_record_is_read_and_written_without_running_what_is_in_it(tmp_path: Path) -> None:
+    marker = tmp_path / "was-run"
+    touch = f"\nfrom pathlib import Path\nPath({str(marker)!r}).touch()\n"
+    files = {
+        "own": method() + touch,
+        "images": DATA.replace("CHANGE", "").replace('"own"', '"images"'),
+    }
+    content = OWN | {"plugins": ["own.py", "images.py"], "data": {"name": "images"}}
+    experiment = read_experiment(write(tmp_path, content, **files))
+    record = finished_search([]).model_copy(update={"experiment": experiment})
+    marker.unlink()
+    (tmp_path / "record.json").write_text(record.model_dump_json())
+    reading = (
+        "import sys; from search.record.record import SearchRecord; "
+        "found = SearchRecord.model_validate_json(open('record.json').read()); "
+        "print(found.model_dump_json() == open('record.json').read(), "
+        "any(name.startswith('_kdsearch_plugin') for name in sys.modules))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", reading], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert ran.stdout.split() == ["True", "False"]
+    assert not marker.exists()
+    assert SearchRecord.model_validate_json(record.model_dump_json()) == record
+
+
+# Registered in Python
+
+
+def test_what_is_registered_goes_with_the_experiments_that_use_it(tmp_path: Path) -> None:
+    def registered(text: str) -> None:
+        (tmp_path / "mine.py").write_text(text)
+        spec = importlib.util.spec_from_file_location("mine", tmp_path / "mine.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["mine"] = module
+        spec.loader.exec_module(module)
+        search.register(methods={"own": module.Own})
+
+    text = f"import search\n{method()}\nsearch.register(methods={{'own': Own}})\n"
+    registered(text)  # in the file itself, and once more
+    content = {**SMALL, "objective": [["none", "own"]]}
+    experiment = parse_experiment(content, "")
+    (plugin,) = experiment.plugins
+    assert plugin.methods == ("own",)
+    assert search.Experiment(**content).plugins == (plugin,)
+    named = search.Experiment(**{**content, "plugins": [plugin.model_dump()], "name": "own"})
+    assert named.plugins == (plugin,)
+    assert parse_experiment({**SMALL, "name": "own"}, "").plugins == ()
+    with pytest.raises(ValueError, match=r"is 'mine\.py', but must be the code itself here"):
+        search.Experiment(**{**content, "plugins": ["mine.py"]})
+    use_plugins(experiment)
+    assert CATALOGUE["own"].__name__ == "Own"
+    registered(f"{text}# edited")
+    (edited,) = parse_experiment(content, "").plugins
+    assert edited.digest != plugin.digest
+    with pytest.raises(PluginError, match="must be a class or function of yours"):
+        search.register(methods={"own": print})  # type: ignore[dict-item]
+
+
+def test_a_file_that_launches_a_search_is_told_to_define_only(tmp_path: Path) -> None:
+    launching = "import search\nsearch.launch(search.read_experiment('task.yaml'))"
+    (found,) = problems(write(tmp_path, OWN, own=launching))
+    assert "own.py cannot be imported, line 2" in found
+
+
+# Hangs
+
+
+def test_code_that_does_not_come_back_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "import time\ndef wait(give_up):\n    while not give_up():\n        time.sleep(0.01)\n"
+    (tmp_path / "slow.py").write_text(f"{text}\nNETWORKS = {{'slow': wait}}")
+    plugin = plugged.read_plugin("slow.py", tmp_path)
+    plugged.use([plugin])
+    wait = plugged.loaded(Kind.BACKBONES, "slow")
+    told: list[str] = []
+    monkeypatch.setenv("KDSEARCH_PLUGIN_SECONDS", "0.2")
+    with telling_of_hangs(told.append, [plugin]):
+        wait(lambda: bool(told))
+    (reason,) = told
+    assert reason.startswith("slow.py, line ")
+    assert reason.endswith(", has not come back for 0.2 s")
+    with telling_of_hangs(told.append, [plugin]):  # code that is no plugin's may take its time
+        time.sleep(0.5)
+    assert told == [reason]
+
+
+# Commands
+
+
+def test_check_plugin_says_what_is_wrong_or_how_to_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(method())
+    good = CliRunner().invoke(app, ["check-plugin", "own.py"])
+    assert good.exit_code == 0
+    assert "own.py: method own (digest " in good.output
+    (tmp_path / "own.py").write_text(method(f"{SQUARES} / 0"))
+    bad = CliRunner().invoke(app, ["check-plugin", "own.py"])
+    assert (bad.exit_code, bad.output) == (2, "own.py: own: its loss is inf\n" * 2)
+
+
+def test_a_new_method_works_as_it_is_written_and_its_test_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(app, ["new", "method", "soft_squares"])
+    assert made.exit_code == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "soft_squares.py",
+        "test_soft_squares.py",
+    ]
+    plugin = plugged.read_plugin("soft_squares.py", tmp_path)
+    assert breaches_of(plugin, tmp_path / "w") == []
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "2 passed" in ran.stdout, ran.stdout
+    plugged.use([])
+    for name, message in (("soft_squares", "is there already"), ("kd", "has a method 'kd'")):
+        again = CliRunner().invoke(app, ["new", "method", name])
+        assert message in str(again.exception)
+
+
+def test_the_experiment_of_the_examples_can_be_launched(tmp_path: Path) -> None:
+    experiment = read_experiment(EXAMPLES / "own_code.yaml")
+    prepared = plan(experiment, Storage(str(tmp_path)), "own_code.yaml")
+    assert prepared.data.num_classes == 4
+    assert all(isinstance(each, Plugin) for each in prepared.experiment.plugins)
