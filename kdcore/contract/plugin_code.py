@@ -183,7 +183,7 @@ def _exits_that_raise() -> Iterator[None]:
         raise SystemExit(status)
 
     usual = os._exit
-    os._exit = exits  # type: ignore[assignment]
+    os._exit = exits
     try:
         yield
     finally:

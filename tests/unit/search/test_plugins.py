@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from search.errors import ExperimentError
 from search.experiment import plugins
 from search.experiment.reading import parse_experiment, read_experiment, with_budgets
 from search.experiment.running import experiment_to_run, use_plugins
+from search.experiment.space.trial_config import trial_config
 from search.record.record import SearchRecord
 from search.record.storage import Storage
 from search.session.hangs import telling_of_hangs
@@ -175,6 +177,31 @@ def test_the_code_goes_with_the_experiment_where_its_file_is_not(tmp_path: Path)
     changed["plugins"][0]["sources"]["own.py"] += "\n# changed"
     with pytest.raises(ValueError, match="is not that of its digest"):
         experiment_to_run(json.dumps(changed))
+
+
+def test_the_code_goes_to_further_workers_of_a_trial(tmp_path: Path) -> None:
+    """What they are given has settings of the plugin's own classes in it."""
+    settings = "class Params(method.Params):\n        factor: float = 2.5"
+    experiment = read_experiment(write(tmp_path, OWN, own=method(declared=settings)))
+    use_plugins(experiment)
+    config = trial_config(experiment, {"objective.1": "own", "own.factor": 7.5})
+    work = pickle.dumps((print, (config.objective[0],)))
+    given = (experiment.resources, "", 0, plugged.in_use(), work)
+    there = (
+        "import pickle, sys; from contextlib import nullcontext; "
+        "from search.session import worker_group as group; "
+        "group._own_address = group._speak_from = group.reach_store = group.joined = "
+        "lambda *given: nullcontext('the workers'); "
+        "group._work_along(1, *pickle.load(sys.stdin.buffer))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", there],
+        input=pickle.dumps(given),
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert b"the workers own" in ran.stdout
 
 
 def test_a_record_is_read_and_written_without_running_what_is_in_it(tmp_path: Path) -> None:

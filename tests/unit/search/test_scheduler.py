@@ -12,7 +12,7 @@ from search.experiment.search_config import Asha
 from search.experiment.space.point import IS_CONTROL, NUMBER
 from search.record.record import METRIC, REASON, REPORT, TIME
 from search.stopping.rungs import Rungs
-from search.stopping.scheduler import ControlSparing
+from search.stopping.scheduler import ControlSparing, Fifo
 from tests.unit.search.test_recorder import report_of
 
 EPOCHS = 9
@@ -92,6 +92,9 @@ def test_a_trial_that_cannot_go_on_leaves_no_mark_in_the_rungs() -> None:
     report = {METRIC: float("nan"), TIME: 1, REASON: "not finite"}
     assert asha.on_trial_result(None, trial, report) == TrialScheduler.STOP
     assert rungs.results[1] == {}
+    assert Fifo().on_trial_result(None, trial, report) == TrialScheduler.STOP
+    usual = {METRIC: 0.5, TIME: 1}
+    assert Fifo().on_trial_result(None, trial, usual) == TrialScheduler.CONTINUE
 
 
 @pytest.mark.parametrize("seed", range(10))
