@@ -146,7 +146,10 @@ def use(plugins: Iterable[Plugin]) -> None:
     plugins = tuple(plugins)
     _check_once(plugins)
     for plugin in plugins:
-        provided_by(plugin)
+        provided = provided_by(plugin)
+        for kind in Kind:
+            if missing := set(plugin.names(kind)) - provided[kind].keys():
+                raise PluginError(f"{plugin.name} does not add {', '.join(sorted(missing))}")
     _in_use[:] = plugins
 
 

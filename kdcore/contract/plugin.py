@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Any, Self
 
 from pydantic import (
@@ -28,6 +29,8 @@ from pydantic import (
 )
 
 from kdcore.errors import PluginError
+
+_MOST_TEXT = 2**20
 
 
 class Kind(StrEnum):
@@ -106,6 +109,19 @@ class Plugin(BaseModel):
                 f"it"
             )
         return value
+
+    @model_validator(mode="after")
+    def _small_and_in_its_place(self) -> Self:
+        for path in map(PurePosixPath, self.sources):
+            if path.is_absolute() or ".." in path.parts:
+                raise PluginError(f"{self.name} has the file {str(path)!r}, outside of its folder")
+        size = sum(map(len, self.sources.values()))
+        if size > _MOST_TEXT:
+            raise PluginError(
+                f"{self.name} has {size:,} characters of Python, but at most {_MOST_TEXT:,} go "
+                f"with an experiment; install the package on every machine instead"
+            )
+        return self
 
     @model_validator(mode="after")
     def _its_own_digest(self) -> Self:

@@ -140,9 +140,18 @@ def mark_installed(module: str) -> None:
 
 
 def package_sources(folder: Path) -> Mapping[str, str]:
-    """By path from the folder above, the texts of all Python files of a package."""
-    files = sorted(folder.rglob("*.py"))
-    return {file.relative_to(folder.parent).as_posix(): file.read_text() for file in files}
+    """By path from the folder above, the texts of all Python files of a package.
+
+    Raises:
+        PluginError: one cannot be read.
+    """
+    sources = {}
+    for file in sorted(folder.rglob("*.py")):
+        try:
+            sources[file.relative_to(folder.parent).as_posix()] = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PluginError(f"{file} cannot be read: {error}") from None
+    return sources
 
 
 def _imported(module: str, name: str) -> ModuleType:

@@ -103,6 +103,20 @@ def test_a_package_brings_all_its_files_and_imports_them_relatively(tmp_path: Pa
         read_plugin("own_package.other", tmp_path)
 
 
+def test_code_stays_in_its_folder_and_is_not_large(tmp_path: Path) -> None:
+    plugin = write(tmp_path, method())
+    for sources, message in (
+        ({"../own.py": ""}, r"the file '\.\./own\.py', outside of its folder"),
+        ({"/own.py": ""}, "outside of its folder"),
+        ({"own.py": "#" * 2**21}, "install the package on every machine"),
+    ):
+        digest = digest_of("own", sources)
+        with pytest.raises(ValueError, match=message):
+            Plugin.model_validate(plugin.model_dump() | {"sources": sources, "digest": digest})
+    with pytest.raises(PluginError, match=r"own\.py does not add other"):
+        plugged.use([plugin.model_copy(update={"methods": ("own", "other")})])
+
+
 def test_two_versions_of_a_file_live_beside_each_other(tmp_path: Path) -> None:
     first = write(tmp_path, method("student.logits.sum() * 0 + 1"))
     second = write(tmp_path, method("student.logits.sum() * 0 + 2"))
