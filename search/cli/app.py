@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from kdcore.contract.plugin_code import fault_in_plugin
 from search import environment
 from search.cli import (
     browsing,
@@ -81,7 +82,12 @@ def main() -> None:
     except KdsearchError as error:
         print(f"kdsearch: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, SearchFailedError) else 2)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if fault := fault_in_plugin(error):
+            print(f"kdsearch: your own code: {fault}", file=sys.stderr)
+            sys.exit(2)
+        if isinstance(error, SystemExit):
+            raise
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             print(f"kdsearch: {error}", file=sys.stderr)
             sys.exit(2)

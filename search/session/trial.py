@@ -16,8 +16,6 @@ import torch
 from ray import tune
 
 from kdcore import TrialConfig, distill
-from kdcore.contract.plugin_code import fault_in_plugin
-from kdcore.errors import NonFiniteLossError
 from kdcore.execution.workers import Workers
 from kdcore.networks.measurement import device_memory
 from kdcore.teacher_cache.patience import PATIENCE_SECONDS, RETRY_SECONDS, patiently
@@ -32,7 +30,7 @@ from search.record.owner import check_owner
 from search.record.record import METRIC, REASON, REPORT, SAVED, TIME
 from search.record.storage import Storage, search_storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
-from search.session.hangs import telling_of_hangs
+from search.session.faults import lasting_fault, telling_of_hangs
 from search.session.preparation import fetch_teacher
 from search.session.worker_group import worker_group
 
@@ -40,7 +38,6 @@ from search.session.worker_group import worker_group
 # copies take no more than this share of a trial's time, however slow the storage is.
 _CHECKPOINT_SECONDS = 5.0
 _CHECKPOINT_SHARE = 0.05
-_OF_THE_MACHINE = (OSError, torch.OutOfMemoryError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -130,13 +127,10 @@ def run_trial(
                 for report, saved in stream:
                     tune.report(as_result(report, saved))
                     told += 1
-        except NonFiniteLossError as error:
-            give_up(str(error))
         except (Exception, SystemExit) as error:
-            fault = fault_in_plugin(error)
-            if not fault or isinstance(error, _OF_THE_MACHINE):
+            if not (reason := lasting_fault(error)):
                 raise
-            give_up(fault)
+            give_up(reason)
         finally:
             release_gpu_memory()
 

@@ -13,7 +13,6 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from kdcore.data.image_data import open_data
-from kdcore.errors import NonFiniteLossError
 from kdcore.teacher_cache.patience import patiently
 from kdcore.training.evaluation import default_device, evaluate_classes
 from kdcore.training.loop import best_classifier, best_student
@@ -31,6 +30,7 @@ from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
 from search.record.wording import duration, percent, percent_of
 from search.report.reproduction.table import row_in_words
+from search.session.faults import lasting_fault
 from search.session.live_display import LiveDisplay
 from search.session.trial import release_gpu_memory, resumable_reports
 from search.session.worker_group import bundles, in_bundle
@@ -73,8 +73,10 @@ def run_again(
                 config, storage, checkpoints, Path(local), executions, experiment.resources
             )
             reports = [report for report, _ in stream]
-        except NonFiniteLossError as error:  # it would be the same again
-            return ConfirmationRun(seed=seed, reason=str(error)), []
+        except (Exception, SystemExit) as error:
+            if not (reason := lasting_fault(error)):
+                raise
+            return ConfirmationRun(seed=seed, reason=reason), []
         finally:
             release_gpu_memory()
         best = best_student(Path(local))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -18,9 +19,9 @@ import search
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Kind, Plugin
 from kdcore.distillation.plugin_contract import breaches_of
-from kdcore.errors import PluginError
+from kdcore.errors import NonFiniteLossError, PluginError
 from kdcore.methods import CATALOGUE
-from search.cli.app import app
+from search.cli.app import app, main
 from search.errors import ExperimentError
 from search.experiment import plugins
 from search.experiment.reading import parse_experiment, read_experiment, with_budgets
@@ -28,7 +29,7 @@ from search.experiment.running import experiment_to_run, use_plugins
 from search.experiment.space.trial_config import trial_config
 from search.record.record import SearchRecord
 from search.record.storage import Storage
-from search.session.hangs import telling_of_hangs
+from search.session.faults import lasting_fault, telling_of_hangs
 from search.session.preflight import plan
 from tests.own_code import DATA, EXAMPLES, NETWORK, SQUARES, method
 from tests.synthetic import SMALL, finished_search
@@ -294,7 +295,47 @@ def test_code_that_does_not_come_back_is_told_with_its_place(
     assert told == [reason]
 
 
+def test_a_fault_of_own_code_lasts_and_one_of_the_machine_does_not(tmp_path: Path) -> None:
+    text = "def fail(error):\n    raise error\n\nNETWORKS = {'fail': fail}"
+    (tmp_path / "faulty.py").write_text(text)
+    plugged.use([plugged.read_plugin("faulty.py", tmp_path)])
+    fail = plugged.loaded(Kind.BACKBONES, "fail")
+    said = {}
+    for error in (KeyError("a\nb"), SystemExit(3), OSError("full"), torch.OutOfMemoryError("m")):
+        try:
+            fail(error)
+        except BaseException as caught:
+            said[type(error).__name__] = lasting_fault(caught)
+    assert said == {
+        "KeyError": "faulty.py, line 2, raises KeyError: 'a\\nb'",
+        "SystemExit": "faulty.py, line 2, raises SystemExit: 3",
+        "OSError": "",
+        "OutOfMemoryError": "",
+    }
+    assert lasting_fault(KeyError("of kdsearch itself")) == ""
+    assert lasting_fault(NonFiniteLossError("the term kd")) == "the term kd"
+
+
 # Commands
+
+
+@pytest.mark.parametrize("raised", ["1 / 0", "exit()"])
+def test_own_code_that_fails_in_a_command_is_no_defect_of_kdsearch(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: str,
+) -> None:
+    text = NETWORK.replace("return self.head", f"self.training and {raised}; return self.head")
+    taps = text.replace("    def", "    declared_taps = ()\n    def", 1)
+    write(tmp_path, OWN | {"student": "net", "objective": [["kd"]]}, own=taps)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["kdsearch", "check", "task.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("kdsearch: your own code: own.py, line 14, raises ")
 
 
 def test_check_plugin_says_what_is_wrong_or_how_to_use_it(

@@ -1,4 +1,4 @@
-"""Tells when a user's own code does not come back."""
+"""What goes wrong in a trial and would again: its own numbers, or a user's own code."""
 
 import os
 import threading
@@ -6,10 +6,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from kdcore.contract.plugin_code import beats, place_in_plugin
+import torch
+
+from kdcore.contract.plugin_code import beats, fault_in_plugin, place_in_plugin
+from kdcore.errors import NonFiniteLossError
 
 _LIMIT = "KDSEARCH_PLUGIN_SECONDS"
 _USUAL = 600.0
+
+
+_OF_THE_MACHINE = (OSError, torch.OutOfMemoryError)
+
+
+def lasting_fault(error: BaseException) -> str:
+    """Why another try would end as this one; empty where it may not."""
+    if isinstance(error, NonFiniteLossError):
+        return str(error)
+    return "" if isinstance(error, _OF_THE_MACHINE) else fault_in_plugin(error)
 
 
 @contextmanager
