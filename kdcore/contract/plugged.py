@@ -25,7 +25,7 @@ from kdcore.errors import PluginError
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
-_declared: ContextVar[tuple[Plugin, ...]] = ContextVar("declared", default=())
+_declared: ContextVar[tuple[Plugin, ...] | None] = ContextVar("declared", default=None)
 _in_use: list[Plugin] = []
 _taken: dict[Kind, tuple[str, ...]] = {}
 
@@ -53,8 +53,14 @@ def _installed(kind: Kind) -> Mapping[str, Any]:
     return found
 
 
+def _known() -> tuple[Plugin, ...]:
+    """Those that are declared, where some are or none; else those in use."""
+    declared = _declared.get()
+    return tuple(_in_use) if declared is None else declared
+
+
 def _of(kind: Kind, name: str) -> Plugin | None:
-    for plugin in (*_declared.get(), *_in_use):
+    for plugin in _known():
         if name in plugin.names(kind):
             return plugin
     return None
@@ -73,7 +79,7 @@ def is_at_hand(kind: Kind, name: str) -> bool:
 
 def names_of(kind: Kind) -> list[str]:
     """The names of all plugins that may be loaded."""
-    own = [name for plugin in (*_declared.get(), *_in_use) for name in plugin.names(kind)]
+    own = [name for plugin in _known() for name in plugin.names(kind)]
     return [name for name in dict.fromkeys((*own, *_installed(kind))) if is_at_hand(kind, name)]
 
 
@@ -123,7 +129,8 @@ def digest_of_name(kind: Kind, name: str) -> str:
 
 @contextmanager
 def declared(plugins: Iterable[Plugin]) -> Iterator[None]:
-    """Makes names known until the end of the block, and runs nothing.
+    """Makes the names of these plugins known until the end of the block, and those of no others,
+    in use or not; runs nothing.
 
     Raises:
         PluginError: two of them add the same name.

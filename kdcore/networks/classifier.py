@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -310,9 +311,9 @@ def load_student(
             is not named, or is another version than that of the training.
         PluginError: a plugin cannot be imported.
     """
-    named = [os.fspath(each) for each in plugins]
-    with plugged.declared(
+    named = [
         plugged.read_plugin(each, Path() if each.endswith(".py") else Path(folder))
-        for each in named
-    ):
+        for each in map(os.fspath, plugins)
+    ]
+    with plugged.declared(named) if named else nullcontext():
         return load_classifier(Path(folder), "student")

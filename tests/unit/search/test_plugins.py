@@ -82,6 +82,13 @@ def test_a_file_is_beside_the_experiment_and_so_is_that_of_its_base(
     assert set_here.plugins[0].digest == plugin.digest
 
 
+def test_what_another_search_uses_is_not_known_to_an_experiment(tmp_path: Path) -> None:
+    use_plugins(read_experiment(write(tmp_path, OWN, own=method())))
+    assert "own" in CATALOGUE
+    (found,) = problems(write(tmp_path, {**SMALL, "objective": [["own"]]}))
+    assert found.startswith("objective.0.0: unknown method 'own'")
+
+
 def test_without_plugins_nothing_is_written_of_them(tmp_path: Path) -> None:
     experiment = read_experiment(write(tmp_path, dict(SMALL)))
     assert experiment.plugins == ()
