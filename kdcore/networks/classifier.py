@@ -313,7 +313,7 @@ def load_student(
     """
     named = [
         plugged.read_plugin(each, Path() if each.endswith(".py") else Path(folder))
-        for each in map(os.fspath, plugins)
+        for each in map(str, plugins)
     ]
     with plugged.declared(named) if named else nullcontext():
         return load_classifier(Path(folder), "student")
