@@ -176,6 +176,11 @@ class HookedNetwork(Backbone):
             )
         return logits, read[-1], maps
 
+    def last_layer(self) -> nn.Linear:
+        layer: Any = self.network.get_submodule(self._classifier)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
     def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
         _, _, maps = self._run(images)
         for tap in self.declared:
