@@ -24,7 +24,7 @@ _PAIRS = (("resnet8", "resnet14"), ("resnet8", "vgg8"))
 _SIZE = (32, 48)
 _OPTIONAL = (
     *(Tap.MAPS, Tap.PREACTIVATIONS),
-    *(Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT),
+    *(Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT, Tap.CLASS_MAPS),
 )
 
 HARD: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -90,6 +90,7 @@ def _outputs(networks: NetworkPair) -> tuple[Taps, Taps]:
                 before,
                 random(3, *_SIZE),
                 random(3, *_SIZE),
+                None if network.class_map is None else random(_CLASSES, *network.class_map),
             )
         )
     return both[0], both[1]
@@ -97,25 +98,27 @@ def _outputs(networks: NetworkPair) -> tuple[Taps, Taps]:
 
 def _declared(taps: Taps, needs: frozenset[Tap]) -> Taps:
     """Outputs without those that are there only where they are declared."""
-    maps, before, gradient, flipped = (kind in needs for kind in _OPTIONAL)
+    maps, before, gradient, flipped, class_maps = (kind in needs for kind in _OPTIONAL)
     return replace(
         taps,
         maps=taps.maps if maps else {},
         preactivations=taps.preactivations if before else {},
         input_gradient=taps.input_gradient if gradient else None,
         flipped_input_gradient=taps.flipped_input_gradient if flipped else None,
+        class_maps=taps.class_maps if class_maps else None,
     )
 
 
 def _by_kind(taps: Taps) -> dict[Tap, list[Tensor]]:
-    gradients = (taps.input_gradient, taps.flipped_input_gradient)
+    optional = (taps.input_gradient, taps.flipped_input_gradient, taps.class_maps)
     return {
         Tap.LOGITS: [taps.logits],
         Tap.EMBEDDING: [taps.embedding],
         Tap.MAPS: list(taps.maps.values()),
         Tap.PREACTIVATIONS: list(taps.preactivations.values()),
-        Tap.INPUT_GRADIENT: [each for each in gradients[:1] if each is not None],
-        Tap.FLIPPED_INPUT_GRADIENT: [each for each in gradients[1:] if each is not None],
+        Tap.INPUT_GRADIENT: [each for each in optional[:1] if each is not None],
+        Tap.FLIPPED_INPUT_GRADIENT: [each for each in optional[1:2] if each is not None],
+        Tap.CLASS_MAPS: [each for each in optional[2:] if each is not None],
     }
 
 
