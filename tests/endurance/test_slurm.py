@@ -25,7 +25,7 @@ EXPERIMENT: dict[str, Any] = {
     "teacher": {"backbone": "resnet8", "training": {"epochs": 1, "learning_rate": 0.1}},
     "student": "resnet8",
     "objective": [["none", "kd"]],
-    "training": {"epochs": 24, "learning_rate": 0.1},
+    "training": {"epochs": 120, "learning_rate": 0.1},
     "search": {"trials": 2, "asha": None},
 }
 
