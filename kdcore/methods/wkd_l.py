@@ -166,7 +166,7 @@ class WKDL(Method):
         rows = networks.teacher_classifier
         if rows is None:  # a teacher that is not there yet, or has no plain layer: all equally far
             rows = torch.eye(networks.teacher.num_classes)
-        cost = transport_cost(rows.float(), sharpness=params.sharpness)
+        cost = transport_cost(rows.to(torch.get_default_dtype()), sharpness=params.sharpness)
         self.register_buffer("cost", cost)
 
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
