@@ -106,22 +106,23 @@ while :; do sleep 3600 & wait $!; done  # also for processes whose parents have 
 """
 
 
-def needs_hosts() -> None:
-    """Skips a test where no machines can be made; in CI it fails."""
-    missing = sorted({pack for name, pack in _PROGRAMS.items() if shutil.which(name) is None})
-    reason = f"Debian's {', '.join(missing)} are missing" if missing else ""
+def needs_namespaces() -> None:
+    """Skips a test where there can be none."""
     if os.getuid() != 0:
-        reason = "only root can make network namespaces"
-    elif not reason:
-        tried = subprocess.run(
-            ["unshare", "--net", "--mount", "--pid", "--fork", "true"], check=False
-        )
-        if tried.returncode != 0:
-            reason = "this container may not make namespaces (it lacks CAP_SYS_ADMIN)"
-    if reason:
-        if os.environ.get("CI") == "true" and os.getuid() == 0:
-            pytest.fail(reason)
-        pytest.skip(reason)
+        pytest.skip("only root can make namespaces; run as root")
+    tried = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], check=False)
+    if tried.returncode != 0:
+        pytest.skip("this container may not make namespaces; it lacks CAP_SYS_ADMIN")
+
+
+def needs_hosts() -> None:
+    """Skips a test where no machines can be made; in CI the packages must be there."""
+    needs_namespaces()
+    if missing := {pack for name, pack in _PROGRAMS.items() if shutil.which(name) is None}:
+        words = f"{', '.join(sorted(missing))} missing; install these packages of Debian"
+        if os.environ.get("CI") == "true":
+            pytest.fail(words)
+        pytest.skip(words)
 
 
 class Host:

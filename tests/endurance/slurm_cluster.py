@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.endurance.hosts import needs_namespaces
 from tests.integration.commands import wait_until
 from tests.integration.ray_cluster import free_port, processes_below
 
@@ -142,8 +143,7 @@ class SlurmCluster:
 
 def slurm_or_skip() -> None:
     """Skips a test where there can be no Slurm; in CI its packages must be there."""
-    if os.getuid() != 0:
-        pytest.skip("only root can start Slurm's daemons; run as root")
+    needs_namespaces()
     programs = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv", "unshare")
     if missing := [each for each in programs if shutil.which(each) is None]:
         words = f"{', '.join(missing)} missing; install Debian's packages slurm-wlm and munge"
