@@ -12,6 +12,7 @@ from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, Span
 from kdcore.contract.taps import Batch, Mixed, Tap, Taps
+from kdcore.operations.labels import over_targets
 from kdcore.operations.logits import (
     binary_divergence,
     check_classes,
@@ -58,11 +59,11 @@ def dkd_loss(
         student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
     student_logits, teacher_logits = student_logits / temperature, teacher_logits / temperature
     weights = target_weight, nontarget_weight
-    losses = _of_targets(student_logits, teacher_logits, labels, *weights)
-    if mixed is not None:
-        other = _of_targets(student_logits, teacher_logits, mixed.labels, *weights)
-        losses = mixed.expected(losses, other)
-    return losses.mean() * temperature**2
+
+    def of_targets(targets: Tensor) -> Tensor:
+        return _of_targets(student_logits, teacher_logits, targets, *weights)
+
+    return over_targets(of_targets, labels, mixed).mean() * temperature**2
 
 
 def _of_targets(

@@ -16,6 +16,7 @@ from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Mixed, Tap, Taps
+from kdcore.operations.labels import over_targets
 from kdcore.operations.logits import check_classes, target_and_others
 
 
@@ -59,10 +60,7 @@ def nkd_loss(
         weighted_others = nontarget_weight * temperature**2 * others_loss
         return target_probability * target_loss + weighted_others
 
-    losses = of_targets(labels)
-    if mixed is not None:
-        losses = mixed.expected(losses, of_targets(mixed.labels))
-    return losses.mean()
+    return over_targets(of_targets, labels, mixed).mean()
 
 
 class NKD(Method):

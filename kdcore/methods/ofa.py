@@ -20,6 +20,7 @@ from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Mixed, Tap, Taps
 from kdcore.errors import NetworkError
 from kdcore.operations.connectors import ConnectorNorm
+from kdcore.operations.labels import over_targets
 from kdcore.operations.logits import check_classes
 
 
@@ -58,10 +59,7 @@ def ofa_loss(
         target = torch.zeros_like(teacher).scatter(1, targets[:, None], 1.0)
         return -(((teacher + target).pow(enhancement) - target) * student).sum(1)
 
-    losses = of_targets(labels)
-    if mixed is not None:
-        losses = mixed.expected(losses, of_targets(mixed.labels))
-    return losses.mean()
+    return over_targets(of_targets, labels, mixed).mean()
 
 
 def _halving(channels: int, outputs: int) -> nn.Sequential:

@@ -14,6 +14,7 @@ from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, Span
 from kdcore.contract.taps import Batch, Mixed, Tap, Taps
+from kdcore.operations.labels import over_targets
 from kdcore.operations.logits import (
     binary_divergence,
     check_classes,
@@ -78,10 +79,7 @@ def rld_loss(
         )
         return confidence_weight * confidence + correlation_weight * correlation
 
-    losses = of_targets(labels)
-    if mixed is not None:
-        losses = mixed.expected(losses, of_targets(mixed.labels))
-    return losses.mean()
+    return over_targets(of_targets, labels, mixed).mean()
 
 
 class RLD(Method):

@@ -18,6 +18,7 @@ from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Span
 from kdcore.contract.taps import Batch, Mixed, Tap, Taps
 from kdcore.errors import NetworkError
+from kdcore.operations.labels import over_targets
 from kdcore.operations.logits import check_classes
 from kdcore.operations.unit_vectors import unit_vectors
 from kdcore.operations.warmup import cosine_decay
@@ -118,10 +119,7 @@ def wkd_l_loss(
         )
         return probability.exp() * target + transport_weight * moved
 
-    losses = of_targets(labels)
-    if mixed is not None:
-        losses = mixed.expected(losses, of_targets(mixed.labels))
-    return losses.mean()
+    return over_targets(of_targets, labels, mixed).mean()
 
 
 class WKDL(Method):

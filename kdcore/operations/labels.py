@@ -1,5 +1,6 @@
-"""Cross-entropy of the labels, where images may be mixed of two."""
+"""Losses of the labels, where images may be mixed of two."""
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
@@ -40,7 +41,21 @@ def label_loss(
 
 def label_losses(logits: Tensor, labels: Tensor, mixed: Mixed | None = None) -> Tensor:
     """The same for each image, [B]."""
-    losses = cross_entropy(logits, labels, reduction="none")
-    if mixed is None:
-        return losses
-    return mixed.expected(losses, cross_entropy(logits, mixed.labels, reduction="none"))
+    return over_targets(
+        lambda targets: cross_entropy(logits, targets, reduction="none"), labels, mixed
+    )
+
+
+def over_targets(
+    of_targets: Callable[[Tensor], Tensor], labels: Tensor, mixed: Mixed | None
+) -> Tensor:
+    """A loss [B] for its targets: of a mixed image the mean over a target that is drawn by the
+    shares of both classes.
+
+    Args:
+        of_targets: the loss [B] for target classes [B].
+        labels: [B], int64 classes.
+        mixed: the second classes, if images are mixed.
+    """
+    losses = of_targets(labels)
+    return losses if mixed is None else mixed.expected(losses, of_targets(mixed.labels))
