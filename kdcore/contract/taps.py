@@ -1,8 +1,9 @@
 """The outputs of a network that a distillation method can read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -82,15 +83,35 @@ class Taps:
 
     def tensors(self) -> list[Tensor]:
         """All outputs that are not None."""
-        optional = (self.input_gradient, self.flipped_input_gradient, self.class_maps)
-        return [
+        return [*chain.from_iterable(self.by_kind().values()), *self.auxiliary_logits]
+
+    def by_kind(self) -> dict[Tap, list[Tensor]]:
+        """What there is of each kind."""
+
+        def there(tensor: Tensor | None) -> list[Tensor]:
+            return [] if tensor is None else [tensor]
+
+        return {
+            Tap.LOGITS: [self.logits],
+            Tap.EMBEDDING: [self.embedding],
+            Tap.MAPS: list(self.maps.values()),
+            Tap.PREACTIVATIONS: list(self.preactivations.values()),
+            Tap.INPUT_GRADIENT: there(self.input_gradient),
+            Tap.FLIPPED_INPUT_GRADIENT: there(self.flipped_input_gradient),
+            Tap.CLASS_MAPS: there(self.class_maps),
+        }
+
+    def only(self, kinds: Container[Tap]) -> "Taps":
+        """Logits, embedding, and of the others those of these kinds."""
+        return Taps(
             self.logits,
             self.embedding,
-            *self.maps.values(),
-            *self.preactivations.values(),
-            *(tensor for tensor in optional if tensor is not None),
-            *self.auxiliary_logits,
-        ]
+            self.maps if Tap.MAPS in kinds else {},
+            self.preactivations if Tap.PREACTIVATIONS in kinds else {},
+            self.input_gradient if Tap.INPUT_GRADIENT in kinds else None,
+            self.flipped_input_gradient if Tap.FLIPPED_INPUT_GRADIENT in kinds else None,
+            self.class_maps if Tap.CLASS_MAPS in kinds else None,
+        )
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Taps":
         """Applies a function to every tensor."""

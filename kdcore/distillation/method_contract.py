@@ -22,10 +22,6 @@ from kdcore.methods import CATALOGUE
 _IMAGES, _EPOCHS, _CLASSES = 6, 4, 10
 _PAIRS = (("resnet8", "resnet14"), ("resnet8", "vgg8"))
 _SIZE = (32, 48)
-_OPTIONAL = (
-    *(Tap.MAPS, Tap.PREACTIVATIONS),
-    *(Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT, Tap.CLASS_MAPS),
-)
 
 HARD: Mapping[str, Callable[[Tensor], Tensor]] = {
     "zeros": torch.zeros_like,
@@ -96,32 +92,6 @@ def _outputs(networks: NetworkPair) -> tuple[Taps, Taps]:
     return both[0], both[1]
 
 
-def _declared(taps: Taps, needs: frozenset[Tap]) -> Taps:
-    """Outputs without those that are there only where they are declared."""
-    maps, before, gradient, flipped, class_maps = (kind in needs for kind in _OPTIONAL)
-    return replace(
-        taps,
-        maps=taps.maps if maps else {},
-        preactivations=taps.preactivations if before else {},
-        input_gradient=taps.input_gradient if gradient else None,
-        flipped_input_gradient=taps.flipped_input_gradient if flipped else None,
-        class_maps=taps.class_maps if class_maps else None,
-    )
-
-
-def _by_kind(taps: Taps) -> dict[Tap, list[Tensor]]:
-    optional = (taps.input_gradient, taps.flipped_input_gradient, taps.class_maps)
-    return {
-        Tap.LOGITS: [taps.logits],
-        Tap.EMBEDDING: [taps.embedding],
-        Tap.MAPS: list(taps.maps.values()),
-        Tap.PREACTIVATIONS: list(taps.preactivations.values()),
-        Tap.INPUT_GRADIENT: [each for each in optional[:1] if each is not None],
-        Tap.FLIPPED_INPUT_GRADIENT: [each for each in optional[1:2] if each is not None],
-        Tap.CLASS_MAPS: [each for each in optional[2:] if each is not None],
-    }
-
-
 def _leaves(taps: Taps) -> Taps:
     return taps.changed(lambda value: value.detach().clone().requires_grad_())
 
@@ -174,8 +144,8 @@ def _sound(method: type[Method], student: Taps, teacher: Taps, where: NetworkPai
     """What is wrong with loss and gradient for these outputs."""
     for epoch in _epochs(_built(method, where)):
         built = _built(method, where)
-        leaves = _leaves(_declared(student, built.needs))
-        loss = _loss(built, leaves, _declared(teacher, built.needs), epoch)
+        leaves = _leaves(student.only(built.needs))
+        loss = _loss(built, leaves, teacher.only(built.needs), epoch)
         if not isinstance(loss, Tensor) or loss.ndim:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             yield f"its loss has the shape {shape}, but must be a scalar, like a mean"
@@ -189,7 +159,7 @@ def _sound(method: type[Method], student: Taps, teacher: Taps, where: NetworkPai
             yield "its loss does not depend on the student"
             return
         torch.autograd.backward(loss)
-        for kind, values in _by_kind(leaves).items():
+        for kind, values in leaves.by_kind().items():
             if any(value.grad is not None and not value.grad.isfinite().all() for value in values):
                 yield f"its gradient for the {kind} is not finite"
 
@@ -218,11 +188,11 @@ def _taps(method: type[Method]) -> Iterator[str]:
     read: set[Tap] = set()
     built = _built(method, where)
     for epoch in _epochs(built):
-        student, teacher = (_leaves(_declared(taps, built.needs)) for taps in _outputs(where))
+        student, teacher = (_leaves(taps.only(built.needs)) for taps in _outputs(where))
         loss = _loss(built, student, teacher, epoch)
         if loss.requires_grad:
             torch.autograd.backward(loss)
-        for kind, values in _by_kind(student).items():
+        for kind, values in student.by_kind().items():
             read |= {kind for value in values if value.grad is not None}
         if any(value.grad is not None for value in teacher.tensors()):
             yield "the teacher gets a gradient; it learns nothing, so detach what it gives"
@@ -260,7 +230,7 @@ def _order(method: type[Method]) -> Iterator[str]:
         built.begin_epoch(_EPOCHS, _EPOCHS)
         batch = replace(usual, labels=usual.labels[order], indices=usual.indices[order])
         taps = [
-            _declared(each, built.needs).changed(partial(torch.index_select, dim=0, index=order))
+            each.only(built.needs).changed(partial(torch.index_select, dim=0, index=order))
             for each in (student, teacher)
         ]
         losses.append(built(*taps, batch).item())
@@ -276,7 +246,7 @@ def _resumes(method: type[Method]) -> Iterator[str]:
     where = _networks(*_PAIRS[0])
     student, teacher = _outputs(where)
     built = _built(method, where)
-    taps = [_declared(each, built.needs) for each in (student, teacher)]
+    taps = [each.only(built.needs) for each in (student, teacher)]
 
     def step(of: Method) -> Tensor:
         loss = _loss(of, taps[0], taps[1], _EPOCHS)

@@ -1,6 +1,7 @@
 """The outputs of networks for the images of a batch that several processes share."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -29,16 +30,11 @@ def whole_taps(
     pairs = [pair for method in methods for pair in method.pairs]
 
     def whole(taps: Taps, names: frozenset[str]) -> Taps:
-        def read(kind: Tap, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {tap: maps[tap] for tap in maps if kind in kinds and tap in names}
+        def read(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {tap: maps[tap] for tap in maps if tap in names}
 
-        read_taps = Taps(
-            taps.logits,
-            taps.embedding,
-            read(Tap.MAPS, taps.maps),
-            read(Tap.PREACTIVATIONS, taps.preactivations),
-        )
-        return read_taps.widened().changed(lambda tensor: workers.whole(tensor, share))
+        some = replace(taps, maps=read(taps.maps), preactivations=read(taps.preactivations))
+        return some.only(kinds).widened().changed(lambda tensor: workers.whole(tensor, share))
 
     return (
         whole(student, frozenset(pair.student for pair in pairs)),

@@ -113,20 +113,6 @@ def loss_of(method: Method, student: Taps, teacher: Taps, batch: Batch) -> Tenso
     return method(student, teacher, batch)
 
 
-def by_kind(taps: Taps) -> dict[Tap, list[Tensor]]:
-    return {
-        Tap.LOGITS: [taps.logits],
-        Tap.EMBEDDING: [taps.embedding],
-        Tap.MAPS: list(taps.maps.values()),
-        Tap.PREACTIVATIONS: list(taps.preactivations.values()),
-        Tap.INPUT_GRADIENT: [] if taps.input_gradient is None else [taps.input_gradient],
-        Tap.FLIPPED_INPUT_GRADIENT: (
-            [] if taps.flipped_input_gradient is None else [taps.flipped_input_gradient]
-        ),
-        Tap.CLASS_MAPS: [] if taps.class_maps is None else [taps.class_maps],
-    }
-
-
 # The catalogue
 
 
@@ -379,18 +365,7 @@ def test_neither_the_order_of_channels_in_memory_nor_undeclared_taps_change_anyt
         with this:
             (batch, *_) = batches(method)
 
-            def declared(taps: Taps, needs: frozenset[Tap] = method.needs) -> Taps:
-                return Taps(
-                    taps.logits,
-                    taps.embedding,
-                    taps.maps if Tap.MAPS in needs else {},
-                    taps.preactivations if Tap.PREACTIVATIONS in needs else {},
-                    taps.input_gradient if Tap.INPUT_GRADIENT in needs else None,
-                    taps.flipped_input_gradient if Tap.FLIPPED_INPUT_GRADIENT in needs else None,
-                    taps.class_maps if Tap.CLASS_MAPS in needs else None,
-                )
-
-            outputs = [declared(taps) for taps in HARD["channels last"](student, teacher)]
+            outputs = [taps.only(method.needs) for taps in HARD["channels last"](student, teacher)]
             planes = loss_of(copy.deepcopy(method), student, teacher, batch).item()
             interleaved = loss_of(method, *outputs, batch).item()
             assert interleaved == pytest.approx(planes, rel=1e-5)
@@ -419,7 +394,7 @@ def test_gradient_reaches_every_helper_and_the_declared_taps_and_no_other(name: 
                 if loss.requires_grad:
                     loss.backward()
                 assert all(value.grad is None for value in teacher.tensors())
-                for kind, values in by_kind(student).items():
+                for kind, values in student.by_kind().items():
                     if any(value.grad is not None and bool(value.grad.any()) for value in values):
                         reached.add(kind)
             assert reached == method.needs
