@@ -59,7 +59,8 @@ def _known() -> tuple[Plugin, ...]:
     return tuple(_in_use) if declared is None else declared
 
 
-def _of(kind: Kind, name: str) -> Plugin | None:
+def plugin_of(kind: Kind, name: str) -> Plugin | None:
+    """The plugin that adds a name; none for the catalogue's, and for an entry point."""
     for plugin in _known():
         if name in plugin.names(kind):
             return plugin
@@ -68,12 +69,12 @@ def _of(kind: Kind, name: str) -> Plugin | None:
 
 def is_plugged(kind: Kind, name: str) -> bool:
     """Whether a plugin adds this name; its code may not have been run."""
-    return _of(kind, name) is not None or name in _installed(kind)
+    return plugin_of(kind, name) is not None or name in _installed(kind)
 
 
 def is_at_hand(kind: Kind, name: str) -> bool:
     """Whether what has this name may be loaded: code that comes with a record is not."""
-    plugin = _of(kind, name)
+    plugin = plugin_of(kind, name)
     return name in _installed(kind) if plugin is None else is_run(plugin)
 
 
@@ -92,7 +93,7 @@ def loaded(kind: Kind, name: str) -> Any:
     """
     if not is_at_hand(kind, name):
         raise KeyError(name)
-    plugin = _of(kind, name)
+    plugin = plugin_of(kind, name)
     if plugin is not None:
         return provided_by(plugin)[kind][name]
     point = _installed(kind)[name]
@@ -107,11 +108,6 @@ def loaded(kind: Kind, name: str) -> Any:
     return found
 
 
-def plugin_of(kind: Kind, name: str) -> Plugin | None:
-    """The plugin that adds a name; none for the catalogue's, and for an entry point."""
-    return _of(kind, name)
-
-
 @cache
 def _digest_of_installed(kind: Kind, name: str) -> str:
     module = _installed(kind)[name].module
@@ -122,7 +118,7 @@ def digest_of_name(kind: Kind, name: str) -> str:
     """The digest of the code that adds a name; empty for the catalogue's."""
     if name in _taken.get(kind, ()):
         return ""
-    if (plugin := _of(kind, name)) is not None:
+    if (plugin := plugin_of(kind, name)) is not None:
         return plugin.digest
     return _digest_of_installed(kind, name) if name in _installed(kind) else ""
 

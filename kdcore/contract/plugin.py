@@ -79,12 +79,8 @@ class Plugin(BaseModel):
 
     def names(self, kind: Kind) -> tuple[str, ...]:
         """The names that it adds of a kind."""
-        named: Mapping[Kind, tuple[str, ...]] = {
-            Kind.METHODS: self.methods,
-            Kind.BACKBONES: self.backbones,
-            Kind.DATA: self.data,
-        }
-        return named[kind]
+        names: tuple[str, ...] = getattr(self, kind)
+        return names
 
     def __str__(self) -> str:
         has = [f"{WORDS[kind]} {name}" for kind in Kind for name in self.names(kind)]

@@ -122,8 +122,8 @@ def measured(
     for label in beginning:
         for _, _, config in named_members(experiment, label):
             if (recipe := config.training) is not None:
-                trained = (config.backbone, *config.assistants)
-                teachers += sum(recipe.epochs * epoch(each, [recipe], teaching) for each in trained)
+                each = (epoch(network, [recipe], teaching) for network in config.networks)
+                teachers += recipe.epochs * sum(each)
     return Measured(
         AROUND_A_STEP * (asked / workers + max(epoch(each, recipes, workers) for each in students)),
         AROUND_A_STEP * teachers,

@@ -266,7 +266,7 @@ def _network_pairs(
         for key, teacher in experiment.members(label).items():
             if teacher.assistants:
                 try:
-                    for above, below in pairwise((teacher.backbone, *teacher.assistants)):
+                    for above, below in pairwise(teacher.networks):
                         network_pair(below, above, data)
                 except ConfigError as error:
                     problems.append(Problem(key=f"{key}.assistants", message=str(error)))

@@ -28,7 +28,7 @@ def drop_path_problems(
         for key, teacher in experiment.members(label).items():
             if teacher.training is not None:
                 rate = teacher.training.drop_path
-                networks = (teacher.backbone, *teacher.assistants)
+                networks = teacher.networks
                 asked += [(f"{key}.training", name, rate) for name in networks]
     problems = []
     for key, name, rate in asked:

@@ -105,7 +105,7 @@ def _teacher_bytes(
     for name, view in _view_bytes(experiment, data).items():
         teacher = build_classifier(name, data, seed=0).backbone
         computing = measure_evaluation_memory(teacher, data.image_size, batch, device)
-        outputs = 4 * batch * count_outputs(teacher, data.image_size, kinds)
+        outputs = 4 * batch * (view // (len(data.train) * _cached_bytes(experiment)))
         # One that has no room on disk is computed in every step.
         if cache and view <= cache.max_gb * 1e9 and goes_to_device(view, cache, device):
             outputs = max(outputs, view)
@@ -119,14 +119,18 @@ def _kinds(experiment: Experiment) -> frozenset[Tap]:
     return frozenset[Tap]().union(*(CATALOGUE[name].needs for name in methods))
 
 
+def _cached_bytes(experiment: Experiment) -> int:
+    """Of a value in the cache."""
+    return 2 if experiment.cache is not None and experiment.cache.precision == "float16" else 4
+
+
 def _view_bytes(experiment: Experiment, data: ImageData) -> dict[str, int]:
     """By network of a teacher, what its outputs take for a view where methods read all of them."""
-    half = experiment.cache is not None and experiment.cache.precision == "float16"
     kinds, networks = _kinds(experiment), (e.network for e in experiment.teacher_configs.values())
     return {
         name: len(data.train)
         * count_outputs(build_classifier(name, data, seed=0).backbone, data.image_size, kinds)
-        * (2 if half else 4)
+        * _cached_bytes(experiment)
         for name in dict.fromkeys(networks)
     }
 
