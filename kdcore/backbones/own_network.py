@@ -12,21 +12,21 @@ One that does not declare them is traced, as those of timm are, and then takes t
 images are repeated. The embedding is what the last linear layer with K outputs reads.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.names import versioned
-from kdcore.backbones.traced_backbone import TracedBackbone, check_colour
+from kdcore.backbones.traced_backbone import TracedBackbone, WholeBackbone, check_colour
 from kdcore.backbones.tracing.graph import forbid_writes
 from kdcore.backbones.tracing.torch_private import TraceError
-from kdcore.backbones.tracing.traced_network import TracedNetwork, trace_network
+from kdcore.backbones.tracing.traced_network import Outputs, TracedNetwork, trace_network
 from kdcore.contract.plugin_code import told_as
-from kdcore.contract.taps import Tap, TapInfo, Taps
+from kdcore.contract.taps import Tap, TapInfo
 from kdcore.errors import NetworkError
 
 Make = Callable[[int, int], nn.Module]
@@ -105,7 +105,7 @@ def _trace(name: str, make: Make, size: tuple[int, int]) -> TracedNetwork:
     return _traced[version]
 
 
-class HookedNetwork(Backbone):
+class HookedNetwork(WholeBackbone):
     """A network whose taps are outputs of its submodules.
 
     Args:
@@ -119,7 +119,7 @@ class HookedNetwork(Backbone):
     """
 
     def __init__(self, name: str, network: nn.Module, num_classes: int, in_channels: int) -> None:
-        super().__init__()
+        super().__init__(name)
         declared: Any = network.declared_taps
         modules = dict(network.named_modules())
         for tap in declared:
@@ -139,15 +139,14 @@ class HookedNetwork(Backbone):
                 f"embedding"
             )
         forbid_writes(network)
-        self.network, self._name, self._classifier = network, name, linear[-1]
+        self.network, self._classifier = network, linear[-1]
         self.num_classes, self.in_channels = num_classes, in_channels
         self.stem = declared[0] if declared else None
         self.stages = tuple(declared[1:])
         self.native_size = getattr(network, "native_size", _NATIVE_SIZE)
         self.embedding_width = network.get_submodule(self._classifier).in_features  # type: ignore[assignment]
 
-    def _run(self, images: Tensor) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Logits, embedding, and by tap the maps before and after the activation."""
+    def outputs(self, images: Tensor) -> Outputs:
         maps: dict[str, tuple[Tensor, Tensor]] = {}
         read: list[Tensor] = []
 
@@ -174,7 +173,7 @@ class HookedNetwork(Backbone):
                 f"{self._name} does not run {', '.join(unused) or self._classifier}, which "
                 f"it declares as a tap, or needs for its embedding"
             )
-        return logits, read[-1], maps
+        return logits, read[-1], None, tuple(maps[tap.name] for tap in self.declared)
 
     def last_layer(self) -> nn.Linear:
         layer: Any = self.network.get_submodule(self._classifier)
@@ -182,30 +181,9 @@ class HookedNetwork(Backbone):
         return layer
 
     def walk(self, images: Tensor) -> Iterator[tuple[TapInfo, Tensor, Tensor]]:
-        _, _, maps = self._run(images)
-        for tap in self.declared:
-            yield tap, *maps[tap.name]
-
-    def taps(
-        self, images: Tensor, needs: frozenset[Tap], named: frozenset[str] = frozenset()
-    ) -> Taps:
-        logits, embedding, maps = self._run(images)
-        return Taps(
-            logits,
-            embedding,
-            {tap.name: maps[tap.name][1] for tap in self.declared} if Tap.MAPS in needs else {},
-            {tap.name: maps[tap.name][0] for tap in self.declared}
-            if Tap.PREACTIVATIONS in needs
-            else {},
-        )
-
-    def embed(self, maps: Sequence[Tensor]) -> NoReturn:
-        """Not available, because the rest of the network is not split at its maps."""
-        raise NotImplementedError(f"{self._name} gives its embedding only through `taps`")
-
-    def classify(self, embedding: Tensor) -> NoReturn:
-        """Not available, like `embed`."""
-        raise NotImplementedError(f"{self._name} gives its logits only through `taps`")
+        *_, maps = self.outputs(images)
+        for tap, both in zip(self.declared, maps, strict=True):
+            yield tap, *both
 
 
 def check_taps(name: str, backbone: Backbone) -> None:

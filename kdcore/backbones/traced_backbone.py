@@ -3,6 +3,7 @@
 In state dicts, its own names have the prefix `network.`.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.tracing.graph import forbid_writes
-from kdcore.backbones.tracing.traced_network import TracedNetwork
+from kdcore.backbones.tracing.traced_network import Outputs, TracedNetwork
 from kdcore.contract.taps import Tap, TapInfo, Taps
 from kdcore.errors import NetworkError
 
@@ -27,7 +28,45 @@ def check_colour(name: str, in_channels: int) -> None:
         )
 
 
-class TracedBackbone(Backbone):
+class WholeBackbone(Backbone):
+    """A network that is only run as a whole, not split at its maps; a subclass defines `outputs`.
+
+    Args:
+        name: of the network.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    @abstractmethod
+    def outputs(self, images: Tensor) -> Outputs:
+        """Logits, embedding, the map whose mean that is (None if there is none), and the maps
+        before and after the activation of each declared tap."""
+
+    def taps(
+        self, images: Tensor, needs: frozenset[Tap], named: frozenset[str] = frozenset()
+    ) -> Taps:
+        logits, embedding, pooled, maps = self.outputs(images)
+        places = list(zip(self.declared, maps, strict=True))
+        return Taps(
+            logits,
+            embedding,
+            {tap.name: after for tap, (_, after) in places},
+            {tap.name: before for tap, (before, _) in places},
+            class_maps=self.class_maps(pooled) if Tap.CLASS_MAPS in needs else None,
+        ).only(needs)
+
+    def embed(self, maps: Sequence[Tensor]) -> NoReturn:
+        """Not available, because the rest of the network is not split at its maps."""
+        raise NotImplementedError(f"{self._name} gives its embedding only through `taps`")
+
+    def classify(self, embedding: Tensor) -> NoReturn:
+        """Not available, like `embed`."""
+        raise NotImplementedError(f"{self._name} gives its logits only through `taps`")
+
+
+class TracedBackbone(WholeBackbone):
     """A network of three channels with its traced taps; grey images are repeated.
 
     Args:
@@ -48,8 +87,8 @@ class TracedBackbone(Backbone):
         num_classes: int,
         in_channels: int,
     ) -> None:
-        super().__init__()
-        self._name, self._traced, self.native_size = name, traced, native_size
+        super().__init__(name)
+        self._traced, self.native_size = traced, native_size
         self.network = network
         forbid_writes(self.network)
         self.num_classes, self.in_channels = num_classes, in_channels
@@ -76,26 +115,5 @@ class TracedBackbone(Backbone):
         for tap, (before, after) in zip(self._traced.taps, maps, strict=True):
             yield tap, before, after
 
-    def taps(
-        self, images: Tensor, needs: frozenset[Tap], named: frozenset[str] = frozenset()
-    ) -> Taps:
-        outputs = self._traced.outputs[self.training]
-        logits, embedding, pooled, maps = outputs(self.network, self._colour(images))
-        places = list(zip(self._traced.taps, maps, strict=True))
-        return Taps(
-            logits,
-            embedding,
-            {tap.name: after for tap, (_, after) in places} if Tap.MAPS in needs else {},
-            {tap.name: before for tap, (before, _) in places}
-            if Tap.PREACTIVATIONS in needs
-            else {},
-            class_maps=self.class_maps(pooled) if Tap.CLASS_MAPS in needs else None,
-        )
-
-    def embed(self, maps: Sequence[Tensor]) -> NoReturn:
-        """Not available, because the rest of a traced network is not split at its maps."""
-        raise NotImplementedError(f"{self._name} gives its embedding only through `taps`")
-
-    def classify(self, embedding: Tensor) -> NoReturn:
-        """Not available, like `embed`."""
-        raise NotImplementedError(f"{self._name} gives its logits only through `taps`")
+    def outputs(self, images: Tensor) -> Outputs:
+        return self._traced.outputs[self.training](self.network, self._colour(images))
