@@ -4,10 +4,10 @@ The command prints such an error as one message and ends with status 2. Anything
 raised is a defect of this package.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from kdcore.errors import DataError, KdsearchError
+from kdcore.errors import DataError, KdsearchError, did_you_mean
 
 __all__ = [
     "ClusterError",
@@ -20,6 +20,7 @@ __all__ = [
     "SearchFailedError",
     "StorageError",
     "TrackingError",
+    "no_search",
 ]
 
 
@@ -90,3 +91,15 @@ class LostSearchError(SearchFailedError):
 
 class TrackingError(KdsearchError):
     """MLflow does not answer, or refuses."""
+
+
+def no_search(name: str, known: Collection[str], where: str) -> SearchError:
+    """That there is no search of this name.
+
+    Args:
+        name: of it.
+        known: the names of those that are there.
+        where: that was looked, like `in runs`.
+    """
+    there = f"There are {', '.join(known)}" if known else "There is none yet"
+    return SearchError(f"no search {name!r} {where}{did_you_mean(name, known)} {there}")

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from search.cli.options import JOB_SERVER, SomeJobServer, StorageOption, console
-from search.errors import SearchError
+from search.errors import no_search
 
 if TYPE_CHECKING:
     from search.cluster.machine_load import MachineLoad
@@ -35,7 +35,8 @@ def status(
         for search in found:
             _show(search)
         if not found and not seen.errors:
-            raise _unknown(name, [search.name for search in seen.searches], storage)
+            known = [search.name for search in seen.searches]
+            raise no_search(name, known, f"in {storage}, at a job server or under Slurm")
     for error in seen.errors:
         print(f"kdsearch: {error}", file=sys.stderr)
     if seen.errors:
@@ -96,13 +97,3 @@ def _show(search: "SeenSearch") -> None:
     progress, cost = _progress(record)
     print(f"trials   {progress}\ncost     {cost}")
     console().print(leaderboard_table(record))
-
-
-def _unknown(name: str, known: list[str], storage: str) -> SearchError:
-    from kdcore.errors import did_you_mean
-
-    there = f"There are {', '.join(known)}" if known else "There is none yet"
-    return SearchError(
-        f"no search {name!r} in {storage}, at a job server or under Slurm"
-        f"{did_you_mean(name, known)} {there}"
-    )

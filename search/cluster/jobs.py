@@ -17,10 +17,16 @@ import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient, JobType
 
-from kdcore.errors import did_you_mean
 from search.cluster.machine_load import MachineLoad, machines_of_ray
 from search.cluster.ray_private import dashboard_nodes, quieten_job_client
-from search.errors import ClusterError, ExperimentError, KdsearchError, Problem, SearchError
+from search.errors import (
+    ClusterError,
+    ExperimentError,
+    KdsearchError,
+    Problem,
+    SearchError,
+    no_search,
+)
 from search.experiment.reading import check_name
 from search.experiment.schema import Experiment
 from search.record.storage import Storage
@@ -107,9 +113,7 @@ class JobServer:
         """
         known = {job.search: job for job in self.jobs()}
         if search not in known:
-            there = f"There are {', '.join(known)}" if known else "There is none yet"
-            hint = did_you_mean(search, known)
-            raise SearchError(f"no search {search!r} at {self._address}{hint} {there}")
+            raise no_search(search, known, f"at {self._address}")
         return known[search]
 
     def submit(

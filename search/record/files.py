@@ -2,8 +2,7 @@
 
 from datetime import UTC, datetime
 
-from kdcore.errors import did_you_mean
-from search.errors import SearchError
+from search.errors import SearchError, no_search
 from search.record.live_record import LiveRecord
 from search.record.log import RecordReader, has_record
 from search.record.owner import SILENCE, has_living_owner
@@ -30,9 +29,7 @@ def read_record(storage: Storage, name: str, reader: RecordReader | None = None)
         first = str(error).splitlines()[0]
         raise SearchError(f"the record of search {name!r} is damaged: {first}") from None
     if record is None:
-        names = search_names(storage)
-        known = f"There are {', '.join(names)}" if names else "There is none yet"
-        raise SearchError(f"no search {name!r} in {storage.uri}{did_you_mean(name, names)} {known}")
+        raise no_search(name, search_names(storage), f"in {storage.uri}")
     if record.state == "running" and not _runs(storage, record):
         record = interrupted(record)
     return record

@@ -39,6 +39,7 @@ from kdcore.training.loop import train
 from kdcore.training.run import Meters, Term
 from tests.cases import Case
 from tests.debian import fashion_mnist
+from tests.in_float64 import float64
 from tests.twins.cifar_protocol import (
     AT,
     CRD,
@@ -70,15 +71,6 @@ class Schedule(NamedTuple):
     epochs: int
     milestones: tuple[int, ...]
     warmup: int
-
-
-@contextmanager
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")

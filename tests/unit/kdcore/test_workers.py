@@ -5,8 +5,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from kdcore.teacher.config import AnyTeacher
 from kdcore.teacher.teacher import prepare_teacher
 from kdcore.training.checkpoint import read_checkpoint
 from tests.cases import Case
+from tests.in_float64 import float64
 
 CPU = torch.device("cpu")
 EPOCHS = 2
@@ -68,15 +68,6 @@ WAYS: list[dict[str, Any]] = [
 NUMBERS = ("one", "two")
 
 Job = Callable[..., Any]
-
-
-@contextmanager
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def train(
