@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from kdcore.backbones.backbone import Backbone
@@ -116,14 +117,37 @@ def fastest_execution(
 
 
 def fastest_training(
-    network: Backbone, image_size: tuple[int, int], batch_size: int, device: torch.device
+    network: Backbone,
+    image_size: tuple[int, int],
+    batch_size: int,
+    device: torch.device,
+    *,
+    accelerated: bool = True,
 ) -> TrainingCost:
-    """As `measure_training`, in the memory layout that is fastest in float32; takes a moment."""
+    """As `measure_training`, in about the execution that a training would choose; takes a moment.
+
+    Args:
+        network: not modified.
+        image_size: height and width in pixels.
+        batch_size: images in a step, at least 2.
+        device: where to compute.
+        accelerated: false: in a plain execution.
+    """
+    ways = [Execution()]
+    if accelerated:
+        steps = {
+            way: _step(network, way, device, learns=True)
+            for way in candidates(device)
+            if not way.side_by_side
+        }
+        ways = _not_far_behind(
+            steps, torch.zeros(2, network.in_channels, *image_size, device=device)
+        )
     costs = []
-    for way in candidates(device):
-        if way.precision == "float32":
-            placed = copy.deepcopy(network)
-            way.place(placed, device)
+    for way in ways:
+        placed = copy.deepcopy(network)
+        way.place(placed, device)
+        with way.autocast(device):
             costs.append(measure_training(placed, image_size, batch_size, device))
     return min(costs, key=lambda cost: cost.seconds)
 
@@ -186,7 +210,7 @@ def _not_far_behind(
 
 
 def _step(
-    classifier: Classifier, execution: Execution, device: torch.device, *, learns: bool
+    classifier: nn.Module, execution: Execution, device: torch.device, *, learns: bool
 ) -> Callable[[torch.Tensor], float]:
     """A function that runs a step on some images and returns its seconds."""
     network = copy.deepcopy(classifier).train(learns)

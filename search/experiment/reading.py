@@ -249,6 +249,13 @@ def _problem(schema: type[BaseModel], details: Any) -> Problem:
             message = "is missing, but has no default"
         case "value_error":
             message = str(details["ctx"]["error"])
+        case "tuple_type":
+            message = f"is {_short(value)}, but must be a list, like [{value}]"
+            if place[:1] == ["objective"]:
+                message = (
+                    f"is {_short(value)}, but must be a list of methods to choose from: "
+                    f"objective: [[none, kd]] tries one of the two, [[kd], [at]] has both at once"
+                )
         case _:
             rule = details["msg"].replace("Tuple should", "It should")
             message = f"is {_short(value)}, but {rule[0].lower()}{rule[1:]}"

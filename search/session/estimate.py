@@ -66,7 +66,7 @@ def costs(prepared: Plan) -> list[str]:
         batches += f", by {workers} workers"
     lines = []
     for student, config in experiment.student_configs.items():
-        cost = _step(config.backbone, max(sizes), data, device, workers)
+        cost = _step(config.backbone, max(sizes), recipe, data, device, workers)
         seconds = cost.seconds * _steps(max(sizes), data)
         whole = f"about {duration(seconds * recipe.epochs)} a trial that is not stopped"
         if recipe.preparation_on_top:
@@ -79,12 +79,18 @@ def costs(prepared: Plan) -> list[str]:
 
 
 def _step(
-    network: str, batch_size: int, data: ImageData, device: torch.device, workers: int
+    network: str,
+    batch_size: int,
+    recipe: BaseRecipe,
+    data: ImageData,
+    device: torch.device,
+    workers: int,
 ) -> TrainingCost:
     """A training step of a network by so many processes; what they exchange is not measured."""
     backbone = build_classifier(network, data, seed=0).backbone
     own = Workers(0, workers).share_of(min(batch_size, len(data.train)))
-    return fastest_training(backbone, data.image_size, own.images, device)
+    accelerated = recipe.acceleration == "auto"
+    return fastest_training(backbone, data.image_size, own.images, device, accelerated=accelerated)
 
 
 def _steps(batch_size: int, data: ImageData) -> int:
@@ -107,7 +113,8 @@ def measured(
 
     def epoch(network: str, recipes: Sequence[BaseRecipe], workers: int) -> float:
         batch_size = max(each.batch_size for each in recipes)
-        return _steps(batch_size, data) * _step(network, batch_size, data, device, workers).seconds
+        cost = _step(network, batch_size, recipes[0], data, device, workers)
+        return _steps(batch_size, data) * cost.seconds
 
     images = torch.zeros(_ASKED, data.in_channels, *data.image_size, device=device)
     asked = 0.0
