@@ -3,6 +3,7 @@
 import platform
 import statistics
 import time
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -93,7 +94,8 @@ def measure_latency(network: nn.Module, images: torch.Tensor) -> float:
 def measure_training(
     network: Backbone, image_size: tuple[int, int], batch_size: int, device: torch.device
 ) -> TrainingCost:
-    """Measures forward and backward passes of a few images, and extrapolates to a batch.
+    """Measures forward and backward passes of a batch; where that would take long, or the device
+    has no memory for it, of a few images, extrapolated, which is too much for small networks.
 
     Args:
         network: moved to the device and put into training mode.
@@ -102,9 +104,7 @@ def measure_training(
         device: where to compute.
     """
     network.to(device).train()
-    images = torch.zeros(
-        min(batch_size, _STEP_IMAGES), network.in_channels, *image_size, device=device
-    )
+    few = min(batch_size, _STEP_IMAGES)
     own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     saved: dict[int, int] = {}  # bytes by storage
 
@@ -113,17 +113,24 @@ def measure_training(
         saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def seconds() -> float:
+    def seconds(images: int) -> float:
+        batch = torch.zeros(images, network.in_channels, *image_size, device=device)
         saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            return _step_seconds(network, images)
+            return _step_seconds(network, batch)
 
-    seconds()
-    times = [seconds() for _ in range(3)]
-    batches = batch_size / len(images)
-    maps = sum(size for storage, size in saved.items() if storage not in own)
-    weights = sum(parameter.nbytes for parameter in network.parameters())
-    return TrainingCost(batches * statistics.median(times), int(batches * maps) + 4 * weights)
+    def step(images: int) -> TrainingCost:
+        times = [seconds(images) for _ in range(3)]
+        batches = batch_size / images
+        maps = sum(size for storage, size in saved.items() if storage not in own)
+        weights = sum(parameter.nbytes for parameter in network.parameters())
+        return TrainingCost(batches * statistics.median(times), int(batches * maps) + 4 * weights)
+
+    seconds(few)
+    if seconds(few) * batch_size / few < _SECONDS:
+        with suppress(torch.OutOfMemoryError):
+            return step(batch_size)
+    return step(few)
 
 
 def measure_busy_share(
