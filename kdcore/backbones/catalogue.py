@@ -14,6 +14,7 @@ from kdcore.backbones.names import (
     pyramid_name,
 )
 from kdcore.backbones.own_network import own_constructor
+from kdcore.backbones.tracing.torch_private import spare_the_compiler
 from kdcore.contract import plugged
 from kdcore.contract.catalogue import Catalogue
 from kdcore.contract.plugin import Kind
@@ -38,6 +39,7 @@ def constructor_of(name: str) -> Constructor:
     Raises:
         NetworkError: the network is unknown.
     """
+    spare_the_compiler()
     if members := ensemble_members(name):
         from kdcore.backbones.ensemble import ensemble_constructor
 

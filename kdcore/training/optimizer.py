@@ -6,10 +6,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcore.backbones.tracing.torch_private import MOMENTUM
+from kdcore.backbones.tracing.torch_private import MOMENTUM, plain_step
 from kdcore.networks.classifier import Classifier
 from kdcore.training.lamb import Lamb
 from kdcore.training.recipe import Recipe
+
+
+class SGD(torch.optim.SGD):
+    """PyTorch's, without its compiler."""
+
+    step = plain_step(torch.optim.SGD)
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's, without its compiler."""
+
+    step = plain_step(torch.optim.AdamW)
 
 
 def build_optimizer(
@@ -17,7 +29,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser of a recipe; `captured` if its steps are recorded in a CUDA graph."""
     if recipe.optimizer == "sgd":
-        sgd = torch.optim.SGD(
+        sgd = SGD(
             groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.nesterov, fused=True
         )
         if recipe.momentum > 0:
@@ -28,9 +40,7 @@ def build_optimizer(
         return sgd
     if recipe.optimizer == "lamb":
         return Lamb(groups, recipe.learning_rate, recipe.betas)
-    return torch.optim.AdamW(
-        groups, recipe.learning_rate, recipe.betas, fused=True, capturable=captured
-    )
+    return AdamW(groups, recipe.learning_rate, recipe.betas, fused=True, capturable=captured)
 
 
 def freeze(student: Classifier, names: Container[str]) -> list[nn.Module]:

@@ -29,7 +29,6 @@ _CONTEXT.set_forkserver_preload(
         "search.cluster.jobs",
         "search.export.export",
         "search.tracking.mlflow_writer",
-        "torch._dynamo",  # which PyTorch imports when it first draws weights
     ]
 )
 # Ray asks for tokens or does not, as the environment says when it is imported: some commands go to

@@ -3,7 +3,12 @@
 When a new version breaks one of these, `tests/unit/kdcore/test_torch_private.py` says which.
 """
 
+import gc
+import inspect
+import sys
 from collections.abc import Callable
+from functools import cache, partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -62,3 +67,38 @@ def count_flops(network: nn.Module, images: Tensor) -> int:
         network(images)
     flops: int = counter.get_total_flops()
     return flops
+
+
+_COMPILER, _MARK = "torch._dynamo", "__dynamo_disable"
+
+
+@cache
+def spare_the_compiler() -> None:
+    """Keeps PyTorch from importing its compiler for those who compile nothing: a second and 150 MB
+    of each process.
+
+    Some of its functions, like an optimiser's and those that pretend to compute on the meta device,
+    are marked at their first call as not to be compiled, and the compiler is imported for that. So
+    they are marked here, until somebody has imported it. See also `plain_step`.
+    """
+    code = torch._disable_dynamo(lambda: None).__code__
+    place = code.co_freevars.index("fn")
+    for function in gc.get_objects():
+        if type(function) is FunctionType and function.__code__ is code:
+            original = (function.__closure__ or ())[place].cell_contents
+            if not hasattr(original, _MARK):
+                setattr(original, _MARK, partial(_call, function, original))
+
+
+def _call(marking: Callable[..., Any], original: Callable[..., Any], *args: Any, **how: Any) -> Any:
+    if _COMPILER in sys.modules:
+        delattr(original, _MARK)
+        return marking(*args, **how)
+    return original(*args, **how)
+
+
+def plain_step(optimizer: type[torch.optim.Optimizer]) -> Callable[..., Any]:
+    """An optimiser's `step` without what only a compiled one needs, for which it would import the
+    compiler."""
+    step: Callable[..., Any] = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return step

@@ -1,5 +1,8 @@
 """Canaries: each fails, and says why, when PyTorch changes something that it never promised."""
 
+import subprocess
+import sys
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -77,3 +80,32 @@ def test_sgd_keeps_its_momentum_under_this_name() -> None:
     weight.grad = torch.ones(1)
     sgd.step()
     assert torch_private.MOMENTUM in sgd.state[weight], "SGD keeps its momentum under another name"
+
+
+COMPILES_NOTHING = """
+import sys
+import torch
+from kdcore.backbones.catalogue import build_backbone
+from kdcore.backbones.probe import probe
+from kdcore.training.optimizer import SGD, AdamW
+
+probe("resnet8", num_classes=3, in_channels=3, image_size=(8, 8))
+network = build_backbone("resnet8", num_classes=3, in_channels=3, seed=0)
+for kind in (SGD, AdamW):
+    optimizer = kind(network.parameters(), lr=0.1)
+    network(torch.zeros(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+assert "torch._dynamo" not in sys.modules, "PyTorch imports its compiler for who compiles nothing"
+
+import torch._dynamo
+
+optimizer.zero_grad()
+original = torch.optim.Optimizer.zero_grad.__wrapped__
+assert "DisableContext" in repr(vars(original)), "marked otherwise than by PyTorch"
+"""
+
+
+def test_the_compiler_is_imported_by_those_alone_who_compile() -> None:
+    subprocess.run([sys.executable, "-c", COMPILES_NOTHING], check=True)
