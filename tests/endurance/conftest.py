@@ -10,7 +10,7 @@ forget_the_user()
 # the beginning, so the fourth waits for the first: of the largest, one is in memory at a time.
 _FIRST = (
     *("test_ray_up", "test_under_fire", "test_object_store"),
-    *("test_ray_up_aws", "test_killed_drivers", "test_given_cluster"),
+    *("test_ray_up_aws", "test_failing_trials", "test_given_cluster"),
 )
 
 

@@ -1,4 +1,4 @@
-"""`kdsearch init` for a folder, Parquet files and a data set: its files can be launched."""
+"""`kdsearch init` for Parquet files and a data set: its files can be launched."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 def test_what_init_writes_can_be_launched(tmp_path: Path) -> None:
     folder = write_folders(tmp_path / "photographs", {"train": 8, "test": 2})
     write_parquet(tmp_path / "table/train-{}.parquet", rows_of(folder / "train"))
-    for where in ("photographs", "table/train-0.parquet", "digits"):
+    for where in ("table/train-0.parquet", "digits"):
         with Case(where):
             file = f"{where.partition('/')[0]}.yaml"
             words = ("init", where, "--hours", "0.5", "--output", file)

@@ -2,17 +2,26 @@
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from search.record.files import read_record, search_names
 from search.record.storage import Storage
-from tests.endurance.test_killed_drivers import EXPERIMENT
 from tests.integration import checks
 from tests.integration.commands import EAGER, Command, wait_until
 
 pytestmark = pytest.mark.integration
+
+EXPERIMENT: dict[str, Any] = {
+    "data": {"name": "digits", "heldout_fraction": 0.2, "train_images": 512},
+    "teacher": {"backbone": "resnet14", "training": {"epochs": 2, "learning_rate": 0.1}},
+    "student": "resnet8",
+    "objective": [["none", "kd", "at"]],
+    "training": {"epochs": 12, "learning_rate": 0.1, "schedule": "constant"},
+    "search": {"trials": 6, "asha": {"grace_epochs": 3, "reduction": 2}},
+}
 
 SHORT = EXPERIMENT | {
     "training": {"epochs": 6, "learning_rate": 0.1, "schedule": "constant"},

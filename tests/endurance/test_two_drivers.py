@@ -12,13 +12,13 @@ import yaml
 from search.record.files import read_record, search_names
 from search.record.storage import Storage
 from tests.endurance.bucket import running_bucket
-from tests.endurance.test_killed_drivers import EXPERIMENT
+from tests.endurance.test_frozen_driver import EXPERIMENT
 from tests.integration.commands import PATIENCE
 from tests.integration.ray_cluster import ROOT
 
 pytestmark = pytest.mark.integration
 
-TRIES = 20
+TRIES = 8
 
 # The commands are real as far as the search's first write, but for what they try beforehand; who
 # has got so far holds the search until the other host has tried.
