@@ -3,6 +3,7 @@
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -73,10 +74,22 @@ def measure_latency(network: nn.Module, images: torch.Tensor) -> float:
     """
     was_training = network.training
     network.eval()
+    latency = median_latency(network, images)
+    network.train(was_training)
+    return latency
+
+
+def median_latency(predict: Callable[[torch.Tensor], object], images: torch.Tensor) -> float:
+    """Median milliseconds of a call without gradients, after a warm-up.
+
+    Args:
+        predict: computes on the device of the images.
+        images: a batch.
+    """
 
     def seconds() -> float:
         started = time.perf_counter()
-        network(images)
+        predict(images)
         if images.is_cuda:
             torch.cuda.synchronize(images.device)
         return time.perf_counter() - started
@@ -87,7 +100,6 @@ def measure_latency(network: nn.Module, images: torch.Tensor) -> float:
         times = [seconds()]
         while len(times) < _REPETITIONS and sum(times) < _SECONDS:
             times.append(seconds())
-    network.train(was_training)
     return 1000 * statistics.median(times)
 
 

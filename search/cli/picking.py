@@ -47,6 +47,15 @@ def best(
     form: Annotated[
         ExportFormat, typer.Option("--format", help="Weights alone, or with a graph beside them.")
     ] = ExportFormat.SAFETENSORS,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="With onnx, also a graph in 8 bits.")
+    ] = False,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS", help="Most held-out accuracy that --int8 may cost.  [default: 1]"
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to export to.")] = None,
     register: Annotated[bool, typer.Option(help="Register in MLflow's model registry.")] = True,
     storage: StorageOption = "runs",
@@ -59,6 +68,8 @@ def best(
         max_latency_ms=max_latency_ms,
         min_accuracy=min_accuracy,
         format=form.value,
+        int8=int8,
+        max_loss=max_loss,
         out=out,
     )
     if not register:

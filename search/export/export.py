@@ -16,7 +16,6 @@ from kdcore.backbones.names import own_digests
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Kind
 from kdcore.data.image_data import ImageData, open_data
-from kdcore.data.split import Split
 from kdcore.errors import did_you_mean
 from kdcore.networks.classifier import (
     Classifier,
@@ -32,20 +31,21 @@ from search.experiment.running import use_plugins
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Candidate, Limits, pick
 from search.export.class_table import CONFUSION
-from search.export.graph_formats import GRAPHS, measure_graph
+from search.export.file_table import file_section, graphs_in_words
+from search.export.files import (
+    WEIGHTS_FILE,
+    ExportedFile,
+    check_loss,
+    describe_files,
+    measure_files,
+)
+from search.export.graph_formats import GRAPHS
+from search.export.int8 import INT8, MAX_LOSS, write_int8
 from search.export.model_card import Score, model_card
 from search.record.looks import Look, looks_at, record_look
 from search.record.record import SearchRecord
 from search.record.storage import Storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints
-from search.record.wording import percent
-
-# Another device or memory format uses other kernels, which may classify a borderline image
-# differently: one in a thousand, or one in all.
-_TOLERANCE = 0.001
-
-# As a share of the largest logit. A graph sums in another order, but also in float32.
-_LOGIT_TOLERANCE = 1e-3
 
 CONTROL_ROW = "none (control)"
 
@@ -53,7 +53,7 @@ WEIGHTS = "safetensors"
 """The format of every export; a graph is a second file."""
 
 _FILES = (
-    *("student.safetensors", "student.json", "README.md", CONFUSION),
+    *(WEIGHTS_FILE, "student.json", "README.md", CONFUSION, INT8),
     *(g.file for g in GRAPHS.values()),
 )
 
@@ -63,13 +63,14 @@ class ExportedStudent:
     """An exported student.
 
     Args:
-        folder: has `student.safetensors`, `student.json`, `README.md` and the graph, if any.
+        folder: has `student.safetensors`, `student.json`, `README.md` and the graphs, if any.
         picked: the candidate that was exported.
         student: its scores, measured on the exported files.
         others: the scores of its teacher and the control.
         data: the images that they were measured on.
         looks: those at the test split for this task, including the one for this export.
-        graph: the graph's scores in words; empty without a graph.
+        files: the weights, then the graphs: digests, accuracies and latencies.
+        graph: the graphs' scores in words; empty without a graph.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class ExportedStudent:
     others: tuple[Score, ...]
     data: ImageData
     looks: tuple[Look, ...]
+    files: tuple[ExportedFile, ...]
     graph: str = ""
 
     @property
@@ -103,6 +105,8 @@ def export_best(
     *,
     limits: Limits | None = None,
     form: str = WEIGHTS,
+    int8: bool = False,
+    max_loss: float | None = None,
     open_test: bool = True,
     picture: Callable[[Evaluation, Sequence[str], Path], None] | None = None,
 ) -> ExportedStudent:
@@ -117,20 +121,23 @@ def export_best(
         folder: created if missing; an earlier export in it is replaced.
         limits: of size, latency and accuracy; None sets no limits.
         form: `safetensors`, or a graph in addition: `onnx` or `torch_export`.
+        int8: whether to write the ONNX file in 8 bits too.
+        max_loss: the most percentage points of held-out accuracy that this may cost; None: 1.
         open_test: false keeps the test split shut.
         picture: draws the confusion matrix on the test split, for classes of these names, into a
             file; None draws none.
 
     Raises:
         SearchError: there is no such format, no trial has finished, no student is within the
-            limits, a checkpoint is missing or damaged, or the exported files do not reproduce the
-            recorded accuracy.
+            limits, a checkpoint is missing or damaged, the exported files do not reproduce the
+            recorded accuracy, or int8 costs more than is allowed.
         StorageError: the folder cannot be written to, or the storage not read or written to.
     """
     formats = (WEIGHTS, *GRAPHS)
     if form not in formats:
         hint = did_you_mean(form, formats)
         raise SearchError(f"no export format {form!r}{hint} There are {', '.join(formats)}")
+    allowed = _allowed_loss(form, int8, max_loss)
     limits = limits or Limits()
     picked = pick(record, limits)
     use_plugins(record.experiment)
@@ -145,10 +152,17 @@ def export_best(
         _write_code(partial, backbone)
         if form in GRAPHS:
             GRAPHS[form].write(classifier, _example(data), partial / GRAPHS[form].file)
-        looks = looks_at(storage, record.experiment.data)
+        if allowed is not None:
+            write_int8(partial / GRAPHS[form].file, data.heldout, partial / INT8)
+        known = picked.heldout_accuracy
+        heldout = measure_files(partial, data.heldout, "held-out", known, picked.label)
+        if allowed is not None:
+            check_loss(heldout, allowed)
+        looks, test = looks_at(storage, record.experiment.data), None
         if open_test:
             looks += (_look(record, picked, storage),)
-        student, graph = measure_files(partial, form, picked, data, open_test=open_test)
+            test = measure_files(partial, data.test, "test", picked.test_accuracy, picked.label)
+        student = _scored(picked.objective, heldout.weights, test and test.weights)
         metrics = {"heldout_accuracy": student.heldout_accuracy}
         if student.test_accuracy is not None:
             metrics["test_accuracy"] = student.test_accuracy
@@ -157,8 +171,10 @@ def export_best(
         if picture is not None and student.test is not None:
             picture(student.test, data.class_names, partial / CONFUSION)
         others = _others(record, picked, student, data, storage)
-        exported = ExportedStudent(folder, picked, student, others, data, looks, graph)
-        commands = _commands(exported, record, storage, limits, form)
+        files = describe_files(partial, heldout, test, data)
+        graph = graphs_in_words(files, heldout, test, data)
+        exported = ExportedStudent(folder, picked, student, others, data, looks, files, graph)
+        commands = _commands(exported, record, storage, limits, form, allowed)
         text = model_card(
             record,
             picked,
@@ -169,9 +185,27 @@ def export_best(
             folder,
             classifier.origin,
             pictured=picture is not None,
+            files=file_section(files, heldout, test, data, allowed),
         )
         (partial / "README.md").write_text(text)
     return exported
+
+
+def _allowed_loss(form: str, int8: bool, max_loss: float | None) -> float | None:
+    """Percentage points of accuracy that int8 may cost; None without int8.
+
+    Raises:
+        SearchError: the options do not fit together.
+    """
+    if int8 and form != "onnx":
+        raise SearchError(f"--int8 quantises the ONNX file, but --format is {form}; use onnx")
+    if max_loss is None:
+        return MAX_LOSS if int8 else None
+    if not int8:
+        raise SearchError("--max-loss is what --int8 may cost; add --int8, or leave it out")
+    if not max_loss >= 0:
+        raise SearchError(f"--max-loss is {max_loss:g}, but must be >= 0")
+    return max_loss
 
 
 def _look(record: SearchRecord, picked: Candidate, storage: Storage) -> Look:
@@ -183,71 +217,13 @@ def _look(record: SearchRecord, picked: Candidate, storage: Storage) -> Look:
     return record_look(storage, record, by="best", students=tested)
 
 
-def measure_files(
-    folder: Path, form: str, picked: Candidate, data: ImageData, *, open_test: bool = True
-) -> tuple[Score, str]:
-    """Loads exported files and measures them.
-
-    Args:
-        folder: the folder of the files.
-        form: as for `export_best`.
-        picked: the candidate, with the recorded accuracies.
-        data: the images to measure them on.
-        open_test: false leaves the test split out.
-
-    Returns:
-        The scores, and the graph's scores in words.
-
-    Raises:
-        SearchError: a file is damaged, or does not reproduce the recorded accuracies.
-    """
-    classifier = load_student(folder)
-    score = _score(picked.objective, classifier.to(default_device()), data, open_test)
-    accuracies = score.heldout_accuracy, score.test_accuracy
-    _check_accuracies(folder / "student.safetensors", accuracies, picked, data)
-    words = ""
-    if form in GRAPHS:
-        path = folder / GRAPHS[form].file
-        predict = GRAPHS[form].load(path)
-        classifier = classifier.cpu()
-        heldout, far = measure_graph(predict, classifier, data.heldout)
-        test, farther = measure_graph(predict, classifier, data.test) if open_test else (None, 0.0)
-        difference = max(far, farther)
-        _check_accuracies(path, (heldout, test), picked, data)
-        if difference > _LOGIT_TOLERANCE:
-            raise SearchError(
-                f"the logits of {path} differ from PyTorch's by {difference:.1e} of the largest, "
-                f"but {_LOGIT_TOLERANCE:.0e} is the most that rounding explains"
-            )
-        tested = "" if test is None else f", test {percent(test)} %"
-        images = len(data.heldout) + (len(data.test) if open_test else 0)
-        words = (
-            f"{path.name}: held-out {percent(heldout)} %{tested}; its logits on "
-            f"{images:,} images differ from PyTorch's by at most {difference:.0e} of the largest"
-        )
-    return score, words
-
-
-def _check_accuracies(
-    path: Path, accuracies: tuple[float, float | None], picked: Candidate, data: ImageData
-) -> None:
-    """Raises SearchError unless a file's accuracies are the recorded ones."""
-    recorded = (picked.heldout_accuracy, picked.test_accuracy)
-    splits: tuple[tuple[str, Split], ...] = (("held-out", data.heldout), ("test", data.test))
-    for (kind, split), now, then in zip(splits, accuracies, recorded, strict=True):
-        if now is None or then is None:
-            continue
-        if abs(now - then) > max(_TOLERANCE, 1.5 / len(split)):
-            raise SearchError(
-                f"{path} has a {kind} accuracy of {percent(now)} %, but {percent(then)} % was "
-                f"recorded for {picked.label}: data, checkpoint or files have changed"
-            )
-
-
 def _score(name: str, classifier: Classifier, data: ImageData, open_test: bool) -> Score:
     """On the held-out images, and on those of the test split where it is opened."""
     heldout = evaluate_classes(classifier, data.heldout)
-    test = evaluate_classes(classifier, data.test) if open_test else None
+    return _scored(name, heldout, evaluate_classes(classifier, data.test) if open_test else None)
+
+
+def _scored(name: str, heldout: Evaluation, test: Evaluation | None) -> Score:
     return Score(name, heldout.accuracy, test.accuracy if test else None, heldout, test)
 
 
@@ -372,7 +348,12 @@ def _best_epoch(backbone: str, data: ImageData, checkpoint: Path) -> Classifier:
 
 
 def _commands(
-    exported: ExportedStudent, record: SearchRecord, storage: Storage, limits: Limits, form: str
+    exported: ExportedStudent,
+    record: SearchRecord,
+    storage: Storage,
+    limits: Limits,
+    form: str,
+    max_loss: float | None,
 ) -> tuple[str, str]:
     """The commands that train this student again and export it again."""
     picked, where = exported.picked, storage_option(storage)
@@ -382,6 +363,7 @@ def _commands(
         "--max-latency-ms": limits.latency_ms,
         "--min-accuracy": limits.accuracy,
         "--format": None if form == WEIGHTS else form,
+        "--int8 --max-loss": max_loss,
         "--out": exported.folder,
     }
     given = [f" {option} {value}" for option, value in options.items() if value is not None]

@@ -59,6 +59,7 @@ def model_card(
     start: Mapping[str, JsonValue],
     *,
     pictured: bool = False,
+    files: Sequence[str] = (),
 ) -> str:
     """The card as Markdown.
 
@@ -72,6 +73,7 @@ def model_card(
         folder: the folder of the export.
         start: where the weights came from that the student began with; empty for fresh ones.
         pictured: whether the confusion matrix is drawn beside the card.
+        files: the lines about the files.
     """
     experiment = record.experiment
     config = trial_config(experiment, picked.point)
@@ -91,6 +93,7 @@ def model_card(
         *_spread(record, picked),
         "",
         *class_section(scores[0].test, data.class_names, pictured=pictured),
+        *files,
         "## How it was made",
         "",
         f"- data: {experiment.data.name}, {len(data.train):,} training images, digest "

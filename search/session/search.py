@@ -92,6 +92,8 @@ class Search:
         max_latency_ms: float | None = None,
         min_accuracy: float | None = None,
         format: str = "safetensors",
+        int8: bool = False,
+        max_loss: float | None = None,
         out: str | Path | None = None,
         open_test: bool = True,
     ) -> "ExportedStudent":
@@ -105,12 +107,14 @@ class Search:
             min_accuracy: the lowest accuracy, a share of 1: on the test split for a confirmed
                 student, else held out; also where another `search.metric` ranks.
             format: `safetensors`, or with a graph beside it: `onnx` or `torch_export`.
+            int8: with `onnx`, whether to write that graph in 8 bits too.
+            max_loss: the most percentage points of held-out accuracy that this may cost; none: 1.
             out: the folder to export to; none: `best` in the search's folder.
             open_test: false measures on the held-out images only.
 
         Raises:
             SearchError: no trial has finished, none is within the limits, a checkpoint is gone or
-                damaged, or the files do not reproduce the recorded accuracy.
+                damaged, the files do not reproduce the recorded accuracy, or int8 costs too much.
         """
         from search.export.choice import Limits
         from search.export.export import export_best
@@ -126,6 +130,8 @@ class Search:
             folder,
             limits=limits,
             form=format,
+            int8=int8,
+            max_loss=max_loss,
             open_test=open_test,
             picture=save_confusion,
         )

@@ -1,8 +1,10 @@
 """From a search's best to a served student: confirmed, picked, exported, registered, run again."""
 
+import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -16,7 +18,8 @@ from mlflow import MlflowClient
 
 import kdcore
 from kdcore.data.image_data import ImageData, open_data
-from search.export.graph_formats import GRAPHS
+from search.export.graph_formats import GRAPHS, graph_accuracy, load_onnx
+from search.export.int8 import INT8
 from search.record.files import read_record
 from search.record.looks import looks_at
 from search.record.record import SearchRecord
@@ -137,7 +140,9 @@ def test_mlflow_has_a_child_run_for_each_with_its_curve(record: SearchRecord) ->
 def test_best_gives_files_that_reproduce_what_was_recorded(
     folder: Path, data: ImageData, storage: Storage, form: str
 ) -> None:
-    said = succeeded(folder, "best", "task-1", "--format", form, "--out", form, "--no-register")
+    quantised = ("--int8", "--max-loss", "100") if form == "onnx" else ()
+    arguments = ("best", "task-1", "--format", form, *quantised, "--out", form, "--no-register")
+    said = succeeded(folder, *arguments)
     assert "registered" not in said
     files = {"README.md", "confusion.png", "student.json", "student.safetensors"}
     student = kdcore.load_student(folder / form)
@@ -146,6 +151,9 @@ def test_best_gives_files_that_reproduce_what_was_recorded(
         files.add(GRAPHS[form].file)
         predict = GRAPHS[form].load(folder / form / GRAPHS[form].file)
         assert "differ from PyTorch's by at most" in said
+    if quantised:
+        files.add(INT8)
+        assert re.search(rf"{INT8}: held-out .* %, test .* %; int8 costs .* points held out", said)
     assert {path.name for path in (folder / form).iterdir()} == files
     with torch.no_grad():
         right = (predict(data.test.images).argmax(1) == data.test.labels).double().mean().item()
@@ -166,8 +174,18 @@ def test_best_gives_files_that_reproduce_what_was_recorded(
         "- data: (to be filled in",
         "CPU-hours",
         f"kdsearch rerun task-1 {best.label} --seed ",
+        f"kdsearch {shlex.join(arguments[:-3])}",
     ):
         assert words in card
+    section = card.partition("## Files\n")[2].partition("\n## ")[0]
+    for file in files - {"README.md", "confusion.png", "student.json"}:
+        (row,) = re.findall(rf"\| {file} \| ([\d,]+) \| (.*) \| (.*) \| .* \| `(.*)` \|", section)
+        content = (folder / form / file).read_bytes()
+        assert (row[0], row[3]) == (f"{len(content):,}", hashlib.sha256(content).hexdigest())
+        predict = load_onnx(folder / form / INT8) if file == INT8 else predict
+        for split, cell in ((data.heldout, row[1]), (data.test, row[2])):
+            with torch.no_grad():
+                assert cell == f"{100 * graph_accuracy(predict, split):.2f}"
 
 
 def test_the_cards_command_makes_the_same_weights_again(folder: Path) -> None:

@@ -4,13 +4,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from kdcore.data.split import Split
 from kdcore.networks.classifier import Classifier
 from kdcore.training.evaluation import Evaluation
 from search.cli.launching import _show_end
-from search.export import export
+from search.errors import SearchError
+from search.export import export, files
 from search.record.storage import Storage
 from search.session.search import Search
 from tests.integration.stored_search import unpacked
@@ -39,7 +41,8 @@ def looks_when_tested(found: Search, monkeypatch: pytest.MonkeyPatch) -> list[in
             counts.append(len(list(Path("runs/looks").glob("*/*.json"))))
         return measure(classifier, split)
 
-    monkeypatch.setattr(export, "evaluate_classes", watched)
+    for module in (export, files):
+        monkeypatch.setattr(module, "evaluate_classes", watched)
     return counts
 
 
@@ -79,3 +82,22 @@ def test_best_opens_it_once_more_each_time_and_says_so(
     words = "Test split looked at 2 times for this task, at 2 different students."
     assert words in (shut.folder / "README.md").read_text()
     assert looks_when_tested == [1, 1, 1, 2, 2, 2]
+
+
+def test_an_int8_graph_that_costs_too_much_is_refused_before_it_is_opened(
+    found: Search, looks_when_tested: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(source: Path, split: Split, path: Path) -> None:
+        model = onnx.load(source)
+        weights = {each.name: each for each in model.graph.initializer}["backbone.fc.weight"]
+        weights.CopyFrom(
+            onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights), weights.name)
+        )
+        onnx.save(model, path)
+
+    monkeypatch.setattr(export, "write_int8", spoilt)
+    with pytest.raises(SearchError, match=r"int8 costs \d+\.\d\d points of held-out accuracy"):
+        found.best(format="onnx", int8=True)
+    assert looks_when_tested == []
+    assert not Path("runs/looks").exists()
+    assert not Path("runs/searches/stored-1/best").exists()

@@ -1,25 +1,34 @@
 """Exported files: they classify as the student does, and altered ones are refused."""
 
+import math
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.data.image_data import ImageData
+from kdcore.data.split import Split
 from kdcore.networks.classifier import (
     Classifier,
     build_classifier,
     describe_classifier,
+    load_classifier,
     load_student,
     save_classifier,
 )
-from kdcore.training.evaluation import evaluate
+from kdcore.training.evaluation import Evaluation, evaluate
 from search.errors import SearchError, StorageError
 from search.export.choice import Candidate
-from search.export.export import export_best, measure_files, replacing
-from search.export.graph_formats import GRAPHS, measure_graph
+from search.export.export import export_best, replacing
+from search.export.file_table import graphs_in_words
+from search.export.files import Measured, check_loss, describe_files, measure_files
+from search.export.graph_formats import GRAPHS, graph_accuracy, load_onnx, measure_graph
+from search.export.int8 import CALIBRATION_IMAGES, INT8, _CalibrationImages, write_int8
 from search.record.storage import Storage
 from tests.synthetic import made_up_search
 
@@ -67,9 +76,18 @@ def test_a_graph_takes_any_number_of_stored_images_and_gives_the_students_logits
     accuracy, difference = measure_graph(predict, student, digits.heldout)
     assert accuracy == picked.heldout_accuracy
     assert difference < 1e-4
-    score, words = measure_files(folder, form, picked, digits)
-    assert score.test_accuracy == picked.test_accuracy
-    assert words.startswith(f"{path.name}: held-out {100 * accuracy:.2f} %")
+    known = picked.heldout_accuracy
+    heldout = measure_files(folder, digits.heldout, "held-out", known, "7")
+    test = measure_files(folder, digits.test, "test", picked.test_accuracy, "7")
+    assert (test.weights.accuracy, test.graph) == (picked.test_accuracy, picked.test_accuracy)
+    files = describe_files(folder, heldout, test, digits)
+    assert [file.name for file in files] == ["student.safetensors", path.name]
+    for file in files:
+        assert (file.heldout_accuracy, file.test_accuracy) == (known, picked.test_accuracy)
+        assert file.sha256 == sha256((folder / file.name).read_bytes()).hexdigest()
+        assert file.latency_ms > 0
+    words = graphs_in_words(files, heldout, test, digits)
+    assert words.startswith(f"{path.name}: held-out {100 * accuracy:.2f} %, test ")
 
 
 # One network of each family whose operations differ from resnet8's. ONNX takes PyTorch's own graph
@@ -116,7 +134,7 @@ def test_altered_weights_are_refused_with_both_figures(
         SearchError,
         match=f"{100 * now:.2f} %, but {100 * picked.heldout_accuracy:.2f} % was recorded for 7",
     ):
-        measure_files(folder, "safetensors", picked, digits)
+        measure_files(folder, digits.heldout, "held-out", picked.heldout_accuracy, "7")
 
 
 def test_a_graph_of_another_student_is_refused(
@@ -129,7 +147,7 @@ def test_a_graph_of_another_student_is_refused(
             parameter.mul_(-1)
     GRAPHS[form].write(other, digits.heldout.images[:2], folder / GRAPHS[form].file)
     with pytest.raises(SearchError, match=GRAPHS[form].file):
-        measure_files(folder, form, picked, digits)
+        measure_files(folder, digits.heldout, "held-out", picked.heldout_accuracy, "7")
 
 
 @pytest.mark.parametrize("form", GRAPHS)
@@ -179,3 +197,127 @@ def test_a_failed_export_leaves_an_earlier_one_as_it_was(tmp_path: Path) -> None
 def test_an_unknown_format_is_told_before_anything_else(tmp_path: Path) -> None:
     with pytest.raises(SearchError, match="no export format 'onx'; did you mean 'onnx'"):
         export_best(made_up_search(3), Storage(str(tmp_path)), tmp_path / "best", form="onx")
+
+
+# Int8
+
+
+def calibration_images(split: Split) -> torch.Tensor:
+    """All that ONNX Runtime is given."""
+    reader, taken = _CalibrationImages(split), []
+    while (batch := reader.get_next()) is not None:
+        taken.append(torch.from_numpy(batch["images"]))
+    return torch.cat(taken)
+
+
+@pytest.fixture(scope="module")
+def quantised(
+    teacher_dir: Path, digits: ImageData, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Classifier]:
+    """A folder with both graphs of a trained network, and the network."""
+    folder, network = tmp_path_factory.mktemp("int8"), load_classifier(teacher_dir, "teacher")
+    source = folder / GRAPHS["onnx"].file
+    GRAPHS["onnx"].write(network, digits.heldout.images[:2], source)
+    write_int8(source, digits.heldout, folder / INT8)
+    return folder, network
+
+
+def test_weights_have_8_bits_and_a_scale_for_each_channel_with_their_batch_norm(
+    quantised: tuple[Path, Classifier],
+) -> None:
+    folder, network = quantised
+    graph = onnx.load(folder / INT8).graph
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    inputs = {node.output[0]: node.input for node in graph.node}
+    assert not {node.op_type for node in graph.node} & {"BatchNormalization"}
+    scales = {}  # by the number of the layer
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            weights, scale, zero = (values[name] for name in inputs[node.input[1]])
+            assert (weights.dtype, weights.shape[:1]) == ("int8", scale.shape)
+            assert not zero.any()
+            assert abs(weights.astype(int)).max() <= 127
+            scales[len(scales)] = torch.from_numpy(scale).double()
+            quantised_input = inputs[node.input[0]]
+            assert values[quantised_input[2]].dtype == "uint8"
+    state = {name: each.double() for name, each in network.backbone.state_dict().items()}
+    first, last = state["conv1.weight"], state["fc.weight"]
+    norm = state["bn1.weight"] / (state["bn1.running_var"] + 1e-5).sqrt()
+    folded = (first * norm[:, None, None, None]).flatten(1)
+    # int8 without -128, so that it is symmetric
+    torch.testing.assert_close(scales[0], folded.abs().amax(1) / 127, rtol=1e-5, atol=0)
+    torch.testing.assert_close(scales[len(scales) - 1], last.abs().amax(1) / 127, rtol=1e-5, atol=0)
+
+
+def test_the_range_of_an_activation_is_that_of_the_calibration_images(
+    quantised: tuple[Path, Classifier], digits: ImageData
+) -> None:
+    folder, network = quantised
+    graph = onnx.load(folder / INT8).graph
+    assert [each.type.tensor_type.elem_type for each in graph.input] == [onnx.TensorProto.UINT8]
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    first = next(node for node in graph.node if node.op_type == "QuantizeLinear")
+    scale, zero = (values[name].item() for name in first.input[1:])
+    pixels = network.normalize(calibration_images(digits.heldout)).double()
+    lowest, highest = min(0.0, pixels.min().item()), max(0.0, pixels.max().item())
+    assert scale == pytest.approx((highest - lowest) / 255, rel=1e-5)
+    assert zero == round(-lowest / scale)
+
+
+def test_an_int8_graph_is_near_the_network_and_comes_out_the_same_again(
+    quantised: tuple[Path, Classifier], digits: ImageData, tmp_path: Path
+) -> None:
+    folder, network = quantised
+    predict = load_onnx(folder / INT8)
+    accuracy, difference = measure_graph(predict, network, digits.test)
+    assert 1e-4 < difference < 0.25
+    assert graph_accuracy(predict, digits.test) == accuracy
+    assert (folder / INT8).stat().st_size < (folder / GRAPHS["onnx"].file).stat().st_size / 2
+    again = tmp_path / "again.onnx"
+    write_int8(folder / GRAPHS["onnx"].file, digits.heldout, again)
+    assert again.read_bytes() == (folder / INT8).read_bytes()
+    for file in folder.iterdir():
+        assert str(Path(__file__).parents[3]).encode() not in file.read_bytes()
+
+
+def test_calibration_takes_some_images_of_the_whole_split_once(digits: ImageData) -> None:
+    assert len(digits.train) > CALIBRATION_IMAGES
+    images = [bytes(image.numpy()) for image in digits.train.images]
+    taken = calibration_images(digits.train)
+    assert len(taken) == CALIBRATION_IMAGES
+    places = [images.index(bytes(image.numpy())) for image in taken]
+    assert places == sorted(set(places))
+    assert places[-1] >= CALIBRATION_IMAGES
+
+
+def test_int8_that_costs_more_than_allowed_is_refused_with_both_figures() -> None:
+    weights = Evaluation(torch.zeros(1), torch.zeros(1), 2, 0.0, None)
+
+    def cost(graph: float, int8: float | None) -> Measured:
+        return Measured(weights, graph, int8=int8)
+
+    for held, allowed in ((cost(0.96, 0.95), 1.0), (cost(0.9, 0.91), 0.0), (cost(0.9, None), 0.0)):
+        check_loss(held, allowed)
+    with pytest.raises(
+        SearchError,
+        match=r"costs 1\.25 points .* \(95\.00 % instead of 96\.25 %\), but --max-loss is 1; "
+        "allow more, or export without --int8",
+    ):
+        check_loss(cost(0.9625, 0.95), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"int8": True}, "--format is safetensors; use onnx"),
+        ({"int8": True, "form": "torch_export"}, "--format is torch_export; use onnx"),
+        ({"max_loss": 2.0}, "add --int8"),
+        ({"int8": True, "form": "onnx", "max_loss": -1.0}, "is -1, but must be >= 0"),
+        ({"int8": True, "form": "onnx", "max_loss": math.nan}, "is nan, but must be >= 0"),
+    ],
+)
+def test_options_of_int8_that_do_not_fit_are_told_before_anything_else(
+    options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SearchError, match=words):
+        export_best(made_up_search(3), Storage(str(tmp_path)), tmp_path / "best", **options)
