@@ -162,7 +162,7 @@ def export_best(
         if open_test:
             looks += (_look(record, picked, storage),)
             test = measure_files(partial, data.test, "test", picked.test_accuracy, picked.label)
-        student = _scored(picked.objective, heldout.weights, test and test.weights)
+        student = _scored(picked.objective, heldout.weights, test.weights if test else None)
         metrics = {"heldout_accuracy": student.heldout_accuracy}
         if student.test_accuracy is not None:
             metrics["test_accuracy"] = student.test_accuracy

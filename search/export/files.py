@@ -149,7 +149,7 @@ def describe_files(
         _file(
             folder / WEIGHTS_FILE,
             heldout.weights.accuracy,
-            test and test.weights.accuracy,
+            test.weights.accuracy if test else None,
             measure_latency(load_student(folder), image),
         )
     ]
@@ -157,11 +157,11 @@ def describe_files(
         if heldout.graph is not None and (folder / graph.file).exists():
             path = folder / graph.file
             latency = median_latency(graph.load(path), image)
-            found.append(_file(path, heldout.graph, test and test.graph, latency))
+            found.append(_file(path, heldout.graph, test.graph if test else None, latency))
     if heldout.int8 is not None:
         path = folder / INT8
         latency = median_latency(load_onnx(path), image)
-        found.append(_file(path, heldout.int8, test and test.int8, latency))
+        found.append(_file(path, heldout.int8, test.int8 if test else None, latency))
     return tuple(found)
 
 
