@@ -78,8 +78,8 @@ def file_section(
             f"{_calibration(data)}; normalisation of the images, what is not a product with "
             f"weights, and logits are in float32. By ONNX Runtime on the same images, "
             f"{_loss(heldout, test)}; {max_loss:g} held out were allowed. On x86-64 processors "
-            "without VNNI set ONNX Runtime's session option `session.x64quantprecision` to 1, as "
-            "here: products may overflow there without it.",
+            "without VNNI instructions set ONNX Runtime's session option "
+            "`session.x64quantprecision` to 1, as was done here if need be, or sums may overflow.",
             "",
         ]
     return lines

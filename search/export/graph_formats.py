@@ -72,8 +72,8 @@ def load_onnx(path: Path) -> Predict:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Sums of 8-bit products may overflow on x86-64 without VNNI; others are not slowed down.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not _has_vnni():  # an option of x86-64 alone, which costs time
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common base class
@@ -84,6 +84,15 @@ def load_onnx(path: Path) -> Predict:
         return torch.from_numpy(logits)
 
     return predict
+
+
+def _has_vnni() -> bool:
+    """Whether the processor has instructions that sum products of 8 bits without overflow."""
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return "avx512_vnni" in words or "avx_vnni" in words
 
 
 def _check_packages() -> None:
