@@ -24,6 +24,10 @@ CALIBRATION_IMAGES = 256
 _QUANTISED = ["Conv", "Gemm", "MatMul", "Relu", "Clip"]
 _PRODUCTS = ["Gemm", "MatMul"]
 
+# EfficientNet-Lite0 with ImageNet's features says of 350 openclipart pictures what it says in
+# float32: 94 % with these settings, 87 % with 7 bits, as processors without VNNI are advised to
+# have, 75 % without Relu and Clip above, and 67 % with one scale for all channels.
+
 
 def write_int8(source: Path, split: Split, path: Path) -> None:
     """Writes an ONNX file with int8 weights, one scale a channel, and uint8 activations.
