@@ -25,7 +25,7 @@ from kdcore.backbones.traced_backbone import TracedBackbone, WholeBackbone, chec
 from kdcore.backbones.tracing.graph import forbid_writes
 from kdcore.backbones.tracing.torch_private import TraceError
 from kdcore.backbones.tracing.traced_network import Outputs, TracedNetwork, trace_network
-from kdcore.contract.plugin_code import told_as
+from kdcore.contract.plugin_faults import told_as
 from kdcore.contract.taps import Tap, TapInfo
 from kdcore.errors import NetworkError
 

@@ -17,10 +17,10 @@ from kdcore.contract.plugin import WORDS, Kind, Plugin, digest_of
 from kdcore.contract.plugin_code import (
     installed_sources,
     is_run,
-    mark_installed,
     package_sources,
     provided_by,
 )
+from kdcore.contract.plugin_faults import ending_hangs, mark_installed
 from kdcore.errors import PluginError
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -97,14 +97,15 @@ def loaded(kind: Kind, name: str) -> Any:
     if plugin is not None:
         return provided_by(plugin)[kind][name]
     point = _installed(kind)[name]
+    mark_installed(point.module)
     try:
-        found = point.load()
+        with ending_hangs():
+            found = point.load()
     except Exception as error:
         raise PluginError(
             f"the installed {point.value}, of the {WORDS[kind]} {name!r}, cannot be imported: "
             f"{type(error).__name__}: {error}"
         ) from None
-    mark_installed(point.module)
     return found
 
 

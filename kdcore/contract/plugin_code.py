@@ -9,23 +9,26 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_loader
 from pathlib import Path
-from types import CodeType, ModuleType, TracebackType
+from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
 from kdcore.contract.plugin import WORDS, Kind, Plugin, digest_of
+from kdcore.contract.plugin_faults import (
+    FILE,
+    HangError,
+    ending_hangs,
+    line_in_plugin,
+    mark_installed,
+)
 from kdcore.errors import PluginError
 
 _ROOT = "_kdsearch_plugin_"
-_FILE = "kdsearch-plugin:"
-
-# What the files of plugins begin with, with what of it is not said; those of installed ones too.
-_beginnings: dict[str, str] = {_FILE: _FILE}
 MAPPINGS = {Kind.METHODS: "METHODS", Kind.BACKBONES: "NETWORKS", Kind.DATA: "DATA_SETS"}
 """What a plugin's module calls its mappings."""
 
@@ -49,7 +52,7 @@ class _Loader(InspectLoader):
         return _place(fullname)[0].endswith("__init__.py")
 
     def get_code(self, fullname: str) -> CodeType:
-        return compile(self.get_source(fullname), _FILE + _place(fullname)[0], "exec")
+        return compile(self.get_source(fullname), FILE + _place(fullname)[0], "exec")
 
 
 class _Finder(MetaPathFinder):
@@ -89,23 +92,24 @@ def provided_by(plugin: Plugin) -> Provided:
     """By kind and name, what a plugin adds; runs its code if that has not been run yet.
 
     Raises:
-        PluginError: it cannot be imported, prints or exits, or adds nothing; an installed package
-            is missing, or is another version here.
+        PluginError: it cannot be imported, prints, exits or hangs, or adds nothing; an installed
+            package is missing, or is another version here.
     """
     if plugin.digest not in _provided:
+        module = plugin.module
         if plugin.sources:
             _sources[plugin.digest] = plugin.sources
-            module = _imported(f"{_ROOT}{plugin.digest}.{plugin.module}", plugin.name)
+            module = f"{_ROOT}{plugin.digest}.{module}"
         else:
-            found = digest_of(plugin.module, installed_sources(plugin.module))
+            found = digest_of(module, installed_sources(module))
             if found != plugin.digest:
                 raise PluginError(
                     f"{plugin.name} is another version here ({found}) than where the search was "
                     f"launched ({plugin.digest}); install the same on every machine"
                 )
-            module = _imported(plugin.module, plugin.name)
-            mark_installed(plugin.module)
-        _provided[plugin.digest] = _found_in(module, plugin)
+            mark_installed(module)
+        with ending_hangs():
+            _provided[plugin.digest] = _found_in(_imported(module, plugin.name), plugin)
     return _provided[plugin.digest]
 
 
@@ -131,14 +135,6 @@ def installed_sources(module: str) -> Mapping[str, str]:
     return package_sources(origin.parent)
 
 
-def mark_installed(module: str) -> None:
-    """Makes errors of an installed module, or its package, known as those of a plugin."""
-    top = sys.modules[module.partition(".")[0]]
-    file = Path(str(top.__file__))
-    within = f"{file.parent}{os.sep}" if file.name == "__init__.py" else str(file)
-    _beginnings[within] = f"{Path(within).parent}{os.sep}"
-
-
 def package_sources(folder: Path) -> Mapping[str, str]:
     """By path from the folder above, the texts of all Python files of a package.
 
@@ -162,11 +158,14 @@ def _imported(module: str, name: str) -> ModuleType:
     try:
         with redirect_stdout(printed), _exits_that_raise():
             found = importlib.import_module(module)
+    except HangError as error:
+        reason = f"{name} hangs on import: {error}"
     except SystemExit as error:
-        reason = f"{name} exits on import{_line(error)}; let it only define things"
+        reason = f"{name} exits on import{line_in_plugin(error)}; let it only define things"
     except Exception as error:
-        place = f", line {error.lineno}" if isinstance(error, SyntaxError) else _line(error)
-        said = error.msg if isinstance(error, SyntaxError) else error
+        place, said = line_in_plugin(error), str(error)
+        if isinstance(error, SyntaxError):
+            place, said = f", line {error.lineno}", error.msg
         reason = f"{name} cannot be imported{place}: {type(error).__name__}: {said}"
         own = module.removeprefix(f"{module.partition('.')[0]}.").partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and error.name and error.name.startswith(own):
@@ -197,76 +196,6 @@ def _exits_that_raise() -> Iterator[None]:
         yield
     finally:
         os._exit = usual
-
-
-def _own(file: str) -> str:
-    """What a plugin's file is called in messages; empty for others."""
-    for beginning, unsaid in _beginnings.items():
-        if file.startswith(beginning):
-            return file.removeprefix(unsaid)
-    return ""
-
-
-def _frames(trace: TracebackType | None) -> Iterator[tuple[str, int]]:
-    """File and line of each frame that runs a plugin's code, the innermost last."""
-    while trace is not None:
-        if file := _own(trace.tb_frame.f_code.co_filename):
-            yield file, trace.tb_lineno
-        trace = trace.tb_next
-
-
-_beats = 0
-
-
-def beat() -> None:
-    """Counts a batch, by which a hang is told from slow code."""
-    global _beats  # noqa: PLW0603
-    _beats += 1
-
-
-def beats() -> int:
-    """How many batches this process has begun."""
-    return _beats
-
-
-def place_in_plugin(thread: int) -> str:
-    """Where a thread is in a plugin's code, like `my_losses.py, line 12`; empty where it is not."""
-    frame, place = sys._current_frames().get(thread), ""
-    while frame is not None and not place:
-        if file := _own(frame.f_code.co_filename):
-            place = f"{file}, line {frame.f_lineno}"
-        frame = frame.f_back
-    return place
-
-
-def _line(error: BaseException) -> str:
-    lines = [line for _, line in _frames(error.__traceback__)]
-    return f", line {lines[-1]}" if lines else ""
-
-
-def fault_in_plugin(error: BaseException) -> str:
-    """An error that came out of a plugin's code, in words; empty for one that did not."""
-    frames = list(_frames(error.__traceback__))
-    if not frames:
-        return ""
-    (file, line), kind = frames[-1], type(error).__name__
-    said = " ".join(str(error).split())[:300]
-    return f"{file}, line {line}, raises {kind}{f': {said}' if said else ''}"
-
-
-@contextmanager
-def told_as(
-    error: type[Exception], wording: Callable[[str], str] = lambda fault: fault
-) -> Iterator[None]:
-    """Turns what a plugin's code raises in the block into one error; those of others pass."""
-    try:
-        yield
-    except error:
-        raise
-    except (Exception, SystemExit) as caught:
-        if not (fault := fault_in_plugin(caught)):
-            raise
-        raise error(wording(fault)) from None
 
 
 def _found_in(module: ModuleType, plugin: Plugin) -> Provided:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Kind
-from kdcore.contract.plugin_code import told_as
+from kdcore.contract.plugin_faults import told_as
 from kdcore.data.arrow_files import key_of
 from kdcore.data.augmentation.steps import check_size
 from kdcore.data.config import DataConfig

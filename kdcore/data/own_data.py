@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Kind
-from kdcore.contract.plugin_code import beat
+from kdcore.contract.plugin_faults import beat
 from kdcore.data.arrow_files import key_of
 from kdcore.data.config import DataConfig
 from kdcore.data.image_table import ImageTable, RawImages, open_table

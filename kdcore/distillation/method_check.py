@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdcore.contract.network_pair import NetworkPair
-from kdcore.contract.plugin_code import fault_in_plugin
+from kdcore.contract.plugin_faults import beat, fault_in_plugin
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.distillation.config import TermConfig
 from kdcore.methods import CATALOGUE
@@ -77,6 +77,7 @@ class MethodCheck:
         Returns:
             Why it cannot work, or an empty text. Errors other than a refusal are raised.
         """
+        beat()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kdcore.backbones.probe import probe_shapes
 from kdcore.contract.method import Method, Params
 from kdcore.contract.network_pair import NetworkPair
-from kdcore.contract.plugin_code import fault_in_plugin
+from kdcore.contract.plugin_faults import fault_in_plugin
 from kdcore.contract.searched import Choice, Span
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.methods import CATALOGUE

@@ -11,7 +11,7 @@ from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.own_network import check_taps
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Plugin
-from kdcore.contract.plugin_code import fault_in_plugin
+from kdcore.contract.plugin_faults import fault_in_plugin
 from kdcore.contract.taps import Tap
 from kdcore.data.config import DataConfig
 from kdcore.data.image_data import open_data

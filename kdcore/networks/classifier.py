@@ -29,7 +29,7 @@ from kdcore.backbones.names import own_digests
 from kdcore.backbones.normalization import Normalization
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Kind
-from kdcore.contract.plugin_code import beat
+from kdcore.contract.plugin_faults import beat
 from kdcore.contract.taps import Mixed, Tap, Taps
 from kdcore.data.centre_crop import USUAL_CROP, CentreCrop
 from kdcore.data.image_data import ImageData

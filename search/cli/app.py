@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdcore.contract.plugin_code import fault_in_plugin
+from kdcore.contract.plugin_faults import ending_hangs, fault_in_plugin
 from search import environment
 from search.cli import (
     browsing,
@@ -73,7 +73,8 @@ def main() -> None:
     with status 1, a defect of this package with its traceback and status 70."""
     environment.prepare()
     try:
-        app()
+        with ending_hangs():
+            app()
     except KeyboardInterrupt:
         sys.exit(130)
     except ExperimentError as error:

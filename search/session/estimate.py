@@ -8,6 +8,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from kdcore.contract.plugin_faults import ending_hangs
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.execution.fastest import fastest_training
 from kdcore.execution.workers import Workers
@@ -138,6 +139,7 @@ def measured(
     )
 
 
+@ending_hangs()
 def measure_there(experiment_json: str, storage_uri: str, beginning: Sequence[str]) -> Measured:
     """As `measured`, where a trial would run."""
     experiment = experiment_to_run(experiment_json)

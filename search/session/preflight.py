@@ -10,6 +10,7 @@ import torch
 
 from kdcore.backbones.catalogue import constructor_of
 from kdcore.contract.network_pair import NetworkPair
+from kdcore.contract.plugin_faults import ending_hangs
 from kdcore.contract.published import benchmark_of
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.distill import network_pair
@@ -86,6 +87,7 @@ class Plan(Prepared):
     space: Space
 
 
+@ending_hangs()
 def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool = False) -> Plan:
     """Checks storage, data, teachers, taps and methods.
 
@@ -142,6 +144,7 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
     return Plan(**vars(prepared) | {"experiment": capped(experiment, space)}, space=space)
 
 
+@ending_hangs()
 def prepare(experiment: Experiment, storage: Storage, source: str) -> Prepared:
     """Checks as `plan` does, but for methods and space; nothing need be held out.
 
@@ -154,6 +157,7 @@ def prepare(experiment: Experiment, storage: Storage, source: str) -> Prepared:
     return prepared
 
 
+@ending_hangs()
 def check_methods(prepared: Prepared, points: Iterable[Point], source: str) -> None:
     """Tries the methods of points of one student on a few images.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from kdcore import DataConfig, EnsembleConfig, StudentConfig, TeacherConfig
+from kdcore.contract.plugin_faults import ending_hangs
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.evaluation import evaluated_as_weights
 from kdcore.distillation.start import start_in_words
@@ -144,7 +145,7 @@ def train_teacher(
     """Puts a teacher in place, wherever the resources are; yields what was trained."""
     torch.set_num_threads(resources.cpus)
     asked = experiment_json, storage_uri, label
-    with worker_group(resources, _help_teach, *asked) as workers:
+    with ending_hangs(), worker_group(resources, _help_teach, *asked) as workers:
         yield from _prepared(workers, *asked)
 
 
@@ -173,6 +174,7 @@ def _prepared(
             storage.upload(folder, f"teachers/{folder.name}")
 
 
+@ending_hangs()
 def measure_students(
     experiment_json: str, storage_uri: str
 ) -> tuple[dict[str, NetworkCost], Executions]:

@@ -15,6 +15,7 @@ import torch
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from kdcore.contract.plugin_faults import ending_hangs
 from kdcore.contract.taps import Tap
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.execution.workers import Workers
@@ -150,6 +151,7 @@ def cached_by_batches(experiment: Experiment, data: ImageData, gpu_bytes: int) -
     ]
 
 
+@ending_hangs()
 def measure_needs(experiment_json: str, storage_uri: str) -> Needs:
     """As `needs_of`, where a trial would run."""
     experiment = experiment_to_run(experiment_json)

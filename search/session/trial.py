@@ -16,13 +16,14 @@ import torch
 from ray import tune
 
 from kdcore import TrialConfig, distill
+from kdcore.contract.plugin_faults import telling_of_hangs
 from kdcore.execution.workers import Workers
 from kdcore.networks.measurement import device_memory
 from kdcore.teacher_cache.patience import PATIENCE_SECONDS, RETRY_SECONDS, patiently
 from kdcore.training.evaluation import default_device
 from kdcore.training.report import EpochReport
-from search.experiment.running import experiment_to_run
-from search.experiment.schema import Resources
+from search.experiment.running import use_plugins
+from search.experiment.schema import Experiment, Resources
 from search.experiment.space.point import NUMBER, Point
 from search.experiment.space.trial_config import trial_config
 from search.record.networks import Executions
@@ -30,7 +31,7 @@ from search.record.owner import check_owner
 from search.record.record import METRIC, REASON, REPORT, SAVED, TIME
 from search.record.storage import Storage, search_storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
-from search.session.faults import lasting_fault, telling_of_hangs
+from search.session.faults import lasting_fault
 from search.session.preparation import fetch_teacher
 from search.session.worker_group import worker_group
 
@@ -102,9 +103,8 @@ def run_trial(
         executions: of the search; none: each machine's own.
         session: the number of its owner, without which nothing is written; none: nobody owns it.
     """
-    experiment = experiment_to_run(experiment_json)
+    experiment = Experiment.model_validate_json(experiment_json)
     torch.set_num_threads(experiment.resources.cpus)
-    config = trial_config(experiment, point)
     storage = Storage(storage_uri)
 
     def check() -> None:
@@ -120,6 +120,8 @@ def run_trial(
 
     with tempfile.TemporaryDirectory() as folder, telling_of_hangs(give_up, experiment.plugins):
         try:
+            use_plugins(experiment)  # which may hang, too
+            config = trial_config(experiment, point)
             stream = resumable_reports(
                 config, storage, checkpoints, Path(folder), executions, experiment.resources
             )

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 import torch
 
+from kdcore.contract.plugin_faults import ending_hangs
 from kdcore.data.image_data import open_data
 from kdcore.training.evaluation import default_device, evaluate_classes
 from search.experiment.running import experiment_to_run
@@ -21,6 +22,7 @@ from search.record.storage import Storage, workspace_of
 _PATIENCE_SECONDS = 1800.0
 
 
+@ending_hangs()
 def measure_classes(picked: Candidate, experiment_json: str, storage_uri: str) -> StudentClasses:
     """Measures a trained student on the held-out images; the test split stays shut."""
     experiment = experiment_to_run(experiment_json)

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Plugin
+from kdcore.contract.plugin_faults import ending_hangs
 from kdcore.execution.workers import Workers, joined, open_store, reach_store
 from kdcore.training.evaluation import default_device
 from search.experiment.schema import Resources
@@ -107,13 +108,14 @@ def _work_along(
     work: bytes,
 ) -> None:
     """What the processes after the first do."""
-    plugged.use(plugins)
-    help_along, arguments = pickle.loads(work)
-    torch.set_num_threads(resources.cpus)
-    _speak_from(_own_address())
-    store = reach_store(host, port)
-    with joined(rank, resources.workers, store, default_device()) as workers:
-        help_along(workers, *arguments)
+    with ending_hangs():
+        plugged.use(plugins)
+        help_along, arguments = pickle.loads(work)
+        torch.set_num_threads(resources.cpus)
+        _speak_from(_own_address())
+        store = reach_store(host, port)
+        with joined(rank, resources.workers, store, default_device()) as workers:
+            help_along(workers, *arguments)
 
 
 def _failure(others: list[Any]) -> RuntimeError | None:

@@ -12,6 +12,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from kdcore.contract.plugin_faults import HangError, ending_hangs
 from kdcore.data.image_data import open_data
 from kdcore.teacher_cache.patience import patiently
 from kdcore.training.evaluation import default_device, evaluate_classes
@@ -40,6 +41,7 @@ from search.tracking.tracker import Tracker, teacher_param
 _RETRIES = 3
 
 
+@ending_hangs()
 def run_again(
     point: Point,
     seed: int,
@@ -73,7 +75,7 @@ def run_again(
                 config, storage, checkpoints, Path(local), executions, experiment.resources
             )
             reports = [report for report, _ in stream]
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, HangError) as error:
             if not (reason := lasting_fault(error)):
                 raise
             return ConfirmationRun(seed=seed, reason=reason), []

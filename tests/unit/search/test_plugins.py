@@ -5,7 +5,6 @@ import json
 import pickle
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from search.experiment.running import experiment_to_run, use_plugins
 from search.experiment.space.trial_config import trial_config
 from search.record.record import SearchRecord
 from search.record.storage import Storage
-from search.session.faults import lasting_fault, telling_of_hangs
+from search.session.faults import lasting_fault
 from search.session.preflight import plan
 from tests.own_code import DATA, EXAMPLES, NETWORK, SQUARES, method
 from tests.synthetic import SMALL, finished_search
@@ -279,27 +278,7 @@ def test_a_file_that_launches_a_search_is_told_to_define_only(tmp_path: Path) ->
     assert "own.py cannot be imported, line 2" in found
 
 
-# Hangs
-
-
-def test_code_that_does_not_come_back_is_told_with_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = "import time\ndef wait(give_up):\n    while not give_up():\n        time.sleep(0.01)\n"
-    (tmp_path / "slow.py").write_text(f"{text}\nNETWORKS = {{'slow': wait}}")
-    plugin = plugged.read_plugin("slow.py", tmp_path)
-    plugged.use([plugin])
-    wait = plugged.loaded(Kind.BACKBONES, "slow")
-    told: list[str] = []
-    monkeypatch.setenv("KDSEARCH_PLUGIN_SECONDS", "0.2")
-    with telling_of_hangs(told.append, [plugin]):
-        wait(lambda: bool(told))
-    (reason,) = told
-    assert reason.startswith("slow.py, line ")
-    assert reason.endswith(", has not come back for 0.2 s")
-    with telling_of_hangs(told.append, [plugin]):  # code that is no plugin's may take its time
-        time.sleep(0.5)
-    assert told == [reason]
+# Faults
 
 
 def test_a_fault_of_own_code_lasts_and_one_of_the_machine_does_not(tmp_path: Path) -> None:

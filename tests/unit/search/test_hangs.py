@@ -1,0 +1,117 @@
+"""Code of a user's own that does not come back: told in a trial, ended everywhere else."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kdcore.contract import plugged
+from kdcore.contract.plugin import Kind
+from kdcore.contract.plugin_faults import telling_of_hangs
+from kdcore.errors import PluginError
+from search.errors import ExperimentError
+from search.experiment.reading import read_experiment
+from search.experiment.schema import Resources
+from search.record.storage import Storage
+from search.session.preflight import plan
+from search.session.preparation import train_teacher
+from tests.cases import Case
+from tests.own_code import DATA, NETWORK, method
+from tests.synthetic import SMALL
+
+# As of code that tries again for ever.
+HANG = """
+import time
+def hang():
+    while True:
+        try:
+            time.sleep(0.05)
+        except Exception:
+            pass
+"""
+END = "own.py, line 6, has not come back for 1 s; if it is only slow, let KDSEARCH_PLUGIN_SECONDS"
+
+
+@pytest.fixture(autouse=True)
+def _one_second(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("KDSEARCH_PLUGIN_SECONDS", "1")
+    yield
+    plugged.use([])
+
+
+def written(folder: Path, code: str, **keys: Any) -> Path:
+    (folder / "own.py").write_text(f"{HANG}\n{code}")
+    path = folder / "task.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "plugins": ["own.py"], **keys}))
+    return path
+
+
+def test_code_that_does_not_come_back_in_a_trial_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "import time\ndef wait(give_up):\n    while not give_up():\n        time.sleep(0.01)\n"
+    (tmp_path / "slow.py").write_text(f"{text}\nNETWORKS = {{'slow': wait}}")
+    plugin = plugged.read_plugin("slow.py", tmp_path)
+    plugged.use([plugin])
+    wait = plugged.loaded(Kind.BACKBONES, "slow")
+    told: list[str] = []
+    monkeypatch.setenv("KDSEARCH_PLUGIN_SECONDS", "0.2")
+    with telling_of_hangs(told.append, [plugin]):
+        wait(lambda: bool(told))
+    (reason,) = told
+    assert reason.startswith("slow.py, line ")
+    assert reason.endswith(", has not come back for 0.2 s")
+    with telling_of_hangs(told.append, [plugin]):  # code that is no plugin's may take its time
+        time.sleep(0.5)
+    assert told == [reason]
+
+
+def test_an_import_that_hangs_is_one_problem_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        read_experiment(written(tmp_path, "hang()"))
+    (problem,) = caught.value.problems
+    assert problem.key == "plugins.0"
+    assert problem.message.startswith(f"own.py hangs on import: {END}")
+
+
+def test_what_hangs_before_a_search_ends_the_check(tmp_path: Path) -> None:
+    for code, keys in (
+        (DATA.replace("CHANGE", "hang()"), {"data": {"name": "own"}}),
+        (NETWORK.replace("super().__init__()", "super().__init__(); hang()"), {"student": "net"}),
+        (method("hang()"), {"objective": [["none", "own"]]}),
+    ):
+        experiment = read_experiment(written(tmp_path, code, **keys))
+        with Case(str(keys)), pytest.raises(PluginError, match=END):
+            plan(experiment, Storage(str(tmp_path / "runs")), "task.yaml")
+
+
+def test_a_teacher_that_hangs_ends_the_worker_that_prepares_it(tmp_path: Path) -> None:
+    taps = "declared_taps = ()\n    def __init__"
+    code = NETWORK.replace("def __init__", taps).replace(
+        "return self.head", "self.training and hang()\n        return self.head"
+    )
+    teacher = {"backbone": "net", "training": {"epochs": 1}}
+    experiment = read_experiment(written(tmp_path, code, teacher=teacher))
+    asked = experiment.model_dump_json(), str(tmp_path / "runs")
+    with pytest.raises(PluginError, match=END):
+        list(train_teacher(*asked, Resources(cpus=1), experiment.teachers[0]))
+
+
+def test_code_that_cannot_be_ended_ends_with_its_process() -> None:
+    stubborn = HANG.replace("except Exception", "except BaseException")
+    running = (
+        "from kdcore.contract.plugin_faults import FILE, ending_hangs\n"
+        f"exec(compile({stubborn!r}, FILE + 'own.py', 'exec'))\n"
+        "with ending_hangs():\n    hang()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", running], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("kdsearch: your own code: own.py, line ")
+    assert ran.stderr.endswith(", has not come back for 1 s; it cannot be ended alone\n")
