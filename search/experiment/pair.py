@@ -5,10 +5,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails
 
 from kdcore import CacheConfig, DataConfig, Recipe, TeacherConfig, TermConfig, TrialConfig
+from kdcore.contract.plugin import Plugin
 from kdcore.contract.published import BENCHMARKS, Benchmark
 from kdcore.data.centre_crop import USUAL_CROP
 from kdcore.data.config import OF_WEIGHTS
@@ -16,7 +23,8 @@ from kdcore.errors import ConfigError, did_you_mean
 from kdcore.methods import CATALOGUE, check_method
 from search.errors import ExperimentError, Problem
 from search.experiment.closed import Closed
-from search.experiment.reading import parse, read_content
+from search.experiment.plugins import declared_in
+from search.experiment.reading import parse_with_plugins, read_content
 from search.experiment.schema import CONTROL, NAME_PATTERN, BackboneName, Resources
 from search.experiment.space.published import published_settings
 
@@ -41,6 +49,7 @@ class Pair(Closed):
         published: the benchmark, `cifar` or `imagenet`; null: by the size of the images.
         resources: what one run occupies; by default a share of what the cluster has.
         cache: see `kdcore.CacheConfig`; null: the teacher computes in every step.
+        plugins: a user's own code, as in an experiment.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -54,6 +63,7 @@ class Pair(Closed):
     published: Benchmark | None = None
     resources: Resources = Resources()
     cache: CacheConfig | None = CacheConfig()
+    plugins: tuple[Plugin, ...] = ()
 
     def objective(self, row: str, benchmark: Benchmark) -> tuple[TermConfig, ...]:
         """The terms of a row; none for the control.
@@ -152,6 +162,14 @@ class Pair(Closed):
         _raise(wrong)
         return self
 
+    @model_validator(mode="wrap")  # the last one: around all others
+    @classmethod
+    def _with_its_plugins(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(value, Mapping):
+            return handler(value)
+        with declared_in(value):
+            return handler(value)
+
 
 def read_pair(path: Path, overrides: Iterable[str] = ()) -> Pair:
     """Reads a pair's file.
@@ -163,7 +181,7 @@ def read_pair(path: Path, overrides: Iterable[str] = ()) -> Pair:
     Raises:
         ExperimentError: with all mistakes of the file.
     """
-    return parse(Pair, read_content(path, overrides), str(path))
+    return parse_with_plugins(Pair, read_content(path, overrides), str(path))
 
 
 def read_pairs(paths: Iterable[Path], overrides: Iterable[str] = ()) -> tuple[Pair, ...]:

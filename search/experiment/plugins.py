@@ -3,10 +3,11 @@
 import inspect
 import linecache
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Kind, Plugin
@@ -48,6 +49,15 @@ def read_plugins(given: object, source: str, folder: Path) -> list[Any]:
     if problems:
         raise ExperimentError(source, problems)
     return plugins
+
+
+def declared_in(content: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Makes the names known of the plugins that keys hold, for a block that validates these."""
+    try:
+        plugins = TypeAdapter(tuple[Plugin, ...]).validate_python(content.get(KEY) or ())
+    except ValidationError:  # told where the field is validated
+        plugins = ()
+    return plugged.declared(plugins)
 
 
 def with_registered(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -162,8 +162,13 @@ def parse_experiment(content: Mapping[str, Any], source: str) -> Experiment:
     Raises:
         ExperimentError: with all mistakes.
     """
+    return parse_with_plugins(Experiment, content, source)
+
+
+def parse_with_plugins(schema: type[Schema], content: Mapping[str, Any], source: str) -> Schema:
+    """As `parse`, of what may name plugins: here, where a command runs, by an override."""
     plugins = read_plugins(content.get(KEY) or [], source, Path())
-    return parse(Experiment, {**content, KEY: plugins} if plugins else content, source)
+    return parse(schema, {**content, KEY: plugins} if plugins else content, source)
 
 
 def parse(schema: type[Schema], content: Mapping[str, Any], source: str) -> Schema:

@@ -12,7 +12,6 @@ from pydantic import (
     PrivateAttr,
     SerializerFunctionWrapHandler,
     Tag,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_serializer,
@@ -21,7 +20,6 @@ from pydantic import (
 
 from kdcore import CacheConfig, DataConfig, EnsembleConfig, StudentConfig, TeacherConfig
 from kdcore.backbones.names import check_backbone
-from kdcore.contract.plugged import declared
 from kdcore.contract.plugin import Plugin
 from kdcore.contract.published import Benchmark
 from kdcore.errors import ConfigError
@@ -29,7 +27,7 @@ from kdcore.methods import check_method, check_mixing
 from kdcore.teacher.config import ENSEMBLE, TEACHER, AnyTeacher
 from search.experiment.closed import Closed
 from search.experiment.constraints import Constraints
-from search.experiment.plugins import with_registered
+from search.experiment.plugins import declared_in, with_registered
 from search.experiment.prices import Prices
 from search.experiment.search_config import SearchConfig
 from search.experiment.searched import Option, mistakes_in, refuse
@@ -406,9 +404,5 @@ class Experiment(Closed):
         if not isinstance(value, Mapping):
             return handler(value)
         value = with_registered(value)
-        try:
-            plugins = TypeAdapter(tuple[Plugin, ...]).validate_python(value.get("plugins") or ())
-        except ValidationError:  # told where the field is validated
-            plugins = ()
-        with declared(plugins):
+        with declared_in(value):
             return handler(value)

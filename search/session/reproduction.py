@@ -16,6 +16,7 @@ from search.errors import ExperimentError, Problem
 from search.experiment.figures import Figures, read_figures
 from search.experiment.pair import Pair, read_pairs
 from search.experiment.reading import check_name
+from search.experiment.running import use_plugins
 from search.experiment.schema import CONTROL
 from search.record.files import interrupted
 from search.record.owner import owned
@@ -117,8 +118,10 @@ def reproduce(
         )
         for written, pair in zip(as_written, as_asked, strict=True)
     ]
-    records = {part.search: part.record(storage) for part in parts}
-    prepared = {}
+    records, prepared = {}, {}
+    for part in parts:
+        use_plugins(part.experiment)
+        records[part.search] = part.record(storage)
     for part in parts:
         if part.missing(records[part.search]):
             prepared[part.search] = prepare(part.experiment, storage, part.pair.name)
@@ -235,6 +238,7 @@ class _Reproducing:
         progress: LiveDisplay,
     ) -> None:
         experiment = prepared.experiment
+        use_plugins(experiment)
         with owned(self._storage, part.search) as owner:
             earlier = part.record(self._storage)
             if earlier is not None:

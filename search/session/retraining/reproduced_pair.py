@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from kdcore.contract.plugin import Plugin
 from kdcore.contract.published import Benchmark
 from search.errors import ExperimentError, Problem
 from search.experiment.figures import PairFigures
@@ -76,6 +77,7 @@ class ReproducedPair:
             resources=pair.resources,
             cache=pair.cache,
             published=pair.published,
+            plugins=pair.plugins,
         )
 
     def point(self, row: str, benchmark: Benchmark) -> Point:
@@ -143,6 +145,11 @@ class ReproducedPair:
                 if not record.reproduces
                 else f"{self.search!r} reproduces {record.reproduces}"
             )
+        begun, given = _code(record.experiment.plugins), _code(self.pair.plugins)
+        for file, old, new in _differences(begun, {file: given.get(file) for file in begun}):
+            raise _taken(
+                f"{self.search!r} was begun with {file} of digest {old}, and now it is {new}"
+            )
         experiment, benchmark = self.experiment, record.experiment.published
         assert benchmark is not None
         resources = experiment.resources.or_else(record.experiment.resources)
@@ -163,6 +170,11 @@ def _taken(what: str) -> ExperimentError:
     return ExperimentError("--name", [Problem(key="", message=message)])
 
 
+def _code(plugins: Iterable[Plugin]) -> dict[str, str]:
+    """By file or module, the digests of plugins."""
+    return {each.file: each.digest for each in plugins}
+
+
 def _settings(experiment: Experiment, point: Point) -> dict[str, Any]:
     """Everything that decides a row's numbers and times."""
     config = trial_config(experiment, point).model_dump(mode="json")
@@ -179,6 +191,7 @@ def changes(written: Pair, asked: Pair) -> list[str]:
         found = pair.model_dump(mode="json", include=kept)
         return {
             **found,
+            "plugins": _code(pair.plugins),
             "data": {**found["data"], "root": None, "download": None, "decoded_gb": None},
         }
 

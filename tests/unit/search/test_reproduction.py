@@ -1,7 +1,9 @@
 """A reproduction beside the published figures: noise, tables, files, selection, and mistakes."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import pytest
 import yaml
 from pyarrow import parquet
 
+from kdcore.contract import plugged
 from search.errors import ExperimentError
 from search.experiment.figures import Figure, PairFigures
-from search.experiment.pair import Pair
+from search.experiment.pair import Pair, read_pair
 from search.experiment.space.trial_config import trial_config
 from search.record.record import ConfirmationRun, SearchRecord
 from search.record.storage import Storage
@@ -22,6 +25,7 @@ from search.report.reproduction.table import COLUMNS, block_table, rows
 from search.session.launch import fresh_record
 from search.session.reproduction import reproduce
 from search.session.retraining.reproduced_pair import ReproducedPair, changes
+from tests.own_code import method
 from tests.records import write_record
 
 CONTENT: dict[str, Any] = {
@@ -301,6 +305,45 @@ def test_ctrl_c_says_how_to_go_on(
     said = capfd.readouterr().out
     assert "TEST split, which everywhere else is not looked at" in said
     assert said.splitlines()[-1] == "stopped; the same command continues, and repeats nothing"
+
+
+def test_a_row_of_own_code_is_trained_and_goes_on_with_that_code_alone(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("search.session.launch.connect", interrupted)
+    file, own = Path("pairs/mine.yaml"), Path("pairs/own.py")
+    own.write_text(method())
+    rows = {"own": {"own": {"weight": 3}}}
+    written = CONTENT | {"name": "mine", "rows": rows, "plugins": ["own.py"]}
+    file.write_text(yaml.safe_dump(written))
+    with pytest.raises(KeyboardInterrupt):  # all is checked, the method tried, and Ray asked for
+        reproduce([file], storage=Storage("runs"))
+
+    pair = read_pair(file)
+    mine = replace(part(), pair=pair, reproduction="mine", rows=("none", "own"))
+    record = fresh_record(mine.experiment, Storage("runs"), "mine", None)
+    begun = {"reproduces": "mine", "confirmed": tuple(mine.students(mine.experiment, None))}
+    write_record(Storage("runs"), record.model_copy(update=begun))
+    assert mine.record(Storage("runs")) is not None
+    own.write_text(f"{method()}# edited")
+    now = read_pair(file).plugins[0].digest
+    message = (
+        f"'mine' was begun with own.py of digest {pair.plugins[0].digest}, and now it is {now};"
+    )
+    with pytest.raises(ExperimentError, match=re.escape(message)):
+        reproduce([file], storage=Storage("runs"))
+
+    del written["plugins"]
+    file.write_text(yaml.safe_dump(written))
+    with pytest.raises(ExperimentError, match=r"rows\.own\.own: unknown method 'own'"):
+        read_pair(file)
+    file.write_text(yaml.safe_dump(written | {"rows": CONTENT["rows"]}))
+    asked = read_pair(file, ["plugins=[pairs/own.py]", "rows={own: {own: {}}}"])
+    assert f"plugins.own.py {now} instead of null" in changes(read_pair(file), asked)
+    plugged.use([])
 
 
 def test_mistakes_are_refused_with_one_message(files: Path) -> None:
