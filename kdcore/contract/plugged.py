@@ -35,13 +35,18 @@ def reserve(kind: Kind, names: Iterable[str]) -> None:
     _taken[kind] = tuple(names)
 
 
+def is_reserved(kind: Kind, name: str) -> bool:
+    """Whether a catalogue has this name, where that has been loaded."""
+    return name in _taken.get(kind, ())
+
+
 @cache
 def _installed(kind: Kind) -> Mapping[str, Any]:
     """By name, the entry points of a kind; two packages with one name are no choice of ours."""
     found: dict[str, Any] = {}
     for point in entry_points(group=f"kdsearch.{kind}"):
         for reason, wrong in (
-            ("the catalogue has one of that name", point.name in _taken.get(kind, ())),
+            ("the catalogue has one of that name", is_reserved(kind, point.name)),
             ("so does another package", point.name in found),
         ):
             if wrong:
@@ -117,7 +122,7 @@ def _digest_of_installed(kind: Kind, name: str) -> str:
 
 def digest_of_name(kind: Kind, name: str) -> str:
     """The digest of the code that adds a name; empty for the catalogue's."""
-    if name in _taken.get(kind, ()):
+    if is_reserved(kind, name):
         return ""
     if (plugin := plugin_of(kind, name)) is not None:
         return plugin.digest
@@ -222,7 +227,7 @@ def plugin_from(
     plugin = Plugin(**dict(bare) | names)
     for kind in Kind:
         for each in plugin.names(kind):
-            if each in _taken.get(kind, ()):
+            if is_reserved(kind, each):
                 raise PluginError(
                     f"{name} adds the {WORDS[kind]} {each!r}, but the catalogue has one of that "
                     f"name; choose another, like my_{each}"

@@ -32,7 +32,8 @@ _ROOT = "_kdsearch_plugin_"
 MAPPINGS = {Kind.METHODS: "METHODS", Kind.BACKBONES: "NETWORKS", Kind.DATA: "DATA_SETS"}
 """What a plugin's module calls its mappings."""
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""What names of methods, networks and data sets look like."""
 
 Provided = Mapping[Kind, Mapping[str, Any]]
 
@@ -239,7 +240,7 @@ def _found_in(module: ModuleType, plugin: Plugin) -> Provided:
 def _check(kind: Kind, name: object, value: object, plugin: str) -> None:
     from kdcore.contract.method import Method
 
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PluginError(
             f"{plugin} has a {WORDS[kind]} called {name!r}, but a name has small letters, digits "
             f"and _, and begins with a letter"

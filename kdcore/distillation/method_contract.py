@@ -3,9 +3,12 @@
 The tests run it over the whole catalogue, and `kdsearch check-plugin` over a user's own methods.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -22,6 +25,7 @@ from kdcore.methods import CATALOGUE
 _IMAGES, _EPOCHS, _CLASSES = 6, 4, 10
 _PAIRS = (("resnet8", "resnet14"), ("resnet8", "vgg8"))
 _SIZE = (32, 48)
+_REPETITIONS = 5  # of what is timed
 
 HARD: Mapping[str, Callable[[Tensor], Tensor]] = {
     "zeros": torch.zeros_like,
@@ -263,6 +267,58 @@ def _resumes(method: type[Method]) -> Iterator[str]:
         )
 
 
+def _both(method: type[Method]) -> tuple[Callable[[], Tensor], Callable[[], Any]]:
+    """What computes its loss, and that of its twin, for the same outputs."""
+    where = _networks(*_PAIRS[0])
+    student, teacher = _outputs(where)
+    batch = _batch(_IMAGES, _EPOCHS)
+
+    def built() -> tuple[Method, Taps, Taps]:
+        made = _built(method, where)
+        made.begin_epoch(_EPOCHS, _EPOCHS)
+        return made, student.only(made.needs), teacher.only(made.needs)
+
+    made, *taps = built()
+    other, *same = built()
+    twin: Any = other
+    return partial(made, *taps, batch), partial(twin.twin, *same, batch)
+
+
+def _twin(method: type[Method]) -> Iterator[str]:
+    """Whether its loss is that of its twin, where it has one."""
+    if not hasattr(method, "twin"):
+        return
+    losses = []
+    with torch.no_grad():
+        for compute in _both(method):
+            torch.manual_seed(0)
+            losses.append(float(compute()))
+    loss, twin = losses
+    if not math.isclose(loss, twin, rel_tol=1e-4, abs_tol=1e-6):
+        yield f"its loss is {loss:.6g}, but its twin gives {twin:.6g}"
+
+
+def twin_speed(name: str) -> str:
+    """How long a method's loss takes beside its twin, in words; empty where it has none."""
+    method = CATALOGUE[name]
+    if not hasattr(method, "twin"):
+        return ""
+    times = []
+    with torch.no_grad():
+        for compute in _both(method):
+            each = []
+            for _ in range(_REPETITIONS):
+                begun = time.perf_counter()
+                compute()
+                each.append(time.perf_counter() - begun)
+            times.append(1000 * min(each))
+    loss, twin = times
+    return (
+        f"{name}: for {_IMAGES} images its loss takes {loss:.2g} ms and its twin {twin:.2g} ms, "
+        f"{twin / loss:.2g} times as long"
+    )
+
+
 _CHECKS: Mapping[str, Callable[[type[Method]], Iterator[str]]] = {
     "its settings": _settings,
     "on random outputs": _ordinary,
@@ -271,4 +327,5 @@ _CHECKS: Mapping[str, Callable[[type[Method]], Iterator[str]]] = {
     "where both networks agree": _equality,
     "in another order": _order,
     "after a resumption": _resumes,
+    "beside its twin": _twin,
 }

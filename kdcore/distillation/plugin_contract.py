@@ -1,4 +1,7 @@
-"""What a plugin's methods, networks and data sets keep to; each breach in words."""
+"""What a plugin's methods, networks and data sets keep to; each breach in words.
+
+`kdsearch check-plugin` asks it of a file, and `kdcore.distillation.pytest_plugin` as tests.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +13,8 @@ from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.own_network import check_taps
 from kdcore.contract import plugged
-from kdcore.contract.plugin import Plugin
-from kdcore.contract.plugin_faults import fault_in_plugin
+from kdcore.contract.plugin import Kind, Plugin
+from kdcore.contract.plugin_faults import ending_hangs, fault_in_plugin
 from kdcore.contract.taps import Tap
 from kdcore.data.config import DataConfig
 from kdcore.data.image_data import open_data
@@ -29,14 +32,27 @@ def breaches_of(plugin: Plugin, workspace: Path, root: Path | None = None) -> li
         plugin: whose code is put in use.
         workspace: for the tables of its data sets.
         root: of the data of its data sets.
+
+    Raises:
+        PluginError: its code does not come back.
     """
     plugged.use([plugin])
-    found = [breach for name in plugin.methods for breach in breaches(name)]
-    for name in plugin.backbones:
-        found += _told(name, _network(name))
-    for name in plugin.data:
-        found += _told(name, _data(name, workspace, root))
-    return found
+    return [
+        breach
+        for kind in Kind
+        for name in plugin.names(kind)
+        for breach in breaches_in(kind, name, workspace, root)
+    ]
+
+
+@ending_hangs()
+def breaches_in(kind: Kind, name: str, workspace: Path, root: Path | None = None) -> list[str]:
+    """As `breaches_of`, of one thing that a plugin adds which is in use."""
+    if kind is Kind.METHODS:
+        return breaches(name)
+    if kind is Kind.BACKBONES:
+        return _told(name, _network(name))
+    return _told(name, _data(name, workspace, root))
 
 
 def _told(name: str, check: Iterator[str]) -> list[str]:

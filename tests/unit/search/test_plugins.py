@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from typer.testing import CliRunner
 import search
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Kind, Plugin
-from kdcore.distillation.plugin_contract import breaches_of
 from kdcore.errors import NonFiniteLossError, PluginError
 from kdcore.methods import CATALOGUE
 from search.cli.app import app, main
@@ -332,33 +332,59 @@ def test_check_plugin_says_what_is_wrong_or_how_to_use_it(
     good = CliRunner().invoke(app, ["check-plugin", "own.py"])
     assert good.exit_code == 0
     assert "own.py: method own (digest " in good.output
+    assert "twin" not in good.output
+    for factor, said in ((1, "own: for 6 images its loss takes "), (2, "but its twin gives ")):
+        twin = f"def twin(self, student, teacher, batch): return {factor} * {SQUARES}"
+        (tmp_path / "own.py").write_text(method(declared=twin))
+        assert said in CliRunner().invoke(app, ["check-plugin", "own.py"]).output
     (tmp_path / "own.py").write_text(method(f"{SQUARES} / 0"))
     bad = CliRunner().invoke(app, ["check-plugin", "own.py"])
     assert (bad.exit_code, bad.output) == (2, "own.py: own: its loss is inf\n" * 2)
 
 
-def test_a_new_method_works_as_it_is_written_and_its_test_passes(
+def test_new_files_work_as_they_are_written_and_pytest_holds_them_to_the_contract(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = CliRunner().invoke(app, ["new", "method", "soft_squares"])
-    assert made.exit_code == 0
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "soft_squares.py",
-        "test_soft_squares.py",
-    ]
-    plugin = plugged.read_plugin("soft_squares.py", tmp_path)
-    assert breaches_of(plugin, tmp_path / "w") == []
+    kinds = {"method": "soft_squares", "network": "small_net", "data": "two_noises"}
+    for kind, name in kinds.items():
+        made = CliRunner().invoke(app, ["new", kind, name])
+        assert made.exit_code == 0
+        assert f"wrote {name}.py" in made.output
+    wrong = (
+        method(f"{SQUARES} + 1"),
+        DATA.replace("CHANGE", "train = []"),
+        "METHODS = {'own': Own}",
+    )
+    (tmp_path / "wrong.py").write_text("\n".join(wrong))
+    named = " ".join((*(f"{name}.py" for name in kinds.values()), "wrong.py", "nowhere.py"))
+    asked = ("-p", "kdcore.distillation.pytest_plugin", "-o", f"kdsearch_plugins={named}")
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *asked],
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(search.__file__).parents[1])},
     )
-    assert "2 passed" in ran.stdout, ran.stdout
-    plugged.use([])
-    for name, message in (("soft_squares", "is there already"), ("kd", "has a method 'kd'")):
-        again = CliRunner().invoke(app, ["new", "method", name])
+    assert "3 failed, 9 passed" in ran.stdout, ran.stdout
+    for said in (
+        "FAILED wrong.py::method own",
+        "own: its loss is 1 where both networks agree, but must be 0; else declare",
+        "FAILED wrong.py::data set own",
+        "the data set own has 0 images for training and 30 for the test",
+        "FAILED nowhere.py::it can be read",
+        "there is no file 'nowhere.py'",
+    ):
+        assert said in ran.stdout, ran.stdout
+    assert "Traceback" not in ran.stdout
+    for kind, name, message in (
+        ("method", "soft_squares", "is there already"),
+        ("method", "kd", "the catalogue has a method 'kd'; choose another, like my_kd"),
+        ("network", "resnet8", "the catalogue has a network 'resnet8'"),
+        ("data", "digits", "the catalogue has a data set 'digits'"),
+        ("data", "class", "'class' is no name of a data set"),
+    ):
+        again = CliRunner().invoke(app, ["new", kind, name])
         assert message in str(again.exception)
 
 
