@@ -29,7 +29,8 @@ _DEFAULTS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
     # The session has a handler of its own, which says that the search is stopping.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # For how long one batch may stay in a user's own code before the trial is given up as hung.
+    # For how long a batch, a call or an import may stay in a user's own code before it is given up
+    # as hung.
     "KDSEARCH_PLUGIN_SECONDS": "600",
     # Usage reports leave the machine.
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -8,8 +8,9 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from kdcore.contract.plugin_faults import ending_hangs
+from kdcore.contract.plugin_faults import ending_hangs, told_as
 from kdcore.data.image_data import ImageData, open_data
+from kdcore.errors import PluginError
 from kdcore.execution.fastest import fastest_training
 from kdcore.execution.workers import Workers
 from kdcore.methods import CATALOGUE
@@ -139,6 +140,7 @@ def measured(
     )
 
 
+@told_as(PluginError)
 @ending_hangs()
 def measure_there(experiment_json: str, storage_uri: str, beginning: Sequence[str]) -> Measured:
     """As `measured`, where a trial would run."""

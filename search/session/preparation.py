@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from kdcore import DataConfig, EnsembleConfig, StudentConfig, TeacherConfig
-from kdcore.contract.plugin_faults import ending_hangs
+from kdcore.contract.plugin_faults import ending_hangs, told_as
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.evaluation import evaluated_as_weights
 from kdcore.distillation.start import start_in_words
-from kdcore.errors import ConfigError, WeightsError
+from kdcore.errors import ConfigError, PluginError, WeightsError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_execution
 from kdcore.execution.workers import Workers
@@ -145,7 +145,8 @@ def train_teacher(
     """Puts a teacher in place, wherever the resources are; yields what was trained."""
     torch.set_num_threads(resources.cpus)
     asked = experiment_json, storage_uri, label
-    with ending_hangs(), worker_group(resources, _help_teach, *asked) as workers:
+    group = worker_group(resources, _help_teach, *asked)
+    with told_as(PluginError), ending_hangs(), group as workers:
         yield from _prepared(workers, *asked)
 
 
@@ -174,6 +175,7 @@ def _prepared(
             storage.upload(folder, f"teachers/{folder.name}")
 
 
+@told_as(PluginError)
 @ending_hangs()
 def measure_students(
     experiment_json: str, storage_uri: str

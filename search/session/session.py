@@ -10,7 +10,7 @@ from typing import Any, Literal
 import ray
 import yaml
 from ray import tune
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from kdcore.teacher_cache.patience import patiently
 from search.cluster.ray_private import retrying_lost_processes
@@ -204,8 +204,9 @@ class Session:
             costs, executions = ray.get(
                 task.remote(experiment.model_dump_json(), self._storage.uri)
             )
-        except RayTaskError as error:
-            raise SearchFailedError(f"a student could not be measured: {error.cause}") from None
+        except RayError as error:
+            cause = getattr(error, "cause", error)
+            raise SearchFailedError(f"a student could not be measured: {cause}") from None
         costs |= self._search.head.student_costs
         self._search.update(student_costs=costs, executions=known or executions)
 

@@ -15,9 +15,10 @@ import torch
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kdcore.contract.plugin_faults import ending_hangs
+from kdcore.contract.plugin_faults import ending_hangs, told_as
 from kdcore.contract.taps import Tap
 from kdcore.data.image_data import ImageData, open_data
+from kdcore.errors import PluginError
 from kdcore.execution.workers import Workers
 from kdcore.methods import CATALOGUE
 from kdcore.networks.classifier import build_classifier
@@ -151,6 +152,7 @@ def cached_by_batches(experiment: Experiment, data: ImageData, gpu_bytes: int) -
     ]
 
 
+@told_as(PluginError)
 @ending_hangs()
 def measure_needs(experiment_json: str, storage_uri: str) -> Needs:
     """As `needs_of`, where a trial would run."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from kdcore.networks.classifier import ClassifierCard
@@ -107,8 +107,9 @@ def _trained(
             report: EpochReport = ray.get(reference)
             progress.teacher_epoch(name, report, _split(search))
             reports.append(report)
-    except RayTaskError as error:
-        raise SearchFailedError(f"the {name} failed: {error.cause}") from None
+    except RayError as error:  # of the task, or of its process
+        cause = getattr(error, "cause", error)
+        raise SearchFailedError(f"the {name} failed: {cause}") from None
     finally:
         if group is not None:
             remove_placement_group(group)

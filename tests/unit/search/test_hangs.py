@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kdcore.contract import plugged
+from kdcore.contract import plugged, plugin_faults
 from kdcore.contract.plugin import Kind
 from kdcore.contract.plugin_faults import telling_of_hangs
 from kdcore.errors import PluginError
@@ -34,12 +34,21 @@ def hang():
         except Exception:
             pass
 """
-END = "own.py, line 6, has not come back for 1 s; if it is only slow, let KDSEARCH_PLUGIN_SECONDS"
+END = "own.py, line 6, has not come back for 0.2 s; if it is only slow, let KDSEARCH_PLUGIN_SECONDS"
 
 
 @pytest.fixture(autouse=True)
-def _one_second(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("KDSEARCH_PLUGIN_SECONDS", "1")
+def _a_short_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In which only the line counts that waits: on a busy machine others take longer, too."""
+    place = plugin_faults._place
+
+    def waiting(frame: Any) -> str:
+        found = place(frame)
+        return found if found in ("own.py, line 6", "slow.py, line 4") else ""
+
+    monkeypatch.setattr(plugin_faults, "_place", waiting)
+    monkeypatch.setattr(plugin_faults, "_exit", lambda status: None)  # nor is this process ended
+    monkeypatch.setenv("KDSEARCH_PLUGIN_SECONDS", "0.2")
     yield
     plugged.use([])
 
@@ -51,21 +60,17 @@ def written(folder: Path, code: str, **keys: Any) -> Path:
     return path
 
 
-def test_code_that_does_not_come_back_in_a_trial_is_told_with_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_that_does_not_come_back_in_a_trial_is_told_with_its_place(tmp_path: Path) -> None:
     text = "import time\ndef wait(give_up):\n    while not give_up():\n        time.sleep(0.01)\n"
     (tmp_path / "slow.py").write_text(f"{text}\nNETWORKS = {{'slow': wait}}")
     plugin = plugged.read_plugin("slow.py", tmp_path)
     plugged.use([plugin])
     wait = plugged.loaded(Kind.BACKBONES, "slow")
     told: list[str] = []
-    monkeypatch.setenv("KDSEARCH_PLUGIN_SECONDS", "0.2")
     with telling_of_hangs(told.append, [plugin]):
         wait(lambda: bool(told))
     (reason,) = told
-    assert reason.startswith("slow.py, line ")
-    assert reason.endswith(", has not come back for 0.2 s")
+    assert reason == "slow.py, line 4, has not come back for 0.2 s"
     with telling_of_hangs(told.append, [plugin]):  # code that is no plugin's may take its time
         time.sleep(0.5)
     assert told == [reason]
@@ -90,16 +95,20 @@ def test_what_hangs_before_a_search_ends_the_check(tmp_path: Path) -> None:
             plan(experiment, Storage(str(tmp_path / "runs")), "task.yaml")
 
 
-def test_a_teacher_that_hangs_ends_the_worker_that_prepares_it(tmp_path: Path) -> None:
+def test_a_teacher_that_hangs_or_raises_ends_the_worker_that_prepares_it(tmp_path: Path) -> None:
     taps = "declared_taps = ()\n    def __init__"
-    code = NETWORK.replace("def __init__", taps).replace(
-        "return self.head", "self.training and hang()\n        return self.head"
-    )
     teacher = {"backbone": "net", "training": {"epochs": 1}}
-    experiment = read_experiment(written(tmp_path, code, teacher=teacher))
-    asked = experiment.model_dump_json(), str(tmp_path / "runs")
-    with pytest.raises(PluginError, match=END):
-        list(train_teacher(*asked, Resources(cpus=1), experiment.teachers[0]))
+    for what, message in (
+        ("hang()", END),
+        ("1 / 0", r"own\.py, line \d+, raises ZeroDivisionError"),
+    ):
+        code = NETWORK.replace("def __init__", taps).replace(
+            "return self.head", f"self.training and {what}\n        return self.head"
+        )
+        experiment = read_experiment(written(tmp_path, code, teacher=teacher))
+        asked = experiment.model_dump_json(), str(tmp_path / "runs")
+        with Case(what), pytest.raises(PluginError, match=message):
+            list(train_teacher(*asked, Resources(cpus=1), experiment.teachers[0]))
 
 
 def test_code_that_cannot_be_ended_ends_with_its_process() -> None:
@@ -110,8 +119,8 @@ def test_code_that_cannot_be_ended_ends_with_its_process() -> None:
         "with ending_hangs():\n    hang()"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", running], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", running], capture_output=True, text=True, check=False, timeout=600
     )
     assert ran.returncode == 2
     assert ran.stderr.startswith("kdsearch: your own code: own.py, line ")
-    assert ran.stderr.endswith(", has not come back for 1 s; it cannot be ended alone\n")
+    assert ran.stderr.endswith(", has not come back for 0.2 s; it cannot be ended alone\n")

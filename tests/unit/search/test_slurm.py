@@ -17,6 +17,7 @@ from search.cluster.slurm import SCRIPT, Allocation, nodes_of, slurm_jobs
 from search.errors import ClusterError
 from search.record.storage import Storage
 from search.session.search import Search
+from tests.own_code import method
 from tests.records import write_record
 from tests.synthetic import SMALL, finished_search
 
@@ -93,6 +94,9 @@ def test_sbatch_is_asked_for_what_the_user_asks(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     slurm.says("sbatch", "17;cluster\n")
+    (tmp_path / "own.py").write_text(method())
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump({**SMALL, "plugins": ["own.py"]}))
+    meant = search.read_experiment("task.yaml", ["seed=3"])
     asked = {"--partition": "gpu", "--nodes": "2", "--time": "4:00:00", "--gpus": "a100:4"}
     asked |= {
         "--cpus": "32",
@@ -113,7 +117,9 @@ def test_sbatch_is_asked_for_what_the_user_asks(
         *(str(SCRIPT), "--requeue", "launch", str(experiment), "--name", "first", "--continue"),
         *("--storage", str(shared), "--tracking-uri", "http://m"),
     ]
-    assert search.read_experiment(experiment) == search.read_experiment("task.yaml", ["seed=3"])
+    (tmp_path / "own.py").unlink()  # its code has gone with it
+    assert search.read_experiment(experiment) == meant
+    assert meant.plugins[0].sources == {"own.py": method()}
     assert (shared / "logs").is_dir()
     for line in ("search first is submitted as Slurm's job 17", "kdsearch stop first"):
         assert line in output.out
