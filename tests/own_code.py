@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from kdcore.contract.plugged import read_plugin
+from kdcore.contract.plugin import Plugin
+
 EXAMPLES = Path(__file__).parents[1] / "experiments" / "plugins"
 
 METHOD = """
@@ -58,3 +61,11 @@ DATA_SETS = {"own": images}
 def method(loss: str = SQUARES, declared: str = "") -> str:
     """The method with another loss, and with a line more in its class."""
     return METHOD.replace("LOSS", loss).replace("    def loss", f"    {declared}\n    def loss")
+
+
+def write(folder: Path, text: str, name: str = "own.py") -> Plugin:
+    """A plugin of this text, which is written to a file and read from it."""
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return read_plugin(name, folder)

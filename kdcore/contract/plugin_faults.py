@@ -20,7 +20,6 @@ FILE = "kdsearch-plugin:"
 _beginnings: dict[str, str] = {FILE: FILE}
 
 _LIMIT = "KDSEARCH_PLUGIN_SECONDS"
-_USUAL = 600.0
 
 _exit = os._exit  # which is another one while a plugin is imported
 
@@ -107,12 +106,22 @@ def _place(frame: FrameType | None) -> str:
     return ""
 
 
+def _seconds() -> float:
+    text = os.environ.get(_LIMIT, "600")
+    try:
+        if (limit := float(text)) > 0:
+            return limit
+    except ValueError:
+        pass
+    raise PluginError(f"{_LIMIT} is {text!r}, but must be a number of seconds > 0, like 600")
+
+
 @contextmanager
 def _watched(tell: Callable[[str], None]) -> Iterator[None]:
     """Watches the thread that runs the block for code of a plugin that does not come back:
     whenever it is looked at, for so long, it is in there, and no batch has begun. Then, and again
     after each such time, another thread calls `tell`, with the reason."""
-    limit = float(os.environ.get(_LIMIT, _USUAL))
+    limit = _seconds()
     thread, over = threading.get_ident(), threading.Event()
 
     def watch() -> None:
@@ -167,7 +176,7 @@ def ending_hangs() -> Iterator[None]:
     stays for as long again, in C or as it catches everything, ends with its process.
 
     Raises:
-        PluginError: code did not come back.
+        PluginError: code did not come back; or `KDSEARCH_PLUGIN_SECONDS` is no time.
     """
     global _ending  # noqa: PLW0603
     if _ending or threading.current_thread() is not threading.main_thread():

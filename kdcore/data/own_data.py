@@ -28,7 +28,7 @@ from kdcore.contract.plugin_faults import beat
 from kdcore.data.arrow_files import key_of
 from kdcore.data.config import DataConfig
 from kdcore.data.image_table import ImageTable, RawImages, open_table
-from kdcore.data.source import Source
+from kdcore.data.source import Collection, Source
 from kdcore.errors import DataError
 
 _SCHEMA_VERSION = 1
@@ -42,13 +42,30 @@ def own_source(name: str, given: Any) -> Source:
         DataError: it is neither a `Source` nor a function.
     """
     if isinstance(given, Source):
-        return given
+        return _VersionedSource(name=name, source=given, download=given.download)
     if not callable(given):
         raise DataError(
             f"the data set {name} is {given!r:.60}, but must be a Source, or a function of the "
             f"root that gives the torch data sets for training and test"
         )
     return OwnSource(name=name, function=given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _VersionedSource(Source):
+    """A plugin's source as it is, with a cache of its own for each version of the code.
+
+    Args:
+        name: of the data set.
+        source: opens it.
+    """
+
+    name: str
+    source: Source
+
+    def open(self, config: DataConfig, workspace: Path) -> Collection:
+        code = plugged.digest_of_name(Kind.DATA, self.name)
+        return self.source.open(config, workspace / "data" / code)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """A reproduction that is killed, and goes on where it was."""
 
+import shutil
 import signal
 import sqlite3
 from pathlib import Path
@@ -14,6 +15,7 @@ from search.record.looks import looks_at
 from search.record.record import SearchRecord
 from search.record.storage import Storage
 from tests.integration.commands import Command, kdsearch
+from tests.own_code import EXAMPLES
 
 pytestmark = pytest.mark.integration
 
@@ -23,7 +25,8 @@ PAIR: dict[str, Any] = {
     "student": "resnet8",
     "training": {"epochs": 2, "acceleration": "off"},
     "seeds": 2,
-    "rows": {"kd": {"kd": {}}, "at-kd": {"at": {}, "kd": {}}},
+    "plugins": ["cosine_logits.py"],
+    "rows": {"kd": {"kd": {}}, "own-kd": {"cosine_logits": {}, "kd": {}}},
 }
 FIGURES = {
     "tables": [
@@ -75,6 +78,7 @@ def written(folder: Path) -> dict[str, int]:
 
 def test_a_reproduction_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     (tmp_path / "pairs").mkdir()
+    shutil.copy(EXAMPLES / "cosine_logits.py", tmp_path / "pairs")
     (tmp_path / "pairs/small.yaml").write_text(yaml.safe_dump(PAIR, sort_keys=False))
     (tmp_path / "pairs/figures.yaml").write_text(yaml.safe_dump(FIGURES))
     (tmp_path / "start.py").write_text(START)
@@ -93,7 +97,7 @@ def test_a_reproduction_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     last = recorded(tmp_path)
     assert last.state == "finished"
     assert sorted(runs_of(last)) == [
-        (row, seed) for row in ("at-kd", "kd", "none") for seed in (0, 1)
+        (row, seed) for row in ("kd", "none", "own-kd") for seed in (0, 1)
     ]
     assert runs_of(first).items() <= runs_of(last).items()
     ended = {f"{row}-seed{seed}" for row, seed in runs_of(first)}
@@ -106,7 +110,7 @@ def test_a_reproduction_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
         ("| teacher resnet14", ""),
         ("| student alone", "2"),
         ("| kd", "2"),
-        ("| at-kd", "2"),
+        ("| own-kd", "2"),
     ]
     assert {len(row) for row in rows} == {len(rows[0])}
     values = parquet.read_table(files / "reproduction.parquet").to_pylist()

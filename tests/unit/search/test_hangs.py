@@ -12,7 +12,7 @@ import yaml
 
 from kdcore.contract import plugged, plugin_faults
 from kdcore.contract.plugin import Kind
-from kdcore.contract.plugin_faults import telling_of_hangs
+from kdcore.contract.plugin_faults import ending_hangs, telling_of_hangs
 from kdcore.errors import PluginError
 from search.errors import ExperimentError
 from search.experiment.reading import read_experiment
@@ -109,6 +109,17 @@ def test_a_teacher_that_hangs_or_raises_ends_the_worker_that_prepares_it(tmp_pat
         asked = experiment.model_dump_json(), str(tmp_path / "runs")
         with Case(what), pytest.raises(PluginError, match=message):
             list(train_teacher(*asked, Resources(cpus=1), experiment.teachers[0]))
+
+
+def test_a_limit_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("ten", "0", "nan"):
+        monkeypatch.setenv("KDSEARCH_PLUGIN_SECONDS", text)
+        with (
+            Case(text),
+            pytest.raises(PluginError, match=f"is '{text}', but must be"),
+            ending_hangs(),
+        ):
+            pass
 
 
 def test_code_that_cannot_be_ended_ends_with_its_process() -> None:
