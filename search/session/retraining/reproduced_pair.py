@@ -191,7 +191,7 @@ def changes(written: Pair, asked: Pair) -> list[str]:
         found = pair.model_dump(mode="json", include=kept)
         return {
             **found,
-            "plugins": _code(pair.plugins),
+            **{f"plugins.{file}": digest for file, digest in _code(pair.plugins).items()},
             "data": {**found["data"], "root": None, "download": None, "decoded_gb": None},
         }
 
