@@ -106,8 +106,8 @@ def median_latency(predict: Callable[[torch.Tensor], object], images: torch.Tens
 def measure_training(
     network: Backbone, image_size: tuple[int, int], batch_size: int, device: torch.device
 ) -> TrainingCost:
-    """Measures forward and backward passes of a batch; where that would take long, or the device
-    has no memory for it, of a few images, extrapolated, which is too much for small networks.
+    """Measures forward and backward passes: their memory with a few images, extrapolated; their
+    time with a batch, or likewise where that would take long, or the device has no memory for it.
 
     Args:
         network: moved to the device and put into training mode.
@@ -127,22 +127,18 @@ def measure_training(
 
     def seconds(images: int) -> float:
         batch = torch.zeros(images, network.in_channels, *image_size, device=device)
-        saved.clear()
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            return _step_seconds(network, batch)
+        return _step_seconds(network, batch)
 
-    def step(images: int) -> TrainingCost:
-        times = [seconds(images) for _ in range(3)]
-        batches = batch_size / images
-        maps = sum(size for storage, size in saved.items() if storage not in own)
-        weights = sum(parameter.nbytes for parameter in network.parameters())
-        return TrainingCost(batches * statistics.median(times), int(batches * maps) + 4 * weights)
-
-    seconds(few)
-    if seconds(few) * batch_size / few < _SECONDS:
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        seconds(few)
+    batches = batch_size / few
+    maps = sum(size for storage, size in saved.items() if storage not in own)
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    memory = int(batches * maps) + 4 * weights
+    if batches * seconds(few) < _SECONDS:
         with suppress(torch.OutOfMemoryError):
-            return step(batch_size)
-    return step(few)
+            return TrainingCost(statistics.median(seconds(batch_size) for _ in range(3)), memory)
+    return TrainingCost(batches * statistics.median(seconds(few) for _ in range(3)), memory)
 
 
 def measure_busy_share(

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.execution.execution import Execution
-from kdcore.execution.fastest import FILE_NAME, candidates, fastest_execution
+from kdcore.execution.fastest import FILE_NAME, candidates, fastest_execution, fastest_training
 from kdcore.networks.classifier import Classifier
+from kdcore.networks.cost import TrainingCost
 
 CPU = torch.device("cpu")
 
@@ -127,6 +129,30 @@ def test_what_is_far_behind_gets_no_whole_batch(
     processor = pretend(dict.fromkeys(candidates(CPU), 1.0) | {slow: 1.6})
     chosen(classifier, tmp_path, batch_size=64)
     assert processor.images[slow] == [8, 8]
+
+
+def test_an_estimate_measures_a_step_in_the_ways_that_a_training_would_choose_from(
+    classifier: Classifier, pretend: Pretend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[tuple[torch.memory_format, bool]] = []
+
+    def cost(network: Backbone, size: object, batch: int, device: object) -> TrainingCost:
+        weight = next(
+            each for each in network.parameters() if each.dim() == 4 and each.shape[1] > 1
+        )
+        last = weight.is_contiguous(memory_format=torch.channels_last)
+        placed.append((last, torch.is_autocast_enabled("cpu")))
+        return TrainingCost(float(10 - len(placed)), batch)
+
+    monkeypatch.setattr("kdcore.execution.fastest.measure_training", cost)
+    half = Execution("bfloat16", channels_last=True)
+    pretend({half: 1.0, Execution("float32", channels_last=True): 1.2})
+    found = fastest_training(classifier.backbone, (8, 8), 64, CPU)
+    assert placed == [(True, False), (True, True)]
+    assert found == TrainingCost(8.0, 64)
+    placed.clear()
+    fastest_training(classifier.backbone, (8, 8), 64, CPU, accelerated=False)
+    assert placed == [(False, False)]
 
 
 @pytest.mark.parametrize("learns", [True, False])

@@ -109,6 +109,27 @@ def test_the_memory_of_a_step_follows_its_batch_and_its_network() -> None:
     assert maps < costs[2] < 3 * maps
 
 
+def test_a_whole_batch_is_measured_where_that_takes_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = build_backbone("resnet8", num_classes=10, in_channels=3, seed=0)
+
+    def measured(launches: float, most: int) -> float:
+        """On a device with memory for so many images, a millisecond each."""
+
+        def seconds(network: object, images: torch.Tensor) -> float:
+            if len(images) > most:
+                raise torch.OutOfMemoryError
+            return launches + 0.001 * len(images)
+
+        monkeypatch.setattr(measurement, "_step_seconds", seconds)
+        return measure_training(network, (8, 8), 64, CPU).seconds
+
+    assert measured(0.01, most=64) == pytest.approx(0.074)
+    assert measured(0.01, most=63) == pytest.approx(64 / 8 * 0.018)
+    assert measured(0.2, most=64) == pytest.approx(64 / 8 * 0.208)
+
+
 def test_the_busy_share_is_what_images_add_to_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that counts launches and images in place of seconds."""
     network = build_backbone("resnet8", num_classes=10, in_channels=3, seed=0)

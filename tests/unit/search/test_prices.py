@@ -287,7 +287,9 @@ def test_the_longest_student_and_all_teachers_that_are_to_be_trained_are_measure
     asked: list[tuple[str, int]] = []
     seconds = {"resnet8": 1.0, "resnet14": 2.0, "resnet20": 5.0}
 
-    def step(network: str, batch: int, data: Any, device: Any, workers: int) -> TrainingCost:
+    def step(
+        network: str, batch: int, recipe: Any, data: Any, device: Any, workers: int
+    ) -> TrainingCost:
         asked.append((network, batch))
         return TrainingCost(seconds[network] / workers, 0)
 
