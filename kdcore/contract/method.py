@@ -114,7 +114,8 @@ class Method(nn.Module):
         Raises:
             NetworkError: it does.
         """
-        more = [kind for kind in Tap if kind in cls.needs and kind != Tap.LOGITS]
+        of_logits = (Tap.LOGITS, Tap.STRONG_LOGITS)
+        more = [kind for kind in Tap if kind in cls.needs and kind not in of_logits]
         if networks.teacher.logits_only and more:
             raise NetworkError(
                 f"it reads {', '.join(more)}, but {networks.teacher.network} has logits alone; "

@@ -10,13 +10,16 @@ from torch import Tensor
 from kdcore.contract.taps import Mixed
 from kdcore.data.augmentation.mixing import Mixing, mixing_of
 from kdcore.data.augmentation.pipeline import augmented
-from kdcore.data.augmentation.steps import Flip, PadCrop, Step, recipe_of
+from kdcore.data.augmentation.steps import Flip, PadCrop, Step, recipe_of, strengthened
 from kdcore.data.views import crop_and_flip
 
 # Augmentation is a few small operations, which cost about the same for few and for many images.
 # 2,048 images of 3x32x32 are 6 MB, which still fit into a processor's cache.
 _AT_ONCE = 2048
 _BYTES_AT_ONCE = _AT_ONCE * 3 * 32 * 32
+
+# Between the seeds of first and second views; those of a configuration are below.
+_SEEDS = 1 << 32
 
 
 class Split(ABC):
@@ -95,6 +98,15 @@ class Split(ABC):
         mixing = mixing.to(self.labels.device)
         return mixing.classes(self.labels, self.labels[mixing.partners])
 
+    def strong(self) -> "Split":
+        """The same images with their second views: stronger, see `strengthened`, and independent of
+        the first ones, by a seed of their own."""
+        return self.with_views(strengthened(self.all_steps()), self.view_seed + _SEEDS)
+
+    @abstractmethod
+    def with_views(self, steps: tuple[Step, ...], view_seed: int) -> "Split":
+        """The same images with other views."""
+
     @property
     def device_bytes(self) -> int:
         """What its images take on a device that they are moved to; 0 where they come by batches."""
@@ -171,6 +183,9 @@ class TableSplit(Split):
             labels=self.labels.to(device),
             image_ids=self.image_ids.to(device),
         )
+
+    def with_views(self, steps: tuple[Step, ...], view_seed: int) -> "TableSplit":
+        return replace(self, steps=steps, view_seed=view_seed)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         yield from torch.split(self.images, size)

@@ -124,6 +124,9 @@ class StreamedSplit(Split):
             device=device,
         )
 
+    def with_views(self, steps: tuple[Step, ...], view_seed: int) -> "StreamedSplit":
+        return replace(self, steps=steps, view_seed=view_seed)
+
     def partners(self, positions: Tensor, drawn: Tensor) -> Tensor:
         return self.store.partners(self.image_ids.cpu(), positions, drawn)
 

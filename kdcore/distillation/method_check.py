@@ -61,7 +61,13 @@ class MethodCheck:
             return student_taps.detach(), teacher_taps
 
     def _every_tap(self, network: Classifier, kinds: frozenset[Tap]) -> Taps:
-        return network.taps(self._images, kinds, self._labels, frozenset(network.backbone.further))
+        return network.taps(
+            self._images,
+            kinds,
+            self._labels,
+            frozenset(network.backbone.further),
+            strong=self._images,
+        )
 
     @cached_property
     def _with_gradients(self) -> tuple[Taps, Taps] | None:

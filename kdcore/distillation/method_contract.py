@@ -91,6 +91,7 @@ def _outputs(networks: NetworkPair) -> tuple[Taps, Taps]:
                 random(3, *_SIZE),
                 random(3, *_SIZE),
                 None if network.class_map is None else random(_CLASSES, *network.class_map),
+                random(_CLASSES),
             )
         )
     return both[0], both[1]

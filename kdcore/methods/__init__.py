@@ -49,14 +49,19 @@ def check_method(name: str) -> str:
 
 
 def check_mixing(methods: Iterable[str]) -> None:
-    """Checks that these methods can be trained on images that are mixed of two; those of a plugin
-    whose code is not run are left to when it is.
+    """Checks that these methods can be trained on images that are mixed of two, as second views
+    never are; those of a plugin whose code is not run are left to when it is.
 
     Raises:
         ConfigError: one of them cannot.
     """
+    from kdcore.contract.taps import Tap
+
     for name in methods:
-        if name in CATALOGUE and CATALOGUE[name].mixing == "refused":
+        if name not in CATALOGUE:
+            continue
+        found = CATALOGUE[name]
+        if found.mixing == "refused" or Tap.STRONG_LOGITS in found.needs:
             raise ConfigError(
                 f"objective has {name}, but data.augmentation mixes images, of which {name} cannot "
                 f"learn; leave one of them out"

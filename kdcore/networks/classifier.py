@@ -130,8 +130,10 @@ class Classifier(nn.Module):
         labels: Tensor,
         named: frozenset[str] = frozenset(),
         mixed: Mixed | None = None,
+        strong: Tensor | None = None,
     ) -> Taps:
-        """Runs the network, once more for each input gradient; see `Backbone.taps`.
+        """Runs the network, once more for each input gradient, and for a second view; see
+        `Backbone.taps`.
 
         Args:
             images: as in `forward`.
@@ -139,7 +141,11 @@ class Classifier(nn.Module):
             labels: [B], int64, for input gradients.
             named: names of taps, as in `Backbone.taps`.
             mixed: the second classes, for input gradients.
+            strong: the second views of the images, if their logits are needed.
         """
+        if strong is not None:
+            taps = self.taps(images, needs, labels, named, mixed)
+            return replace(taps, strong_logits=self(strong))
         normalized = self.normalize(images)
         if Tap.INPUT_GRADIENT not in needs:
             return self.backbone.taps(normalized, needs, named)

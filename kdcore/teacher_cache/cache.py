@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,12 +36,13 @@ from kdcore.teacher_cache.files import (
     write_outputs,
 )
 from kdcore.teacher_cache.shared import SharedCache
-from kdcore.teacher_cache.view import CLASS_MAPS, KINDS, CachedView
+from kdcore.teacher_cache.view import CLASS_MAPS, KINDS, STRONG_LOGITS, CachedView
 
-# Groups of columns: logits and embedding, which are always cached, one group for each map, and one
-# for class maps.
+# Groups of columns: logits and embedding, which are always cached, one group for each map, one for
+# class maps, and one for second views.
 _OUTPUTS = "outputs"
-_CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, Tap.CLASS_MAPS, *KINDS})
+_WHOLE = {Tap.CLASS_MAPS: CLASS_MAPS, Tap.STRONG_LOGITS: STRONG_LOGITS}
+_CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, *_WHOLE, *KINDS})
 
 # What reading a file that is missing, damaged or foreign raises.
 _DAMAGED = (pa.ArrowInvalid, OSError, KeyError, ValueError)
@@ -68,7 +70,7 @@ class Wanted:
         """The names of the groups of outputs, like `outputs` and `map-stage1`."""
         kinds = [name for kind, name in KINDS.items() if kind in self.kinds]
         named = (f"{kind}-{tap}" for kind in kinds for tap in sorted(self.maps))
-        return (_OUTPUTS, *named, *([CLASS_MAPS] if Tap.CLASS_MAPS in self.kinds else []))
+        return (_OUTPUTS, *named, *(name for kind, name in _WHOLE.items() if kind in self.kinds))
 
 
 def goes_to_device(size: int, config: CacheConfig, device: torch.device) -> bool:
@@ -254,6 +256,7 @@ class TeacherCache:
                 _CACHED,
                 torch.zeros(1, dtype=torch.int64),
                 frozenset(self._teacher.backbone.further),
+                strong=image,
             )
 
     def _row_bytes(self, group: str) -> int:
@@ -313,10 +316,14 @@ class TeacherCache:
         self._execution.place(self._teacher, self._device)
         split = self._data.train.to(self._device)
         order = torch.arange(self._rows, device=self._device)
-        for images in split.views(order, view, split.batch_without_gradients()):
+        asked = order, view, split.batch_without_gradients()
+        strong: Iterator[Tensor | None] = repeat(None)
+        if Tap.STRONG_LOGITS in wanted.kinds:
+            strong = split.strong().views(*asked)
+        for images, second in zip(split.views(*asked), strong, strict=False):
             with self._execution.autocast(self._device):
                 labels = split.labels[: len(images)]
-                yield self._teacher.taps(images, wanted.kinds, labels, wanted.maps)
+                yield self._teacher.taps(images, wanted.kinds, labels, wanted.maps, strong=second)
 
 
 def _columns_of(group: str, taps: Taps) -> dict[str, Tensor]:
@@ -324,8 +331,8 @@ def _columns_of(group: str, taps: Taps) -> dict[str, Tensor]:
     kind, _, tap = group.partition("-")
     if kind == _OUTPUTS:
         return {"logits": taps.logits, "embedding": taps.embedding}
-    if kind == CLASS_MAPS:
-        assert taps.class_maps is not None
-        return {group: taps.class_maps}
+    if kind in _WHOLE.values():
+        (tensor,) = taps.by_kind()[next(tap for tap, name in _WHOLE.items() if name == kind)]
+        return {group: tensor}
     maps = taps.maps if kind == KINDS[Tap.MAPS] else taps.preactivations
     return {group: maps[tap]}

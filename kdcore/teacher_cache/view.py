@@ -15,6 +15,8 @@ KINDS = {Tap.MAPS: "map", Tap.PREACTIVATIONS: "preactivation"}
 """What the names of columns with maps begin with, before a dash and the name of the tap."""
 CLASS_MAPS = "class_maps"
 """The name of the column with class maps."""
+STRONG_LOGITS = "strong_logits"
+"""The name of the column with the logits of second views."""
 
 Rows = Mapping[str, Tensor]
 """Outputs for some images by column, on the device, as they are stored."""
@@ -61,7 +63,8 @@ class CachedView:
                     found[kind][tap] = values
         logits, embedding = rows["logits"].float(), rows["embedding"].float()
         maps = found["map"], found["preactivation"]
-        return Taps(logits, embedding, *maps, class_maps=class_maps)
+        strong = rows[STRONG_LOGITS].float() if STRONG_LOGITS in rows else None
+        return Taps(logits, embedding, *maps, class_maps=class_maps, strong_logits=strong)
 
     def ahead(self, order: Tensor, size: int) -> Iterator[Rows | None]:
         """The rows of each batch: on their way to the device before its step begins, meanwhile the

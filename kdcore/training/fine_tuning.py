@@ -11,7 +11,13 @@ from kdcore.training.recipe import BaseRecipe
 
 # What depends on the head.
 _OF_THE_HEAD = frozenset(
-    {Tap.LOGITS, Tap.CLASS_MAPS, Tap.INPUT_GRADIENT, Tap.FLIPPED_INPUT_GRADIENT}
+    {
+        Tap.LOGITS,
+        Tap.STRONG_LOGITS,
+        Tap.CLASS_MAPS,
+        Tap.INPUT_GRADIENT,
+        Tap.FLIPPED_INPUT_GRADIENT,
+    }
 )
 
 

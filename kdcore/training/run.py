@@ -146,6 +146,7 @@ class Run:
             method.epochs_on_top = self.epochs_on_top
         self.epochs = self.epochs_on_top + recipe.epochs
         self.split = data.train.to(device)
+        self.strong = self.split.strong() if Tap.STRONG_LOGITS in self.needs else None
         self.batch_size = min(recipe.batch_size, len(self.split))
         self.shares, self.own_places = workers.divided(self.batch_size, parts, device)
         ends = list(accumulate((share.images for share in self.shares), initial=0))
@@ -243,7 +244,7 @@ class Run:
         size = len(self.own_places)
         order = order[: self.steps * self.images_in_step].view(-1, self.batch_size)
         order = order[:, self.own_places].flatten()
-        views = timeline.steps(self.split.views(order, view, size))
+        views = timeline.steps(self._views(order, view, size))
         fetched = self._ahead(cached, order, size)
         batches = zip(views, torch.split(order, size), fetched, strict=True)
         self.classes, self.mixed = self.split.classes(view)
@@ -271,6 +272,14 @@ class Run:
             self._average_statistics()
         timeline.mark("student")
         return meters
+
+    def _views(self, order: Tensor, view: int, size: int) -> Iterator[Tensor]:
+        """The images by batch; with their second views, where these are needed, [B, 2, ...]."""
+        views = self.split.views(order, view, size)
+        if self.strong is None:
+            return views
+        both = zip(views, self.strong.views(order, view, size), strict=True)
+        return (torch.stack(pair, 1) for pair in both)
 
     def _step(self, batches: Iterable[tuple[Tensor, Tensor, Rows | None]], now: _Epoch) -> None:
         """A step of the optimiser: images, their positions, and what has come of the cached outputs
@@ -338,17 +347,22 @@ class Run:
     ) -> None:
         """Forward and backward pass of a part of a step, with its share of the step's images."""
         labels, share = batch.labels, len(batch.labels) / self.images_in_step
+        strong = None
+        if self.strong is not None:
+            images, strong = images.unbind(1)
         full = now.weights.dtype  # float32, unless PyTorch's default is another
         with self.execution.autocast(self.device):
             with self.norms:
                 with self.own_numbers.drawn():
                     student_taps = self.run_student(
-                        images, self.needs, labels, self.student_maps, batch.mixed
+                        images, self.needs, labels, self.student_maps, batch.mixed, strong
                     )
                 teacher_taps = student_taps  # a placeholder, if no term reads any
                 if self.teacher is not None:
                     self.timeline.mark("student")
-                    teacher_taps = self._teacher_taps(self.teacher, images, batch, rows, now.cached)
+                    teacher_taps = self._teacher_taps(
+                        self.teacher, images, strong, batch, rows, now.cached
+                    )
                     self.timeline.mark("teacher")
             smoothing = self.recipe.label_smoothing
             every_logits = student_taps.logits, *student_taps.auxiliary_logits
@@ -356,6 +370,11 @@ class Run:
                 label_loss(logits.to(full), labels, batch.mixed, smoothing=smoothing)
                 for logits in every_logits
             )
+            if student_taps.strong_logits is not None:  # half of the images are second views
+                second = label_loss(
+                    student_taps.strong_logits.to(full), labels, batch.mixed, smoothing=smoothing
+                )
+                first = (first + second) / 2
             terms = [first]
             if auxiliary:
                 terms.append(torch.stack(auxiliary).sum())
@@ -402,6 +421,7 @@ class Run:
         self,
         teacher: Classifier,
         images: Tensor,
+        strong: Tensor | None,
         batch: Batch,
         rows: Rows | None,
         cached: CachedView | None,
@@ -410,7 +430,9 @@ class Run:
         if cached is not None:
             return cached.at(batch.indices) if rows is None else cached.taps(rows)
         with torch.no_grad(), self.teacher_execution.autocast(self.device):
-            taps = teacher.taps(images, self.needs, batch.labels, self.wanted.maps, batch.mixed)
+            taps = teacher.taps(
+                images, self.needs, batch.labels, self.wanted.maps, batch.mixed, strong
+            )
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
 

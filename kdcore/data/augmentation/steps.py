@@ -355,6 +355,15 @@ def expanded(augmentation: Augmentation, basic: tuple[Step, ...]) -> tuple[Step,
     return tuple(step for step in steps if mirrored or not isinstance(step, Flip))
 
 
+# The second view of Jin et al., CVPR 2023, in their code. Keys of caches do not have it.
+_STRONG = RandAugment(num_ops=2, magnitude=10)
+
+
+def strengthened(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The steps of an image's second, stronger view: RandAugment after those of the first."""
+    return (*steps, _STRONG)
+
+
 def padded(steps: tuple[Step, ...], padding: int) -> tuple[Step, ...]:
     """The same steps, in which `pad_crop` has the data set's padding unless it has its own."""
     return tuple(

@@ -87,6 +87,7 @@ def taps_of(where: NetworkPair, images: int) -> tuple[Taps, Taps]:
                 None
                 if network.class_map is None
                 else random(images, network.num_classes, *network.class_map, seed=10 * seed + 209),
+                random(images, network.num_classes, seed=10 * seed + 309),
             )
         )
     return both[0], both[1]

@@ -30,6 +30,7 @@ GOLDEN = {
     "itrd": 14.43932782451628,
     "kd": 4.137310399671012,
     "mgd": 128.0856639506827,
+    "mlld": 20.004316496373452,
     "nkd": 6.105856561092212,
     "none": 0.0,
     "nst": 1.5698813776407454,
@@ -78,6 +79,7 @@ def _wave_taps(shapes: Shapes, images: int, frequency: float) -> Taps:
         class_maps=None
         if shapes.class_map is None
         else 3 * _wave(images, shapes.num_classes, *shapes.class_map, frequency=frequency),
+        strong_logits=3 * _wave(images, shapes.num_classes, frequency=frequency + 0.1),
     )
 
 

@@ -114,6 +114,23 @@ def test_views_of_every_preset_are_the_same_whoever_decodes(
             assert torch.equal(torch.cat(list(split.views(order, 3, 17))), whole[order])
 
 
+def test_second_views_come_beside_the_first_whoever_decodes(
+    data: ImageData, processes: Callable[[int], None]
+) -> None:
+    strong = data.train.strong()
+    assert isinstance(strong, StreamedSplit)
+    assert list(map(str, strong.all_steps()[:2])) == list(map(str, data.train.all_steps()))
+    processes(0)
+    first, second = all_views(data.train, 3), all_views(strong, 3)
+    assert not torch.equal(first, second)
+    processes(2)
+    order = torch.randperm(len(first))
+    both = zip(*(split.views(order, 3, 17) for split in (data.train, strong)), strict=True)
+    ours, theirs = map(torch.cat, zip(*both, strict=True))
+    assert torch.equal(ours, first[order])
+    assert torch.equal(theirs, second[order])
+
+
 def test_a_list_of_the_usual_steps_shows_other_patches_of_the_same_kind(
     data: ImageData, root: Path, workspace: Path
 ) -> None:

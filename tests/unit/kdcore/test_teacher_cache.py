@@ -207,20 +207,25 @@ def test_outputs_that_depend_on_more_than_the_image_are_not_kept() -> None:
 def test_the_cache_gives_what_the_teacher_gives(
     execution: Execution, share: float, make: Make, digits: ImageData, teacher_dir: Path
 ) -> None:
-    wanted = replace(MAPS, kinds=MAPS.kinds | {Tap.CLASS_MAPS})
+    wanted = replace(MAPS, kinds=MAPS.kinds | {Tap.CLASS_MAPS, Tap.STRONG_LOGITS})
     cached = given(make(execution=execution, precision="float32").view(1, wanted))
     positions = torch.tensor([5, 0, 300, 5])
-    (images,) = digits.train.views(positions, 1, 4)
+    images, strong = (
+        next(split.views(positions, 1, 4)) for split in (digits.train, digits.train.strong())
+    )
     teacher = load_teacher(teacher_dir)
     execution.place(teacher, CPU)
     with execution.autocast(CPU):
-        live = teacher.taps(images, wanted.kinds, positions)
+        live = teacher.taps(images, wanted.kinds, positions, strong=strong)
     kept = cached.at(positions)
+    assert kept.strong_logits is not None
+    assert live.strong_logits is not None
     assert kept.class_maps is not None
     assert live.class_maps is not None
     assert set(kept.maps) == set(kept.preactivations) == {"stage1", "stage3"}
     pairs = [(kept.logits, live.logits), (kept.embedding, live.embedding)]
     pairs.append((kept.class_maps, live.class_maps))
+    pairs.append((kept.strong_logits, live.strong_logits))
     pairs += [(kept.maps[tap], live.maps[tap]) for tap in kept.maps]
     pairs += [(kept.preactivations[tap], live.preactivations[tap]) for tap in kept.maps]
     for ours, exact in pairs:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kdcore.data.augmentation.pipeline import augmented
+from kdcore.data.augmentation.steps import RandAugment
 from kdcore.data.image_data import ImageData
 from kdcore.data.stratified import stratified_halves, stratified_order
 from kdcore.data.views import crop_and_flip, draw, is_mirrored, patch_draws, patch_of
@@ -246,6 +248,20 @@ def test_a_view_belongs_to_the_image_not_to_its_place_in_the_split(digits: Image
         image_ids=train.image_ids.roll(7),
     )
     assert torch.equal(view(replace(digits, train=moved), positions + 7, 1), straight)
+
+
+def test_a_second_view_is_stronger_and_draws_on_its_own(digits: ImageData) -> None:
+    train, positions = digits.train, torch.arange(40)
+    strong = train.strong()
+    (images,) = strong.views(positions, 1, 40)
+    steps = (*train.all_steps(), RandAugment(num_ops=2, magnitude=10))
+    shown = train.images[positions], train.image_ids[positions], steps
+    # The seeds of configurations end below 2^32.
+    assert torch.equal(images, augmented(*shown, seed=train.view_seed + 2**32, view=1))
+    assert not torch.equal(images, augmented(*shown, seed=train.view_seed, view=1))
+    assert torch.equal(strong.labels, train.labels)
+    parts = torch.cat(list(strong.views(positions.flip(0), 1, 7)))
+    assert torch.equal(parts.flip(0), images)
 
 
 # Stratified selection
