@@ -35,6 +35,8 @@ class Backbone(nn.Module):
         auxiliary: auxiliary classifiers, used only in training, by the name of the map they read.
         auxiliary_weight: of the cross-entropy of each auxiliary classifier.
         logits_only: whether nothing but its logits means anything, as of an ensemble.
+        suffix: what its name has beside that of the student that it was made of; empty but for a
+            student with its teacher's classifier.
     """
 
     stem: TapInfo | None
@@ -47,6 +49,7 @@ class Backbone(nn.Module):
     fc: nn.Linear
     auxiliary_weight: float = 0.0
     logits_only: bool = False
+    suffix: str = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,6 +156,7 @@ class Backbone(nn.Module):
             maps,
             preactivations,
             class_maps=self.class_maps(pooled) if Tap.CLASS_MAPS in needs else None,
+            pooled_map=pooled if Tap.POOLED_MAP in needs else None,
             auxiliary_logits=tuple(auxiliary_logits),
         )
 

@@ -11,6 +11,7 @@ from kdcore.backbones.names import (
     check_backbone,
     ensemble_members,
     library_name,
+    parsed_reused_name,
     pyramid_name,
 )
 from kdcore.backbones.own_network import own_constructor
@@ -44,6 +45,10 @@ def constructor_of(name: str) -> Constructor:
         from kdcore.backbones.ensemble import ensemble_constructor
 
         return ensemble_constructor([constructor_of(member) for member in members])
+    if (reused := parsed_reused_name(name)) is not None:
+        from kdcore.backbones.reused_classifier import reused_constructor
+
+        return reused_constructor(reused, constructor_of(reused.body))
     check_backbone(name)
     if (pyramid := pyramid_name(name)) is not None:
         from kdcore.backbones.fpn import pyramid_constructor

@@ -76,6 +76,35 @@ def pyramid_name(name: str) -> PyramidName | None:
     return PyramidName(body, int(width) if width else None, extra is not None)
 
 
+_REUSED = re.compile(r"(.*)\+projector(\d+)(?:/(\d+))?")
+
+
+class ReusedName(NamedTuple):
+    """A parsed name like `resnet8+projector256/2`: of a student with its teacher's classifier.
+
+    Args:
+        body: name of the network below.
+        width: of the teacher's embedding.
+        pooling: side of the squares over which the body's map is averaged.
+    """
+
+    body: str
+    width: int
+    pooling: int
+
+
+def reused_name(body: str, width: int, pooling: int) -> str:
+    """The name of a network with a projector to a teacher's classifier; see `ReusedName`."""
+    return f"{body}+projector{width}" + (f"/{pooling}" if pooling > 1 else "")
+
+
+def parsed_reused_name(name: str) -> ReusedName | None:
+    """Parses the name of such a network; None for other names. Trainings make them; in a
+    configuration they are unknown."""
+    found = _REUSED.fullmatch(name)
+    return ReusedName(found[1], int(found[2]), int(found[3] or 1)) if found else None
+
+
 _ENSEMBLE = re.compile(r"ensemble\((.+)\)")
 
 

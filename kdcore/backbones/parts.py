@@ -78,14 +78,16 @@ def _parts_of(network: str, version: str) -> Parts:
         images = torch.empty(2, _CHANNELS, *backbone.native_size, device="meta")
         with torch.enable_grad():
             maps = backbone.taps(images, frozenset({Tap.MAPS})).maps
+        # But for a classifier that is another network's.
+        trained = {name: each for name, each in parameters.items() if each.requires_grad}
         for number, tap in enumerate(backbone.declared):
             gradients = torch.autograd.grad(
                 maps[tap.name].sum(),
-                list(parameters.values()),
+                list(trained.values()),
                 retain_graph=True,
                 allow_unused=True,
             )
-            for name, gradient in zip(parameters, gradients, strict=True):
+            for name, gradient in zip(trained, gradients, strict=True):
                 if gradient is not None:
                     stage_of.setdefault(name, number)
     last = len(backbone.stages)

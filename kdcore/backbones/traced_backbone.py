@@ -55,6 +55,7 @@ class WholeBackbone(Backbone):
             {tap.name: after for tap, (_, after) in places},
             {tap.name: before for tap, (before, _) in places},
             class_maps=self.class_maps(pooled) if Tap.CLASS_MAPS in needs else None,
+            pooled_map=pooled,
         ).only(needs)
 
     def embed(self, maps: Sequence[Tensor]) -> NoReturn:

@@ -82,6 +82,9 @@ class Method(nn.Module):
         compares_images: whether the loss is more than a mean over the images, or what it remembers
             is of all of them: where several processes have parts of a batch, it is then given the
             whole one. If that depends on `params` or the epoch, the instance sets it.
+        reuses_classifier: whether the student is trained, evaluated and exported with a projector
+            to the teacher's classifier in the place of its own, see
+            `kdcore.backbones.reused_classifier`; `networks.student` is then this whole.
         params: the parameters it was built with.
         pairs: the maps that it compares, set by the constructor of a method that reads maps.
     """
@@ -95,6 +98,7 @@ class Method(nn.Module):
     zero_at_equality: ClassVar[bool] = True
     mixing: ClassVar[Mixing] = "no labels"
     undecayed: ClassVar[frozenset[str]] = frozenset()
+    reuses_classifier: ClassVar[bool] = False
     Params: ClassVar[type[_Params]] = _Params
     params: _Params
     pairs: tuple[LayerPair, ...] = ()

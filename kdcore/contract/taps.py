@@ -20,6 +20,7 @@ class Tap(StrEnum):
     INPUT_GRADIENT = "input gradient"
     FLIPPED_INPUT_GRADIENT = "flipped input gradient"
     CLASS_MAPS = "class maps"
+    POOLED_MAP = "pooled map"
     STRONG_LOGITS = "strong view's logits"
 
 
@@ -60,6 +61,8 @@ class Taps:
         class_maps: [B, K, H, W], the classifier at each position of the map whose mean is the
             embedding; without dropout, their mean over positions is the logits. None unless
             requested, and where there is no such map.
+        pooled_map: [B, D, H, W], the map whose mean is the embedding. None unless requested, and
+            where there is no such map.
         strong_logits: [B, K], of the second, stronger view of the same images, see `Split.strong`.
             None unless requested.
         auxiliary_logits: [B, K] each, of auxiliary classifiers, which some networks have in
@@ -73,6 +76,7 @@ class Taps:
     input_gradient: Tensor | None = None
     flipped_input_gradient: Tensor | None = None
     class_maps: Tensor | None = None
+    pooled_map: Tensor | None = None
     strong_logits: Tensor | None = None
     auxiliary_logits: tuple[Tensor, ...] = ()
 
@@ -103,6 +107,7 @@ class Taps:
             Tap.INPUT_GRADIENT: there(self.input_gradient),
             Tap.FLIPPED_INPUT_GRADIENT: there(self.flipped_input_gradient),
             Tap.CLASS_MAPS: there(self.class_maps),
+            Tap.POOLED_MAP: there(self.pooled_map),
             Tap.STRONG_LOGITS: there(self.strong_logits),
         }
 
@@ -116,6 +121,7 @@ class Taps:
             self.input_gradient if Tap.INPUT_GRADIENT in kinds else None,
             self.flipped_input_gradient if Tap.FLIPPED_INPUT_GRADIENT in kinds else None,
             self.class_maps if Tap.CLASS_MAPS in kinds else None,
+            self.pooled_map if Tap.POOLED_MAP in kinds else None,
             self.strong_logits if Tap.STRONG_LOGITS in kinds else None,
         )
 
@@ -129,6 +135,7 @@ class Taps:
             None if self.input_gradient is None else change(self.input_gradient),
             None if self.flipped_input_gradient is None else change(self.flipped_input_gradient),
             None if self.class_maps is None else change(self.class_maps),
+            None if self.pooled_map is None else change(self.pooled_map),
             None if self.strong_logits is None else change(self.strong_logits),
             tuple(map(change, self.auxiliary_logits)),
         )

@@ -1,13 +1,14 @@
 """Distills one student: from a frozen configuration to an iterator of epoch reports."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.probe import Probe, affine_parameters, classifier_weight, probe
+from kdcore.backbones.reused_classifier import with_classifier_of
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.config import TermConfig, TrialConfig
@@ -17,6 +18,7 @@ from kdcore.execution.fastest import fastest_execution
 from kdcore.execution.workers import Workers
 from kdcore.methods import CATALOGUE
 from kdcore.networks.initial_weights import build_student, initial_weights
+from kdcore.networks.reused_classifier import reuse_classifier
 from kdcore.teacher.teacher import WEIGHTS, load_teacher, prepare_teacher, teacher_folder
 from kdcore.teacher_cache.cache import TeacherCache
 from kdcore.training.evaluation import default_device
@@ -58,6 +60,11 @@ def network_pair(
     return NetworkPair(
         probed(student).shapes, teaching.shapes, data.train.labels, norms, classifier
     )
+
+
+def reuses_classifier(objective: Iterable[TermConfig]) -> bool:
+    """Whether the student takes over its teacher's classifier."""
+    return any(CATALOGUE[term.method].reuses_classifier for term in objective)
 
 
 def build_terms(
@@ -122,16 +129,6 @@ def distill(
     network = config.student.backbone
     if config.training.acceleration == "off":
         execution, teacher_execution = execution or Execution(), teacher_execution or Execution()
-    if execution is None:
-        execution = fastest_execution(
-            network,
-            student,
-            data.image_size,
-            device,
-            workspace,
-            batch_size=workers.share_of(config.training.batch_size).images,
-            workers=workers,
-        )
     teacher = cache = None
     if any(CATALOGUE[term.method].needs for term in config.objective):
         seen = data
@@ -155,9 +152,22 @@ def distill(
                 execution=teacher_execution,
                 on_device=cache_on_device,
             )
-    networks = network_pair(
-        network, config.teacher.network, data, teacher.backbone if teacher else None
-    )
+    of_teacher = config.teacher.network, data, teacher.backbone if teacher else None
+    networks = network_pair(network, *of_teacher)
+    if teacher and reuses_classifier(config.objective):
+        network = with_classifier_of(networks.student, networks.teacher)
+        student = reuse_classifier(student, teacher, network, seed=config.seed)
+        networks = network_pair(network, *of_teacher)
+    if execution is None:
+        execution = fastest_execution(
+            network,
+            student,
+            data.image_size,
+            device,
+            workspace,
+            batch_size=workers.share_of(config.training.batch_size).images,
+            workers=workers,
+        )
     terms = build_terms(config.objective, networks, config.seed)
     tuning = fine_tuning(config.training, network)
     for term in terms:

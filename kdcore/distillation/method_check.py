@@ -1,16 +1,21 @@
 """Tries methods on a few images, so that one that cannot work is found before training."""
 
+import copy
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from kdcore.backbones.probe import probe_shapes
+from kdcore.backbones.reused_classifier import with_classifier_of
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.plugin_faults import beat, fault_in_plugin
 from kdcore.contract.taps import Batch, Tap, Taps
 from kdcore.distillation.config import TermConfig
 from kdcore.methods import CATALOGUE
 from kdcore.networks.classifier import Classifier
+from kdcore.networks.reused_classifier import reuse_classifier
 from kdcore.training.fine_tuning import FineTuning
 
 # Of 10 epochs, the first belongs to a preparatory stage, if there is one, and the last does not.
@@ -47,13 +52,13 @@ class MethodCheck:
         self._networks, self._labels, self._images = networks, labels, images
         self._student, self._teacher = student.train(), teacher.eval()
         self._positions = torch.arange(len(images))
-        self._outputs = self._run(_USUAL)
+        self._outputs = self._run(self._student, _USUAL)
 
-    def _run(self, kinds: frozenset[Tap]) -> tuple[Taps, Taps]:
+    def _run(self, student: Classifier, kinds: frozenset[Tap]) -> tuple[Taps, Taps]:
         """Runs both networks, the student backward too; returns their outputs."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            student_taps = self._every_tap(self._student, kinds)
+            student_taps = self._every_tap(student, kinds)
             squares = [tensor.float().square().mean() for tensor in student_taps.tensors()]
             torch.autograd.backward(torch.stack(squares).sum())
             with torch.no_grad():
@@ -73,9 +78,28 @@ class MethodCheck:
     def _with_gradients(self) -> tuple[Taps, Taps] | None:
         """The outputs with input gradients; None if a network cannot be differentiated twice."""
         try:
-            return self._run(frozenset(Tap))
+            return self._run(self._student, frozenset(Tap))
         except RuntimeError:
             return None
+
+    @cached_property
+    def _reused(self) -> tuple[NetworkPair, tuple[Taps, Taps]]:
+        """Shapes and outputs where the student has the teacher's classifier.
+
+        Raises:
+            NetworkError: it cannot.
+        """
+        shapes = self._networks.student
+        name = with_classifier_of(shapes, self._networks.teacher)
+        student = copy.deepcopy(self._student)
+        whole = reuse_classifier(student, self._teacher, name, seed=0).train()
+        probed = probe_shapes(
+            name,
+            num_classes=shapes.num_classes,
+            in_channels=self._images.shape[1],
+            image_size=(self._images.shape[2], self._images.shape[3]),
+        )
+        return replace(self._networks, student=probed), self._run(whole, _USUAL)
 
     def attempt(self, term: TermConfig) -> str:
         """Builds a method and runs its loss forward and backward.
@@ -87,11 +111,14 @@ class MethodCheck:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
-                method = CATALOGUE[term.method](term.params, self._networks)
+                networks, usual = self._networks, self._outputs
+                if CATALOGUE[term.method].reuses_classifier:
+                    networks, usual = self._reused
+                method = CATALOGUE[term.method](term.params, networks)
                 for tuning in self._tunings:
                     if refusal := tuning.refusal(method):
                         return refusal
-                outputs: tuple[Taps, Taps] | None = self._outputs
+                outputs: tuple[Taps, Taps] | None = usual
                 if not method.needs <= _USUAL:
                     outputs = self._with_gradients
                 if outputs is None:

@@ -91,6 +91,10 @@ def _outputs(networks: NetworkPair) -> tuple[Taps, Taps]:
                 random(3, *_SIZE),
                 random(3, *_SIZE),
                 None if network.class_map is None else random(_CLASSES, *network.class_map),
+                # Projected to the teacher's width.
+                None
+                if network.class_map is None
+                else random(networks.teacher.embedding_width, *network.class_map),
                 random(_CLASSES),
             )
         )

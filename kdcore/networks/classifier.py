@@ -196,9 +196,10 @@ def describe_classifier(
     metrics: dict[str, float],
     made_by: dict[str, JsonValue],
 ) -> ClassifierCard:
-    """The card of a network trained on these images; `name` is the network's."""
+    """The card of a network trained on these images; `name` is the network's, without what a
+    training has added to it."""
     return ClassifierCard(
-        backbone=name,
+        backbone=name + classifier.backbone.suffix,
         class_names=data.class_names,
         in_channels=data.in_channels,
         image_size=data.image_size,

@@ -12,6 +12,7 @@ from torch import Tensor
 from kdcore.backbones.catalogue import constructor_of
 from kdcore.backbones.foreign_weights import Fit, load_weights, match_weights, read_weights
 from kdcore.backbones.libraries import published_weights, usual_normalization
+from kdcore.backbones.names import parsed_reused_name
 from kdcore.backbones.normalization import Normalization
 from kdcore.backbones.parts import head_of
 from kdcore.data.image_data import ImageData
@@ -122,6 +123,11 @@ def exported_card(backbone: str, folder: Path) -> tuple[str, ClassifierCard]:
             f"weights is {str(folder)!r}, but {roles[0]}.json is missing beside its weights: "
             f"{error.strerror}"
         ) from None
+    if parsed_reused_name(card.backbone) is not None:
+        raise WeightsError(
+            f"weights is {str(folder)!r}, which has a student with its teacher's classifier, "
+            f"{card.backbone}; no other training begins with one, so give other weights"
+        )
     if card.backbone != backbone:
         raise WeightsError(
             f"weights is {str(folder)!r}, which has a {card.backbone}, but backbone is {backbone}; "

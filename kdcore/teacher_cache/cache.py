@@ -36,12 +36,16 @@ from kdcore.teacher_cache.files import (
     write_outputs,
 )
 from kdcore.teacher_cache.shared import SharedCache
-from kdcore.teacher_cache.view import CLASS_MAPS, KINDS, STRONG_LOGITS, CachedView
+from kdcore.teacher_cache.view import CLASS_MAPS, KINDS, POOLED_MAP, STRONG_LOGITS, CachedView
 
-# Groups of columns: logits and embedding, which are always cached, one group for each map, one for
-# class maps, and one for second views.
+# Groups of columns: logits and embedding, which are always cached, one group for each map, and one
+# each for class maps, the pooled map and second views.
 _OUTPUTS = "outputs"
-_WHOLE = {Tap.CLASS_MAPS: CLASS_MAPS, Tap.STRONG_LOGITS: STRONG_LOGITS}
+_WHOLE = {
+    Tap.CLASS_MAPS: CLASS_MAPS,
+    Tap.POOLED_MAP: POOLED_MAP,
+    Tap.STRONG_LOGITS: STRONG_LOGITS,
+}
 _CACHED = frozenset({Tap.LOGITS, Tap.EMBEDDING, *_WHOLE, *KINDS})
 
 # What reading a file that is missing, damaged or foreign raises.

@@ -15,6 +15,8 @@ KINDS = {Tap.MAPS: "map", Tap.PREACTIVATIONS: "preactivation"}
 """What the names of columns with maps begin with, before a dash and the name of the tap."""
 CLASS_MAPS = "class_maps"
 """The name of the column with class maps."""
+POOLED_MAP = "pooled_map"
+"""The name of the column with the map whose mean is the embedding."""
 STRONG_LOGITS = "strong_logits"
 """The name of the column with the logits of second views."""
 
@@ -51,20 +53,26 @@ class CachedView:
     def taps(self, rows: Rows) -> Taps:
         """Rows as a live teacher gives them."""
         found: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS.values()}
-        class_maps = None
+        whole: dict[str, Tensor] = {}
         for name, stored in rows.items():
             if stored.ndim == 4:
                 values = stored.float()
                 values = values.permute(0, 3, 1, 2) if self.channels_last else values
                 kind, _, tap = name.partition("-")
-                if kind == CLASS_MAPS:
-                    class_maps = values
-                else:
+                if tap:
                     found[kind][tap] = values
+                else:
+                    whole[name] = values
         logits, embedding = rows["logits"].float(), rows["embedding"].float()
         maps = found["map"], found["preactivation"]
-        strong = rows[STRONG_LOGITS].float() if STRONG_LOGITS in rows else None
-        return Taps(logits, embedding, *maps, class_maps=class_maps, strong_logits=strong)
+        return Taps(
+            logits,
+            embedding,
+            *maps,
+            class_maps=whole.get(CLASS_MAPS),
+            pooled_map=whole.get(POOLED_MAP),
+            strong_logits=rows[STRONG_LOGITS].float() if STRONG_LOGITS in rows else None,
+        )
 
     def ahead(self, order: Tensor, size: int) -> Iterator[Rows | None]:
         """The rows of each batch: on their way to the device before its step begins, meanwhile the

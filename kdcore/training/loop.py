@@ -135,6 +135,7 @@ def train(
                 "student": {k: v.clone() for k, v in result.backbone.state_dict().items()},
                 "normalization": [list(each) for each in student.normalization],
                 "origin": dict(student.origin),
+                **({"suffix": suffix} if (suffix := student.backbone.suffix) else {}),
             }
         if checkpoint_dir is not None:
             progress = {
@@ -207,7 +208,8 @@ def best_classifier(network: str, data: ImageData, best: Mapping[str, Any]) -> C
     normalization = None
     if "normalization" in best:  # in version 0.1.0 always that of the data
         normalization = Normalization(*map(tuple, best["normalization"]))
-    student = build_classifier(network, data, seed=0, normalization=normalization)
+    whole = network + best.get("suffix", "")
+    student = build_classifier(whole, data, seed=0, normalization=normalization)
     student.origin = best.get("origin", {})
     student.backbone.load_state_dict(best["student"])
     return student

@@ -7,6 +7,7 @@ from search.errors import SearchError
 from search.experiment.schema import CONTROL
 from search.experiment.searched import Option
 from search.leaderboard.ranking import by_test_accuracy, rank
+from search.record.costs import cost_of
 from search.record.record import Confirmed, SearchRecord
 from search.record.wording import excess_in_words, percent
 
@@ -144,7 +145,7 @@ def pick(record: SearchRecord, limits: Limits) -> Candidate:
         raise SearchError(f"no trial of {record.name} has finished, so there is nothing to export")
     outside = []
     for candidate in ranked:
-        excesses = _excesses(candidate, record.student_costs.get(candidate.student), limits)
+        excesses = _excesses(candidate, cost_of(record, candidate), limits)
         if not excesses:
             return candidate
         outside.append((max(excesses)[0], candidate, [reason for _, reason in excesses]))

@@ -17,6 +17,7 @@ from search.export.choice import Candidate
 from search.export.class_table import class_section
 from search.leaderboard.ranking import further_columns, tested_cells, tested_heads
 from search.leaderboard.teacher_lead import no_method_won
+from search.record.costs import cost_of, costed_as
 from search.record.looks import Look, looks_in_words
 from search.record.record import Confirmed, SearchRecord
 from search.record.wording import (
@@ -111,6 +112,7 @@ def model_card(
         f"{experiment.search.seed}",
         f"- cost of the search: {record.cost}{_cost_of_confirmation(record)}",
         *_network_cost(record, picked),
+        *_classifier(record, picked),
         "",
         "The first command trains the student again, compares each epoch with the record and "
         "writes the weights; the second exports the recorded weights again:",
@@ -301,13 +303,22 @@ def _cost_of_confirmation(record: SearchRecord) -> str:
 
 
 def _network_cost(record: SearchRecord, picked: Candidate) -> list[str]:
-    cost = record.student_costs.get(picked.student)
+    cost = cost_of(record, picked)
     if cost is None:
         return []
     threads = f", {cost.threads} threads" if cost.threads else ""
     return [
         f"- cost per image: {cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds,"
         f" {cost.latency_ms:.3g} ms ({cost.device}{threads})"
+    ]
+
+
+def _classifier(record: SearchRecord, picked: Candidate) -> list[str]:
+    """Says that the student has its teacher's classifier, if it has."""
+    if costed_as(record, picked) == picked.student:
+        return []
+    return [
+        "- classifier: the teacher's, behind a projector; the files and the cost have all three"
     ]
 
 

@@ -6,12 +6,13 @@ from typing import get_args
 from kdcore.errors import did_you_mean
 from kdcore.networks.cost import CostName
 from search.errors import SearchError
+from search.record.costs import costed_as
 from search.record.record import SearchRecord, TrialRecord, place
 from search.record.wording import front_in_words
 
 
 def costs_of(record: SearchRecord, cost: CostName) -> dict[str, float]:
-    """By student that was measured, one figure of its cost."""
+    """By student that was measured, as in `student_costs`, one figure of its cost."""
     return {student: getattr(each, cost) for student, each in record.student_costs.items()}
 
 
@@ -26,10 +27,11 @@ def front(record: SearchRecord, trials: Iterable[TrialRecord], cost: CostName) -
     costs = costs_of(record, cost)
     best: dict[str, TrialRecord] = {}
     for trial in sorted(trials, key=place):
-        if trial.state == "finished" and trial.score is not None and trial.student in costs:
-            best.setdefault(trial.student, trial)
+        key = costed_as(record, trial)
+        if trial.state == "finished" and trial.score is not None and key in costs:
+            best.setdefault(key, trial)
     leaders = list(best.values())
-    found = pareto([(costs[trial.student], trial.score or 0.0) for trial in leaders])
+    found = pareto([(costs[key], trial.score or 0.0) for key, trial in best.items()])
     return [leaders[index] for index in found]
 
 

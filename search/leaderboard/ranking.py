@@ -7,6 +7,7 @@ from kdcore.networks.cost import CostName
 from search.errors import SearchError
 from search.experiment.space.point import recipe_in_words
 from search.leaderboard.front import front
+from search.record.costs import cost_of
 from search.record.record import Confirmed, SearchRecord, TrialRecord, place
 from search.record.wording import METRIC_HEADS, spread
 
@@ -169,7 +170,7 @@ def _all_rows(record: SearchRecord) -> list[LeaderboardRow]:
     pretrained = pretrained_students(record)
     for position, trial in enumerate(rank(record.trials, record.confirmed), start=1):
         again = confirmed.get(trial.number)
-        cost = record.student_costs.get(trial.student)
+        cost = cost_of(record, trial)
         rows.append(
             LeaderboardRow(
                 rank=position if trial.heldout_accuracy is not None else None,

@@ -1,5 +1,6 @@
 """What is known of a search's networks: in which precision they compute, and its teachers."""
 
+import re
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
@@ -50,12 +51,21 @@ class Trained(Protocol):
     """A student that was trained: a trial, one that was confirmed, one that can be exported."""
 
     @property
+    def student(self) -> str:
+        """The label of the network that learned."""
+
+    @property
     def objective(self) -> str:
-        """The methods; `none` without a teacher."""
+        """The methods with their settings; `none` without a teacher."""
 
     @property
     def point(self) -> dict[str, Option]:
         """What was chosen for it."""
+
+
+def methods_of(objective: str) -> str:
+    """The methods of an objective without their settings, like `kd + at`."""
+    return re.sub(r"\([^)]*\)", "", objective)
 
 
 def without_nothing(written: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What is known of a search and its trials: one frozen record each."""
 
-import re
 import statistics
 from datetime import datetime
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from search.experiment.searched import Option
 from search.experiment.space.point import TEACHER
 from search.record.class_results import StudentClasses
 from search.record.decisions import Proposal, Verdict
-from search.record.networks import Executions, ReadyTeacher, Trained, without_nothing
+from search.record.networks import Executions, ReadyTeacher, Trained, methods_of, without_nothing
 from search.record.paired_gain import PairedGain, paired_gain
 from search.record.sharing import Sharing
 from search.record.spending import Spending
@@ -124,7 +123,7 @@ class TrialRecord(_Record):
     @property
     def methods(self) -> str:
         """The methods without their settings, like `kd + at`; `none` is the control."""
-        return re.sub(r"\([^)]*\)", "", self.objective)
+        return methods_of(self.objective)
 
     @property
     def unfinished(self) -> bool:
@@ -275,7 +274,7 @@ class SearchRecord(_Record):
         excluded: students that constraints have left out, with the reason in words; empty in
             earlier versions.
         student_costs: by student, measured where trials run; with a limit on a latency, where the
-            search was launched.
+            search was launched; see `search.record.costs`.
         executions: decided once, measured where trials run; none: before that, and in version
             0.1.0, where each machine decided for itself.
         sharing: why trials have their share of a GPU, where `resources` was left to the cluster;

@@ -14,6 +14,7 @@ from search.errors import ExperimentError, Problem
 from search.experiment.schema import Experiment
 from search.record.wording import cost_figure, excess_in_words
 from search.session.preparation import cost_of, device_of_trials
+from search.session.reused import reused_students
 
 _MEASURED: tuple[CostName, ...] = ("latency_ms", "batch_latency_ms")
 
@@ -52,21 +53,37 @@ def within_constraints(
     excluded: dict[str, str] = {}
     measured: dict[str, NetworkCost] = {}
     for label in students if limits else ():
-        words = _excess(_counted(known[label], data), limits)
-        if not words and limits.keys() & set(_MEASURED):
-            cost = _measured(experiment, known[label], data)
-            words = _excess({name: getattr(cost, name) for name in _MEASURED}, limits)
-            if words:
-                words += f" (measured on this machine: {_device(cost)})"
-            else:
-                measured[label] = cost
+        words, cost = _compared(experiment, known[label].backbone, data)
         if words:
             excluded[label] = words
+        elif cost is not None:
+            measured[label] = cost
     left = tuple(config for label, config in known.items() if label not in excluded)
     _refuse_too_few(experiment, left, excluded, source)
     if excluded:
         experiment = experiment.model_copy(update={"student": left})
     return Constrained(experiment, excluded, measured)
+
+
+def reused_problems(experiment: Experiment, data: ImageData) -> list[Problem]:
+    """What is wrong with students that take over their teacher's classifier: they are beyond a
+    limit, or on no front of the students' own costs."""
+    problems = []
+    for key, each in reused_students(experiment, data).items():
+        if experiment.search.goal == "pareto":
+            message = (
+                f"is pareto, by what students cost alone, but those of {each.method} have their "
+                f"teacher's classifier, too; leave goal out, or {each.method}"
+            )
+            return [Problem(key="search.goal", message=message)]
+        words, _ = _compared(experiment, each.network, data)
+        if words:
+            message = (
+                f"{key}, has the teacher's classifier, and as a whole {words}; raise the limit, or "
+                f"leave {each.method} out"
+            )
+            problems.append(Problem(key="constraints", message=message))
+    return problems
 
 
 def constrained_in_words(
@@ -82,6 +99,20 @@ def constrained_in_words(
         for student, cost in measured.items()
     ]
     return [*out, *within]
+
+
+def _compared(
+    experiment: Experiment, network: str, data: ImageData
+) -> tuple[str, NetworkCost | None]:
+    """How a network exceeds the limits, in words, empty if it does not; and what was measured for
+    it, if anything was."""
+    limits = experiment.constraints.limits
+    words = _excess(_counted(network, data), limits)
+    if words or not limits.keys() & set(_MEASURED):
+        return words, None
+    cost = _measured(experiment, network, data)
+    words = _excess({name: getattr(cost, name) for name in _MEASURED}, limits)
+    return (f"{words} (measured on this machine: {_device(cost)})" if words else ""), cost
 
 
 def _excess(figures: Mapping[CostName, float], limits: Mapping[CostName, float]) -> str:
@@ -111,9 +142,9 @@ def _refuse_too_few(
         raise ExperimentError(source, [Problem(key="search.goal", message=message)])
 
 
-def _counted(student: StudentConfig, data: ImageData) -> dict[CostName, float]:
+def _counted(network: str, data: ImageData) -> dict[CostName, float]:
     parameters, multiply_adds = count_network(
-        student.backbone,
+        network,
         num_classes=data.num_classes,
         in_channels=data.in_channels,
         image_size=data.image_size,
@@ -121,12 +152,12 @@ def _counted(student: StudentConfig, data: ImageData) -> dict[CostName, float]:
     return {"parameters": parameters, "multiply_adds": multiply_adds}
 
 
-def _measured(experiment: Experiment, student: StudentConfig, data: ImageData) -> NetworkCost:
-    """What a student costs with a trial's resources on this machine."""
+def _measured(experiment: Experiment, network: str, data: ImageData) -> NetworkCost:
+    """What a network costs with a trial's resources on this machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(experiment.resources.cpus)
     try:
-        return cost_of(student, data, device_of_trials(experiment))
+        return cost_of(network, data, device_of_trials(experiment))
     finally:
         torch.set_num_threads(threads)
 

@@ -33,6 +33,7 @@ from search.record.storage import Storage, workspace_of
 from search.record.wording import duration
 from search.session.preflight import Plan
 from search.session.preparation import device_of_trials, named_members
+from search.session.reused import reused_students
 from search.session.sharing import share
 
 # A teacher is asked in batches of this size where its time is measured.
@@ -126,6 +127,7 @@ def measured(
         asked = max(asked, batches * measure_latency(teacher, images) / 1000)
     recipes = experiment.training.variants("batch_size")
     students = {each.backbone for each in experiment.student_configs.values()}
+    students |= {each.network for each in reused_students(experiment, data).values()}
     workers, teachers = experiment.resources.workers, 0.0
     teaching = workers if experiment.resources.gpus else 1  # as `prepare_teachers` has them
     for label in beginning:

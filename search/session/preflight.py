@@ -32,7 +32,12 @@ from search.experiment.space.space import Space
 from search.experiment.space.trial_config import trial_config
 from search.record.files import read_record
 from search.record.storage import Storage, workspace_of
-from search.session.constraints import Constrained, constrained_in_words, within_constraints
+from search.session.constraints import (
+    Constrained,
+    constrained_in_words,
+    reused_problems,
+    within_constraints,
+)
 from search.session.preparation import (
     PlannedTeacher,
     device_of_trials,
@@ -136,6 +141,8 @@ def plan(experiment: Experiment, storage: Storage, source: str, *, begun: bool =
         points = derive_space(one, {one.pairs[0]: networks}, source).points_to_check()
         words = networks_in_words(experiment, networks)
         problems += _refusals(one, points, networks, prepared.data, words)
+    if not problems and not begun:
+        problems = reused_problems(experiment, prepared.data)
     if problems:
         raise ExperimentError(source, problems)
     space = replace(space, prior=tuple(each.point for each in prior))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kdcore import DataConfig, EnsembleConfig, StudentConfig, TeacherConfig
+from kdcore import DataConfig, EnsembleConfig, TeacherConfig
 from kdcore.contract.plugin_faults import ending_hangs, told_as
 from kdcore.data.image_data import ImageData, open_data
 from kdcore.distillation.evaluation import evaluated_as_weights
@@ -28,6 +28,7 @@ from search.experiment.running import experiment_to_run
 from search.experiment.schema import Experiment, Resources
 from search.record.networks import Executions
 from search.record.storage import Storage, workspace_of
+from search.session.reused import reused_students
 from search.session.worker_group import worker_group
 
 
@@ -188,14 +189,16 @@ def measure_students(
     data = open_data(experiment.data, workspace)
     executions = measured_executions(experiment, data, workspace, device)
     students = experiment.student_configs.items()
-    costs = {label: cost_of(student, data, device) for label, student in students}
+    networks = {label: student.backbone for label, student in students}
+    networks |= {key: each.network for key, each in reused_students(experiment, data).items()}
+    costs = {label: cost_of(network, data, device) for label, network in networks.items()}
     return costs, executions
 
 
-def cost_of(student: StudentConfig, data: ImageData, device: torch.device) -> NetworkCost:
-    """What a student costs on a device."""
+def cost_of(network: str, data: ImageData, device: torch.device) -> NetworkCost:
+    """What a network costs on a device."""
     return measure_network(
-        student.backbone,
+        network,
         num_classes=data.num_classes,
         in_channels=data.in_channels,
         image_size=data.image_size,

@@ -18,6 +18,7 @@ from search.experiment.schema import CONTROL
 from search.experiment.space.point import NUMBER
 from search.experiment.space.trial_config import trial_config
 from search.leaderboard.teacher_lead import teacher_lead, what_to_do
+from search.record.costs import cost_of
 from search.record.decisions import Proposal, Verdict
 from search.record.live_record import LiveRecord
 from search.record.log import RecordLog
@@ -234,7 +235,7 @@ class Recorder(tune.Callback):
                 "epochs": str(opened.epochs),
                 "seed": str(config.seed),
             },
-            head.student_costs.get(config.student.label),
+            cost_of(head, opened),
         )
         self._write_within(self._log.pause)
         return opened

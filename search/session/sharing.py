@@ -48,6 +48,7 @@ from search.record.sharing import Sharing, gib, trials_on_a_gpu
 from search.record.storage import Storage, workspace_of
 from search.session.cautions import idle_gpus
 from search.session.preflight import Prepared
+from search.session.reused import reused_students
 
 AnyPrepared = TypeVar("AnyPrepared", bound=Prepared)
 
@@ -87,7 +88,9 @@ def needs_of(experiment: Experiment, data: ImageData, device: torch.device) -> N
     # Of each of its workers; the first has the most images.
     shared = Workers(0, experiment.resources.workers).share_of(min(max(sizes), len(data.train)))
     batch, trained, busy = shared.images, 0, 0.0
-    for name in dict.fromkeys(each.backbone for each in experiment.student_configs.values()):
+    whole = (each.network for each in reused_students(experiment, data).values())
+    alone = (each.backbone for each in experiment.student_configs.values())
+    for name in dict.fromkeys((*alone, *whole)):
         student = build_classifier(name, data, seed=0).backbone
         cost = measure_training(student, data.image_size, batch, device)
         trained = max(trained, cost.memory_bytes)

@@ -1,6 +1,8 @@
 """Picture: accuracy, or what else is ranked by, against parameters and latency, with the Pareto
 front; of a search for a front, against that cost first."""
 
+from functools import partial
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -8,6 +10,7 @@ from matplotlib.lines import Line2D
 from kdcore.networks.cost import CostName
 from search.leaderboard.front import costs_of, front
 from search.leaderboard.ranking import rank
+from search.record.costs import costed_as
 from search.record.record import SearchRecord
 from search.record.wording import COST_WORDS, METRIC_WORDS
 from search.report.plots.axes import scale_accuracies, scale_costs
@@ -37,11 +40,12 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
     trials = [
         trial
         for trial in rank(record.trials)
-        if trial.state == "finished" and trial.student in record.student_costs
+        if trial.state == "finished" and costed_as(record, trial) in record.student_costs
     ]
     if not trials:
         return None
-    best = {trial.student: trial for trial in reversed(trials)}
+    student_of = partial(costed_as, record)
+    best = {student_of(trial): trial for trial in reversed(trials)}
     many = len(trials) > MANY
     words = METRIC_WORDS[record.metric]
     figure = new_figure(
@@ -56,15 +60,17 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
     values = scores(trials)
     by_student: dict[str, list[float]] = {}
     for trial, value in zip(trials, values, strict=True):
-        by_student.setdefault(trial.student, []).append(value)
+        by_student.setdefault(student_of(trial), []).append(value)
     dots = trials
     if many:  # they are ranked, so the last one that is set is the best
-        dots = list({(trial.student, trial.methods): trial for trial in reversed(trials)}.values())
+        dots = list(
+            {(student_of(trial), trial.methods): trial for trial in reversed(trials)}.values()
+        )
     for panel, name in enumerate(_shown(record), start=1):
         axes = figure.add_subplot(1, 2, panel)
         costs = costs_of(record, name)
         axes.scatter(
-            [costs[trial.student] for trial in dots],
+            [costs[student_of(trial)] for trial in dots],
             scores(dots),
             s=34,
             color=[colours[trial.methods] for trial in dots],
@@ -75,13 +81,13 @@ def accuracy_against_cost(record: SearchRecord) -> Figure | None:
             zorder=2,
         )
         scale_accuracies(axes, "y", [*values, *teacher], ends=values)
-        scale_costs(axes, [costs[trial.student] for trial in trials])
+        scale_costs(axes, [costs[student_of(trial)] for trial in trials])
         for student in best if many else ():
             x, spread = costs[student], np.quantile(by_student[student], (0, 0.25, 0.75, 1))
             axes.plot([x, x], spread[[0, 3]], color=OTHER, linewidth=2, zorder=1)
             axes.plot([x, x], spread[[1, 2]], color=OTHER, linewidth=9, zorder=1, gid="density")
         on_front = front(record, trials, name)
-        front_costs = [costs[trial.student] for trial in on_front]
+        front_costs = [costs[student_of(trial)] for trial in on_front]
         front_accuracies = scores(on_front)
         axes.plot(front_costs, front_accuracies, color=INK, linewidth=1.2, zorder=3)
         axes.scatter(

@@ -87,6 +87,13 @@ def taps_of(where: NetworkPair, images: int) -> tuple[Taps, Taps]:
                 None
                 if network.class_map is None
                 else random(images, network.num_classes, *network.class_map, seed=10 * seed + 209),
+                # Projected to the teacher's width.
+                None
+                if network.class_map is None
+                else random(
+                    *(images, where.teacher.embedding_width, *network.class_map),
+                    seed=10 * seed + 409,
+                ),
                 random(images, network.num_classes, seed=10 * seed + 309),
             )
         )

@@ -41,6 +41,7 @@ GOLDEN = {
     "rkd": 10.927157208657897,
     "rld": 19.043213037644804,
     "sdd": 2.191508902582489,
+    "simkd": 0.14903554954188308,
     "sp": 0.07432348372777152,
     "srd": 9.201072659149382,
     "vid": 2.4891592729030902,
@@ -67,7 +68,7 @@ def _shapes(network: str, share: int = 1) -> Shapes:
     return replace(probed, maps=maps, embedding_width=probed.embedding_width // share)
 
 
-def _wave_taps(shapes: Shapes, images: int, frequency: float) -> Taps:
+def _wave_taps(shapes: Shapes, images: int, frequency: float, teacher: Shapes) -> Taps:
     preactivations = {
         tap: _wave(images, *size, frequency=frequency) for tap, size in shapes.maps.items()
     }
@@ -79,6 +80,9 @@ def _wave_taps(shapes: Shapes, images: int, frequency: float) -> Taps:
         class_maps=None
         if shapes.class_map is None
         else 3 * _wave(images, shapes.num_classes, *shapes.class_map, frequency=frequency),
+        pooled_map=None
+        if shapes.class_map is None
+        else _wave(images, teacher.embedding_width, *shapes.class_map, frequency=frequency).relu(),
         strong_logits=3 * _wave(images, shapes.num_classes, frequency=frequency + 0.1),
     )
 
@@ -91,8 +95,8 @@ def _golden_loss(name: str) -> float:
         for number, parameter in enumerate(method.parameters()):
             if parameter.ndim > 1:
                 parameter.copy_(0.2 * _wave(*parameter.shape, frequency=1.3 + number))
-    student = _wave_taps(where.student, 8, frequency=0.7)
-    teacher = _wave_taps(where.teacher, 8, frequency=0.9)
+    student = _wave_taps(where.student, 8, 0.7, where.teacher)
+    teacher = _wave_taps(where.teacher, 8, 0.9, where.teacher)
     # A method that prepares is judged by its preparation.
     epoch = 1 if method.preparation_epochs(5) else 2
     indices = torch.arange(8) * 4

@@ -53,9 +53,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The students whose latency was measured, each a millisecond slower than the one before."""
     asked: list[str] = []
 
-    def cost_of(student: Any, data: Any, device: torch.device) -> NetworkCost:
+    def cost_of(network: str, data: Any, device: torch.device) -> NetworkCost:
         assert device.type == "cpu"
-        asked.append(student.label)
+        asked.append(network)
         return replace(COST, latency_ms=1.0 + len(asked), batch_latency_ms=10.0 * len(asked))
 
     monkeypatch.setattr("search.session.constraints.cost_of", cost_of)
