@@ -44,7 +44,8 @@ class ReusedClassifier(Backbone):
             next(path for path, module in body.named_modules() if module is own), nn.Identity()
         )
         body.drop_auxiliary()
-        self.body, self.pooling = body, nn.AvgPool2d(pooling)
+        self.body = body
+        self.pooling = nn.AvgPool2d(pooling) if pooling > 1 else nn.Identity()
         narrow = max(1, width // _REDUCTION)
         self.projector = nn.Sequential(
             *_layer(body.embedding_width, narrow, 1),

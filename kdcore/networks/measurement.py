@@ -206,8 +206,8 @@ def measure_evaluation_memory(
 
 
 def count_outputs(network: Backbone, image_size: tuple[int, int], kinds: frozenset[Tap]) -> int:
-    """The number of values that a network puts out for one image: logits, embedding and, of these
-    kinds, the maps of stem and stages.
+    """The number of values that a network puts out for one image: logits, embedding, and what else
+    is of these kinds.
 
     Args:
         network: put into evaluation mode.
@@ -218,8 +218,7 @@ def count_outputs(network: Backbone, image_size: tuple[int, int], kinds: frozens
     image = torch.zeros(1, network.in_channels, *image_size, device=device)
     with torch.no_grad():
         taps = network.eval().taps(image, kinds)
-    found = taps.logits, taps.embedding, *taps.maps.values(), *taps.preactivations.values()
-    return sum(each.numel() for each in found)
+    return sum(each.numel() for each in taps.tensors())
 
 
 def measure_network(

@@ -13,6 +13,7 @@ from search.experiment.space.point import with_published
 from search.experiment.space.trial_config import trial_config
 from search.export.choice import Limits, candidates, pick
 from search.leaderboard.formats import as_bytes
+from search.leaderboard.front import front
 from search.leaderboard.ranking import leaderboard, rank
 from search.leaderboard.tables import confirmed_table
 from search.record.record import ConfirmationRun, Confirmed, SearchRecord, TrialRecord
@@ -79,6 +80,19 @@ def record_of(*trials: TrialRecord, **changes: Any) -> SearchRecord:
 
 
 SEARCHED = (control(0, 0.90), trial(1, 0.95), trial(2, 0.97), trial(3, 0.99, "resnet20"))
+
+
+def test_a_student_with_its_teachers_classifier_costs_what_the_whole_does() -> None:
+    key = "resnet8, simkd from resnet20"
+    costs = COSTS | {key: NetworkCost(90_000, 2 * 10**6, 0.6, 3.0, "CPU", 1)}
+    whole = trial(4, 0.98, objective="simkd(weight=1)")
+    record = record_of(*SEARCHED, whole, student_costs=costs)
+    rows = {row.trial: row.parameters for row in leaderboard(record)}
+    assert rows == {0: 80_000, 1: 80_000, 2: 80_000, 3: 270_000, 4: 90_000}
+    assert [each.number for each in front(record, record.trials, "parameters")] == [2, 4, 3]
+    assert pick(record, Limits(parameters=90_000)).trial == 4
+    assert pick(record, Limits(parameters=89_999)).trial == 2
+    assert pick(record, Limits(latency_ms=0.55)).trial == 2
 
 
 def test_confirmed_trials_rank_first_by_their_mean_on_the_test_split() -> None:

@@ -190,6 +190,23 @@ def test_launch_says_who_is_left_out(
     ]
 
 
+def test_with_its_teachers_classifier_a_student_is_held_to_the_limits_as_a_whole(
+    tmp_path: Path,
+) -> None:
+    keeping: dict[str, Any] = {"objective": [["none", "simkd"]], "student": ["resnet8", "resnet14"]}
+    # 13,568 of the projector to 64 channels; the two classifiers have the same size.
+    limits = {"parameters": 90_000}
+    found = refused(tmp_path, constraints=limits, **keeping)["constraints"]
+    assert found.startswith(
+        "resnet8, simkd from resnet20, has the teacher's classifier, and as a whole has 91,322 "
+        "parameters, but constraints.parameters is 90,000; raise"
+    )
+    within = planned(tmp_path, constraints={"parameters": 91_322}, **keeping)
+    assert within.experiment.students == ("resnet8",)
+    goal = {"trials": 4, "goal": "pareto"}
+    assert "those of simkd have" in refused(tmp_path, search=goal, **keeping)["search.goal"]
+
+
 def test_constraints_that_leave_too_few_are_refused(tmp_path: Path, measured: list[str]) -> None:
     every = refused(tmp_path, constraints={"parameters": 1e6, "latency_ms": 0.5})["constraints"]
     assert every.startswith("leave no student: resnet8 takes 2 ms an image, but constraints.laten")
