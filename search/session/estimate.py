@@ -34,7 +34,7 @@ from search.record.wording import duration
 from search.session.preflight import Plan
 from search.session.preparation import device_of_trials, named_members
 from search.session.reused import reused_students
-from search.session.sharing import share
+from search.session.sharing import share, views_of_an_image
 
 # A teacher is asked in batches of this size where its time is measured.
 _ASKED = 64
@@ -135,8 +135,10 @@ def measured(
             if (recipe := config.training) is not None:
                 each = (epoch(network, [recipe], teaching) for network in config.networks)
                 teachers += recipe.epochs * sum(each)
+    seen = views_of_an_image(experiment)
+    longest = max(epoch(each, recipes, workers) for each in students)
     return Measured(
-        AROUND_A_STEP * (asked / workers + max(epoch(each, recipes, workers) for each in students)),
+        AROUND_A_STEP * seen * (asked / workers + longest),
         AROUND_A_STEP * teachers,
         device_name(device),
     )

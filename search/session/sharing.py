@@ -88,15 +88,21 @@ def needs_of(experiment: Experiment, data: ImageData, device: torch.device) -> N
     # Of each of its workers; the first has the most images.
     shared = Workers(0, experiment.resources.workers).share_of(min(max(sizes), len(data.train)))
     batch, trained, busy = shared.images, 0, 0.0
+    seen = batch * views_of_an_image(experiment)
     whole = (each.network for each in reused_students(experiment, data).values())
     alone = (each.backbone for each in experiment.student_configs.values())
     for name in dict.fromkeys((*alone, *whole)):
         student = build_classifier(name, data, seed=0).backbone
-        cost = measure_training(student, data.image_size, batch, device)
+        cost = measure_training(student, data.image_size, seen, device)
         trained = max(trained, cost.memory_bytes)
-        busy = max(busy, measure_busy_share(student, data.image_size, batch, device))
+        busy = max(busy, measure_busy_share(student, data.image_size, seen, device))
     images = data.train.device_bytes + data.heldout.device_bytes
     return Needs(trained + images + _teacher_bytes(experiment, data, batch, device), busy)
+
+
+def views_of_an_image(experiment: Experiment) -> int:
+    """The most that a student sees of an image in a step."""
+    return 2 if Tap.STRONG_LOGITS in _kinds(experiment) else 1
 
 
 def _teacher_bytes(
