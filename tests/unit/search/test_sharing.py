@@ -139,6 +139,7 @@ def test_a_trials_memory_is_that_of_its_parts(tmp_path: Path) -> None:
     assert needed(training=wide, resources={"workers": 8}) < needed(training=wide), "each has less"
     large = {"backbone": "vgg8", "training": {"epochs": 2}}
     assert needed(teacher=[SMALL["teacher"], large]) == needed(teacher=large) > small
+    assert needed(objective=[["none", "kd", "mlld"]]) > small, "two views of an image"
     maps = needed(objective=[["none", "kd", "at"]])
     assert maps > small, "the maps of a cached view"
     live = needed(objective=[["none", "kd", "at"]], cache=None)
