@@ -37,6 +37,8 @@ class Backbone(nn.Module):
         logits_only: whether nothing but its logits means anything, as of an ensemble.
         suffix: what its name has beside that of the student that it was made of; empty but for a
             student with its teacher's classifier.
+        distillation_head: whether its logits are the mean of two heads, of which the second can
+            learn from a teacher what the first does not.
     """
 
     stem: TapInfo | None
@@ -50,6 +52,7 @@ class Backbone(nn.Module):
     auxiliary_weight: float = 0.0
     logits_only: bool = False
     suffix: str = ""
+    distillation_head: bool = False
 
     def __init__(self) -> None:
         super().__init__()

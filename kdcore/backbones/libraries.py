@@ -205,9 +205,9 @@ class _Timm:
         def outputs(network: Any, images: Tensor) -> Outputs:
             features = network.forward_features(images)
             embedding = network.forward_head(features, pre_logits=True)
-            return network.get_classifier()(embedding), embedding, None, ()
+            return network.get_classifier()(embedding), embedding, None, None, ()
 
-        _, embedding, _, _ = outputs(network.eval(), torch.empty(1, 3, *image_size))
+        _, embedding, *_ = outputs(network.eval(), torch.empty(1, 3, *image_size))
         built: Any = network
         head = built.get_classifier()
         (path,) = (name for name, module in network.named_modules() if module is head)

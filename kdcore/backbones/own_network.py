@@ -173,7 +173,7 @@ class HookedNetwork(WholeBackbone):
                 f"{self._name} does not run {', '.join(unused) or self._classifier}, which "
                 f"it declares as a tap, or needs for its embedding"
             )
-        return logits, read[-1], None, tuple(maps[tap.name] for tap in self.declared)
+        return logits, read[-1], None, None, tuple(maps[tap.name] for tap in self.declared)
 
     def last_layer(self) -> nn.Linear:
         layer: Any = self.network.get_submodule(self._classifier)

@@ -41,13 +41,17 @@ class WholeBackbone(Backbone):
 
     @abstractmethod
     def outputs(self, images: Tensor) -> Outputs:
-        """Logits, embedding, the map whose mean that is (None if there is none), and the maps
-        before and after the activation of each declared tap."""
+        """Logits, embedding, the map whose mean that is (None if there is none), the logits of
+        classes and of distillation (None if there is one head), and the maps before and after the
+        activation of each declared tap."""
 
     def taps(
         self, images: Tensor, needs: frozenset[Tap], named: frozenset[str] = frozenset()
     ) -> Taps:
-        logits, embedding, pooled, maps = self.outputs(images)
+        logits, embedding, pooled, heads, maps = self.outputs(images)
+        distillation_logits = None
+        if heads is not None and self.training and Tap.DISTILLATION_LOGITS in needs:
+            logits, distillation_logits = heads
         places = list(zip(self.declared, maps, strict=True))
         return Taps(
             logits,
@@ -56,6 +60,7 @@ class WholeBackbone(Backbone):
             {tap.name: before for tap, (before, _) in places},
             class_maps=self.class_maps(pooled) if Tap.CLASS_MAPS in needs else None,
             pooled_map=pooled,
+            distillation_logits=distillation_logits,
         ).only(needs)
 
     def embed(self, maps: Sequence[Tensor]) -> NoReturn:
@@ -96,6 +101,7 @@ class TracedBackbone(WholeBackbone):
         self.stem = traced.taps[0] if traced.taps else None
         self.stages = traced.taps[1:]
         self.embedding_width = traced.embedding_width
+        self.distillation_head = traced.distillation_head
 
     def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
         modules: dict[str, Any] = dict(self.network.named_modules())

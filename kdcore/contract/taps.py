@@ -22,6 +22,7 @@ class Tap(StrEnum):
     CLASS_MAPS = "class maps"
     POOLED_MAP = "pooled map"
     STRONG_LOGITS = "strong view's logits"
+    DISTILLATION_LOGITS = "distillation logits"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Taps:
     """One network's outputs for one batch of B images.
 
     Args:
-        logits: [B, K], before the softmax.
+        logits: [B, K], before the softmax; of a head for the classes alone, where there are
+            distillation logits.
         embedding: [B, D], what the last linear layer reads, before any dropout.
         maps: by tap name, [B, C, H, W] after the activation; empty unless requested.
         preactivations: by tap name, [B, C, H, W] before the activation; empty unless requested.
@@ -65,6 +67,8 @@ class Taps:
             where there is no such map.
         strong_logits: [B, K], of the second, stronger view of the same images, see `Split.strong`.
             None unless requested.
+        distillation_logits: [B, K], of the second head that some students have, in training; None
+            unless requested, and where there is none.
         auxiliary_logits: [B, K] each, of auxiliary classifiers, which some networks have in
             training; methods do not read them.
     """
@@ -78,6 +82,7 @@ class Taps:
     class_maps: Tensor | None = None
     pooled_map: Tensor | None = None
     strong_logits: Tensor | None = None
+    distillation_logits: Tensor | None = None
     auxiliary_logits: tuple[Tensor, ...] = ()
 
     def detach(self) -> "Taps":
@@ -109,6 +114,7 @@ class Taps:
             Tap.CLASS_MAPS: there(self.class_maps),
             Tap.POOLED_MAP: there(self.pooled_map),
             Tap.STRONG_LOGITS: there(self.strong_logits),
+            Tap.DISTILLATION_LOGITS: there(self.distillation_logits),
         }
 
     def only(self, kinds: Container[Tap]) -> "Taps":
@@ -123,6 +129,7 @@ class Taps:
             self.class_maps if Tap.CLASS_MAPS in kinds else None,
             self.pooled_map if Tap.POOLED_MAP in kinds else None,
             self.strong_logits if Tap.STRONG_LOGITS in kinds else None,
+            self.distillation_logits if Tap.DISTILLATION_LOGITS in kinds else None,
         )
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Taps":
@@ -137,6 +144,7 @@ class Taps:
             None if self.class_maps is None else change(self.class_maps),
             None if self.pooled_map is None else change(self.pooled_map),
             None if self.strong_logits is None else change(self.strong_logits),
+            None if self.distillation_logits is None else change(self.distillation_logits),
             tuple(map(change, self.auxiliary_logits)),
         )
 

@@ -2,7 +2,8 @@
 
 A map whose sides grow with the image's is spatial. A node that every path from the image to the
 classifier passes is on the main path; branches of a block and squeezed channels are not. The tap of
-a resolution is the last map of the main path that has it.
+a resolution is the last map of the main path that has it. Where all but the first are tokens, these
+are the maps.
 """
 
 import math
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from kdcore.backbones.drop_path import DropPath
 from kdcore.backbones.tracing.graph import Sizes, first_input, normalized
+from kdcore.backbones.tracing.tokens import Tokens, find_tokens, map_of_tokens, stages_of
 from kdcore.backbones.tracing.torch_private import DROPOUTS, function_of, modules_around
 from kdcore.contract.taps import TapInfo
 from kdcore.errors import NetworkError
@@ -30,13 +32,15 @@ _DROPPING = {functional.dropout, functional.dropout2d, functional.alpha_dropout}
 
 @dataclass(frozen=True)
 class _Map:
-    """A node of the main path: a map [B, C, H, W] or, with channels last, [B, H, W, C]."""
+    """A node of the main path: a map [B, C, H, W] or, with channels last, [B, H, W, C]; or tokens
+    [B, T, C] that make one."""
 
     node: fx.Node
     reduction: int
     channels: int
     channels_last: bool
     modules: tuple[str, ...]
+    tokens: Tokens | None = None
 
 
 class TapFinder:
@@ -56,12 +60,18 @@ class TapFinder:
         (self._logits,) = self._end.args
         if self._sizes[self._end] != (2, num_classes):
             raise NetworkError("it does not return logits [B, K]")
-        classifier = self._classifier()
+        self._heads = self._two_heads()
+        classifier = self._heads[0] if self._heads else self._classifier()
+        main_path = self._main_path(first_input(classifier))
+        tokens = find_tokens(main_path, self._sizes)
         self._embedding = self._embedding_before(classifier)
         self.embedding_width = self._width(classifier)
         self.last_layer = self._path(classifier)
-        self._pooled = self._pooled_before(classifier)
-        self._places = self._named(self._tapped(self._maps(classifier, image_size)))
+        self._pooled = None if self._heads else self._pooled_before(classifier, tokens)
+        tapped = self._tapped(self._maps(main_path, image_size))
+        if not tapped and tokens:
+            tapped = self._tapped_tokens(tokens, image_size[0])
+        self._places = self._named(tapped)
 
     # Reading the graph
 
@@ -92,14 +102,30 @@ class TapFinder:
 
     # The classifier
 
-    def _classifier(self) -> fx.Node:
+    def _is_layer(self, node: fx.Node) -> bool:
         functions = (functional.linear, functional.conv2d)
-        layers: list[fx.Node] = [
-            node
-            for node in self._graph.nodes
-            if isinstance(self._module(node), nn.Linear | nn.Conv2d) or node.target in functions
-        ]
+        return isinstance(self._module(node), nn.Linear | nn.Conv2d) or node.target in functions
+
+    def _classifier(self) -> fx.Node:
+        layers: list[fx.Node] = [node for node in self._graph.nodes if self._is_layer(node)]
         return layers[-1]
+
+    def _two_heads(self) -> tuple[fx.Node, fx.Node] | None:
+        """The two layers whose mean the logits are: of the classes, and of distillation (DeiT's,
+        Touvron et al., 2021, arXiv:2012.12877)."""
+        if self._logits.target is not operator.truediv or self._logits.args[1] != 2:
+            return None
+        total = first_input(self._logits)
+        heads = tuple(total.all_input_nodes)
+        if total.target is not operator.add or len(heads) != 2 or not all(
+            map(self._is_layer, heads)
+        ):
+            return None
+        return heads[0], heads[1]
+
+    @property
+    def has_distillation_head(self) -> bool:
+        return self._heads is not None
 
     def _width(self, classifier: fx.Node) -> int:
         """The number of features that the classifier reads: the second dimension of its weight."""
@@ -143,7 +169,7 @@ class TapFinder:
                 )
         return embedding
 
-    def _pooled_before(self, classifier: fx.Node) -> fx.Node | None:
+    def _pooled_before(self, classifier: fx.Node, tokens: Sequence[Tokens]) -> fx.Node | None:
         """The map whose mean over positions a linear classifier reads, [B, D, H, W], if any."""
         if not isinstance(self._network.get_submodule(self.last_layer), nn.Linear):
             return None
@@ -159,6 +185,8 @@ class TapFinder:
         if len(size) == 4 and size[3] == width:
             with self._graph.inserting_after(node):
                 return self._graph.call_method("permute", (node, (0, 3, 1, 2)))
+        if tokens and size[1:] == (math.prod(tokens[-1].grid), width):  # without other tokens
+            return self._as_tokens_map(node, replace(tokens[-1], first=0))
         return None
 
     def _averages(self, node: fx.Node) -> bool:
@@ -190,14 +218,14 @@ class TapFinder:
             farthest = max([farthest, *(position[user] for user in node.users if user in position)])
         return main[1:]
 
-    def _maps(self, classifier: fx.Node, image_size: tuple[int, int]) -> list[_Map]:
+    def _maps(self, main_path: Iterable[fx.Node], image_size: tuple[int, int]) -> list[_Map]:
         height, width = image_size
         try:
             larger = self._measure(height + _TALLER, width + _WIDER)
         except Exception:  # the network takes one size only
             larger = {}
         maps: list[_Map] = []
-        for node in self._main_path(first_input(classifier)):
+        for node in main_path:
             found = self._as_map(node, height, larger)
             if found is not None and (not maps or found.reduction >= maps[-1].reduction):
                 maps.append(found)
@@ -259,6 +287,19 @@ class TapFinder:
             stem = maps[self._end_of_stem(maps, spans, tapped[0].reduction)]
             tapped = [stem, *(found for found in tapped if found is not stem)]
         return tapped
+
+    def _tapped_tokens(self, tokens: Sequence[Tokens], image_height: int) -> list[_Map]:
+        """The patches as stem, and the ends of stages."""
+        patches = tokens[0].patches
+        reduction = image_height // tokens[0].grid[0]
+        stem = _Map(patches, reduction, tokens[0].channels, tokens[0].channels_last, ())
+        return [
+            stem,
+            *(
+                _Map(each.node, reduction, each.channels, False, (), each)
+                for each in stages_of(tokens, self._network)
+            ),
+        ]
 
     def _end_of_stem(
         self, maps: Sequence[_Map], spans: Mapping[str, tuple[int, int]], reduction: int
@@ -349,7 +390,7 @@ class TapFinder:
         """Two functions of a network and images: one returns all outputs, one the maps alone."""
         end = self._end
         maps = tuple(self._read_out(info, at) for info, at in self._places)
-        end.args = ((self._logits, self._embedding, self._pooled, maps),)
+        end.args = ((self._logits, self._embedding, self._pooled, self._heads, maps),)
         outputs = function_of(self._network, self._graph)
         end.args = (maps,)
         needed = {node for pair in maps for node in pair}
@@ -366,7 +407,14 @@ class TapFinder:
             return after, after
         return self._channels_first(first_input(at.node), at), after
 
+    def _as_tokens_map(self, node: fx.Node, tokens: Tokens) -> fx.Node:
+        settings = tokens.patches, tokens.first, tokens.channels_last
+        with self._graph.inserting_after(node):
+            return self._graph.call_function(map_of_tokens, (node, *settings))
+
     def _channels_first(self, node: fx.Node, at: _Map) -> fx.Node:
+        if at.tokens is not None:
+            return self._as_tokens_map(node, at.tokens)
         if not at.channels_last:
             return node
         with self._graph.inserting_after(node):

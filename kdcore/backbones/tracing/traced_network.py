@@ -11,7 +11,9 @@ from kdcore.backbones.tracing.tap_finder import TapFinder
 from kdcore.backbones.tracing.torch_private import TraceError, has_constants
 from kdcore.contract.taps import TapInfo
 
-Outputs = tuple[Tensor, Tensor, Tensor | None, tuple[tuple[Tensor, Tensor], ...]]
+Outputs = tuple[
+    Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor] | None, tuple[tuple[Tensor, Tensor], ...]
+]
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,11 @@ class TracedNetwork:
         embedding_width: D.
         last_layer: the path of the layer that gives the logits; empty if it is no module.
         outputs: for evaluation and for training, a function from the network and images to logits,
-            embedding, the map whose mean is the embedding (None if there is none), and the maps
-            before and after the activation of each tap.
-        maps: the same without logits and embedding, and without computing them.
+            embedding, the map whose mean is the embedding (None if there is none), the logits of
+            classes and of distillation whose mean the logits are (None if there is one head), and
+            the maps before and after the activation of each tap.
+        maps: the maps alone, without computing the others.
+        distillation_head: whether it has two heads.
     """
 
     taps: tuple[TapInfo, ...]
@@ -35,6 +39,7 @@ class TracedNetwork:
     last_layer: str
     outputs: tuple[Callable[[nn.Module, Tensor], Outputs], ...]
     maps: tuple[Callable[[nn.Module, Tensor], tuple[tuple[Tensor, Tensor], ...]], ...]
+    distillation_head: bool = False
 
 
 def trace_network(
@@ -83,4 +88,5 @@ def trace_network(
         evaluation.last_layer,
         tuple(outputs for outputs, _ in functions),
         tuple(maps for _, maps in functions),
+        evaluation.has_distillation_head,
     )

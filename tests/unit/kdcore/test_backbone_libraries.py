@@ -552,7 +552,8 @@ def test_expansions_branches_and_pooled_maps_are_no_taps_and_none_is_written_to(
     toy = _Toy().eval()
     images = random_images(2, 3, 24, 40)
     with torch.no_grad():
-        logits, embedding, pooled, maps = anatomy.outputs[False](toy, images)
+        logits, embedding, pooled, heads, maps = anatomy.outputs[False](toy, images)
+        assert heads is None
         (_, stem), (_, stage) = maps
         x = functional.silu(toy.conv(images))
         x = x + toy.branch(x)
