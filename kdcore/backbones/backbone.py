@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from kdcore.backbones.drop_path import DropPath, check_drop_path, rates_by_depth
+from kdcore.backbones.positions import Positions
 from kdcore.contract.taps import Tap, TapInfo, Taps
 
 
@@ -39,11 +40,13 @@ class Backbone(nn.Module):
             student with its teacher's classifier.
         distillation_head: whether its logits are the mean of two heads, of which the second can
             learn from a teacher what the first does not.
+        positions: of position embeddings, by their names; none in most networks.
     """
 
     stem: TapInfo | None
     stages: tuple[TapInfo, ...]
     further: Mapping[str, TapInfo]
+    positions: Mapping[str, Positions]
     embedding_width: int
     num_classes: int
     in_channels: int
@@ -56,7 +59,7 @@ class Backbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.further = {}
+        self.further, self.positions = {}, {}
         self.auxiliary = nn.ModuleDict()
 
     @property

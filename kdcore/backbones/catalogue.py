@@ -34,8 +34,13 @@ BACKBONES = Catalogue(FAMILY_OF, _load, Kind.BACKBONES, own_constructor)
 """By name, a constructor that takes (num_classes, in_channels)."""
 
 
-def constructor_of(name: str) -> Constructor:
+def constructor_of(name: str, image_size: tuple[int, int] | None = None) -> Constructor:
     """A network's constructor, which takes (num_classes, in_channels).
+
+    Args:
+        name: of the network.
+        image_size: height and width in pixels of its images, for networks that are built for one
+            size, as most transformers; None for that which they were designed for.
 
     Raises:
         NetworkError: the network is unknown.
@@ -44,20 +49,20 @@ def constructor_of(name: str) -> Constructor:
     if members := ensemble_members(name):
         from kdcore.backbones.ensemble import ensemble_constructor
 
-        return ensemble_constructor([constructor_of(member) for member in members])
+        return ensemble_constructor([constructor_of(each, image_size) for each in members])
     if (reused := parsed_reused_name(name)) is not None:
         from kdcore.backbones.reused_classifier import reused_constructor
 
-        return reused_constructor(reused, constructor_of(reused.body))
+        return reused_constructor(reused, constructor_of(reused.body, image_size))
     check_backbone(name)
     if (pyramid := pyramid_name(name)) is not None:
         from kdcore.backbones.fpn import pyramid_constructor
 
-        return pyramid_constructor(pyramid, constructor_of(pyramid.body))
+        return pyramid_constructor(pyramid, constructor_of(pyramid.body, image_size))
     if library_name(name) is not None:
-        from kdcore.backbones.libraries import library_constructor
+        from kdcore.backbones.library_network import library_constructor
 
-        return library_constructor(name)
+        return library_constructor(name, image_size)
     if name not in BACKBONES:
         plugin = plugged.plugin_of(Kind.BACKBONES, name)
         where = plugin.name if plugin else "a plugin"
@@ -65,7 +70,14 @@ def constructor_of(name: str) -> Constructor:
     return BACKBONES[name]
 
 
-def build_backbone(name: str, *, num_classes: int, in_channels: int, seed: int) -> Backbone:
+def build_backbone(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    seed: int,
+    image_size: tuple[int, int] | None = None,
+) -> Backbone:
     """Builds a network with fresh weights; the same seed gives the same weights.
 
     Args:
@@ -73,11 +85,13 @@ def build_backbone(name: str, *, num_classes: int, in_channels: int, seed: int) 
         num_classes: K, >= 2.
         in_channels: channels of the images, >= 1.
         seed: of the initial weights; PyTorch's global random state is not changed.
+        image_size: as for `constructor_of`.
 
     Raises:
-        NetworkError: the network is unknown, or does not take images with these channels.
+        NetworkError: the network is unknown, or does not take images with these channels, or of
+            this size.
     """
-    constructor = constructor_of(name)
+    constructor = constructor_of(name, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return constructor(num_classes, in_channels)

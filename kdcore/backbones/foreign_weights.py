@@ -10,14 +10,19 @@ import math
 import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kdcore.backbones.positions import Positions, resample_positions, resampled_grids
 from kdcore.errors import WeightsError
+
+Grid = tuple[int, int]
+NO_POSITIONS: Mapping[str, Positions] = MappingProxyType({})
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "student")
 
@@ -87,6 +92,7 @@ class Fit:
         adapted: name of the first convolution, where it was adapted to other channels; or empty.
         channels: of the weights and of the network, there.
         by_order: whether the tensors' names differ, and their order and shapes told them apart.
+        resampled: by name of a position embedding, the grids of patches that it was and is for.
     """
 
     kept: int
@@ -96,6 +102,7 @@ class Fit:
     adapted: str = ""
     channels: tuple[int, int] | None = None
     by_order: bool = False
+    resampled: Mapping[str, tuple[Grid, Grid]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         words = [f"{self.kept} of {self.total} tensors kept"]
@@ -106,6 +113,9 @@ class Fit:
             words.append(f"new head {', '.join(self.replaced)}{f' for {why}' if why else ''}")
         if self.channels:
             words.append("{} adapted from {} channels to {}".format(self.adapted, *self.channels))
+        for name, grids in self.resampled.items():
+            given, made = ("x".join(map(str, grid)) for grid in grids)
+            words.append(f"{name} resampled from {given} patches to {made}")
         return ", ".join(words)
 
 
@@ -117,6 +127,7 @@ def load_weights(
     head: frozenset[str] = frozenset(),
     trained: bool = False,
     new_head: bool = False,
+    positions: Mapping[str, Positions] = NO_POSITIONS,
 ) -> Fit:
     """Copies weights into a network.
 
@@ -127,12 +138,19 @@ def load_weights(
         head: likewise.
         trained: likewise.
         new_head: likewise.
+        positions: likewise.
 
     Raises:
         WeightsError: names or shapes differ; the message lists them, with a likely reason.
     """
     fit, matched = match_weights(
-        network.state_dict(), weights, source=source, head=head, trained=trained, new_head=new_head
+        network.state_dict(),
+        weights,
+        source=source,
+        head=head,
+        trained=trained,
+        new_head=new_head,
+        positions=positions,
     )
     network.load_state_dict(matched, strict=False)
     return fit
@@ -146,6 +164,7 @@ def match_weights(
     head: frozenset[str] = frozenset(),
     trained: bool = False,
     new_head: bool = False,
+    positions: Mapping[str, Positions] = NO_POSITIONS,
 ) -> tuple[Fit, dict[str, Tensor]]:
     """Finds the weights of a network among given ones.
 
@@ -160,6 +179,8 @@ def match_weights(
         trained: whether a training follows: then the head stays as it is in the network where it
             does not fit, and the first convolution is adapted to other channels; else all must fit.
         new_head: whether the head stays as it is in any case.
+        positions: of the network's position embeddings, which are resampled where those given are
+            for images of another size.
 
     Returns:
         What becomes of them, and the tensors to copy into the network.
@@ -178,6 +199,7 @@ def match_weights(
         renamed = _DOTTED.sub(r"\1\2.", plain)
         given[renamed if renamed in expected else plain] = tensor
     head = frozenset(name.removeprefix(prefix) for name in head)
+    positions = {name.removeprefix(prefix): at for name, at in positions.items()}
     first = next((name for name, tensor in expected.items() if tensor.ndim == 4), "")
     in_order = _renamed_by_order(given, expected, head, first)
     given = in_order or given
@@ -197,8 +219,10 @@ def match_weights(
     shared = [name for name in expected if name in given and name not in replaced]
     adapts = trained and first in shared and _differs_in(given[first], expected[first], 1)
     adapted = first if adapts else ""
+    grids = resampled_grids(given, expected, positions)
+    changed = {adapted, *grids}
     reshaped = [
-        name for name in shared if given[name].shape != expected[name].shape and name != adapted
+        name for name in shared if given[name].shape != expected[name].shape and name not in changed
     ]
     if missing or unexpected or reshaped:
         pairs = {name: (given[name], expected[name]) for name in reshaped}
@@ -223,6 +247,8 @@ def match_weights(
     if adapted:
         channels = given[adapted].shape[1], expected[adapted].shape[1]
         loaded[adapted] = adapt_first_convolution(given[adapted], channels[1])
+    for name, grid in grids.items():
+        loaded[name] = resample_positions(given[name], grid, positions[name])
     classes = {
         (len(given[name]), len(expected[name]))
         for name in replaced
@@ -230,13 +256,14 @@ def match_weights(
     }
     counted = [n for n in expected if not (n.startswith(_AUXILIARY) or n.endswith(_COUNTER))]
     fit = Fit(
-        kept=sum(name in loaded and name != adapted for name in counted),
+        kept=sum(name in loaded and name not in changed for name in counted),
         total=len(counted),
         replaced=tuple(n for n in expected if n in replaced and not n.startswith(_AUXILIARY)),
         classes=next(iter(classes), None),
         adapted=adapted,
         channels=channels,
         by_order=in_order is not None,
+        resampled={name: (grid, positions[name].grid) for name, grid in grids.items()},
     )
     return fit, {prefix + name: tensor for name, tensor in loaded.items()}
 

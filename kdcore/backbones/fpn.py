@@ -90,6 +90,12 @@ class PyramidClassifier(Backbone):
                 f"the body of a pyramid has {len(stages)} stages with maps, but must have at "
                 f"least 3; use the body without '+fpn', or another body like resnet50"
             )
+        reductions = [stage.reduction for stage in stages]
+        if len(set(reductions)) == 1:
+            raise NetworkError(
+                "the stages of the body of a pyramid have maps of one resolution, as those of "
+                "transformers; use the body without '+fpn', or another body like resnet50"
+            )
         self.num_classes, self.in_channels = body.num_classes, body.in_channels
         self.native_size = body.native_size
         if width is None:
@@ -98,7 +104,6 @@ class PyramidClassifier(Backbone):
             # million with 256 channels, and 1344 * 9 * 64^2 = 50 million with the 64 of its
             # last stage.
             width = min(256, stages[-1].channels)
-        reductions = [stage.reduction for stage in stages]
         if extra_level:
             reductions.append(2 * reductions[-1])
         self.stem = body.stem

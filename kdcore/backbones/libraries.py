@@ -1,18 +1,10 @@
-"""The classification networks of torchvision and timm, as `torchvision/NAME` and `timm/NAME`.
-
-The library builds and initialises the network; `tracing` finds its taps. In state dicts, the
-library's names have the prefix `network.`. Networks of tokens (vision transformers) have logits and
-embedding, but no taps.
-
-Grey images are repeated for the three channels. Auxiliary classifiers are left out.
-"""
+"""What torchvision and timm have: their classification networks, and published weights of them."""
 
 import inspect
 import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -20,13 +12,9 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from kdcore.backbones.backbone import Backbone
-from kdcore.backbones.drop_path import check_drop_path
 from kdcore.backbones.foreign_weights import read_weights
-from kdcore.backbones.library_drop_path import library_rates, put_drop_paths
 from kdcore.backbones.names import library_name
 from kdcore.backbones.normalization import Normalization
-from kdcore.backbones.traced_backbone import TracedBackbone, check_colour
 from kdcore.backbones.tracing.torch_private import TraceError
 from kdcore.backbones.tracing.traced_network import Outputs, TracedNetwork, trace_network
 from kdcore.errors import NetworkError, WeightsError, did_you_mean
@@ -63,8 +51,17 @@ class Library(Protocol):
             NetworkError: it is not installed.
         """
 
-    def build(self, name: str, num_classes: int) -> nn.Module:
-        """A network with fresh weights for images of three channels."""
+    def build(
+        self, name: str, num_classes: int, image_size: tuple[int, int] | None = None
+    ) -> nn.Module:
+        """A network with fresh weights for images of three channels.
+
+        Raises:
+            TypeError: it cannot be built for images of a given size.
+        """
+
+    def takes_one_size(self, name: str) -> bool:
+        """Whether a network may take images of one size only."""
 
     def native_size(self, name: str, network: nn.Module) -> tuple[int, int]:
         """Height and width in pixels of the images that the network was designed for."""
@@ -91,16 +88,25 @@ class _Torchvision:
         names: list[str] = models.list_models(module=models)
         return names
 
-    def build(self, name: str, num_classes: int) -> nn.Module:
+    def build(
+        self, name: str, num_classes: int, image_size: tuple[int, int] | None = None
+    ) -> nn.Module:
         from torchvision.models import get_model_builder
 
         # Without init_weights, networks that have it warn that its default will change.
-        options = {"aux_logits": False, "init_weights": True}
-        network: nn.Module = get_model_builder(name)(
-            num_classes=num_classes,
-            **{option: options[option] for option in options if option in self._options(name)},
-        )
+        options: dict[str, bool | int] = {"aux_logits": False, "init_weights": True}
+        known = self._options(name)
+        options = {option: value for option, value in options.items() if option in known}
+        if image_size is not None:
+            height, width = image_size
+            if height != width:
+                raise ValueError("its images must be square")
+            options["image_size"] = height
+        network: nn.Module = get_model_builder(name)(num_classes=num_classes, **options)
         return network
+
+    def takes_one_size(self, name: str) -> bool:
+        return "image_size" in self._options(name)
 
     def _options(self, name: str) -> Mapping[str, inspect.Parameter]:
         from torchvision.models import get_model_builder
@@ -170,11 +176,20 @@ class _Timm:
         names: list[str] = timm.list_models()
         return names
 
-    def build(self, name: str, num_classes: int) -> nn.Module:
+    def build(
+        self, name: str, num_classes: int, image_size: tuple[int, int] | None = None
+    ) -> nn.Module:
         import timm
 
-        network: nn.Module = timm.create_model(name, num_classes=num_classes)
+        sized = {} if image_size is None else {"img_size": image_size}
+        network: nn.Module = timm.create_model(name, num_classes=num_classes, **sized)
         return network
+
+    def takes_one_size(self, name: str) -> bool:
+        import timm
+
+        fixed: bool = timm.get_pretrained_cfg(name).fixed_input_size
+        return fixed
 
     def native_size(self, name: str, network: nn.Module) -> tuple[int, int]:
         settings: Any = network.pretrained_cfg
@@ -274,26 +289,6 @@ def library_of(name: str) -> tuple[Library, str] | None:
     return (LIBRARIES[found[0]], found[1]) if found else None
 
 
-def library_constructor(name: str) -> Callable[[int, int], Backbone]:
-    """The constructor of a library's network, which takes (num_classes, in_channels).
-
-    Raises:
-        NetworkError: the library has no such network, or is not installed.
-    """
-    found = library_of(name)
-    assert found is not None
-    library, network = found
-    names = library.names()
-    if network not in names:
-        package = name.partition("/")[0]
-        known = [f"{package}/{other}" for other in names]
-        raise NetworkError(
-            f"unknown backbone {name!r}{did_you_mean(name, known)} "
-            f"{package} has {len(known)} networks, {known[0]} to {known[-1]}"
-        )
-    return partial(LibraryNetwork, name)
-
-
 def published_weights(name: str, weights: str) -> Published:
     """Looks up published weights of a library's network.
 
@@ -321,77 +316,3 @@ def usual_normalization(name: str) -> Normalization | None:
 def _known(name: str) -> tuple[Library, str] | None:
     found = library_of(name)
     return found if found and found[1] in found[0].names() else None
-
-
-class LibraryNetwork(TracedBackbone):
-    """A network of a library.
-
-    Args:
-        name: like `timm/resnet50`.
-        num_classes: K.
-        in_channels: channels of the images, 1 or 3.
-
-    Raises:
-        NetworkError: the images have another number of channels.
-    """
-
-    def __init__(self, name: str, num_classes: int, in_channels: int) -> None:
-        check_colour(name, in_channels)
-        traced, native_size = _traced(name)
-        super().__init__(
-            name, _built(name, num_classes), traced, native_size, num_classes, in_channels
-        )
-
-    def set_drop_path(self, rate: float) -> None:
-        """Stochastic depth where the library has it, with its schedule of rates.
-
-        Args:
-            rate: as the library's option, `stochastic_depth_prob` or `drop_path_rate`.
-
-        Raises:
-            NetworkError: the rate is above 0, but the network has none, or other taps with it.
-        """
-        rates = _drop_path_rates(self._name, self.num_classes, rate)
-        check_drop_path(rate, len(rates))
-        if rates:
-            traced, _ = _traced(self._name, dropping=True)
-            if (traced.taps, traced.norms) != (self._traced.taps, self._traced.norms):
-                raise NetworkError("with stochastic depth its maps are found elsewhere")
-            self._traced = traced
-        put_drop_paths(self.network, rates)
-
-
-def _built(name: str, num_classes: int) -> nn.Module:
-    found = library_of(name)
-    assert found is not None
-    library, network = found
-    try:
-        return library.build(network, num_classes)
-    except NotImplementedError:  # some networks compute widths with tensors, not possible on meta
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            return library.build(network, num_classes).to("meta")
-
-
-def _drop_path_rates(name: str, num_classes: int, rate: float) -> Mapping[str, float]:
-    found = library_name(name)
-    assert found is not None
-    return library_rates(*found, num_classes, rate, partial(_built, name, num_classes))
-
-
-@cache
-def _traced(name: str, *, dropping: bool = False) -> tuple[TracedNetwork, tuple[int, int]]:
-    """Traces a network once per process, once more with stochastic depth; returns its native size
-    too."""
-    found = library_of(name)
-    assert found is not None
-    library, network = found
-    num_classes = 7  # arbitrary: taps do not depend on it
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-        twin = _built(name, num_classes)
-        if dropping:  # at an arbitrary rate; modules keep their own
-            put_drop_paths(twin, _drop_path_rates(name, num_classes, 0.1))
-        size = library.native_size(network, twin)
-        try:
-            return library.trace(twin, num_classes, size), size
-        except (TraceError, ValueError, NotImplementedError) as error:
-            raise NetworkError(f"{name} cannot be used: {error}") from None

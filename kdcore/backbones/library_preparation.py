@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kdcore.backbones.libraries import library_constructor, published_weights
+from kdcore.backbones.libraries import published_weights
+from kdcore.backbones.library_network import library_constructor
 from kdcore.backbones.names import library_name
 from kdcore.errors import ConfigError
 

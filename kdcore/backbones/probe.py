@@ -57,7 +57,7 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
             gives the smallest size.
     """
     with torch.device("meta"), torch.no_grad():
-        backbone = constructor_of(name)(num_classes, in_channels).eval()
+        backbone = constructor_of(name, image_size)(num_classes, in_channels).eval()
         try:
             images = torch.empty(2, in_channels, *image_size)
             kinds = frozenset({Tap.MAPS, Tap.CLASS_MAPS})
@@ -77,6 +77,7 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
         num_classes=taps.logits.shape[1],
         logits_only=backbone.logits_only,
         class_map=None if class_maps is None else (class_maps.shape[2], class_maps.shape[3]),
+        distillation_head=backbone.distillation_head,
     )
     fresh = {
         key: (torch.ones(len(gamma)), torch.zeros(len(gamma)))

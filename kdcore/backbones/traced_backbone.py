@@ -102,6 +102,7 @@ class TracedBackbone(WholeBackbone):
         self.stages = traced.taps[1:]
         self.embedding_width = traced.embedding_width
         self.distillation_head = traced.distillation_head
+        self.positions = {f"network.{path}": at for path, at in traced.positions.items()}
 
     def norms(self) -> Mapping[str, tuple[nn.BatchNorm2d, ...]]:
         modules: dict[str, Any] = dict(self.network.named_modules())

@@ -14,7 +14,7 @@ from kdcore.contract.layer_pairs import LayerPair
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.published import Benchmark, Published
 from kdcore.contract.searched import Choice, LayerChoice, Span
-from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.contract.taps import STUDENTS_ALONE, Batch, Tap, Taps
 from kdcore.errors import NetworkError
 
 
@@ -118,8 +118,8 @@ class Method(nn.Module):
         Raises:
             NetworkError: it does.
         """
-        of_logits = (Tap.LOGITS, Tap.STRONG_LOGITS)
-        more = [kind for kind in Tap if kind in cls.needs and kind not in of_logits]
+        of_logits = STUDENTS_ALONE | {Tap.LOGITS, Tap.STRONG_LOGITS}
+        more = [kind for kind in Tap if kind in cls.needs - of_logits]
         if networks.teacher.logits_only and more:
             raise NetworkError(
                 f"it reads {', '.join(more)}, but {networks.teacher.network} has logits alone; "

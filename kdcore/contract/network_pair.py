@@ -20,6 +20,7 @@ class Shapes:
         num_classes: K.
         class_map: (H, W) of the class maps; None if it has none.
         logits_only: whether it has nothing else that a method could read.
+        distillation_head: whether it has a second head, with logits of its own in training.
     """
 
     network: str
@@ -30,6 +31,7 @@ class Shapes:
     num_classes: int
     logits_only: bool = False
     class_map: tuple[int, int] | None = None
+    distillation_head: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ class Tap(StrEnum):
     DISTILLATION_LOGITS = "distillation logits"
 
 
+STUDENTS_ALONE = frozenset({Tap.DISTILLATION_LOGITS})
+"""Kinds that are of no use of a teacher."""
+
+
 @dataclass(frozen=True)
 class TapInfo:
     """A place in a network where a feature map can be read.

@@ -184,7 +184,11 @@ def build_classifier(
 ) -> Classifier:
     """A network with fresh weights for these images; by default with the data's normalisation."""
     backbone = build_backbone(
-        name, num_classes=data.num_classes, in_channels=data.in_channels, seed=seed
+        name,
+        num_classes=data.num_classes,
+        in_channels=data.in_channels,
+        seed=seed,
+        image_size=data.image_size,
     )
     return Classifier(backbone, *(normalization or (data.mean, data.std)))
 
@@ -290,7 +294,11 @@ def load_classifier(folder: Path, role: str) -> Classifier:
         )
     weights = folder / f"{role}.safetensors"
     backbone = build_backbone(
-        card.backbone, num_classes=len(card.class_names), in_channels=card.in_channels, seed=0
+        card.backbone,
+        num_classes=len(card.class_names),
+        in_channels=card.in_channels,
+        seed=0,
+        image_size=card.image_size,
     )
     backbone.drop_auxiliary()
     try:

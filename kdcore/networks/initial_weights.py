@@ -171,7 +171,8 @@ def begin_with(
     """Gives a network the weights that it begins with.
 
     Where it is trained, other classes leave its fresh head in place, though not louder than
-    PyTorch's own layers begin, and other channels adapt its first convolution.
+    PyTorch's own layers begin, and other channels adapt its first convolution. Position embeddings
+    are resampled for images of another size, trained or not.
 
     Args:
         classifier: with fresh weights; its origin becomes theirs.
@@ -190,6 +191,7 @@ def begin_with(
         head=head_of(network),
         trained=trained,
         new_head=trained and not weights.has_classes_of(data),
+        positions=classifier.backbone.positions,
     )
     if fit.replaced:
         state = classifier.backbone.state_dict()
@@ -253,7 +255,7 @@ def expected_fit(network: str, weights: InitialWeights, data: ImageData, *, trai
         WeightsError: they are damaged, or do not fit.
     """
     with torch.device("meta"):
-        target = constructor_of(network)(data.num_classes, data.in_channels)
+        target = constructor_of(network, data.image_size)(data.num_classes, data.in_channels)
         if weights.is_published:
             assert weights.num_classes is not None
             given = constructor_of(network)(weights.num_classes, data.in_channels).state_dict()
@@ -266,6 +268,7 @@ def expected_fit(network: str, weights: InitialWeights, data: ImageData, *, trai
         head=head_of(network),
         trained=trained,
         new_head=trained and not weights.has_classes_of(data),
+        positions=target.positions,
     )
     return fit
 

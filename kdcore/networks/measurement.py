@@ -60,7 +60,13 @@ def count_network(
         NetworkError: there is no such network.
     """
     with torch.device("meta"):
-        backbone = build_backbone(name, num_classes=num_classes, in_channels=in_channels, seed=0)
+        backbone = build_backbone(
+            name,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            seed=0,
+            image_size=image_size,
+        )
     backbone.drop_auxiliary()
     return count_parameters(backbone), count_multiply_adds(backbone, image_size)
 
@@ -241,7 +247,9 @@ def measure_network(
     Raises:
         NetworkError: there is no such network.
     """
-    backbone = build_backbone(name, num_classes=num_classes, in_channels=in_channels, seed=0)
+    backbone = build_backbone(
+        name, num_classes=num_classes, in_channels=in_channels, seed=0, image_size=image_size
+    )
     backbone.drop_auxiliary()
     backbone.to(device)
     images = torch.zeros(LATENCY_BATCH, in_channels, *image_size, device=device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdcore.backbones.tracing.torch_private import BATCH_NORMS
 from kdcore.contract.method import Method
-from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.contract.taps import STUDENTS_ALONE, Batch, Tap, Taps
 from kdcore.data.image_data import ImageData
 from kdcore.execution.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.execution.execution import Execution
@@ -121,7 +121,8 @@ class Run:
         self.needs = frozenset[Tap]().union(*(method.needs for method in self.methods))
         pairs = [pair for method in self.methods for pair in method.pairs]
         self.student_maps = frozenset(pair.student for pair in pairs)
-        self.wanted = Wanted(self.needs, frozenset(pair.teacher for pair in pairs))
+        of_teacher = frozenset(pair.teacher for pair in pairs)
+        self.wanted = Wanted(self.needs - STUDENTS_ALONE, of_teacher)
         self.teacher = teacher
         batch_statistics = any(method.teacher_batch_statistics for method in self.methods)
         if teacher and batch_statistics:
@@ -430,9 +431,8 @@ class Run:
         if cached is not None:
             return cached.at(batch.indices) if rows is None else cached.taps(rows)
         with torch.no_grad(), self.teacher_execution.autocast(self.device):
-            taps = teacher.taps(
-                images, self.needs, batch.labels, self.wanted.maps, batch.mixed, strong
-            )
+            kinds, maps = self.wanted.kinds, self.wanted.maps
+            taps = teacher.taps(images, kinds, batch.labels, maps, batch.mixed, strong)
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
 

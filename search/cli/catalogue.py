@@ -148,7 +148,7 @@ def describe(name: str, image: tuple[int, int, int] | None, classes: int | None)
     Raises:
         ValueError: there is no such network, or the image is too small for it.
     """
-    constructor = constructor_of(name)
+    constructor = constructor_of(name, None if image is None else image[1:])
     channels = 3 if image is None else image[0]
     with torch.device("meta"):
         network = constructor(2, channels)

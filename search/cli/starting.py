@@ -118,7 +118,9 @@ def _measurement(channels: int, classes: int) -> "Measure":
     @cache
     def measured(name: str, size: tuple[int, int], batch: int, threads: int) -> Cost:
         torch.set_num_threads(threads)
-        network = build_backbone(name, num_classes=classes, in_channels=channels, seed=0)
+        network = build_backbone(
+            name, num_classes=classes, in_channels=channels, seed=0, image_size=size
+        )
         multiply_adds = count_multiply_adds(network, size)
         cost = fastest_training(network, size, batch, default_device())
         return Cost(multiply_adds, cost.seconds, cost.memory_bytes)

@@ -18,7 +18,13 @@ from torch.nn import functional
 
 from kdcore.backbones.drop_path import DropPath
 from kdcore.backbones.tracing.graph import Sizes, first_input, normalized
-from kdcore.backbones.tracing.tokens import Tokens, find_tokens, map_of_tokens, stages_of
+from kdcore.backbones.tracing.tokens import (
+    Tokens,
+    find_tokens,
+    map_of_tokens,
+    positions_of,
+    stages_of,
+)
 from kdcore.backbones.tracing.torch_private import DROPOUTS, function_of, modules_around
 from kdcore.contract.taps import TapInfo
 from kdcore.errors import NetworkError
@@ -64,6 +70,7 @@ class TapFinder:
         classifier = self._heads[0] if self._heads else self._classifier()
         main_path = self._main_path(first_input(classifier))
         tokens = find_tokens(main_path, self._sizes)
+        self.positions = positions_of(tokens, self._sizes)
         self._embedding = self._embedding_before(classifier)
         self.embedding_width = self._width(classifier)
         self.last_layer = self._path(classifier)
@@ -117,8 +124,10 @@ class TapFinder:
             return None
         total = first_input(self._logits)
         heads = tuple(total.all_input_nodes)
-        if total.target is not operator.add or len(heads) != 2 or not all(
-            map(self._is_layer, heads)
+        if (
+            total.target is not operator.add
+            or len(heads) != 2
+            or not all(map(self._is_layer, heads))
         ):
             return None
         return heads[0], heads[1]

@@ -5,15 +5,19 @@ transformers of OFA (Hao et al., 2023, arXiv:2310.19444). Tokens that are no pat
 distillation, registers) are no part of a map.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
+from kdcore.backbones.positions import Positions
 from kdcore.backbones.tracing.torch_private import modules_around
 
 STAGES = 4
+
+_ADDING = (operator.add, torch.add, "add")
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,7 @@ def find_tokens(
     return found
 
 
-def _before(
-    joined: fx.Node, seen: set[fx.Node], sizes: Mapping[fx.Node, tuple[int, ...]]
-) -> int:
+def _before(joined: fx.Node, seen: set[fx.Node], sizes: Mapping[fx.Node, tuple[int, ...]]) -> int:
     """How many tokens a concatenation puts before those that were there."""
     before = 0
     for part in joined.all_input_nodes:
@@ -110,3 +112,26 @@ def stages_of(found: Sequence[Tokens], network: nn.Module) -> list[Tokens]:
     stages = min(STAGES, len(blocks))
     whole = [blocks[-(-len(blocks) * stage // stages) - 1] for stage in range(1, stages)]
     return [*(found[ends[path]] for path in whole), found[-1]]
+
+
+def positions_of(
+    found: Sequence[Tokens], sizes: Mapping[fx.Node, tuple[int, ...]]
+) -> dict[str, Positions]:
+    """The position embeddings, which are added to tokens, by their paths.
+
+    Args:
+        found: the tokens.
+        sizes: of all nodes.
+    """
+    positions = {}
+    for tokens in found:
+        height, width = tokens.grid
+        for read in tokens.node.all_input_nodes if tokens.node.target in _ADDING else ():
+            source: fx.Node = read
+            while source.op != "get_attr" and source.all_input_nodes:
+                source = source.all_input_nodes[0]  # of what is resampled, say
+            size = sizes.get(source, ())
+            before = size[1] - height * width if len(size) == 3 else -1
+            if source.op == "get_attr" and before in (0, tokens.first):
+                positions[str(source.target)] = Positions(before, tokens.grid)
+    return positions

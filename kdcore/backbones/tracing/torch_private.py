@@ -61,10 +61,17 @@ def function_of(network: nn.Module, graph: fx.Graph) -> Callable[..., Any]:
 def count_flops(network: nn.Module, images: Tensor) -> int:
     """Floating-point operations of a forward pass, by `torch.utils.flop_counter`.
 
-    It counts convolutions and matrix products, each multiply-add as two operations.
+    It counts convolutions and matrix products, also those of attention, each multiply-add as two
+    operations.
     """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(images)
+    # It does not know the single operation that `nn.MultiheadAttention` is in evaluation.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     flops: int = counter.get_total_flops()
     return flops
 

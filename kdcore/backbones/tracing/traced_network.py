@@ -1,11 +1,12 @@
 """Traces a network that declares no taps, on the meta device, into functions that return them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from kdcore.backbones.positions import Positions
 from kdcore.backbones.tracing.graph import Tracer, call_norms, forbid_writes, redirect_writes
 from kdcore.backbones.tracing.tap_finder import TapFinder
 from kdcore.backbones.tracing.torch_private import TraceError, has_constants
@@ -31,6 +32,7 @@ class TracedNetwork:
             the maps before and after the activation of each tap.
         maps: the maps alone, without computing the others.
         distillation_head: whether it has two heads.
+        positions: of position embeddings, by their paths.
     """
 
     taps: tuple[TapInfo, ...]
@@ -40,6 +42,7 @@ class TracedNetwork:
     outputs: tuple[Callable[[nn.Module, Tensor], Outputs], ...]
     maps: tuple[Callable[[nn.Module, Tensor], tuple[tuple[Tensor, Tensor], ...]], ...]
     distillation_head: bool = False
+    positions: Mapping[str, Positions] = field(default_factory=dict)
 
 
 def trace_network(
@@ -89,4 +92,5 @@ def trace_network(
         tuple(outputs for outputs, _ in functions),
         tuple(maps for _, maps in functions),
         evaluation.has_distillation_head,
+        evaluation.positions,
     )

@@ -13,7 +13,8 @@ from torch.nn import functional
 from kdcore import DataConfig, Recipe, TeacherConfig, TermConfig, TrialConfig, distill
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone, constructor_of
-from kdcore.backbones.libraries import LibraryNetwork, library_of
+from kdcore.backbones.libraries import library_of
+from kdcore.backbones.library_network import LibraryNetwork
 from kdcore.backbones.names import check_backbone
 from kdcore.backbones.probe import classifier_weight, probe_shapes
 from kdcore.backbones.tracing.traced_network import trace_network

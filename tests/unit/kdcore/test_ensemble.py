@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from kdcore import CacheConfig, EnsembleConfig, Recipe, TeacherConfig, TrialConfig, distill
 from kdcore.backbones.catalogue import constructor_of
 from kdcore.backbones.ensemble import log_mean_probabilities
-from kdcore.contract.taps import Tap
+from kdcore.contract.taps import STUDENTS_ALONE, Tap
 from kdcore.data.config import DataConfig
 from kdcore.data.image_data import ImageData
 from kdcore.distillation.config import TermConfig
@@ -127,13 +127,14 @@ def test_what_reads_logits_learns_from_it_and_all_else_is_refused(digits: ImageD
         images,
         torch.arange(8) % 3,
     )
+    of_logits = {Tap.LOGITS} | STUDENTS_ALONE
     learned = set()
     for name, method in CATALOGUE.items():
         term = TermConfig.model_validate({"method": name})
         with Case(name):
             reason = check.attempt(term)
             if not reason:
-                assert method.needs <= {Tap.LOGITS}
+                assert method.needs <= of_logits
                 learned.add(name)
                 continue
             assert reason.startswith("it reads ")
@@ -141,8 +142,8 @@ def test_what_reads_logits_learns_from_it_and_all_else_is_refused(digits: ImageD
             assert reason.endswith(" that read logits with it, or one of its networks")
             with pytest.raises(NetworkError, match="has logits alone"):
                 build_terms((term,), networks, seed=0)
-    of_logits = {name for name, method in CATALOGUE.items() if method.needs <= {Tap.LOGITS}}
-    assert of_logits - learned == {"wkd_l"}  # it reads the classifier too
+    reading = {name for name, method in CATALOGUE.items() if method.needs <= of_logits}
+    assert reading - learned == {"wkd_l"}  # it reads the classifier too
 
 
 def test_an_ensemble_needs_two_different_teachers(teacher_config: TeacherConfig) -> None:
