@@ -1,12 +1,13 @@
 """Every method between every two families: does a step on two images work, or why is it refused?
 
-    python -m tests.benchmarks.preflight_matrix [--networks NAME ...] [--methods NAME ...]
+    python -m tests.benchmarks.preflight_matrix [--networks NAME ...] [--methods NAME ...] [--quick]
 
 One or two networks stand for a family. Each pair, as student and teacher, takes the smallest of the
 common image sizes that both accept; each method, as published, goes forward and backward in its
-preparation (where it has one) and after it, as `kdsearch check` tries it. A refusal has a reason;
-whatever else goes wrong is a crash. The matrix is printed, and `runs/bench/preflight_matrix.json`
-written; the exit status is 1 if anything crashed.
+preparation (where it has one) and after it, as `kdsearch check` tries it. `--quick` takes each
+network as the student of the next in the list alone. A refusal has a reason; whatever else goes
+wrong is a crash. The matrix is printed, and `runs/bench/preflight_matrix.json` written; the exit
+status is 1 if anything crashed.
 """
 
 import argparse
@@ -43,7 +44,9 @@ FAMILIES = (
     "shufflenetv2",
     "resnet8+fpn",
     "torchvision/squeezenet1_1",
+    "torchvision/swin_t",
     "timm/vit_tiny_patch16_224",
+    "timm/deit_tiny_distilled_patch16_224",
 )
 SIDES = (32, 64, 96, 224)
 CLASSES, TRAIN_IMAGES = 10, 40
@@ -51,8 +54,10 @@ CRASH = "CRASH"
 
 
 @cache
-def network(name: str) -> Classifier:
-    backbone = build_backbone(name, num_classes=CLASSES, in_channels=3, seed=0)
+def network(name: str, side: int) -> Classifier:
+    backbone = build_backbone(
+        name, num_classes=CLASSES, in_channels=3, seed=0, image_size=(side, side)
+    )
     return Classifier(backbone, (0.5,) * 3, (0.25,) * 3)
 
 
@@ -71,7 +76,7 @@ def pair_of_networks(student: str, teacher: str, side: int) -> NetworkPair:
         probe(name, num_classes=CLASSES, in_channels=3, image_size=(side, side)).shapes
         for name in (student, teacher)
     ]
-    backbone = network(teacher).backbone
+    backbone = network(teacher, side).backbone
     norms, classifier = affine_parameters(backbone), classifier_weight(backbone)
     return NetworkPair(*shapes, torch.arange(TRAIN_IMAGES) % CLASSES, norms, classifier)
 
@@ -81,7 +86,7 @@ def check_of(student: str, teacher: str, side: int) -> MethodCheck:
     images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
     labels = torch.arange(2)
     where = pair_of_networks(student, teacher, side)
-    return MethodCheck(network(student), network(teacher), where, images, labels)
+    return MethodCheck(network(student, side), network(teacher, side), where, images, labels)
 
 
 def reasons_of(
@@ -112,11 +117,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", default=FAMILIES, metavar="NAME")
     parser.add_argument("--methods", nargs="+", default=list(CATALOGUE), metavar="NAME")
+    parser.add_argument("--quick", action="store_true", help="each network with the next alone")
     chosen = parser.parse_args()
     console = Console(width=40 + 8 * len(chosen.methods) if not sys.stdout.isatty() else None)
     table = Table("student", "teacher", "image", *chosen.methods, padding=(0, 0))
     reasons: dict[str, int] = {}
-    pairs = [(student, teacher) for teacher in chosen.networks for student in chosen.networks]
+    names = list(chosen.networks)
+    pairs = [(student, teacher) for teacher in names for student in names]
+    if chosen.quick:
+        pairs = list(zip(names, names[1:] + names[:1], strict=True))
     with report.Benchmark(
         "preflight_matrix", torch.device("cpu"), torch.get_num_threads()
     ) as benchmark:
@@ -130,9 +139,9 @@ def main() -> None:
                 for reason in found.values()
             ]
             table.add_row(student, teacher, str(sides[0] if sides else "-"), *cells)
-            names = {"student": student, "teacher": teacher}
+            both = {"student": student, "teacher": teacher}
             benchmark.add(
-                *(names | {"method": method, "reason": why} for method, why in found.items()),
+                *(both | {"method": method, "reason": why} for method, why in found.items()),
                 shown=f"{student} from {teacher}: {counts(list(found.values()))}",
             )
         console.print(table)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from kdcore.backbones.catalogue import build_backbone, constructor_of
+from kdcore.backbones.tracing.torch_private import count_flops
 from kdcore.contract.taps import Tap
 from kdcore.networks import measurement
 from kdcore.networks.cost import LATENCY_BATCH
@@ -23,7 +24,13 @@ from kdcore.networks.measurement import (
 CPU = torch.device("cpu")
 
 # Those of torchvision's documentation in 10^9 for 224x224, and of the ResNet paper for CIFAR.
-MULTIPLY_ADDS = {"resnet18": 1.81e9, "resnet50": 4.09e9, "vgg16": 15.47e9, "resnet20": 0.041e9}
+MULTIPLY_ADDS = {
+    "resnet18": 1.81e9,
+    "resnet50": 4.09e9,
+    "vgg16": 15.47e9,
+    "resnet20": 0.041e9,
+    "torchvision/vit_b_32": 4.41e9,
+}
 
 
 @pytest.mark.parametrize(("name", "published"), MULTIPLY_ADDS.items())
@@ -50,6 +57,21 @@ def test_multiply_adds_are_those_of_the_layers_added_by_hand() -> None:
         module.register_forward_hook(add)
     network.eval()(torch.zeros(1, 1, 20, 12))
     assert counted == total
+
+
+def test_attention_counts_whatever_computes_it() -> None:
+    tokens, width = 10, 16
+    attention = nn.MultiheadAttention(width, 2, batch_first=True).eval()
+
+    class Attending(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            attended: torch.Tensor = attention(images, images, images, need_weights=False)[0]
+            return attended
+
+    projections, products = 4 * tokens * width**2, 2 * tokens**2 * width
+    images = torch.zeros(1, tokens, width)
+    assert count_flops(Attending(), images) == 2 * (projections + products)
+    assert torch.backends.mha.get_fastpath_enabled()  # as it was
 
 
 def test_what_only_training_needs_does_not_count() -> None:

@@ -102,12 +102,13 @@ def test_a_graph_takes_any_number_of_stored_images_and_gives_the_students_logits
         ("resnet8+fpn", 32, "torch_export"),
         ("torchvision/mobilenet_v3_small", 32, "onnx"),
         ("timm/test_efficientnet", 32, "torch_export"),
+        ("timm/deit_tiny_distilled_patch16_224", 32, "onnx"),
     ],
 )
 def test_every_family_of_networks_becomes_a_graph(
     name: str, size: int, form: str, tmp_path: Path
 ) -> None:
-    backbone = build_backbone(name, num_classes=10, in_channels=3, seed=0)
+    backbone = build_backbone(name, num_classes=10, in_channels=3, seed=0, image_size=(size, size))
     backbone.drop_auxiliary()
     student = Classifier(backbone, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)).eval()
     draw = torch.Generator().manual_seed(0)
