@@ -19,7 +19,7 @@ from kdcore.contract.method import Method, Params
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.plugin_faults import fault_in_plugin
 from kdcore.contract.searched import Choice, Span
-from kdcore.contract.taps import Batch, Tap, Taps
+from kdcore.contract.taps import STUDENTS_ALONE, Batch, Tap, Taps
 from kdcore.methods import CATALOGUE
 
 _IMAGES, _EPOCHS, _CLASSES = 6, 4, 10
@@ -207,7 +207,7 @@ def _taps(method: type[Method]) -> Iterator[str]:
             yield "the teacher gets a gradient; it learns nothing, so detach what it gives"
     for kind in sorted(read - built.needs):
         yield f"it reads the {kind}, which `needs` does not declare"
-    for kind in sorted(built.needs - read):
+    for kind in sorted(built.needs - read - STUDENTS_ALONE):  # no student here has those
         yield f"it declares that it reads the {kind}, but no gradient reaches the student's"
 
 

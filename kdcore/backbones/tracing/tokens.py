@@ -63,11 +63,12 @@ def find_tokens(
     seen: set[fx.Node] = set()
     for node in main_path:
         size = sizes[node]
-        seen.add(node)
         if len(size) == 4:
             patches, first, length, found = node, 0, 0, []
         elif patches is not None and len(size) == 3:
             if node.target is torch.cat and length:
+                if seen.isdisjoint(node.all_input_nodes):  # of tokens that came apart meanwhile
+                    return []
                 first += _before(node, seen, sizes)
                 length = size[1]
             for last, (height, width, channels) in enumerate(((2, 3, 1), (1, 2, 3))):
@@ -80,6 +81,7 @@ def find_tokens(
                     break
         elif found and size:
             break
+        seen.add(node)
     return found
 
 

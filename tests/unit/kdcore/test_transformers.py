@@ -23,6 +23,13 @@ from kdcore.contract import plugged
 from kdcore.contract.plugged import read_plugin
 from kdcore.contract.taps import Tap
 from kdcore.errors import NetworkError, WeightsError
+from kdcore.networks.classifier import (
+    Classifier,
+    ClassifierCard,
+    load_classifier,
+    save_classifier,
+)
+from kdcore.networks.measurement import count_multiply_adds, count_network, count_parameters
 from kdcore.teacher_cache.config import CacheConfig
 from kdcore.training.checkpoint import read_checkpoint
 from tests.cases import Case
@@ -169,6 +176,31 @@ def test_a_network_built_for_the_images_is_the_librarys() -> None:
             ours.set_drop_path(0.1)  # its taps stay where they are
             given = ours.train().taps(random_images(2, *size), MAPS).maps["stage2"]
             assert given.shape == (2, 192, size[0] // 16, size[1] // 16)
+
+
+def test_what_is_saved_and_counted_is_the_network_for_these_images(tmp_path: Path) -> None:
+    size = (32, 48)
+    made = build_backbone(DISTILLED, num_classes=5, in_channels=3, seed=0, image_size=size)
+    card = ClassifierCard(
+        backbone=DISTILLED,
+        class_names=tuple("abcde"),
+        in_channels=3,
+        image_size=size,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )
+    classifier = Classifier(made, card.mean, card.std).eval()
+    save_classifier(tmp_path, "student", classifier, card)
+    images = random_images(2, *size).clamp(0, 1)
+    with torch.no_grad():
+        assert torch.equal(load_classifier(tmp_path, "student")(images), classifier(images))
+    counted = count_network(DISTILLED, num_classes=5, in_channels=3, image_size=size)
+    assert counted == (count_parameters(made), count_multiply_adds(made, size))
+    # 6 patches and 2 other tokens, 192 wide: the projections and the products of 12 blocks.
+    tokens, width = 8, 192
+    blocks = 12 * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    patches = 6 * 3 * 16**2 * width
+    assert counted[1] == blocks + patches + 2 * 5 * width
 
 
 def test_a_size_that_a_network_cannot_be_built_for_is_refused_with_the_librarys_reason() -> None:
