@@ -31,6 +31,7 @@ class Published:
         normalization: of the images that they were trained on, three channels.
         fetch: loads them, from the library's cache if they are there.
         licence: as the library states it; empty where it states none.
+        image_size: of the images that they are for, which counts where a network takes one size.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Published:
     normalization: Normalization
     fetch: Callable[[], Mapping[str, Tensor]]
     licence: str = ""
+    image_size: tuple[int, int] | None = None
 
 
 class Library(Protocol):
@@ -159,8 +161,14 @@ class _Torchvision:
                     ) from None
             return read_weights(file)
 
+        height, width = chosen.meta["min_size"]
         return Published(
-            chosen.name, chosen.url, len(chosen.meta["categories"]), normalization, fetch
+            chosen.name,
+            chosen.url,
+            len(chosen.meta["categories"]),
+            normalization,
+            fetch,
+            image_size=(height, width),
         )
 
     def normalization(self, name: str) -> Normalization:
@@ -271,6 +279,7 @@ class _Timm:
             Normalization(tuple(settings.mean), tuple(settings.std)),
             fetch,
             settings.license or "",
+            settings.input_size[1:],
         )
 
     def normalization(self, name: str) -> Normalization:

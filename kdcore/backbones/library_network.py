@@ -99,12 +99,11 @@ def _built(name: str, num_classes: int, built_for: tuple[int, int] | None = None
     found = library_of(name)
     assert found is not None
     library, network = found
-    sized = () if built_for is None else (built_for,)
     try:
-        return library.build(network, num_classes, *sized)
+        return library.build(network, num_classes, built_for)
     except NotImplementedError:  # some networks compute widths with tensors, not possible on meta
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            return library.build(network, num_classes, *sized).to("meta")
+            return library.build(network, num_classes, built_for).to("meta")
 
 
 @cache

@@ -40,7 +40,7 @@ def resample_positions(given: Tensor, grid: tuple[int, int], positions: Position
         positions: of the result.
     """
     before, of_patches = given[:, : positions.before], given[:, positions.before :]
-    maps = of_patches.float().transpose(1, 2).unflatten(2, grid)
+    maps = of_patches.float().transpose(1, 2).reshape(1, -1, *grid)
     resized = interpolate(maps, positions.grid, mode="bicubic", antialias=True)
     return cat((before, resized.flatten(2).transpose(1, 2).to(given.dtype)), 1)
 

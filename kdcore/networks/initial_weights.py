@@ -41,6 +41,7 @@ class InitialWeights:
         num_classes: K; None if unknown.
         class_names: of the K classes, if known.
         read: the tensors by name.
+        image_size: of published ones, for a network that takes images of one size.
     """
 
     words: str
@@ -51,6 +52,7 @@ class InitialWeights:
     num_classes: int | None
     class_names: tuple[str, ...] | None
     read: Callable[[], Mapping[str, Tensor]]
+    image_size: tuple[int, int] | None = None
 
     def has_classes_of(self, data: ImageData) -> bool:
         """Whether their classes are those of the data, as far as it is known."""
@@ -101,6 +103,7 @@ def _published(backbone: str, weights: str) -> InitialWeights:
         num_classes=published.num_classes,
         class_names=None,
         read=published.fetch,
+        image_size=published.image_size,
     )
 
 
@@ -258,7 +261,8 @@ def expected_fit(network: str, weights: InitialWeights, data: ImageData, *, trai
         target = constructor_of(network, data.image_size)(data.num_classes, data.in_channels)
         if weights.is_published:
             assert weights.num_classes is not None
-            given = constructor_of(network)(weights.num_classes, data.in_channels).state_dict()
+            theirs = constructor_of(network, weights.image_size)
+            given = theirs(weights.num_classes, data.in_channels).state_dict()
     if not weights.is_published:
         given = {name: tensor.to("meta") for name, tensor in weights.read().items()}
     fit, _ = match_weights(

@@ -120,9 +120,11 @@ class TapFinder:
     def _two_heads(self) -> tuple[fx.Node, fx.Node] | None:
         """The two layers whose mean the logits are: of the classes, and of distillation (DeiT's,
         Touvron et al., 2021, arXiv:2012.12877)."""
-        if self._logits.target is not operator.truediv or self._logits.args[1] != 2:
+        mean = self._logits
+        assert isinstance(mean, fx.Node)
+        if mean.target is not operator.truediv or mean.args[1] != 2:
             return None
-        total = first_input(self._logits)
+        total = first_input(mean)
         heads = tuple(total.all_input_nodes)
         if (
             total.target is not operator.add

@@ -45,7 +45,7 @@ def map_of_tokens(tokens: Tensor, patches: Tensor, first: int, channels_last: bo
     """The patches' tokens, [B, C, H, W], of tokens [B, T, C]; see `Tokens`."""
     height, width = patches.shape[1:3] if channels_last else patches.shape[2:]
     of_patches = tokens[:, first : first + height * width]
-    return of_patches.transpose(1, 2).unflatten(2, (height, width))
+    return of_patches.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], height, width)
 
 
 def find_tokens(

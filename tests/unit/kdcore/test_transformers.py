@@ -135,7 +135,7 @@ def test_a_mean_of_patches_without_a_norm_behind_has_class_maps_and_registers_ha
 def test_maps_of_torchvisions_transformer_are_those_of_its_encoder() -> None:
     def made() -> nn.Module:
         torch.manual_seed(0)
-        sizes = {"image_size": 12, "patch_size": 4, "num_layers": 5, "num_heads": 2}
+        sizes: dict[str, Any] = {"image_size": 12, "patch_size": 4, "num_layers": 5, "num_heads": 2}
         return models.VisionTransformer(**sizes, hidden_dim=8, mlp_dim=8, num_classes=7)
 
     network: Any = made().eval()
