@@ -41,6 +41,25 @@ class Net(nn.Module):
 NETWORKS = {"net": Net}
 """
 
+TRANSFORMERS = """
+from timm.models import VisionTransformer
+from timm.models.deit import VisionTransformerDistilled
+
+SIZES = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 4, "num_heads": 2}
+
+def made(kind):
+    def make(num_classes, in_channels):
+        network = kind(num_classes=num_classes, in_chans=in_channels, **SIZES)
+        network.native_size = (8, 8)
+        return network
+    return make
+
+NETWORKS = {
+    "tiny_vit": made(VisionTransformer),
+    "tiny_distilled_vit": made(VisionTransformerDistilled),
+}
+"""
+
 DATA = """
 import torch
 

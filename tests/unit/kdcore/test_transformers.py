@@ -33,29 +33,10 @@ from kdcore.networks.measurement import count_multiply_adds, count_network, coun
 from kdcore.teacher_cache.config import CacheConfig
 from kdcore.training.checkpoint import read_checkpoint
 from tests.cases import Case
+from tests.own_code import TRANSFORMERS
 
 VIT, DISTILLED = "timm/vit_tiny_patch16_224", "timm/deit_tiny_distilled_patch16_224"
 MAPS = frozenset({Tap.MAPS, Tap.PREACTIVATIONS, Tap.CLASS_MAPS})
-
-# Its two networks are what `deit` and others need: few tokens, a second head.
-PLUGIN = """
-from timm.models import VisionTransformer
-from timm.models.deit import VisionTransformerDistilled
-
-SIZES = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 4, "num_heads": 2}
-
-def made(kind):
-    def make(num_classes, in_channels):
-        network = kind(num_classes=num_classes, in_chans=in_channels, **SIZES)
-        network.native_size = (8, 8)
-        return network
-    return make
-
-NETWORKS = {
-    "tiny_vit": made(VisionTransformer),
-    "tiny_distilled_vit": made(VisionTransformerDistilled),
-}
-"""
 
 
 def random_images(images: int, height: int, width: int) -> Tensor:
@@ -248,7 +229,7 @@ def test_weights_of_other_images_fit_and_what_was_resampled_is_said() -> None:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Iterator[None]:
-    (tmp_path / "tiny.py").write_text(PLUGIN)
+    (tmp_path / "tiny.py").write_text(TRANSFORMERS)
     plugged.use([read_plugin("tiny.py", tmp_path)])
     yield
     plugged.use([])

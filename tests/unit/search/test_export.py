@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone
+from kdcore.contract import plugged
 from kdcore.data.image_data import ImageData
 from kdcore.data.split import Split
 from kdcore.networks.classifier import (
@@ -30,6 +32,7 @@ from search.export.files import Measured, check_loss, describe_files, measure_fi
 from search.export.graph_formats import GRAPHS, graph_accuracy, load_onnx, measure_graph
 from search.export.int8 import CALIBRATION_IMAGES, INT8, _CalibrationImages, write_int8
 from search.record.storage import Storage
+from tests.own_code import TRANSFORMERS
 from tests.synthetic import made_up_search
 
 
@@ -102,14 +105,25 @@ def test_a_graph_takes_any_number_of_stored_images_and_gives_the_students_logits
         ("resnet8+fpn", 32, "torch_export"),
         ("torchvision/mobilenet_v3_small", 32, "onnx"),
         ("timm/test_efficientnet", 32, "torch_export"),
-        ("timm/deit_tiny_distilled_patch16_224", 32, "onnx"),
     ],
 )
 def test_every_family_of_networks_becomes_a_graph(
     name: str, size: int, form: str, tmp_path: Path
 ) -> None:
-    backbone = build_backbone(name, num_classes=10, in_channels=3, seed=0, image_size=(size, size))
+    backbone = build_backbone(name, num_classes=10, in_channels=3, seed=0)
     backbone.drop_auxiliary()
+    assert_becomes_a_graph(backbone, size, form, tmp_path)
+
+
+@pytest.mark.parametrize("form", GRAPHS)
+def test_a_transformer_becomes_a_graph(form: str, tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text(TRANSFORMERS)
+    with plugged.declared([plugged.read_plugin("tiny.py", tmp_path)]):
+        backbone = build_backbone("tiny_distilled_vit", num_classes=10, in_channels=3, seed=0)
+    assert_becomes_a_graph(backbone, 8, form, tmp_path)
+
+
+def assert_becomes_a_graph(backbone: Backbone, size: int, form: str, tmp_path: Path) -> None:
     student = Classifier(backbone, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)).eval()
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=draw)
