@@ -16,6 +16,7 @@ from kdcore import DataConfig, Recipe, TeacherConfig, TrialConfig, distill
 from kdcore.backbones.catalogue import build_backbone, constructor_of
 from kdcore.backbones.foreign_weights import load_weights
 from kdcore.backbones.libraries import LIBRARIES
+from kdcore.backbones.parts import parts_of
 from kdcore.backbones.positions import Positions, resample_positions
 from kdcore.backbones.probe import probe_shapes
 from kdcore.backbones.tracing.traced_network import TracedNetwork, trace_network
@@ -133,6 +134,24 @@ def test_maps_of_torchvisions_transformer_are_those_of_its_encoder() -> None:
         torch.testing.assert_close(given, wanted)
     assert found.positions == {"encoder.pos_embedding": Positions(1, (3, 3))}
     assert found.last_layer == "heads.head"
+
+
+def test_its_parts_are_patches_quarters_of_blocks_and_both_heads() -> None:
+    parts = parts_of(DISTILLED)
+    assert parts.head == {
+        f"network.{n}.{k}" for n in ("head", "head_dist") for k in ("weight", "bias")
+    }
+    assert parts.stages == ("stage1", "stage2", "stage3", "stage4")
+    for name, stage in (
+        ("patch_embed.proj.weight", 0),
+        ("pos_embed", 1),
+        ("dist_token", 1),
+        ("blocks.2.attn.qkv.weight", 1),
+        ("blocks.3.attn.qkv.weight", 2),
+        ("blocks.11.mlp.fc2.bias", 4),
+        ("norm.weight", 4),
+    ):
+        assert parts.stage_of[f"network.{name}"] == stage, name
 
 
 def test_one_resolution_makes_no_pyramid() -> None:
