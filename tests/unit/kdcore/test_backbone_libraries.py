@@ -62,7 +62,7 @@ TIMM = {
     "test_maxvit": (160, 5, 0),
     "swin_tiny_patch4_window7_224": (224, 4, 0),
     "test_nfnet": (64, 5, 0),
-    "vit_tiny_patch16_224": (224, 0, 0),
+    "vit_tiny_patch16_224": (224, 4, 8),  # it lists every block
     "vit_tiny_patch16_dinov3_qkvb": (64, 0, 0),  # cannot be traced
 }
 NETWORKS = [f"torchvision/{name}" for name in TORCHVISION] + [f"timm/{name}" for name in TIMM]
