@@ -161,14 +161,14 @@ class _Torchvision:
                     ) from None
             return read_weights(file)
 
-        height, width = chosen.meta["min_size"]
+        side = chosen.meta["min_size"] if self.takes_one_size(name) else None
         return Published(
             chosen.name,
             chosen.url,
             len(chosen.meta["categories"]),
             normalization,
             fetch,
-            image_size=(height, width),
+            image_size=side,
         )
 
     def normalization(self, name: str) -> Normalization:

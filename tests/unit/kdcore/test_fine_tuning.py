@@ -23,6 +23,8 @@ from kdcore.training.loop import train
 
 CPU = torch.device("cpu")
 
+UNTRACED = "timm/vit_tiny_patch16_dinov3_qkvb"
+
 
 def recipe(**changes: Any) -> Recipe:
     return Recipe.model_validate(
@@ -185,8 +187,8 @@ def test_a_fine_tuning_that_was_cut_off_continues_to_the_bit(
     [
         ("resnet8", {"frozen_stages": 3}, "resnet8 has 3 stages, so at most 2; linear_probe: true"),
         ("resnet8", {"frozen_stages": 9}, r"frozen_stages is 9, but resnet8 has 3 stages"),
-        ("timm/test_vit", {"frozen_stages": 1}, "timm/test_vit has no stages; leave it out"),
-        ("timm/test_vit", {"layer_decay": 0.9}, "layer_decay is 0.9, but timm/test_vit has no"),
+        (UNTRACED, {"frozen_stages": 1}, f"{UNTRACED} has no stages; leave it out"),
+        (UNTRACED, {"layer_decay": 0.9}, f"layer_decay is 0.9, but {UNTRACED} has no"),
     ],
 )
 def test_stages_that_are_not_there_cannot_be_frozen(
