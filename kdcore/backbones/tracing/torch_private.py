@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._compile import _disable_dynamo
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
@@ -88,7 +89,7 @@ def spare_the_compiler() -> None:
     are marked at their first call as not to be compiled, and the compiler is imported for that. So
     they are marked here, until somebody has imported it. See also `plain_step`.
     """
-    code = torch._disable_dynamo(lambda: None).__code__
+    code = _disable_dynamo(lambda: None).__code__
     place = code.co_freevars.index("fn")
     for function in gc.get_objects():
         if type(function) is FunctionType and function.__code__ is code:
