@@ -127,6 +127,15 @@ class Method(nn.Module):
             )
 
     @classmethod
+    def reads_labels(cls, params: _Params) -> bool:
+        """Whether it reads the labels of images, by itself or in the gradient of cross-entropy.
+
+        Args:
+            params: of this method.
+        """
+        return cls.mixing != "no labels"
+
+    @classmethod
     def published_on(cls, benchmark: Benchmark) -> Published:
         """What is used on a benchmark."""
         return cls.published.get(benchmark) or cls.published["cifar"]

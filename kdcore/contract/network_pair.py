@@ -42,7 +42,7 @@ class NetworkPair:
         student: the student's shapes.
         teacher: the teacher's shapes.
         train_labels: [N], int64, the classes of the training images in the order of
-            `Batch.indices`.
+            `Batch.indices`; -1 where a student learns without labels.
         teacher_norms: by tap name, gamma and beta, each [C], of the batch norm whose output the
             activation reads, by itself or added to a shortcut. Taps without a norm are missing.
         teacher_classifier: [K, D], the weight of the teacher's linear classifier. None where the

@@ -179,7 +179,8 @@ class Batch:
     """What a method is given beside the networks' outputs.
 
     Args:
-        labels: [B], int64 classes; of mixed images the class with the larger share.
+        labels: [B], int64 classes; of mixed images the class with the larger share; -1 where a
+            student learns without labels.
         indices: [B], int64 positions of the images in the training split, 0 to N-1.
         epoch: the current epoch, from 1.
         epochs: the trial's budget of epochs.

@@ -52,6 +52,9 @@ def _check_name(name: str) -> str:
 OF_WEIGHTS = "weights"
 """In the place of an evaluation: that which the networks' weights were made for."""
 
+Judge = Literal["linear_probe", "knn"]
+"""What tells how good features are: a classifier that is fitted to them."""
+
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -111,6 +114,13 @@ class DataConfig(BaseModel):
             where they are not augmented, see `CentreCrop`. An experiment may say `weights` for what
             its networks' weights were made for, and with it leave `image_size` to them; that is
             replaced by numbers before the data is opened, see `evaluated_as_weights`.
+        judge: set, students learn from the teacher alone, without labels, on the whole training
+            part but for what is held out; `train_images` of these are the labelled ones. Networks
+            are judged by a classifier on their features, which is fitted to those of the labelled
+            images: a `linear_probe`, or the nearest neighbours, `knn`; see
+            `kdcore.training.judging`. The control learns from the labelled images and their labels.
+        unlabelled: for folders, one with more images to learn from without labels, also in folders
+            inside it; with it, `judge` is by default `linear_probe`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -131,6 +141,8 @@ class DataConfig(BaseModel):
     background: Annotated[Colour, BeforeValidator(colour_of)] | None = None
     decoded_gb: float | None = Field(None, ge=0, allow_inf_nan=False)
     evaluation: CentreCrop | Literal["weights"] | None = None
+    judge: Judge | None = None
+    unlabelled: Path | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -141,6 +153,8 @@ class DataConfig(BaseModel):
         settings = data_set.settings
         if value.get("augmentation") == BASIC:
             value = {**value, "augmentation": None}
+        if value.get("unlabelled") is not None and value.get("judge") is None:
+            value = {**value, "judge": "linear_probe"}
         filled = {**value, **{k: v for k, v in settings.items() if value.get(k) is None}}
         stay = "augmentation" in settings and _decodes_once(filled["augmentation"], data_set)
         if stay or value.get("evaluation") == OF_WEIGHTS:
@@ -154,6 +168,11 @@ class DataConfig(BaseModel):
         if root is None or (isinstance(root, str) and _URI.match(root)):
             return root
         return Path(root).expanduser().absolute()
+
+    @field_validator("unlabelled")
+    @classmethod
+    def _absolute(cls, unlabelled: Path | None) -> Path | None:
+        return None if unlabelled is None else unlabelled.expanduser().absolute()
 
     @field_validator("evaluation", mode="before")
     @classmethod
@@ -260,7 +279,7 @@ class DataConfig(BaseModel):
         """Leaves the usual augmentation out, and later keys that are not set: what was made before
         they could be chosen still fits."""
         content: dict[str, Any] = serialize(self)
-        for key in ("background", "decoded_gb"):
+        for key in ("background", "decoded_gb", "judge", "unlabelled"):
             if not getattr(self, key):
                 content.pop(key, None)
         if self.evaluation in (None, USUAL_CROP):

@@ -4,6 +4,8 @@ import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Kind
 from kdcore.contract.plugin_faults import told_as
@@ -11,7 +13,7 @@ from kdcore.data.arrow_files import key_of
 from kdcore.data.augmentation.steps import check_size
 from kdcore.data.config import DataConfig
 from kdcore.data.own_data import own_source
-from kdcore.data.source import Source
+from kdcore.data.source import UNLABELLED, Source
 from kdcore.data.split import Split
 from kdcore.data.stratified import stratified_halves
 from kdcore.errors import ConfigError, DataError
@@ -26,7 +28,7 @@ class ImageData:
 
     Args:
         config: its configuration.
-        train: for training.
+        train: for training, with labels.
         heldout: for ranking trials; the test split where nothing is held out.
         test: for the final students only.
         class_names: the K classes in the order of their labels.
@@ -36,6 +38,9 @@ class ImageData:
             sets.
         std: likewise.
         digest: of images, labels and splits.
+        unlabelled: for training without labels: all images of the training part that are not held
+            out, and those without a class, with the label `UNLABELLED`. None unless the
+            configuration has a judge.
     """
 
     config: DataConfig
@@ -48,6 +53,12 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
+    unlabelled: Split | None = None
+
+    @property
+    def taught(self) -> Split:
+        """The images that a student learns from with a teacher."""
+        return self.train if self.unlabelled is None else self.unlabelled
 
     @property
     def num_classes(self) -> int:
@@ -105,7 +116,8 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
     if code := plugged.digest_of_name(Kind.DATA, config.name):
         images = replace(images, digest=key_of([images.digest, code]))
     check_size(config.steps() or (), *images.image_size)
-    training_part = (~images.is_test).nonzero().flatten()
+    has_label = images.labels != UNLABELLED
+    training_part = (~images.is_test & has_label).nonzero().flatten()
     heldout_images = round(config.heldout_fraction * len(training_part))
     heldout, rest = stratified_halves(
         images.labels[training_part], heldout_images, config.split_seed
@@ -117,6 +129,10 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
             f"heldout_fraction is {config.heldout_fraction}, but leaves {heldout_images} images "
             f"held out and {len(rest)} to train on, of {len(training_part)}"
         )
+    unlabelled = None
+    if config.judge is not None:
+        nameless = replace(images, labels=torch.full_like(images.labels, UNLABELLED))
+        unlabelled = nameless.split(torch.cat([rest, (~has_label).nonzero().flatten()]))
     if config.train_images is not None:
         if config.train_images > len(rest):
             raise DataError(
@@ -139,4 +155,5 @@ def open_data(config: DataConfig, workspace: Path) -> ImageData:
         mean=mean,
         std=std,
         digest=images.digest,
+        unlabelled=unlabelled,
     )

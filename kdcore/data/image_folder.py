@@ -8,7 +8,8 @@ Files are recognised by suffix; folder names are class names. Images are read on
 needed. The list of files is cached until a class folder is modified, which overwriting a file does
 not do. The digest is of names and sizes, and of the background where an image is transparent; files
 that end in .jpg or .jpeg are not looked at for that. Small images of one size can be decoded once,
-into an image table: `augmentation: pad_crop`.
+into an image table: `augmentation: pad_crop`. Images without classes may lie in a folder of their
+own, `unlabelled`, and in folders inside it.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from kdcore.data.config import DataConfig
 from kdcore.data.decoded_images import kept_decoded
 from kdcore.data.decoding import EncodedImage
 from kdcore.data.small_images import decoded_once
-from kdcore.data.source import Collection, Source
+from kdcore.data.source import UNLABELLED, Collection, Source
 from kdcore.data.streamed_split import TESTS, TRAIN, ImageStore, StreamedCollection
 from kdcore.errors import DataError, did_you_mean
 
@@ -43,7 +44,7 @@ class Files(ImageStore):
 
     Args:
         root: the folder.
-        names: [N], paths relative to it, as bytes.
+        names: [N], paths relative to it or absolute, as bytes.
     """
 
     root: Path
@@ -62,11 +63,11 @@ class Files(ImageStore):
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """The folder of a class.
+    """The folder of a class, or one without.
 
     Args:
-        name: relative to the root.
-        label: of the class.
+        name: relative to the root, or absolute.
+        label: of the class, or `UNLABELLED`.
         is_test: whether its images are of the test split.
         files: the names of its images; None for all image files in it.
     """
@@ -125,6 +126,8 @@ class ImageFolderSource(Source):
             what = "missing" if root is None else f"{str(root)!r}, but that is not a folder"
             raise DataError(f"root is {what}; set it to a folder with {self.layout}")
         classes, folders = self.folders(root)
+        if config.unlabelled is not None:
+            folders += _unlabelled(config.unlabelled, [root / each.name for each in folders])
         identity = [
             (folder.name, (root / folder.name).stat().st_mtime_ns, *(folder.files or ()))
             for folder in folders
@@ -149,7 +152,10 @@ class ImageFolderSource(Source):
 
         path = cache_path.with_name(f"{cache_path.name}.arrow")
         images = open_or_make(
-            path, "list of files", lambda: _list(root, folders, classes), collection
+            path,
+            "list of files",
+            lambda: _list(root, folders, classes, config.unlabelled),
+            collection,
         )
         images = images.with_test_split(config.test_fraction).over(config.background)
         if config.decodes_once:
@@ -175,7 +181,34 @@ def folders_in(folder: Path) -> tuple[str, ...]:
         )
 
 
-def _list(root: Path, folders: list[ClassFolder], classes: tuple[str, ...]) -> pa.RecordBatch:
+def _unlabelled(unlabelled: Path, of_classes: list[Path]) -> list[ClassFolder]:
+    """A folder of images without classes, and all folders inside it.
+
+    Args:
+        unlabelled: the folder.
+        of_classes: the folders of the classes, some of whose images are held out or tested.
+    """
+    if not unlabelled.is_dir():
+        raise DataError(f"unlabelled is {str(unlabelled)!r}, but that is not a folder")
+    inside = unlabelled.resolve()
+    for each in (folder.resolve() for folder in of_classes):
+        if each.is_relative_to(inside) or inside.is_relative_to(each):
+            raise DataError(
+                f"unlabelled is {str(unlabelled)!r}, but has images of the class folder {each}, of "
+                f"which some are held out or tested; leave it out: the training images that "
+                f"train_images leaves over are learned from without labels anyway"
+            )
+    found = sorted(
+        folder
+        for folder, _, _ in os.walk(unlabelled)
+        if not any(part.startswith(".") for part in Path(folder).relative_to(unlabelled).parts)
+    )
+    return [ClassFolder(folder, UNLABELLED, False) for folder in found]
+
+
+def _list(
+    root: Path, folders: list[ClassFolder], classes: tuple[str, ...], unlabelled: Path | None
+) -> pa.RecordBatch:
     """The list of files, sorted within each folder."""
     digest = hashlib.sha256(json.dumps(classes).encode())
     names: list[bytes] = []
@@ -183,16 +216,24 @@ def _list(root: Path, folders: list[ClassFolder], classes: tuple[str, ...]) -> p
     is_test: list[bool] = []
     for folder in folders:
         files = _files_of(root, folder)
-        if not files:
+        if not files and folder.label != UNLABELLED:
             raise DataError(
                 f"class folder {root / folder.name} has no files that end in "
                 f"{', '.join(SUFFIXES)}; add some or remove it"
             )
         for name, size in files:
-            digest.update(b"%s\0%d\0" % (name, size))
+            known = name
+            if unlabelled is not None and folder.label == UNLABELLED:  # wherever that folder is
+                known = os.fsencode(os.path.relpath(os.fsdecode(name), unlabelled))
+            digest.update(b"%s\0%d\0" % (known, size))
             names.append(name)
         labels += [folder.label] * len(files)
         is_test += [folder.is_test] * len(files)
+    if unlabelled is not None and UNLABELLED not in labels:
+        raise DataError(
+            f"unlabelled is {str(unlabelled)!r}, but has no files that end in "
+            f"{', '.join(SUFFIXES)}; add some or leave it out"
+        )
     columns = {
         "name": pa.array(names, pa.binary()),
         "label": pa.array(labels, pa.int64()),

@@ -60,6 +60,7 @@ _OWN: Mapping[str, DataSet] = {
             "background": None,
             "decoded_gb": None,
             "evaluation": None,
+            "unlabelled": None,
         },
         usual_views=RESIZED_CROP,
     ),

@@ -13,13 +13,16 @@ from kdcore.data.split import Split
 PixelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of pixels, per channel, on the scale 0 to 1."""
 
+UNLABELLED = -1
+"""In the place of the label of an image without a class."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Collection(ABC):
     """All images of a data set. An image's id is its position in the collection.
 
     Args:
-        labels: [N], int64, 0 to K-1.
+        labels: [N], int64, 0 to K-1, or `UNLABELLED`.
         is_test: [N], bool: the test split. The others are the training part.
         class_names: the K classes in the order of their labels.
         in_channels: channels of the images.

@@ -18,7 +18,7 @@ from kdcore.data.centre_crop import USUAL_CROP, CentreCrop
 from kdcore.data.colour import WHITE, Colour
 from kdcore.data.decoding import DecodingTask, EncodedImage, Work, is_transparent
 from kdcore.data.decoding_pool import decode_in_order, in_threads
-from kdcore.data.source import Collection, PixelStatistics
+from kdcore.data.source import UNLABELLED, Collection, PixelStatistics
 from kdcore.data.split import Split
 from kdcore.data.stratified import stratified_mask
 from kdcore.errors import ConfigError, DataError
@@ -254,13 +254,17 @@ class StreamedCollection(Collection):
                 )
             return self
         fraction = _TEST_FRACTION if test_fraction is None else test_fraction
-        images = round(fraction * len(self.labels))
-        if not 0 < images < len(self.labels):
+        labelled = self.labels != UNLABELLED
+        labels = self.labels[labelled]
+        images = round(fraction * len(labels))
+        if not 0 < images < len(labels):
             raise DataError(
-                f"test_fraction is {fraction}, but leaves {images} of {len(self.labels)} images "
+                f"test_fraction is {fraction}, but leaves {images} of {len(labels)} images "
                 f"for the test"
             )
-        return replace(self, is_test=stratified_mask(self.labels, images, _TEST_SEED))
+        is_test = torch.zeros_like(labelled)
+        is_test[labelled] = stratified_mask(labels, images, _TEST_SEED)
+        return replace(self, is_test=is_test)
 
     def over(self, background: Colour | None) -> "StreamedCollection":
         """The same images over a background, with a digest that tells so if one is transparent.

@@ -22,6 +22,7 @@ from kdcore.contract import plugged
 from kdcore.contract.method import Params
 from kdcore.contract.plugin import Kind
 from kdcore.data.config import DataConfig
+from kdcore.distillation.without_labels import check_without_labels, reading_labels
 from kdcore.errors import ConfigError
 from kdcore.methods import CATALOGUE, check_method, check_mixing
 from kdcore.networks.config import StudentConfig
@@ -181,6 +182,22 @@ class TrialConfig(BaseModel):
     def _methods_that_take_mixed_images(self) -> Self:
         if self.data.mixes:
             check_mixing(term.method for term in self.objective)
+        return self
+
+    @model_validator(mode="after")
+    def _learned_without_labels(self) -> Self:
+        if self.data.judge is None:
+            return self
+        check_without_labels(self.data.judge, [self.teacher], self.training)
+        for term in self.objective:
+            if CATALOGUE[term.method].reads_labels(term.params):
+                raise ConfigError(reading_labels(self.data.judge, term.method))
+            if term.params.cross_entropy:
+                raise ConfigError(
+                    f"{term.method} has cross_entropy {term.params.cross_entropy:g}, but "
+                    f"data.judge is {self.data.judge}, with which students learn without labels; "
+                    f"set it to 0"
+                )
         return self
 
     @model_validator(mode="after")

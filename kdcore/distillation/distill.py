@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,18 +12,21 @@ from kdcore.backbones.probe import Probe, affine_parameters, classifier_weight, 
 from kdcore.backbones.reused_classifier import with_classifier_of
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.data.image_data import ImageData, open_data
+from kdcore.data.split import Split
 from kdcore.distillation.config import TermConfig, TrialConfig
 from kdcore.errors import ConfigError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_execution
 from kdcore.execution.workers import Workers
 from kdcore.methods import CATALOGUE
+from kdcore.networks.classifier import Classifier
 from kdcore.networks.initial_weights import build_student, initial_weights
 from kdcore.networks.reused_classifier import reuse_classifier
 from kdcore.teacher.teacher import WEIGHTS, load_teacher, prepare_teacher, teacher_folder
 from kdcore.teacher_cache.cache import TeacherCache
 from kdcore.training.evaluation import default_device
 from kdcore.training.fine_tuning import fine_tuning
+from kdcore.training.judging import check_judged
 from kdcore.training.loop import train
 from kdcore.training.report import EpochReport
 from kdcore.training.run import Term
@@ -124,14 +128,14 @@ def distill(
     """
     workspace = Path(workspace)
     device = device or default_device()
-    data = open_data(config.data, workspace)
+    data = seen = open_data(config.data, workspace)
     student = build_student(config.student, data, seed=config.seed)
     network = config.student.backbone
+    data, labelled, passes = _with_or_without_labels(config, data, student)
     if config.training.acceleration == "off":
         execution, teacher_execution = execution or Execution(), teacher_execution or Execution()
     teacher = cache = None
     if any(CATALOGUE[term.method].needs for term in config.objective):
-        seen = data
         if config.teacher_data is not None:
             seen = open_data(config.teacher_data, workspace)
         for _ in prepare_teacher(config.teacher, seen, workspace, device):
@@ -190,7 +194,23 @@ def distill(
         tuning=tuning,
         metric=config.metric,
         workers=workers,
+        labelled=labelled,
+        passes=passes,
     )
+
+
+def _with_or_without_labels(
+    config: TrialConfig, data: ImageData, student: Classifier
+) -> tuple[ImageData, Split | None, int]:
+    """The images that a student learns from; those that its judge fits its classifier to, None
+    where there is no judge; and how often it sees all images in an epoch."""
+    if data.unlabelled is None:
+        return data, None, 1
+    check_judged(student.backbone, config.student.backbone)
+    if config.objective:
+        return replace(data, train=data.unlabelled), data.train, 1
+    # The control has as many steps as those that learn from a teacher.
+    return data, data.train, max(1, round(len(data.unlabelled) / len(data.train)))
 
 
 def _identity(config: TrialConfig) -> str:

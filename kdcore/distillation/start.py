@@ -28,11 +28,13 @@ def start_in_words(
         ConfigError: the recipe does not fit the network.
     """
     words = []
+    judged = data.config.judge is not None and isinstance(config, TeacherConfig)
     if config.weights is not None:
         weights = initial_weights(config.backbone, config.weights)
-        if recipe is None:
+        new_parts = recipe is not None or judged
+        if not new_parts:
             check_classes(weights, data)
-        fit = expected_fit(config.backbone, weights, data, trained=recipe is not None)
+        fit = expected_fit(config.backbone, weights, data, trained=new_parts)
         words.append(f"{weights.words}: {fit}")
         if data.in_channels == 1 and library_name(config.backbone) is not None:
             words.append("grey images are repeated for three channels")
@@ -40,4 +42,6 @@ def start_in_words(
         tuning = fine_tuning(recipe, config.backbone)
         if words:
             words.append(f"trained: {tuning.words}")
+    if judged:
+        words.append("its head becomes a linear probe")
     return "; ".join(words)

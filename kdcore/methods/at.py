@@ -133,6 +133,10 @@ class AT(Method):
         self.needs = _NEEDS[params.kind]
         self.pairs = resolve_layers(params.layers, networks.student, networks.teacher)
 
+    @classmethod
+    def reads_labels(cls, params: method.Params) -> bool:
+        return isinstance(params, cls.Params) and Tap.INPUT_GRADIENT in _NEEDS[params.kind]
+
     def loss(self, student: Taps, teacher: Taps, batch: Batch) -> Tensor:
         reduction = self.params.reduction
         if self.params.kind == "activation":

@@ -27,6 +27,7 @@ from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.names import own_digests
 from kdcore.backbones.normalization import Normalization
+from kdcore.backbones.parts import head_of
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Kind
 from kdcore.contract.plugin_faults import beat
@@ -53,6 +54,8 @@ class ClassifierCard(BaseModel):
             fresh ones.
         evaluation: how images of any size were cropped to that size, where not in the usual way.
         own_code: of a user's own network, the digest by its file, or by its module.
+        has_head: whether it classifies; else the weights of its classifier are left out, and it
+            gives features.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +71,7 @@ class ClassifierCard(BaseModel):
     start: dict[str, JsonValue] = {}
     evaluation: CentreCrop | None = None
     own_code: dict[str, str] = {}
+    has_head: bool = True
 
     @model_validator(mode="after")
     def _one_number_for_each_channel(self) -> Self:
@@ -87,6 +91,8 @@ class ClassifierCard(BaseModel):
             content.pop("evaluation", None)
         if not self.own_code:  # a later key
             content.pop("own_code", None)
+        if self.has_head:  # likewise
+            content.pop("has_head", None)
         return content
 
 
@@ -100,6 +106,7 @@ class Classifier(nn.Module):
 
     Attributes:
         origin: of the weights that its training begins with; empty for fresh ones.
+        has_head: whether it classifies; else it gives features.
     """
 
     mean: Tensor
@@ -110,6 +117,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.normalization = Normalization(mean, std)
         self.origin: Mapping[str, JsonValue] = {}
+        self.has_head = True
         # Not in the state dict: the normalisation belongs to the card, not to the weights.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -173,8 +181,15 @@ class Classifier(nn.Module):
             (gradient,) = torch.autograd.grad(loss, pixels, create_graph=differentiable)
         return taps if differentiable else taps.detach(), gradient
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Features [B, D], which the last layer reads, for images as in `forward`."""
+        return self.backbone.taps(self.normalize(images), frozenset()).embedding
+
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, K] for images [B, C, H, W], uint8 or floats from 0 to 1."""
+        """Logits [B, K] for images [B, C, H, W], uint8 or floats from 0 to 1; features [B, D] of a
+        network without a head."""
+        if not self.has_head:
+            return self.embed(images)
         logits: Tensor = self.backbone(self.normalize(images))
         return logits
 
@@ -239,14 +254,16 @@ def save_classifier(folder: Path, role: str, classifier: Classifier, card: Class
     Args:
         folder: created if missing.
         role: `student` or `teacher`.
-        classifier: its backbone's weights are saved, without auxiliary classifiers.
+        classifier: its backbone's weights are saved, without auxiliary classifiers, and without
+            the head if the card says so.
         card: content of the JSON file.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    left_out = frozenset[str]() if card.has_head else head_of(card.backbone)
     state = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in classifier.backbone.state_dict().items()
-        if not name.startswith("auxiliary.")
+        if not name.startswith("auxiliary.") and name not in left_out
     }
     partial = folder / f".{role}.partial"
     # Safetensors' own files are readable by their user alone; these are the folder's other files.
@@ -301,17 +318,22 @@ def load_classifier(folder: Path, role: str) -> Classifier:
         image_size=card.image_size,
     )
     backbone.drop_auxiliary()
+    own = {} if card.has_head else backbone.state_dict()
+    head = {name: own[name] for name in own.keys() & head_of(card.backbone)}
     try:
-        backbone.load_state_dict(load_file(weights))
+        backbone.load_state_dict(head | load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise WeightsError(f"{weights} does not fit {card.backbone}: {error}") from None
-    return Classifier(backbone, card.mean, card.std).eval()
+    classifier = Classifier(backbone, card.mean, card.std).eval()
+    classifier.has_head = card.has_head
+    return classifier
 
 
 def load_student(
     folder: str | os.PathLike[str], plugins: Iterable[str | os.PathLike[str]] = ()
 ) -> Classifier:
-    """Loads an exported student, which classifies images: uint8, or floats from 0 to 1.
+    """Loads an exported student, which classifies images, uint8 or floats from 0 to 1; one without
+    a head gives their features.
 
     Nothing is unpickled: weights are in safetensors, the rest in JSON. No code is run that is not
     named here.

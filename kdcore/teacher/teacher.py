@@ -43,6 +43,7 @@ from kdcore.networks.initial_weights import (
 from kdcore.teacher.config import EnsembleConfig, TeacherConfig
 from kdcore.training.evaluation import default_device, evaluate_classes, heldout_metrics
 from kdcore.training.fine_tuning import fine_tuning
+from kdcore.training.judging import check_judged, judged
 from kdcore.training.loop import best_student, train
 from kdcore.training.recipe import Recipe
 from kdcore.training.report import EpochReport
@@ -82,7 +83,7 @@ def teacher_folder(
         origin = config.model_dump(mode="json", exclude={"weights", "mean", "std"})
     if config.weights is not None:
         weights = initial_weights(config.backbone, config.weights)
-        if config.training is None:
+        if config.training is None and data.config.judge is None:
             check_classes(weights, data)
         origin |= weights.identity
     if config.mean and config.std:
@@ -96,7 +97,9 @@ def teacher_folder(
     identity = [
         origin,
         data.digest,
-        data.config.model_dump(mode="json", exclude={"root", "download", "decoded_gb"}),
+        data.config.model_dump(
+            mode="json", exclude={"root", "download", "decoded_gb", "unlabelled"}
+        ),
         *own_digests(config.backbone).values(),
     ]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
@@ -134,6 +137,9 @@ def prepare_teacher(
     It stays the accuracy where a student's epochs are chosen by another metric: a teacher and its
     cached outputs are shared by all that learn from it, and its card has its other metrics.
 
+    Where the data has a judge, that judges the teacher, and its head becomes the linear probe, so
+    that weights for any classes will do.
+
     Args:
         config: which teacher.
         data: the images that it learns from.
@@ -165,7 +171,7 @@ def prepare_teacher(
             config.backbone, data, seed=config.seed, normalization=normalization
         )
         if weights is not None:
-            trained = config.training is not None
+            trained = config.training is not None or data.config.judge is not None
             begin_with(teacher, config.backbone, weights, data, trained=trained)
         if config.training is not None:
             yield from _trained(
@@ -245,7 +251,13 @@ def _put(
     teacher: Classifier, config: TeacherConfig | EnsembleConfig, data: ImageData, folder: Path
 ) -> None:
     """Measures a teacher on the held-out images, and puts it into its folder."""
-    metrics = heldout_metrics(evaluate_classes(teacher, data.heldout))
+    if data.config.judge is None:
+        found = evaluate_classes(teacher, data.heldout)
+    else:
+        check_judged(teacher.backbone, config.name)
+        found, head = judged(teacher, data.config.judge, data.train, data.heldout)
+        teacher.backbone.load_state_dict(head, strict=False)
+    metrics = heldout_metrics(found)
     made_by = config.model_dump(mode="json")
     card = describe_classifier(teacher, config.network, data, metrics, made_by)
     partial = folder.with_name(f"{folder.name}.partial")

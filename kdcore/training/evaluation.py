@@ -106,6 +106,15 @@ def evaluate(classifier: Classifier, split: Split) -> tuple[float, float]:
     return found.accuracy, found.loss
 
 
+def evaluation_of(logits: Tensor, labels: Tensor) -> Evaluation:
+    """How well logits [N, K] tell the classes [N] of images apart; N >= 1."""
+    num_classes, top5 = logits.shape[1], None
+    if num_classes >= FEWEST_FOR_TOP5:
+        top5 = (logits.topk(5).indices == labels[:, None]).any(1).double().mean().item()
+    loss = cross_entropy(logits.double(), labels).item()
+    return Evaluation(labels, logits.argmax(1), num_classes, loss, top5)
+
+
 @torch.no_grad()
 def evaluate_classes(classifier: Classifier, split: Split) -> Evaluation:
     """Classifies unaugmented images, in float32.

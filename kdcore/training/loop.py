@@ -3,14 +3,16 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdcore.backbones.normalization import Normalization
 from kdcore.data.image_data import ImageData
+from kdcore.data.split import Split
 from kdcore.errors import CheckpointError, NonFiniteLossError
 from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import keep_freed_memory
@@ -20,6 +22,7 @@ from kdcore.teacher_cache.cache import TeacherCache
 from kdcore.training.checkpoint import read_checkpoint, write_checkpoint
 from kdcore.training.evaluation import Evaluation, evaluate_classes
 from kdcore.training.fine_tuning import FineTuning
+from kdcore.training.judging import judged
 from kdcore.training.metric import Metric
 from kdcore.training.recipe import Recipe
 from kdcore.training.report import EpochReport
@@ -45,6 +48,8 @@ def train(
     tuning: FineTuning = FineTuning(),  # noqa: B008
     metric: Metric = "accuracy",
     workers: Workers = Workers(),  # noqa: B008
+    labelled: Split | None = None,
+    passes: int = 1,
 ) -> Iterator[EpochReport]:
     """Trains a student, and yields a report after each epoch.
 
@@ -67,6 +72,10 @@ def train(
         metric: by which the best epoch is chosen.
         workers: this process among those that train the student together, all with the same
             arguments. Only the first of them reads and writes checkpoints and yields reports.
+        labelled: the images to which the judge of the data fits its classifier after each epoch;
+            the head of the best one is then a linear probe. None: the student's own head is
+            evaluated, also where the data has a judge.
+        passes: over the images in an epoch, each with a view of its own; more than 1 without terms.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
@@ -90,8 +99,10 @@ def train(
     run = Run(
         *(student, terms, teacher, data, recipe, device),
         *(execution, teacher_execution, cache, parts, tuning, workers),
+        passes=passes,
     )
-    heldout, nothing_held_out = data.heldout.to(device), data.config.heldout_fraction == 0
+    data = replace(data, heldout=data.heldout.to(device))
+    nothing_held_out = data.config.heldout_fraction == 0
     finished, best = 0, None
     if state is not None:
         run.restore(state)
@@ -101,30 +112,30 @@ def train(
     for epoch in range(finished + 1, run.epochs + 1):
         started = time.perf_counter()
         timeline = Timeline(device)
-        view = data.view_of(epoch)
+        views = [data.view_of(passes * (epoch - 1) + number) for number in range(1, passes + 1)]
         cached = None  # before the next one takes its memory
-        cached = run.cached_view(view)
+        cached = run.cached_view(views[0])
         timeline.mark("teacher")
         # Each epoch has a random state of its own, so that checkpoints need none and a resumed run
         # draws the same numbers.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_epoch_seed(seed, epoch))
-            meters = run.epoch(epoch, data.train.shuffled().to(device), view, cached, timeline)
+            meters = run.epoch(epoch, views, cached, timeline)
         decoding_share = data.train.decoding_share()
         _refuse_non_finite(meters, run.names, epoch)
         if workers.rank > 0:
             continue
-        found, result, of_average = evaluate_classes(student, heldout), student, False
+        (found, head), result, of_average = _evaluated(student, data, labelled), student, False
         if not math.isfinite(found.loss):
             raise NonFiniteLossError(
                 f"the held-out loss is not finite after epoch {epoch}; lower the learning rate"
             )
         if run.average is not None:
-            averaged = evaluate_classes(run.average.network, heldout)
+            averaged, its_head = _evaluated(run.average.network, data, labelled)
             # Without held-out images, a choice would be made on the test split.
             of_average = nothing_held_out or _place(averaged, metric) > _place(found, metric)
             if of_average:
-                found, result = averaged, run.average.network
+                found, head, result = averaged, its_head, run.average.network
         timeline.mark("evaluation")
         if best is None or _place(found, metric) > (best["score"], -best["loss"]):
             best = {
@@ -132,7 +143,7 @@ def train(
                 "accuracy": found.accuracy,
                 "loss": found.loss,
                 "score": found.by(metric),
-                "student": {k: v.clone() for k, v in result.backbone.state_dict().items()},
+                "student": {k: v.clone() for k, v in result.backbone.state_dict().items()} | head,
                 "normalization": [list(each) for each in student.normalization],
                 "origin": dict(student.origin),
                 **({"suffix": suffix} if (suffix := student.backbone.suffix) else {}),
@@ -153,7 +164,7 @@ def train(
             epochs=run.epochs,
             train_loss=means[0],
             train_terms=dict(zip(run.names, means[1:], strict=True)),
-            train_accuracy=meters.right.item() / (run.steps * run.images_in_step),
+            train_accuracy=run.accuracy_of(meters),
             heldout_accuracy=found.accuracy,
             heldout_loss=found.loss,
             best_heldout_accuracy=best["accuracy"],
@@ -171,6 +182,15 @@ def train(
         )
     if run.average is not None and nothing_held_out:
         student.backbone.load_state_dict(run.average.network.backbone.state_dict())
+
+
+def _evaluated(
+    network: Classifier, data: ImageData, labelled: Split | None
+) -> tuple[Evaluation, dict[str, Tensor]]:
+    """On the held-out images; and the tensors of the head, where that is not the network's own."""
+    if labelled is None or data.config.judge is None:
+        return evaluate_classes(network, data.heldout), {}
+    return judged(network, data.config.judge, labelled, data.heldout)
 
 
 def _place(found: Evaluation, metric: Metric) -> tuple[float, float]:

@@ -16,9 +16,10 @@ class EpochReport:
         epochs: of the whole run.
         train_loss: cross-entropy plus weighted terms.
         train_terms: unweighted terms by name: `cross_entropy`, `auxiliary` (summed over auxiliary
-            classifiers, if the network has any), and those of the methods.
-        train_accuracy: on augmented training images, during the epoch.
-        heldout_accuracy: after the epoch, in float32.
+            classifiers, if the network has any), and those of the methods; only these where a
+            student learns without labels.
+        train_accuracy: on augmented training images, during the epoch; None without labels.
+        heldout_accuracy: after the epoch, in float32; where the data has a judge, as it finds it.
         heldout_loss: cross-entropy after the epoch, in float32.
         best_heldout_accuracy: of the best epoch so far, by the accuracy or another metric that
             ranks; the lower held-out loss breaks ties.
@@ -46,7 +47,7 @@ class EpochReport:
     epochs: int
     train_loss: float
     train_terms: dict[str, float]
-    train_accuracy: float
+    train_accuracy: float | None
     heldout_accuracy: float
     heldout_loss: float
     best_heldout_accuracy: float

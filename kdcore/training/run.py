@@ -12,6 +12,7 @@ from kdcore.backbones.tracing.torch_private import BATCH_NORMS
 from kdcore.contract.method import Method
 from kdcore.contract.taps import STUDENTS_ALONE, Batch, Tap, Taps
 from kdcore.data.image_data import ImageData
+from kdcore.data.source import UNLABELLED
 from kdcore.execution.cuda_graph import WARMUP_STEPS, CapturedStep
 from kdcore.execution.execution import Execution
 from kdcore.execution.synchronized_norms import synchronized_norms
@@ -98,6 +99,7 @@ class Run:
         parts: int,
         tuning: FineTuning,
         workers: Workers,
+        passes: int = 1,
     ) -> None:
         self.workers, self.own_numbers = workers, OwnNumbers(workers)
         self.norms = synchronized_norms(workers if recipe.sync_batch_norms else Workers())
@@ -111,7 +113,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "float16")
         # The scaler synchronises with the device, which a graph cannot.
         graphs = device.type == "cuda" and not self.scaler.is_enabled()
-        self.captures = recipe.cuda_graph and graphs
+        self.captures = recipe.cuda_graph and graphs and passes == 1
         self.run_student: Callable[..., Taps] = student.taps
         if recipe.compile:
             self.run_student = torch.compile(student.taps, dynamic=False)
@@ -129,14 +131,19 @@ class Run:
             _use_batch_statistics(teacher)
         cacheable = self.wanted.cacheable and not batch_statistics
         self.cache = cache if teacher and cacheable else None
+        self.split = data.train.to(device)
+        self.strong = self.split.strong() if Tap.STRONG_LOGITS in self.needs else None
+        self.has_labels = not bool((self.split.labels == UNLABELLED).any())
         # Auxiliary classifiers, if there are any, are one more term.
         backbone = student.backbone
-        auxiliary = {"auxiliary": backbone.auxiliary_weight} if backbone.auxiliary else {}
-        self.names = ["cross_entropy", *auxiliary, *(term.name for term in terms)]
+        crosses = {"cross_entropy": 1.0} if self.has_labels else {}
+        if crosses and backbone.auxiliary:
+            crosses["auxiliary"] = backbone.auxiliary_weight
+        self.names = [*crosses, *(term.name for term in terms)]
         labels = max((method.params.cross_entropy for method in self.methods), default=1.0)
         self.weights = torch.tensor(
             [
-                *(labels * weight for weight in (1.0, *auxiliary.values())),
+                *(labels * weight for weight in crosses.values()),
                 *(method.params.weight for method in self.methods),
             ],
             device=device,
@@ -146,15 +153,14 @@ class Run:
         for method in self.methods:
             method.epochs_on_top = self.epochs_on_top
         self.epochs = self.epochs_on_top + recipe.epochs
-        self.split = data.train.to(device)
-        self.strong = self.split.strong() if Tap.STRONG_LOGITS in self.needs else None
         self.batch_size = min(recipe.batch_size, len(self.split))
         self.shares, self.own_places = workers.divided(self.batch_size, parts, device)
         ends = list(accumulate((share.images for share in self.shares), initial=0))
         self.places_of_parts = [slice(*both) for both in pairwise(ends)]
         batches = len(self.split) // self.batch_size
         self.accumulation = min(recipe.accumulation, batches)
-        self.steps = batches // self.accumulation
+        self.steps_in_pass = batches // self.accumulation
+        self.steps = passes * self.steps_in_pass
         self.frozen_norms = freeze(student, tuning.frozen)
         self._prepare_optimizer(tuning)
 
@@ -220,16 +226,19 @@ class Run:
             return "live"
         return "computed" if cached.computed else "cached"
 
+    def accuracy_of(self, meters: Meters) -> float | None:
+        """The share of an epoch's images that were classified right; None without labels."""
+        if not self.has_labels:
+            return None
+        share: float = meters.right.item() / (self.steps * self.images_in_step)
+        return share
+
     def epoch(
-        self,
-        epoch: int,
-        order: Tensor,
-        view: int,
-        cached: CachedView | None,
-        timeline: Timeline,
+        self, epoch: int, views: Sequence[int], cached: CachedView | None, timeline: Timeline
     ) -> Meters:
-        """Trains on the images at these positions, in this order."""
+        """Trains on all images in random order, once in each of the views."""
         self.timeline = timeline
+        orders = [self.split.shuffled().to(self.device) for _ in views]
         meters = Meters(len(self.names), self.device)
         for norm in self.frozen_norms:
             norm.eval()
@@ -243,12 +252,11 @@ class Run:
             method.begin_epoch(epoch, self.epochs)
         now = _Epoch(epoch, cached, weights, counted, meters)
         size = len(self.own_places)
-        order = order[: self.steps * self.images_in_step].view(-1, self.batch_size)
-        order = order[:, self.own_places].flatten()
-        views = timeline.steps(self._views(order, view, size))
-        fetched = self._ahead(cached, order, size)
-        batches = zip(views, torch.split(order, size), fetched, strict=True)
-        self.classes, self.mixed = self.split.classes(view)
+        batches = (
+            batch
+            for order, view in zip(orders, views, strict=True)
+            for batch in self._batches(order, view, size, cached)
+        )
         self.own_numbers.begin()
 
         def whole_step(images: Tensor, positions: Tensor) -> None:
@@ -273,6 +281,18 @@ class Run:
             self._average_statistics()
         timeline.mark("student")
         return meters
+
+    def _batches(
+        self, order: Tensor, view: int, size: int, cached: CachedView | None
+    ) -> Iterator[tuple[Tensor, Tensor, Rows | None]]:
+        """The images in a view, their positions, and what has come of the cached outputs with
+        them, by batch."""
+        order = order[: self.steps_in_pass * self.images_in_step].view(-1, self.batch_size)
+        order = order[:, self.own_places].flatten()
+        images = self.timeline.steps(self._views(order, view, size))
+        fetched = self._ahead(cached, order, size)
+        self.classes, self.mixed = self.split.classes(view)
+        return zip(images, torch.split(order, size), fetched, strict=True)
 
     def _views(self, order: Tensor, view: int, size: int) -> Iterator[Tensor]:
         """The images by batch; with their second views, where these are needed, [B, 2, ...]."""
@@ -365,20 +385,25 @@ class Run:
                         self.teacher, images, strong, batch, rows, now.cached
                     )
                     self.timeline.mark("teacher")
-            smoothing = self.recipe.label_smoothing
-            every_logits = student_taps.logits, *student_taps.auxiliary_logits
-            first, *auxiliary = (
-                label_loss(logits.to(full), labels, batch.mixed, smoothing=smoothing)
-                for logits in every_logits
-            )
-            if student_taps.strong_logits is not None:  # half of the images are second views
-                second = label_loss(
-                    student_taps.strong_logits.to(full), labels, batch.mixed, smoothing=smoothing
+            terms: list[Tensor] = []
+            if self.has_labels:
+                smoothing = self.recipe.label_smoothing
+                every_logits = student_taps.logits, *student_taps.auxiliary_logits
+                first, *auxiliary = (
+                    label_loss(logits.to(full), labels, batch.mixed, smoothing=smoothing)
+                    for logits in every_logits
                 )
-                first = (first + second) / 2
-            terms = [first]
-            if auxiliary:
-                terms.append(torch.stack(auxiliary).sum())
+                if student_taps.strong_logits is not None:  # half of the images are second views
+                    second = label_loss(
+                        student_taps.strong_logits.to(full),
+                        labels,
+                        batch.mixed,
+                        smoothing=smoothing,
+                    )
+                    first = (first + second) / 2
+                terms.append(first)
+                if auxiliary:
+                    terms.append(torch.stack(auxiliary).sum())
             terms += [
                 term.to(full) for term in self._terms(student_taps, teacher_taps, batch, of_part)
             ]

@@ -25,6 +25,7 @@ from search.cli.remote import show_submission
 from search.errors import SearchError
 
 if TYPE_CHECKING:
+    from kdcore.data.image_data import ImageData
     from search.session.search import Search
 
 
@@ -223,6 +224,14 @@ def check(
     _check(file, overrides, address, tracking_uri, storage)
 
 
+def _without_labels(data: "ImageData") -> str:
+    """What there is to learn from without labels, for a line; empty if nothing is."""
+    if data.unlabelled is None:
+        return ""
+    judge = str(data.config.judge).replace("_", " ")
+    return f" and judge by {judge}, {len(data.unlabelled):,} to learn from without labels"
+
+
 def _check(
     file: Path,
     overrides: list[str],
@@ -286,7 +295,7 @@ def _check(
     for plugin in experiment.plugins:
         print(f"plugin   {plugin}")
     print(
-        f"data     {experiment.data.name}: {len(data.train):,} train, "
+        f"data     {experiment.data.name}: {len(data.train):,} train{_without_labels(data)}, "
         f"{len(data.heldout):,} held out, {len(data.test):,} test; {data.num_classes} classes\n"
         f"views    {', '.join(map(str, data.train.all_steps())) or 'as the images are'}{searched}\n"
         f"{teachers}\n"

@@ -56,6 +56,10 @@ def best(
             metavar="POINTS", help="Most held-out accuracy that --int8 may cost.  [default: 1]"
         ),
     ] = None,
+    without_head: Annotated[
+        bool,
+        typer.Option("--without-head", help="Files that give features, and are not registered."),
+    ] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to export to.")] = None,
     register: Annotated[bool, typer.Option(help="Register in MLflow's model registry.")] = True,
     storage: StorageOption = "runs",
@@ -71,8 +75,9 @@ def best(
         int8=int8,
         max_loss=max_loss,
         out=out,
+        head=not without_head,
     )
-    if not register:
+    if not register or without_head:
         return
     try:
         done = found.register(exported)

@@ -22,6 +22,7 @@ from kdcore import CacheConfig, DataConfig, EnsembleConfig, StudentConfig, Teach
 from kdcore.backbones.names import check_backbone
 from kdcore.contract.plugin import Plugin
 from kdcore.contract.published import Benchmark
+from kdcore.distillation.without_labels import check_without_labels
 from kdcore.errors import ConfigError
 from kdcore.methods import check_method, check_mixing
 from kdcore.teacher.config import ENSEMBLE, TEACHER, AnyTeacher
@@ -352,6 +353,14 @@ class Experiment(Closed):
     def _methods_that_take_mixed_images(self) -> Self:
         if self.data.mixes if self._views is None else self._views.mixes:
             check_mixing(name for slot in self.objective for name in slot)
+        return self
+
+    @model_validator(mode="after")
+    def _learned_without_labels(self) -> Self:
+        if self.data.judge is not None:
+            for recipe in self.training.variants("linear_probe"):
+                teachers = self.teacher_configs.values()
+                check_without_labels(self.data.judge, teachers, recipe)
         return self
 
     @model_validator(mode="after")

@@ -24,7 +24,8 @@ from kdcore.networks.classifier import (
     load_classifier,
     save_classifier,
 )
-from kdcore.training.evaluation import Evaluation, default_device, evaluate_classes
+from kdcore.training.evaluation import Evaluation, default_device
+from kdcore.training.judging import evaluate_as_judged
 from kdcore.training.loop import best_classifier, best_student
 from search.errors import SearchError, StorageError
 from search.experiment.running import use_plugins
@@ -35,6 +36,7 @@ from search.export.file_table import file_section, graphs_in_words
 from search.export.files import (
     WEIGHTS_FILE,
     ExportedFile,
+    check_features,
     check_loss,
     describe_files,
     measure_files,
@@ -94,7 +96,7 @@ class ExportedStudent:
 
     def load(self) -> Classifier:
         """The student, ready to classify: `student(images)` gives logits [B, K] for images
-        [B, C, H, W], uint8 or floats from 0 to 1."""
+        [B, C, H, W], uint8 or floats from 0 to 1; without a head, features [B, D]."""
         return load_student(self.folder)
 
 
@@ -108,6 +110,7 @@ def export_best(
     int8: bool = False,
     max_loss: float | None = None,
     open_test: bool = True,
+    head: bool = True,
     picture: Callable[[Evaluation, Sequence[str], Path], None] | None = None,
 ) -> ExportedStudent:
     """Exports the best student within the limits.
@@ -124,6 +127,8 @@ def export_best(
         int8: whether to write the ONNX file in 8 bits too.
         max_loss: the most percentage points of held-out accuracy that this may cost; None: 1.
         open_test: false keeps the test split shut.
+        head: false leaves the classifier out of the files, which then give features; before, they
+            are measured with it.
         picture: draws the confusion matrix on the test split, for classes of these names, into a
             file; None draws none.
 
@@ -138,6 +143,11 @@ def export_best(
         hint = did_you_mean(form, formats)
         raise SearchError(f"no export format {form!r}{hint} There are {', '.join(formats)}")
     allowed = _allowed_loss(form, int8, max_loss)
+    if int8 and not head:
+        raise SearchError(
+            "--int8 is measured by what the classifier loses, but --without-head leaves it out; "
+            "leave one of them out"
+        )
     limits = limits or Limits()
     picked = pick(record, limits)
     use_plugins(record.experiment)
@@ -155,13 +165,14 @@ def export_best(
         if allowed is not None:
             write_int8(partial / GRAPHS[form].file, data.heldout, partial / INT8)
         known = picked.heldout_accuracy
-        heldout = measure_files(partial, data.heldout, "held-out", known, picked.label)
+        heldout = measure_files(partial, data.heldout, "held-out", known, picked.label, data)
         if allowed is not None:
             check_loss(heldout, allowed)
         looks, test = looks_at(storage, record.experiment.data), None
         if open_test:
             looks += (_look(record, picked, storage),)
-            test = measure_files(partial, data.test, "test", picked.test_accuracy, picked.label)
+            known = picked.test_accuracy
+            test = measure_files(partial, data.test, "test", known, picked.label, data)
         student = _scored(picked.objective, heldout.weights, test.weights if test else None)
         metrics = {"heldout_accuracy": student.heldout_accuracy}
         if student.test_accuracy is not None:
@@ -171,10 +182,12 @@ def export_best(
         if picture is not None and student.test is not None:
             picture(student.test, data.class_names, partial / CONFUSION)
         others = _others(record, picked, student, data, storage)
+        if not head:
+            _leave_head_out(classifier, card, data, form, partial)
         files = describe_files(partial, heldout, test, data)
         graph = graphs_in_words(files, heldout, test, data)
         exported = ExportedStudent(folder, picked, student, others, data, looks, files, graph)
-        commands = _commands(exported, record, storage, limits, form, allowed)
+        commands = _commands(exported, record, storage, limits, form, allowed, head)
         text = model_card(
             record,
             picked,
@@ -186,9 +199,22 @@ def export_best(
             classifier.origin,
             pictured=picture is not None,
             files=file_section(files, heldout, test, data, allowed),
+            has_head=head,
         )
         (partial / "README.md").write_text(text)
     return exported
+
+
+def _leave_head_out(
+    classifier: Classifier, card: ClassifierCard, data: ImageData, form: str, folder: Path
+) -> None:
+    """Writes the files anew, which then give features."""
+    card = card.model_copy(update={"has_head": False})
+    save_classifier(folder, "student", classifier, card)
+    classifier.has_head = False
+    if form in GRAPHS:
+        GRAPHS[form].write(classifier, _example(data), folder / GRAPHS[form].file)
+        check_features(folder, form, data.heldout)
 
 
 def _allowed_loss(form: str, int8: bool, max_loss: float | None) -> float | None:
@@ -219,8 +245,9 @@ def _look(record: SearchRecord, picked: Candidate, storage: Storage) -> Look:
 
 def _score(name: str, classifier: Classifier, data: ImageData, open_test: bool) -> Score:
     """On the held-out images, and on those of the test split where it is opened."""
-    heldout = evaluate_classes(classifier, data.heldout)
-    return _scored(name, heldout, evaluate_classes(classifier, data.test) if open_test else None)
+    heldout = evaluate_as_judged(classifier, data, data.heldout)
+    test = evaluate_as_judged(classifier, data, data.test) if open_test else None
+    return _scored(name, heldout, test)
 
 
 def _scored(name: str, heldout: Evaluation, test: Evaluation | None) -> Score:
@@ -354,6 +381,7 @@ def _commands(
     limits: Limits,
     form: str,
     max_loss: float | None,
+    head: bool,
 ) -> tuple[str, str]:
     """The commands that train this student again and export it again."""
     picked, where = exported.picked, storage_option(storage)
@@ -367,6 +395,7 @@ def _commands(
         "--out": exported.folder,
     }
     given = [f" {option} {value}" for option, value in options.items() if value is not None]
+    given += [] if head else [" --without-head"]
     return (
         f"kdsearch rerun {record.name} {shlex.quote(picked.label)}{again} --out again{where}",
         f"kdsearch best {record.name}{''.join(given)}{where}",

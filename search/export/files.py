@@ -8,7 +8,8 @@ from kdcore import load_student
 from kdcore.data.image_data import ImageData
 from kdcore.data.split import Split
 from kdcore.networks.measurement import measure_latency, median_latency
-from kdcore.training.evaluation import Evaluation, default_device, evaluate_classes
+from kdcore.training.evaluation import Evaluation, default_device
+from kdcore.training.judging import evaluate_as_judged
 from search.errors import SearchError
 from search.export.graph_formats import GRAPHS, graph_accuracy, load_onnx, measure_graph
 from search.export.int8 import INT8
@@ -49,7 +50,12 @@ class Measured:
 
 
 def measure_files(
-    folder: Path, split: Split, kind: str, recorded: float | None, label: str
+    folder: Path,
+    split: Split,
+    kind: str,
+    recorded: float | None,
+    label: str,
+    data: ImageData | None = None,
 ) -> Measured:
     """Loads exported files and measures them.
 
@@ -59,28 +65,50 @@ def measure_files(
         kind: `held-out` or `test`.
         recorded: the accuracy that they must have, from 0 to 1; None if it was not recorded.
         label: the trial's number, or the published setting's name.
+        data: whose judge says what the weights do; None: their head.
 
     Raises:
         SearchError: a file is damaged, or does not reproduce the recorded accuracy.
     """
     classifier = load_student(folder)
-    weights = evaluate_classes(classifier.to(default_device()), split)
+    weights = evaluate_as_judged(classifier.to(default_device()), data, split)
     _check_accuracy(folder / WEIGHTS_FILE, weights.accuracy, split, kind, recorded, label)
     graph = next((each for each in GRAPHS.values() if (folder / each.file).exists()), None)
     if graph is None:
         return Measured(weights)
     path = folder / graph.file
     accuracy, difference = measure_graph(graph.load(path), classifier.cpu(), split)
-    _check_accuracy(path, accuracy, split, kind, recorded, label)
-    if difference > _LOGIT_TOLERANCE:
-        raise SearchError(
-            f"the logits of {path} differ from PyTorch's by {difference:.1e} of the largest, "
-            f"but {_LOGIT_TOLERANCE:.0e} is the most that rounding explains"
-        )
+    if data is None or data.config.judge != "knn":  # which a graph does not have
+        _check_accuracy(path, accuracy, split, kind, recorded, label)
+    _check_difference(path, "logits", difference)
     int8 = None
     if (folder / INT8).exists():
         int8 = graph_accuracy(load_onnx(folder / INT8), split)
     return Measured(weights, accuracy, difference, int8)
+
+
+def check_features(folder: Path, form: str, split: Split) -> None:
+    """Refuses a graph without a head whose features are not those of the weights beside it.
+
+    Args:
+        folder: the folder of the files.
+        form: of the graph.
+        split: at least one image.
+
+    Raises:
+        SearchError: it is damaged, or gives others.
+    """
+    path = folder / GRAPHS[form].file
+    _, difference = measure_graph(GRAPHS[form].load(path), load_student(folder), split)
+    _check_difference(path, "features", difference)
+
+
+def _check_difference(path: Path, outputs: str, difference: float) -> None:
+    if difference > _LOGIT_TOLERANCE:
+        raise SearchError(
+            f"the {outputs} of {path} differ from PyTorch's by {difference:.1e} of the largest, "
+            f"but {_LOGIT_TOLERANCE:.0e} is the most that rounding explains"
+        )
 
 
 def _check_accuracy(

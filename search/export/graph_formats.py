@@ -50,7 +50,7 @@ def write_onnx(classifier: Classifier, images: Tensor, path: Path) -> None:
             dynamo=True,
             dynamic_shapes=_shapes(),
             input_names=["images"],
-            output_names=["logits"],
+            output_names=["logits" if classifier.has_head else "features"],
             verbose=False,
         )
     except RuntimeError as error:

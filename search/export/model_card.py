@@ -61,6 +61,7 @@ def model_card(
     *,
     pictured: bool = False,
     files: Sequence[str] = (),
+    has_head: bool = True,
 ) -> str:
     """The card as Markdown.
 
@@ -75,14 +76,16 @@ def model_card(
         start: where the weights came from that the student began with; empty for fresh ones.
         pictured: whether the confusion matrix is drawn beside the card.
         files: the lines about the files.
+        has_head: whether the files classify, or give features.
     """
     experiment = record.experiment
     config = trial_config(experiment, picked.point)
     height, width = data.image_size
+    kind = "A classifier" if has_head else "Features from a classifier"
     lines = [
         f"# {picked.student}, {_origin(record, picked)}",
         "",
-        f"A classifier of {data.num_classes} classes for {data.in_channels}x{height}x{width} "
+        f"{kind} of {data.num_classes} classes for {data.in_channels}x{height}x{width} "
         f"images, the best of {len(record.trials)} trials of the search `{record.name}`.",
         *_control(record, picked),
         "",
@@ -99,11 +102,13 @@ def model_card(
         "",
         f"- data: {experiment.data.name}, {len(data.train):,} training images, digest "
         f"{data.digest}",
+        *_without_labels(data),
         f"- teacher: {_teacher_in_words(record, picked)}",
         *_start_in_words(start),
         "- objective: cross-entropy alone"
         if picked.is_control
-        else f"- objective: {picked.objective}, added to cross-entropy",
+        else f"- objective: {picked.objective}, "
+        + ("added to cross-entropy" if data.unlabelled is None else "without labels"),
         f"- training: {config.training.model_dump_json(exclude_none=True)}",
         *_views(record, config.data),
         f"- epochs: {config.training.epochs + config.epochs_on_top}; the weights are from epoch "
@@ -132,7 +137,8 @@ def model_card(
         f"student = {loading(folder, config.student.backbone)}",
         "```",
         "",
-        "`student(images)` returns logits for uint8 images, or floats from 0 to 1, and normalises",
+        f"`student(images)` returns {'logits' if has_head else 'features'} for uint8 images, or "
+        "floats from 0 to 1, and normalises",
         "them itself.",
         *_preparation(data),
         "",
@@ -149,6 +155,19 @@ def _preparation(data: ImageData) -> list[str]:
         "",
         f"The accuracies are of upright RGB images, {crop.in_words(data.image_size)}; prepare "
         "yours likewise.",
+    ]
+
+
+def _without_labels(data: ImageData) -> list[str]:
+    """What is learned without labels, and what then classifies."""
+    if data.unlabelled is None:
+        return []
+    by = "the probe" if data.config.judge == "linear_probe" else "their 20 nearest neighbours"
+    return [
+        f"- students with a teacher learned from {len(data.unlabelled):,} images without labels, "
+        f"the control from the training images and their labels; the head of each network is a "
+        f"linear probe, fitted to the features of the training images, and accuracies are those of "
+        f"{by}"
     ]
 
 

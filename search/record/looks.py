@@ -97,7 +97,8 @@ def looks_in_words(looks: Sequence[Look]) -> str:
 
 
 def _folder(storage: Storage, data: DataConfig) -> Storage:
-    # However they are cropped, it is the same images that are looked at.
-    images = {key: value for key, value in images_of(data).items() if key != "evaluation"}
+    # However they are cropped and judged, it is the same images that are looked at.
+    other = ("evaluation", "judge", "unlabelled")
+    images = {key: value for key, value in images_of(data).items() if key not in other}
     content = json.dumps(images, sort_keys=True).encode()
     return storage / f"looks/{hashlib.sha256(content).hexdigest()[:16]}"

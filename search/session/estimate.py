@@ -91,14 +91,14 @@ def _step(
 ) -> TrainingCost:
     """A training step of a network by so many processes; what they exchange is not measured."""
     backbone = build_classifier(network, data, seed=0).backbone
-    own = Workers(0, workers).share_of(min(batch_size, len(data.train)))
+    own = Workers(0, workers).share_of(min(batch_size, len(data.taught)))
     accelerated = recipe.acceleration == "auto"
     return fastest_training(backbone, data.image_size, own.images, device, accelerated=accelerated)
 
 
 def _steps(batch_size: int, data: ImageData) -> int:
     """Number of steps of an epoch."""
-    return max(1, len(data.train) // batch_size)
+    return max(1, len(data.taught) // batch_size)
 
 
 def measured(
@@ -123,7 +123,7 @@ def measured(
     asked = 0.0
     for network in dict.fromkeys(each.network for each in experiment.teacher_configs.values()):
         teacher = build_classifier(network, data, seed=0).to(device)
-        batches = len(data.train) / len(images)
+        batches = len(data.taught) / len(images)
         asked = max(asked, batches * measure_latency(teacher, images) / 1000)
     recipes = experiment.training.variants("batch_size")
     students = {each.backbone for each in experiment.student_configs.values()}

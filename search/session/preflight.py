@@ -20,6 +20,7 @@ from kdcore.execution.execution import Execution
 from kdcore.networks.classifier import build_classifier
 from kdcore.networks.cost import NetworkCost
 from kdcore.training.fine_tuning import fine_tuning
+from kdcore.training.judging import check_judged
 from kdcore.training.metric import check_metric
 from kdcore.training.recipe import BaseRecipe
 from search.errors import ExperimentError, KdsearchError, Problem
@@ -244,7 +245,8 @@ def _decided(experiment: Experiment, data: ImageData) -> Experiment:
 
 
 def _network_problems(experiment: Experiment) -> list[Problem]:
-    """Networks that their library does not have; those of the catalogue are known to be there."""
+    """Networks that their library does not have, for those of the catalogue are known to be there;
+    and those that cannot be judged."""
     students = dict.fromkeys(each.backbone for each in experiment.student_configs.values())
     named = {
         f"{key}.{part}": list(networks)
@@ -260,7 +262,10 @@ def _network_problems(experiment: Experiment) -> list[Problem]:
     for key, names in named.items():
         for name in names:
             try:
-                constructor_of(name)
+                constructor = constructor_of(name)
+                if experiment.data.judge is not None:
+                    with torch.device("meta"):
+                        check_judged(constructor(2, 3), name)
             except ConfigError as error:
                 problems.append(Problem(key=key, message=str(error)))
     return problems

@@ -96,6 +96,7 @@ class Search:
         max_loss: float | None = None,
         out: str | Path | None = None,
         open_test: bool = True,
+        head: bool = True,
     ) -> "ExportedStudent":
         """Exports the best student within the limits, and measures the exported files.
 
@@ -111,6 +112,7 @@ class Search:
             max_loss: the most percentage points of held-out accuracy that this may cost; none: 1.
             out: the folder to export to; none: `best` in the search's folder.
             open_test: false measures on the held-out images only.
+            head: false leaves the classifier out of the files, which then give features.
 
         Raises:
             SearchError: no trial has finished, none is within the limits, a checkpoint is gone or
@@ -133,6 +135,7 @@ class Search:
             int8=int8,
             max_loss=max_loss,
             open_test=open_test,
+            head=head,
             picture=save_confusion,
         )
 

@@ -86,7 +86,7 @@ def needs_of(experiment: Experiment, data: ImageData, device: torch.device) -> N
     """
     sizes = (recipe.batch_size for recipe in experiment.training.variants("batch_size"))
     # Of each of its workers; the first has the most images.
-    shared = Workers(0, experiment.resources.workers).share_of(min(max(sizes), len(data.train)))
+    shared = Workers(0, experiment.resources.workers).share_of(min(max(sizes), len(data.taught)))
     batch, trained, busy = shared.images, 0, 0.0
     seen = batch * views_of_an_image(experiment)
     whole = (each.network for each in reused_students(experiment, data).values())
@@ -96,7 +96,7 @@ def needs_of(experiment: Experiment, data: ImageData, device: torch.device) -> N
         cost = measure_training(student, data.image_size, seen, device)
         trained = max(trained, cost.memory_bytes)
         busy = max(busy, measure_busy_share(student, data.image_size, seen, device))
-    images = data.train.device_bytes + data.heldout.device_bytes
+    images = data.taught.device_bytes + data.heldout.device_bytes
     return Needs(trained + images + _teacher_bytes(experiment, data, batch, device), busy)
 
 
@@ -116,7 +116,7 @@ def _teacher_bytes(
     for name, view in _view_bytes(experiment, data).items():
         teacher = build_classifier(name, data, seed=0).backbone
         computing = measure_evaluation_memory(teacher, data.image_size, batch, device)
-        outputs = 4 * batch * (view // (len(data.train) * _cached_bytes(experiment)))
+        outputs = 4 * batch * (view // (len(data.taught) * _cached_bytes(experiment)))
         # One that has no room on disk is computed in every step.
         if cache and view <= cache.max_gb * 1e9 and goes_to_device(view, cache, device):
             outputs = max(outputs, view)
@@ -139,7 +139,7 @@ def _view_bytes(experiment: Experiment, data: ImageData) -> dict[str, int]:
     """By network of a teacher, what its outputs take for a view where methods read all of them."""
     kinds, networks = _kinds(experiment), (e.network for e in experiment.teacher_configs.values())
     return {
-        name: len(data.train)
+        name: len(data.taught)
         * count_outputs(build_classifier(name, data, seed=0).backbone, data.image_size, kinds)
         * _cached_bytes(experiment)
         for name in dict.fromkeys(networks)

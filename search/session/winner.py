@@ -9,7 +9,8 @@ import torch
 
 from kdcore.contract.plugin_faults import ending_hangs
 from kdcore.data.image_data import open_data
-from kdcore.training.evaluation import default_device, evaluate_classes
+from kdcore.training.evaluation import default_device
+from kdcore.training.judging import evaluate_as_judged
 from search.experiment.running import experiment_to_run
 from search.export.choice import Candidate
 from search.export.export import trained_student
@@ -31,7 +32,7 @@ def measure_classes(picked: Candidate, experiment_json: str, storage_uri: str) -
     data = open_data(experiment.data, workspace_of(storage))
     network = experiment.student_configs[picked.student].backbone
     student = trained_student(picked.label, network, picked.checkpoint, data, storage)
-    found = evaluate_classes(student.to(default_device()), data.heldout)
+    found = evaluate_as_judged(student.to(default_device()), data, data.heldout)
     classes, mistakes = kept_of(found, data.class_names)
     return StudentClasses(
         label=picked.label,

@@ -13,6 +13,8 @@ def describe_dataset(data: ImageData) -> dict[str, str]:
     labels = {"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}
     schema = {"features": json.dumps([features]), "targets": json.dumps([labels])}
     splits = {"train": data.train, "heldout": data.heldout, "test": data.test}
+    if data.unlabelled is not None:
+        splits["unlabelled"] = data.unlabelled
     profile = {f"{name}_images": len(split) for name, split in splits.items()}
     return {
         "name": data.config.name,

@@ -9,10 +9,11 @@ import pytest
 
 from kdcore.data.split import Split
 from kdcore.networks.classifier import Classifier
+from kdcore.training import judging
 from kdcore.training.evaluation import Evaluation
 from search.cli.launching import _show_end
 from search.errors import SearchError
-from search.export import export, files
+from search.export import export
 from search.record.storage import Storage
 from search.session.search import Search
 from tests.integration.stored_search import unpacked
@@ -33,7 +34,7 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
 def looks_when_tested(found: Search, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of looks that were written down whenever a network was tested."""
     counts: list[int] = []
-    measure: Callable[[Classifier, Split], Evaluation] = export.evaluate_classes
+    measure: Callable[[Classifier, Split], Evaluation] = judging.evaluate_classes
     tested = export.open_data(found.record.experiment.data, Path("runs")).test.labels
 
     def watched(classifier: Classifier, split: Split) -> Evaluation:
@@ -41,8 +42,7 @@ def looks_when_tested(found: Search, monkeypatch: pytest.MonkeyPatch) -> list[in
             counts.append(len(list(Path("runs/looks").glob("*/*.json"))))
         return measure(classifier, split)
 
-    for module in (export, files):
-        monkeypatch.setattr(module, "evaluate_classes", watched)
+    monkeypatch.setattr(judging, "evaluate_classes", watched)
     return counts
 
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from kdcore.contract.layer_pairs import layer_options, resolve_layers
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.searched import Choice, LayerChoice, Span
+from kdcore.distillation.without_labels import reading_labels
 from kdcore.errors import ConfigError, did_you_mean
 from kdcore.methods import CATALOGUE
 from search.errors import ExperimentError, Problem
@@ -89,7 +90,8 @@ def _narrowed_fields(
     method: str, networks: NetworkPair, experiment: Experiment
 ) -> tuple[dict[str, SearchedField], list[Problem]]:
     """A method's searched fields by name, with the user's values; and what is wrong with these."""
-    published = published_settings(method, experiment.published)
+    judge = experiment.data.judge
+    published = published_settings(method, experiment.published, judge=judge)
     narrow = experiment.narrow
     try:
         fields = _fields(method, networks, published)
@@ -105,6 +107,15 @@ def _narrowed_fields(
                 fields[key] = _narrow(method, name, old, narrow[key], published[name], networks)
             except ConfigError as error:
                 problems.append(Problem(key=f"narrow.{key}", message=str(error)))
+    if judge is not None:
+        fields = _without_labels(method, fields, published)
+        if _reads_labels(method, {**published, **_first_values(method, fields)}):
+            problems.append(Problem(key="objective", message=reading_labels(judge, method)))
+        if (key := f"{method}.cross_entropy") in narrow and set(narrow[key]) != {0}:
+            message = (
+                f"is {list(narrow[key])}, but with data.judge there are no labels; leave it out"
+            )
+            problems.append(Problem(key=f"narrow.{key}", message=message))
     weight, labels = (
         _least(fields.get(f"{method}.{name}"), published[name])
         for name in ("weight", "cross_entropy")
@@ -113,6 +124,35 @@ def _narrowed_fields(
         message = "is 0, as weight may be, which trains nothing; one of them must be above 0"
         problems.append(Problem(key=f"narrow.{method}.cross_entropy", message=message))
     return fields, problems
+
+
+def _first_values(method: str, fields: Mapping[str, SearchedField]) -> dict[str, Option]:
+    """By setting, what the first trial of a method has."""
+    return {key.removeprefix(f"{method}."): field.published for key, field in fields.items()}
+
+
+def _reads_labels(method: str, settings: Mapping[str, Option]) -> bool:
+    of_method = CATALOGUE[method]
+    return of_method.reads_labels(of_method.Params.model_validate(settings))
+
+
+def _without_labels(
+    method: str, fields: Mapping[str, SearchedField], published: Mapping[str, Option]
+) -> dict[str, SearchedField]:
+    """The fields without those options with which a method reads labels, unless none is left."""
+    found = dict(fields)
+    for key, field in fields.items():
+        if isinstance(field, ChoiceField) and not field.layers:
+            name = key.removeprefix(f"{method}.")
+            options = tuple(
+                each
+                for each in field.options
+                if not _reads_labels(method, {**published, name: each})
+            )
+            if options and options != field.options:
+                first = field.published if field.published in options else options[0]
+                found[key] = replace(field, options=options, published=first)
+    return found
 
 
 def networks_in_words(experiment: Experiment, networks: NetworkPair) -> str:

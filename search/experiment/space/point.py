@@ -3,6 +3,7 @@
 from typing import Any, TypeGuard
 
 from kdcore.contract.published import Benchmark
+from kdcore.data.config import Judge
 from search.experiment.schema import CONTROL
 from search.experiment.searched import Option
 from search.experiment.space.published import published_settings
@@ -80,13 +81,15 @@ def short_name(key: str) -> str:
     )
 
 
-def with_published(point: Point, method: str, benchmark: Benchmark | None) -> Point:
+def with_published(
+    point: Point, method: str, benchmark: Benchmark | None, judge: Judge | None = None
+) -> Point:
     """The same student, recipe and teacher, with one method as published and no other."""
     slots = sorted(key for key in point if key.startswith(SLOT))
     recipe = {
         key: value for key, value in point.items() if key in (STUDENT, TEACHER) or is_shared(key)
     }
-    settings = published_settings(method, benchmark)
+    settings = published_settings(method, benchmark, judge=judge)
     return (
         recipe
         | dict.fromkeys(slots, CONTROL)

@@ -59,6 +59,7 @@ def contenders(record: SearchRecord, top: int) -> tuple[Confirmed, ...]:
             example.point if control is None else control.point,
             _PUBLISHED,
             record.experiment.published,
+            record.experiment.data.judge,
         )
         if TEACHER in example.point:  # which a control has not
             point[TEACHER] = example.point[TEACHER]

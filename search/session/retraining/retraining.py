@@ -15,7 +15,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from kdcore.contract.plugin_faults import HangError, ending_hangs
 from kdcore.data.image_data import open_data
 from kdcore.teacher_cache.patience import patiently
-from kdcore.training.evaluation import default_device, evaluate_classes
+from kdcore.training.evaluation import default_device
+from kdcore.training.judging import evaluate_as_judged
 from kdcore.training.loop import best_classifier, best_student
 from kdcore.training.report import EpochReport
 from search.experiment.running import experiment_to_run
@@ -84,7 +85,7 @@ def run_again(
         best = best_student(Path(local))
     data = open_data(config.data, workspace_of(storage))
     student = best_classifier(config.student.backbone, data, best)
-    tested = evaluate_classes(student.to(default_device()), data.test)
+    tested = evaluate_as_judged(student.to(default_device()), data, data.test)
     metric = config.metric
     images_in_step = config.training.images_in_step
     run = ConfirmationRun(
@@ -99,7 +100,7 @@ def run_again(
         heldout_score=None if metric == "accuracy" else best["score"],
         test_score=None if metric == "accuracy" else tested.by(metric),
         train_seconds=sum(report["epoch_seconds"] for report in reports),
-        images=len(reports) * (len(data.train) // images_in_step) * images_in_step,
+        images=len(reports) * (len(data.taught) // images_in_step) * images_in_step,
         checkpoint=folder,
     )
     return run, reports

@@ -12,6 +12,8 @@ from PIL import Image
 from kdcore import DataConfig
 from kdcore.data import image_folder
 from kdcore.data.image_data import ImageData, open_data
+from kdcore.data.source import UNLABELLED
+from kdcore.errors import DataError
 from tests.unit.kdcore.photographs import CLASSES, encoded, photograph, write_folders
 
 
@@ -55,6 +57,49 @@ def test_one_part_is_the_test_split_and_others_are_left_out(
     assert sizes(data) == [18, 6, 6]
     store = data.test.store
     assert {Path(image.place).parts[-3] for image in store.read(data.test.image_ids)} == {test}
+
+
+def test_images_without_classes_have_no_label_wherever_they_are(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "root", {"train": 8, "test": 3})
+    digests = []
+    for place in ("more", "elsewhere/more"):
+        more = tmp_path / place
+        for number, folder in enumerate((".", "a", "a/b", ".hidden")):
+            (more / folder).mkdir(parents=True, exist_ok=True)
+            (more / folder / "1.png").write_bytes(encoded(photograph(number), "PNG"))
+        (more / "nothing").mkdir()
+        data = opened(root, tmp_path, unlabelled=str(more), train_images=9)
+        assert data.config.judge == "linear_probe"
+        assert sizes(data) == [9, 6, 9]
+        assert data.unlabelled is not None
+        assert data.unlabelled.labels.tolist() == [UNLABELLED] * (18 + 3)
+        ids = data.unlabelled.image_ids
+        named = [Path(image.place) for image in data.unlabelled.store.read(ids)]
+        assert [each.relative_to(more).as_posix() for each in named[-3:]] == [
+            "1.png",
+            "a/1.png",
+            "a/b/1.png",
+        ]
+        heldout = {image.place for image in data.heldout.store.read(data.heldout.image_ids)}
+        assert not heldout & set(map(str, named))
+        (views,) = data.unlabelled.views(torch.arange(21), 0, 21)
+        assert views.shape == (21, 3, 16, 16)
+        digests.append(data.digest)
+    assert digests[0] == digests[1] != opened(root, tmp_path).digest
+    # A test split that is set aside is of images with labels.
+    flat = write_folders(tmp_path / "flat", {".": 20})
+    assert sizes(opened(flat, tmp_path, unlabelled=more)) == [40, 14, 6]
+    (tmp_path / "empty").mkdir()
+    for unlabelled, words in (
+        (tmp_path / "empty", "has no files that end in"),
+        (tmp_path / "missing", "is not a folder"),
+        (root, "has images of the class folder"),
+        (root / "train" / "cat", "has images of the class folder"),
+    ):
+        with pytest.raises(DataError, match=words):
+            opened(root, tmp_path, unlabelled=unlabelled)
+    written = DataConfig(name="image_folder", root=root).model_dump()
+    assert not {"judge", "unlabelled"} & written.keys()  # searches of before know neither
 
 
 def test_a_test_folder_without_classes_is_none(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from kdcore.networks.classifier import (
     Classifier,
     build_classifier,
     describe_classifier,
+    load_card,
     load_classifier,
     load_student,
     save_classifier,
@@ -28,7 +29,7 @@ from search.errors import SearchError, StorageError
 from search.export.choice import Candidate
 from search.export.export import export_best, replacing
 from search.export.file_table import graphs_in_words
-from search.export.files import Measured, check_loss, describe_files, measure_files
+from search.export.files import Measured, check_features, check_loss, describe_files, measure_files
 from search.export.graph_formats import GRAPHS, graph_accuracy, load_onnx, measure_graph
 from search.export.int8 import CALIBRATION_IMAGES, INT8, _CalibrationImages, write_int8
 from search.record.storage import Storage
@@ -163,6 +164,25 @@ def test_a_graph_of_another_student_is_refused(
     GRAPHS[form].write(other, digits.heldout.images[:2], folder / GRAPHS[form].file)
     with pytest.raises(SearchError, match=GRAPHS[form].file):
         measure_files(folder, digits.heldout, "held-out", picked.heldout_accuracy, "7")
+
+
+def test_a_graph_without_a_head_gives_the_features(
+    folder: Path, student: Classifier, digits: ImageData
+) -> None:
+    card = load_card(folder, "student").model_copy(update={"has_head": False})
+    save_classifier(folder, "student", student, card)
+    alone = load_student(folder)
+    form = next(form for form in GRAPHS if form != "onnx")
+    path = folder / GRAPHS[form].file
+    GRAPHS[form].write(alone, digits.heldout.images[:2], path)
+    images = digits.test.images[:3]
+    torch.testing.assert_close(GRAPHS[form].load(path)(images), student.embed(images))
+    check_features(folder, form, digits.heldout)
+    other = build_classifier("resnet8", digits, seed=2).eval()
+    other.has_head = False
+    GRAPHS[form].write(other, digits.heldout.images[:2], path)
+    with pytest.raises(SearchError, match="the features of .* differ"):
+        check_features(folder, form, digits.heldout)
 
 
 @pytest.mark.parametrize("form", GRAPHS)

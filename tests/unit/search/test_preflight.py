@@ -18,17 +18,21 @@ from kdcore.networks.measurement import TrainingCost
 from search.cli.launching import check
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
+from search.experiment.space.point import with_published
+from search.experiment.space.trial_config import trial_config
 from search.record.storage import Storage
 from search.session.cautions import cautions, idle_gpus
 from search.session.estimate import costs
 from search.session.preflight import executions, plan
+
+TAUGHT: dict[str, Any] = {"backbone": "resnet20", "training": {"epochs": 2}}
 
 
 def planned(folder: Path, **changes: Any) -> Any:
     content: dict[str, Any] = {
         "name": "task",
         "data": {"name": "digits"},
-        "teacher": {"backbone": "resnet20", "training": {"epochs": 2}},
+        "teacher": TAUGHT,
         "student": "resnet8",
         "objective": [list(CATALOGUE)],
         "training": {"epochs": 3},
@@ -43,6 +47,46 @@ def test_every_method_can_be_planned_for_a_teacher_of_another_width_and_depth(
     prepared = planned(tmp_path, teacher={"backbone": "resnet18", "training": {"epochs": 2}})
     assert not prepared.teachers["resnet18"].ready
     assert len(prepared.space.first_points()) == len(CATALOGUE)
+
+
+def test_without_labels_cross_entropy_has_no_share_and_nothing_reads_labels(tmp_path: Path) -> None:
+    without = {
+        "data": {"name": "digits", "judge": "knn", "train_images": 100},
+        "objective": [["none", "kd", "at", "fitnet"]],
+    }
+    prepared = planned(tmp_path, **without)
+    first = prepared.space.first_points()
+    trials = [trial_config(prepared.experiment, point) for point in first]
+    terms = [term for trial in trials for term in trial.objective]
+    assert [term.method for term in terms] == ["kd", "at", "fitnet"]
+    assert {term.params.cross_entropy for term in terms} == {0}
+    fields = {each.name: each for each in prepared.space.fields["resnet8", "resnet20", "at"]}
+    assert fields["at.kind"].options == ("activation",)
+    again = with_published(first[0], "kd", prepared.experiment.published, "knn")
+    assert trial_config(prepared.experiment, again) == trials[1]
+    for changes, key, words in (
+        ({"objective": [["none", "kd", "dkd"]]}, "objective", "dkd reads labels, but data.judge"),
+        ({"narrow": {"at.kind": ["gradient"]}}, "objective", "at reads labels"),
+        (
+            {"narrow": {"kd.cross_entropy": [0, 0.1]}},
+            "narrow.kd.cross_entropy",
+            "there are no labels; leave it out",
+        ),
+    ):
+        with pytest.raises(ExperimentError) as caught:
+            planned(tmp_path, **without | changes)
+        assert [(each.key, words in each.message) for each in caught.value.problems] == [
+            (key, True)
+        ]
+    for changes, words in (
+        ({"data": {"name": "digits", "unlabelled": "more"}}, "digits has no such setting"),
+        (
+            without | {"teacher": {"ensemble": [TAUGHT, TAUGHT | {"seed": 1}]}},
+            "the ensemble of .* has no features to judge",
+        ),
+    ):
+        with pytest.raises(ExperimentError, match=words):
+            planned(tmp_path, **changes)
 
 
 def test_several_pairs_and_taps_that_have_to_be_named_are_tried(tmp_path: Path) -> None:
