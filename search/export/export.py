@@ -171,8 +171,8 @@ def export_best(
         looks, test = looks_at(storage, record.experiment.data), None
         if open_test:
             looks += (_look(record, picked, storage),)
-            known = picked.test_accuracy
-            test = measure_files(partial, data.test, "test", known, picked.label, data)
+            recorded = picked.test_accuracy
+            test = measure_files(partial, data.test, "test", recorded, picked.label, data)
         student = _scored(picked.objective, heldout.weights, test.weights if test else None)
         metrics = {"heldout_accuracy": student.heldout_accuracy}
         if student.test_accuracy is not None:

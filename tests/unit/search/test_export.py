@@ -181,7 +181,7 @@ def test_a_graph_without_a_head_gives_the_features(
     other = build_classifier("resnet8", digits, seed=2).eval()
     other.has_head = False
     GRAPHS[form].write(other, digits.heldout.images[:2], path)
-    with pytest.raises(SearchError, match="the features of .* differ"):
+    with pytest.raises(SearchError, match=r"the features of .* differ"):
         check_features(folder, form, digits.heldout)
 
 
