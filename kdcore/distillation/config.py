@@ -22,7 +22,7 @@ from kdcore.contract import plugged
 from kdcore.contract.method import Params
 from kdcore.contract.plugin import Kind
 from kdcore.data.config import DataConfig
-from kdcore.distillation.without_labels import check_without_labels, reading_labels
+from kdcore.distillation.without_labels import cannot_be_judged, check_without_labels
 from kdcore.errors import ConfigError
 from kdcore.methods import CATALOGUE, check_method, check_mixing
 from kdcore.networks.config import StudentConfig
@@ -190,8 +190,8 @@ class TrialConfig(BaseModel):
             return self
         check_without_labels(self.data.judge, [self.teacher], self.training)
         for term in self.objective:
-            if CATALOGUE[term.method].reads_labels(term.params):
-                raise ConfigError(reading_labels(self.data.judge, term.method))
+            if reason := cannot_be_judged(self.data.judge, term.method, term.params):
+                raise ConfigError(reason)
             if term.params.cross_entropy:
                 raise ConfigError(
                     f"{term.method} has cross_entropy {term.params.cross_entropy:g}, but "

@@ -2,17 +2,25 @@
 
 from collections.abc import Iterable
 
+from kdcore.contract.method import Params
 from kdcore.data.config import Judge
 from kdcore.errors import ConfigError
+from kdcore.methods import CATALOGUE
 from kdcore.teacher.config import AnyTeacher, EnsembleConfig
 from kdcore.training.recipe import BaseRecipe
 
 
-def reading_labels(judge: Judge, method: str) -> str:
-    """Why a method that reads labels cannot teach where a judge is set."""
+def cannot_be_judged(judge: Judge, method: str, params: Params) -> str:
+    """Why a method cannot teach where a judge is set; empty if it can."""
+    if CATALOGUE[method].reuses_classifier:
+        reason = "keeps its teacher's classifier", "puts its own on the features"
+    elif CATALOGUE[method].reads_labels(params):
+        reason = "reads labels", "has students learn without"
+    else:
+        return ""
     return (
-        f"{method} reads labels, but data.judge is {judge}, with which students learn without; use "
-        f"a method that compares the networks' outputs alone, like kd or fitnet"
+        f"{method} {reason[0]}, but data.judge is {judge}, which {reason[1]}; use a method that "
+        f"compares the networks' outputs alone, like kd or fitnet"
     )
 
 

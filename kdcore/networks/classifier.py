@@ -131,6 +131,13 @@ class Classifier(nn.Module):
             scaled = scaled / 255
         return (scaled - self.mean) / self.std
 
+    def use_batch_statistics(self) -> None:
+        """Makes batch norms normalise by the batch, without updating their running statistics."""
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.training = True
+                module.momentum = 0.0  # running = 1 * running + 0 * batch
+
     def taps(
         self,
         images: Tensor,

@@ -18,11 +18,11 @@ from kdcore.execution.execution import Execution
 from kdcore.execution.synchronized_norms import synchronized_norms
 from kdcore.execution.workers import OwnNumbers, Share, Workers
 from kdcore.networks.classifier import Classifier
-from kdcore.operations.labels import label_loss
 from kdcore.teacher_cache.cache import TeacherCache, Wanted, rounded
 from kdcore.teacher_cache.view import CachedView, Rows
 from kdcore.training.average import WeightAverage
 from kdcore.training.fine_tuning import FineTuning
+from kdcore.training.label_terms import label_terms
 from kdcore.training.optimizer import build_optimizer, freeze, parameter_groups
 from kdcore.training.recipe import Recipe
 from kdcore.training.timeline import Timeline
@@ -128,27 +128,14 @@ class Run:
         self.teacher = teacher
         batch_statistics = any(method.teacher_batch_statistics for method in self.methods)
         if teacher and batch_statistics:
-            _use_batch_statistics(teacher)
+            teacher.use_batch_statistics()
         cacheable = self.wanted.cacheable and not batch_statistics
         self.cache = cache if teacher and cacheable else None
         self.split = data.train.to(device)
         self.strong = self.split.strong() if Tap.STRONG_LOGITS in self.needs else None
         self.has_labels = not bool((self.split.labels == UNLABELLED).any())
-        # Auxiliary classifiers, if there are any, are one more term.
-        backbone = student.backbone
-        crosses = {"cross_entropy": 1.0} if self.has_labels else {}
-        if crosses and backbone.auxiliary:
-            crosses["auxiliary"] = backbone.auxiliary_weight
-        self.names = [*crosses, *(term.name for term in terms)]
-        labels = max((method.params.cross_entropy for method in self.methods), default=1.0)
-        self.weights = torch.tensor(
-            [
-                *(labels * weight for weight in crosses.values()),
-                *(method.params.weight for method in self.methods),
-            ],
-            device=device,
-        )
         self.data, self.recipe, self.device = data, recipe, device
+        self._weigh(terms)
         self.epochs_on_top = recipe.epochs_on_top(method.params for method in self.methods)
         for method in self.methods:
             method.epochs_on_top = self.epochs_on_top
@@ -163,6 +150,23 @@ class Run:
         self.steps = passes * self.steps_in_pass
         self.frozen_norms = freeze(student, tuning.frozen)
         self._prepare_optimizer(tuning)
+
+    def _weigh(self, terms: Sequence[Term]) -> None:
+        """Names and weights of what is minimised."""
+        # Auxiliary classifiers, if there are any, are one more term.
+        backbone = self.student.backbone
+        crosses = {"cross_entropy": 1.0} if self.has_labels else {}
+        if crosses and backbone.auxiliary:
+            crosses["auxiliary"] = backbone.auxiliary_weight
+        self.names = [*crosses, *(term.name for term in terms)]
+        labels = max((method.params.cross_entropy for method in self.methods), default=1.0)
+        self.weights = torch.tensor(
+            [
+                *(labels * weight for weight in crosses.values()),
+                *(method.params.weight for method in self.methods),
+            ],
+            device=self.device,
+        )
 
     @property
     def images_in_step(self) -> int:
@@ -230,8 +234,7 @@ class Run:
         """The share of an epoch's images that were classified right; None without labels."""
         if not self.has_labels:
             return None
-        share: float = meters.right.item() / (self.steps * self.images_in_step)
-        return share
+        return float(meters.right.item() / (self.steps * self.images_in_step))
 
     def epoch(
         self, epoch: int, views: Sequence[int], cached: CachedView | None, timeline: Timeline
@@ -388,34 +391,15 @@ class Run:
             terms: list[Tensor] = []
             if self.has_labels:
                 smoothing = self.recipe.label_smoothing
-                every_logits = student_taps.logits, *student_taps.auxiliary_logits
-                first, *auxiliary = (
-                    label_loss(logits.to(full), labels, batch.mixed, smoothing=smoothing)
-                    for logits in every_logits
-                )
-                if student_taps.strong_logits is not None:  # half of the images are second views
-                    second = label_loss(
-                        student_taps.strong_logits.to(full),
-                        labels,
-                        batch.mixed,
-                        smoothing=smoothing,
-                    )
-                    first = (first + second) / 2
-                terms.append(first)
-                if auxiliary:
-                    terms.append(torch.stack(auxiliary).sum())
+                terms += label_terms(student_taps, batch, smoothing=smoothing, dtype=full)
             terms += [
                 term.to(full) for term in self._terms(student_taps, teacher_taps, batch, of_part)
             ]
         # Terms that do not count give no gradient at all. With zero gradients, weight decay would
         # shrink waiting weights by a factor of exp(-0.05 / (1 - 0.9) * 5e-4 * 23,430 steps) =
         # exp(-5.9) = 0.003 in the literature's 30 epochs of CIFAR.
-        values = torch.stack(
-            [
-                term if counts else term.detach()
-                for term, counts in zip(terms, now.counted, strict=True)
-            ]
-        )
+        counting = zip(terms, now.counted, strict=True)
+        values = torch.stack([term if counts else term.detach() for term, counts in counting])
         weighted = now.weights * values
         torch.autograd.backward(self.scaler.scale(share * weighted.sum()))
         for method in self.methods:
@@ -460,11 +444,3 @@ class Run:
             taps = teacher.taps(images, kinds, batch.labels, maps, batch.mixed, strong)
         # In float32 and rounded as in the cache, so that caching does not change the training.
         return taps.widened() if self.cache is None else rounded(taps, self.cache.config)
-
-
-def _use_batch_statistics(network: nn.Module) -> None:
-    """Makes batch norms normalise by the batch, without updating their running statistics."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.training = True
-            module.momentum = 0.0  # running = 1 * running + 0 * batch

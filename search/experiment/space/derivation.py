@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from kdcore.contract.layer_pairs import layer_options, resolve_layers
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.searched import Choice, LayerChoice, Span
-from kdcore.distillation.without_labels import reading_labels
+from kdcore.data.config import Judge
+from kdcore.distillation.without_labels import cannot_be_judged
 from kdcore.errors import ConfigError, did_you_mean
 from kdcore.methods import CATALOGUE
 from search.errors import ExperimentError, Problem
@@ -108,9 +109,10 @@ def _narrowed_fields(
             except ConfigError as error:
                 problems.append(Problem(key=f"narrow.{key}", message=str(error)))
     if judge is not None:
-        fields = _without_labels(method, fields, published)
-        if _reads_labels(method, {**published, **_first_values(method, fields)}):
-            problems.append(Problem(key="objective", message=reading_labels(judge, method)))
+        fields = _without_labels(judge, method, fields, published)
+        first = {**published, **_first_values(method, fields)}
+        if reason := _cannot_be_judged(judge, method, first):
+            problems.append(Problem(key="objective", message=reason))
         if (key := f"{method}.cross_entropy") in narrow and set(narrow[key]) != {0}:
             message = (
                 f"is {list(narrow[key])}, but with data.judge there are no labels; leave it out"
@@ -131,13 +133,13 @@ def _first_values(method: str, fields: Mapping[str, SearchedField]) -> dict[str,
     return {key.removeprefix(f"{method}."): field.published for key, field in fields.items()}
 
 
-def _reads_labels(method: str, settings: Mapping[str, Option]) -> bool:
-    of_method = CATALOGUE[method]
-    return of_method.reads_labels(of_method.Params.model_validate(settings))
+def _cannot_be_judged(judge: Judge, method: str, settings: Mapping[str, Option]) -> str:
+    params = CATALOGUE[method].Params.model_validate(settings)
+    return cannot_be_judged(judge, method, params)
 
 
 def _without_labels(
-    method: str, fields: Mapping[str, SearchedField], published: Mapping[str, Option]
+    judge: Judge, method: str, fields: Mapping[str, SearchedField], published: Mapping[str, Option]
 ) -> dict[str, SearchedField]:
     """The fields without those options with which a method reads labels, unless none is left."""
     found = dict(fields)
@@ -147,7 +149,7 @@ def _without_labels(
             options = tuple(
                 each
                 for each in field.options
-                if not _reads_labels(method, {**published, name: each})
+                if not _cannot_be_judged(judge, method, {**published, name: each})
             )
             if options and options != field.options:
                 first = field.published if field.published in options else options[0]

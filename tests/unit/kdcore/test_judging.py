@@ -208,10 +208,13 @@ def test_every_method_that_reads_no_labels_teaches_without_and_others_are_refuse
     data: ImageData, data_config: DataConfig, teacher: TeacherConfig, run: Run
 ) -> None:
     declared = {name for name, method in CATALOGUE.items() if method.mixing != "no labels"}
-    refused = declared - {"at"}  # which reads them for gradients only
-    for name in refused:
-        with pytest.raises(ValidationError, match=f"{name} reads labels, but data.judge is linear"):
-            trial(data_config, teacher, name)
+    reading = declared - {"at"}  # which reads them for gradients only
+    keeping = {name for name, method in CATALOGUE.items() if method.reuses_classifier}
+    for names, words in ((reading, "reads labels"), (keeping, "keeps its teacher's classifier")):
+        for name in names:
+            with pytest.raises(ValidationError, match=f"{name} {words}, but data.judge is linear"):
+                trial(data_config, teacher, name)
+    refused = reading | keeping
     with pytest.raises(ValidationError, match="at reads labels"):
         TrialConfig.model_validate(
             trial(data_config, teacher).model_dump()
