@@ -1,16 +1,19 @@
 """What cannot be where students learn without labels, and a judge of features is set."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from kdcore.contract.method import Params
 from kdcore.data.config import Judge
 from kdcore.errors import ConfigError
 from kdcore.methods import CATALOGUE
 from kdcore.teacher.config import AnyTeacher, EnsembleConfig
 from kdcore.training.recipe import BaseRecipe
 
+if TYPE_CHECKING:
+    from kdcore.contract.method import Params
 
-def cannot_be_judged(judge: Judge, method: str, params: Params) -> str:
+
+def cannot_be_judged(judge: Judge, method: str, params: "Params") -> str:
     """Why a method cannot teach where a judge is set; empty if it can."""
     if CATALOGUE[method].reuses_classifier:
         reason = "keeps its teacher's classifier", "puts its own on the features"

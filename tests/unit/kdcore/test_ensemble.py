@@ -127,7 +127,7 @@ def test_what_reads_logits_learns_from_it_and_all_else_is_refused(digits: ImageD
         images,
         torch.arange(8) % 3,
     )
-    of_logits = {Tap.LOGITS} | STUDENTS_ALONE
+    of_logits = {Tap.LOGITS, Tap.STRONG_LOGITS} | STUDENTS_ALONE
     learned = set()
     for name, method in CATALOGUE.items():
         term = TermConfig.model_validate({"method": name})
@@ -137,9 +137,15 @@ def test_what_reads_logits_learns_from_it_and_all_else_is_refused(digits: ImageD
                 assert method.needs <= of_logits
                 learned.add(name)
                 continue
-            assert reason.startswith("it reads ")
-            assert f"but {NAME} has logits alone; use " in reason
-            assert reason.endswith(" that read logits with it, or one of its networks")
+            if method.reuses_classifier:
+                taken = (
+                    f"takes over the teacher's classifier, but that of the teacher {NAME} does not"
+                )
+                assert taken in reason
+            else:
+                assert reason.startswith("it reads ")
+                assert f"but {NAME} has logits alone; use " in reason
+                assert reason.endswith(" that read logits with it, or one of its networks")
             with pytest.raises(NetworkError, match="has logits alone"):
                 build_terms((term,), networks, seed=0)
     reading = {name for name, method in CATALOGUE.items() if method.needs <= of_logits}

@@ -239,7 +239,7 @@ def test_the_model_card_tells_how_images_were_prepared(
             "in_channels": 3,
             "class_names": ("a",),
         },
-        **{"train": [0], "heldout": [0], "test": [0], "digest": "x"},
+        **{"train": [0], "heldout": [0], "test": [0], "digest": "x", "unlabelled": None},
     )
     record = made_up_search(3)
     (picked, *_) = candidates(record)

@@ -200,6 +200,7 @@ def test_the_model_card_of_a_control_says_so(tmp_path: Path) -> None:
         heldout=[0],
         test=[0],
         digest="x",
+        unlabelled=None,
     )
     for number, (accuracy, says) in enumerate(((0.8, True), (0.95, False))):
         with Case(number):
