@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from kdcore.backbones.backbone import Backbone
-from kdcore.backbones.probe import Probe, affine_parameters, classifier_weight, probe
+from kdcore.backbones.probe import affine_parameters, classifier_weight
 from kdcore.backbones.reused_classifier import with_classifier_of
 from kdcore.contract.network_pair import NetworkPair
 from kdcore.data.image_data import ImageData, open_data
@@ -19,7 +19,7 @@ from kdcore.execution.execution import Execution
 from kdcore.execution.fastest import fastest_execution
 from kdcore.execution.workers import Workers
 from kdcore.methods import CATALOGUE
-from kdcore.networks.classifier import Classifier
+from kdcore.networks.classifier import Classifier, probe_for
 from kdcore.networks.initial_weights import build_student, initial_weights
 from kdcore.networks.reused_classifier import reuse_classifier
 from kdcore.teacher.teacher import WEIGHTS, load_teacher, prepare_teacher, teacher_folder
@@ -48,21 +48,13 @@ def network_pair(
         NetworkError: a network is unknown, or the images are too small for it.
     """
 
-    def probed(name: str) -> Probe:
-        return probe(
-            name,
-            num_classes=data.num_classes,
-            in_channels=data.in_channels,
-            image_size=data.image_size,
-        )
-
-    teaching = probed(teacher)
+    teaching = probe_for(teacher, data)
     norms, classifier = teaching.fresh_norms, None
     if teacher_backbone is not None:
         norms = affine_parameters(teacher_backbone)
         classifier = classifier_weight(teacher_backbone)
     return NetworkPair(
-        probed(student).shapes, teaching.shapes, data.train.labels, norms, classifier
+        probe_for(student, data).shapes, teaching.shapes, data.train.labels, norms, classifier
     )
 
 

@@ -28,6 +28,7 @@ from kdcore.backbones.catalogue import build_backbone
 from kdcore.backbones.names import own_digests
 from kdcore.backbones.normalization import Normalization
 from kdcore.backbones.parts import head_of
+from kdcore.backbones.probe import Probe, probe
 from kdcore.contract import plugged
 from kdcore.contract.plugin import Kind
 from kdcore.contract.plugin_faults import beat
@@ -361,3 +362,13 @@ def load_student(
     ]
     with plugged.declared(named) if named else nullcontext():
         return load_classifier(Path(folder), "student")
+
+
+def probe_for(network: str, data: ImageData) -> Probe:
+    """What `probe` finds of a network for these images and their classes."""
+    return probe(
+        network,
+        num_classes=data.num_classes,
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+    )

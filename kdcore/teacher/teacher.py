@@ -16,9 +16,8 @@ from pydantic import JsonValue
 from kdcore.backbones.ensemble import Ensemble
 from kdcore.backbones.names import own_digests
 from kdcore.backbones.normalization import Normalization
-from kdcore.backbones.probe import probe_shapes
 from kdcore.contract.method import Params
-from kdcore.contract.network_pair import NetworkPair, Shapes
+from kdcore.contract.network_pair import NetworkPair
 from kdcore.contract.published import benchmark_of
 from kdcore.data.image_data import ImageData
 from kdcore.errors import ConfigError
@@ -31,6 +30,7 @@ from kdcore.networks.classifier import (
     build_classifier,
     describe_classifier,
     load_classifier,
+    probe_for,
     save_classifier,
 )
 from kdcore.networks.initial_weights import (
@@ -290,7 +290,9 @@ def _prepare_assistant(
             asked = config.above.network, above, data.image_size, device, workspace
             execution = fastest_execution(*asked, workers=workers)
         pair = NetworkPair(
-            _shapes(config.network, data), _shapes(config.above.network, data), data.train.labels
+            probe_for(config.network, data).shapes,
+            probe_for(config.above.network, data).shapes,
+            data.train.labels,
         )
         method = CATALOGUE[_KD](_kd_settings(data), pair)
         assistant = build_classifier(config.network, data, seed=config.seed)
@@ -321,15 +323,6 @@ def _sent(teacher: Classifier) -> dict[str, Any]:
         "weights": teacher.backbone.state_dict(),
         "normalization": [list(each) for each in teacher.normalization],
     }
-
-
-def _shapes(network: str, data: ImageData) -> Shapes:
-    return probe_shapes(
-        network,
-        num_classes=data.num_classes,
-        in_channels=data.in_channels,
-        image_size=data.image_size,
-    )
 
 
 def _kd_settings(data: ImageData) -> Params:

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from kdcore.backbones.probe import probe_shapes
 from kdcore.backbones.reused_classifier import with_classifier_of
-from kdcore.contract.network_pair import Shapes
 from kdcore.data.image_data import ImageData
 from kdcore.methods import CATALOGUE
+from kdcore.networks.classifier import probe_for
 from search.experiment.schema import Experiment
 from search.record.costs import reused_key
 
@@ -31,21 +30,14 @@ def reused_students(experiment: Experiment, data: ImageData) -> Mapping[str, Reu
         NetworkError: one of the networks has no classifier of a map's mean.
     """
 
-    def shapes(network: str) -> Shapes:
-        return probe_shapes(
-            network,
-            num_classes=data.num_classes,
-            in_channels=data.in_channels,
-            image_size=data.image_size,
-        )
-
     students, teachers = experiment.student_configs, experiment.teacher_configs
     methods = sorted({name for slot in experiment.objective for name in slot})
     return {
         reused_key(student, method, teacher): Reused(
             method,
             with_classifier_of(
-                shapes(students[student].backbone), shapes(teachers[teacher].network)
+                probe_for(students[student].backbone, data).shapes,
+                probe_for(teachers[teacher].network, data).shapes,
             ),
         )
         for method in methods
