@@ -7,9 +7,11 @@ from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
+import optuna
 import pytest
 from matplotlib.figure import Figure
 
+from kdcore.methods import CATALOGUE
 from search.errors import SearchError
 from search.experiment.reading import parse_experiment
 from search.experiment.space.space import published_trials
@@ -292,6 +294,31 @@ def test_the_importance_of_many_settings_is_that_of_a_sample(
     assert len(asked[0]) == max(map(len, asked)) == MOST_TRIALS
     assert any("from at most 200 trials of a group" in text for text in words(figure))
     assert " all trials, 400 trials" in words(figure)
+
+
+def test_fanova_meets_few_options_however_many_methods_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of = optuna.importance.get_param_importances
+
+    def importances_of(study: optuna.Study, **settings: Any) -> dict[str, float]:
+        # It adds over all combinations of them: with the whole catalogue it would not end.
+        for distribution in study.trials[0].distributions.values():
+            assert len(getattr(distribution, "choices", ())) <= 6
+        return of(study, **settings)
+
+    monkeypatch.setattr(optuna.importance, "get_param_importances", importances_of)
+    record = made_up_search(90, methods=tuple(CATALOGUE), students=("resnet8", "resnet20"))
+    worst_first = {name: place for place, name in enumerate(CATALOGUE)}
+    trials = [
+        # Apart from the method only chance decides.
+        trial.model_copy(update={"accuracies": (place / 100 + noise,) * 30})
+        for trial in record.trials
+        if (place := worst_first.get(trial.methods)) is not None
+        for noise in [random.Random(trial.number).random() / 1000]
+    ]
+    (found,) = importances(record.model_copy(update={"trials": tuple(trials)}), 1)
+    assert found.shares["method"] > 0.9
 
 
 def test_methods_have_the_same_colours_in_all_pictures_and_none_changes_later() -> None:
