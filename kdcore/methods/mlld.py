@@ -72,7 +72,9 @@ class MLLD(Method):
     class Params(method.Params):
         weight: Annotated[float, Field(ge=0), Span(0.1, 20.0, log=True)] = 0.9
         cross_entropy: Annotated[float, Field(ge=0)] = 0.1
-        relation_weight: Annotated[float, Field(ge=0), Span(0.1, 10.0, log=True)] = 1.0
+        # The sums grow with the square of images over classes: with 10 classes, not 100, they are a
+        # hundred times as large.
+        relation_weight: Annotated[float, Field(ge=0), Span(0.001, 10.0, log=True)] = 1.0
 
     params: Params
 
