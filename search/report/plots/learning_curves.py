@@ -26,7 +26,7 @@ from search.report.plots.style import (
 )
 from search.stopping.named import all_rungs
 
-# Of many trials; as many as there is room for labels.
+# As many as there is room for labels; of many trials no others are lines.
 _MOST_LINES = 10
 
 
@@ -111,8 +111,9 @@ def learning_curves(record: SearchRecord) -> Figure | None:
     named: set[str] = set()
     for trial in reversed(lines):  # the best of each method
         if trial.methods not in named and numbers[trial.number][-1] == budget:
-            text = f"{_method_words(trial)} {curves[trial.number][-1]:.2f}"
-            labels.append((curves[trial.number][-1], text, colours[trial.methods]))
+            if len(named) < _MOST_LINES or trial.is_control:
+                text = f"{_method_words(trial)} {curves[trial.number][-1]:.2f}"
+                labels.append((curves[trial.number][-1], text, colours[trial.methods]))
             named.add(trial.methods)
     for value in teacher:
         axes.axhline(value, color=MUTED, linewidth=1.4, linestyle=(0, (5, 3)), gid="teacher")

@@ -366,6 +366,17 @@ def test_many_students_methods_and_single_epochs_can_be_drawn(drawing: Drawing) 
     png(drawing, record)
 
 
+def test_the_leading_curves_of_many_methods_are_named_within_the_picture() -> None:
+    record = made_up_search(90, methods=tuple(CATALOGUE), grace_epochs=None)
+    figure = drawn(learning_curves, record)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert any(text.startswith("control ") for text in words(figure))
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.height, text.get_text()
+
+
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_a_figure_is_in_the_house_style_whatever_the_users_is(
     name: str, record: SearchRecord
