@@ -282,7 +282,7 @@ def _check(
             stops += f", compared with those of {of}"
     asked = f", the {len(points)} of search.points" if points else ""
     trials, known_good = prepared.experiment.search.trials, len(space.prior)
-    prior = f", then {known_good} that did well in earlier searches" if known_good else ""
+    prior = f", then {known_good} that did well elsewhere" if known_good else ""
     controls = "control" if len(space.students) == 1 else "students' controls"
     known = (*constrained(prepared), *evaluation(prepared), *starts(prepared))
     trained = "\n".join((*known, *recipes(experiment)))

@@ -142,7 +142,8 @@ class SearchConfig(Closed):
         cost: of a student, for that front.
         points: a file of trials that run after the controls; a record keeps what it says.
         prior: names of earlier searches, on whatever data, whose best settings run after the
-            published ones; a record keeps these.
+            published ones, or `catalogue`, for those that come with kdsearch; a record keeps the
+            settings.
         stopping: the rule of early stopping, whose settings stand beside it; `none` runs every
             trial to its end.
         asha: settings of that rule; null alone also means `stopping: none`.
@@ -219,6 +220,11 @@ class SearchConfig(Closed):
     @classmethod
     def _from_a_file(cls, points: Any) -> Any:
         return read_points(Path(points).expanduser()) if isinstance(points, str) else points
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _one_or_several(cls, prior: Any) -> Any:
+        return [prior] if isinstance(prior, str) else prior
 
     @model_validator(mode="after")
     def _settings_of_the_rule_alone(self) -> Self:

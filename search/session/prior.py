@@ -1,7 +1,9 @@
-"""Settings that did well in earlier searches, on whatever data, as first trials of a new one."""
+"""Settings that did well elsewhere, on whatever data, as first trials of a new search."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 
 from search.errors import KdsearchError, Problem
 from search.experiment.schema import Experiment
@@ -28,6 +30,11 @@ from search.record.storage import Storage
 # Of the trials of a search; its sampler has to learn of its own task.
 _SHARE = 1 / 4
 
+CATALOGUE = "catalogue"
+"""The name, in `search.prior`, of what did well in searches of the whole catalogue."""
+
+_CATALOGUE_FILE = Path(__file__).with_name("catalogue_prior.json")
+
 
 def prior_points(
     experiment: Experiment, storage: Storage, space: Space
@@ -35,12 +42,13 @@ def prior_points(
     """The points that `search.prior` stands for, and what is wrong with it.
 
     Each earlier search gives the best trial of each choice of methods, the best first; several take
-    turns. What a trial has beside this space is left out: a value beyond a range becomes its end,
-    an option that is not there the published one. Points that run anyway are none of them, and
-    together they are at most a quarter of the trials.
+    turns; `catalogue` stands for the searches that come with kdsearch. What a trial has beside this
+    space is left out: a value beyond a range becomes its end, an option that is not there the
+    published one. Points that run anyway are none of them, and together they are at most a quarter
+    of the trials.
 
     Args:
-        experiment: whose `search.prior` has names of searches, or, from a record, points.
+        experiment: whose `search.prior` has names, or, from a record, points.
         storage: where those searches are kept.
         space: of the new search.
     """
@@ -51,15 +59,15 @@ def prior_points(
         if isinstance(name, PriorPoint):
             continue
         try:
-            record = read_record(storage, name)
+            searches = catalogue() if name == CATALOGUE else [best(read_record(storage, name))]
         except KdsearchError as error:
             problems.append(Problem(key=f"search.prior.{number}", message=str(error)))
             continue
-        points = list(_best(record, space))
-        if not points:
+        points = [list(_fitting(each, space)) for each in searches]
+        if not any(points):
             message = f"{name!r} has no trial whose methods are candidates here; leave it out"
             problems.append(Problem(key=f"search.prior.{number}", message=message))
-        earlier.append(points)
+        earlier += points
     known = set(map(settings_of, space.first_points()))
     for turn in zip_longest(*earlier):
         for each in turn:
@@ -71,20 +79,38 @@ def prior_points(
     return found, problems
 
 
-def _best(record: SearchRecord, space: Space) -> Iterator[PriorPoint]:
-    """The best trial of each choice of methods, as a point of the space."""
-    methods = set()
+def best(record: SearchRecord) -> list[PriorPoint]:
+    """The best trial of each choice of methods, the best first; no control."""
+    methods, found = set(), []
     for place, trial in enumerate(rank(record.trials), start=1):
-        if trial.is_control or trial.score is None or trial.methods in methods:
-            continue
-        point = _fitting(trial.point, space)
-        if point is not None:
+        if not trial.is_control and trial.score is not None and trial.methods not in methods:
             methods.add(trial.methods)
             of = f"{record.name}, trial {trial.number}, rank {place} of {len(record.trials)}"
-            yield PriorPoint(place=of, point=point)
+            found.append(PriorPoint(place=of, point=trial.point))
+    return found
 
 
-def _fitting(point: Point, space: Space) -> Point | None:
+def catalogue() -> list[list[PriorPoint]]:
+    """The same of searches of the whole catalogue, which come with kdsearch."""
+    searches = json.loads(_CATALOGUE_FILE.read_text(encoding="utf-8"))
+    return [[PriorPoint.model_validate(each) for each in points] for points in searches]
+
+
+def write_catalogue(searches: Sequence[SearchRecord]) -> None:
+    """Makes that of such searches; `python -m tests.benchmarks.curves` runs them."""
+    content = [[each.model_dump(mode="json") for each in best(record)] for record in searches]
+    _CATALOGUE_FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _fitting(earlier: Sequence[PriorPoint], space: Space) -> Iterator[PriorPoint]:
+    """Of earlier points those whose methods are candidates here, as this space has them."""
+    for each in earlier:
+        point = _fitted(each.point, space)
+        if point is not None:
+            yield PriorPoint(place=each.place, point=point)
+
+
+def _fitted(point: Mapping[str, Option], space: Space) -> Point | None:
     """A point as this space has it; none where a method is no candidate, or one too many."""
     student = point.get(STUDENT)
     student = student if student in space.students else space.students[0]

@@ -5,7 +5,9 @@
 Two searches of `experiments/whole_catalogue.yaml`, one for each pair of networks, train every trial
 to its last epoch: hours on two cores. A run that was cut off goes on where it was. Each trial's
 settings, its held-out accuracy after every epoch and its seconds are written as Parquet, beside the
-experiment, the machine and the versions; also of what there is so far, after a cut.
+experiment, the machine and the versions; also of what there is so far, after a cut. The best
+settings of each method become what `search.prior: catalogue` stands for. Last, a table of the
+methods is printed, those that are best on average first.
 """
 
 import argparse
@@ -19,6 +21,8 @@ from pyarrow import parquet
 
 import search
 from search.record.record import SearchRecord
+from search.record.wording import markdown_table
+from search.session.prior import write_catalogue
 from tests.benchmarks import report
 
 EXPERIMENT = Path("experiments/whole_catalogue.yaml")
@@ -94,6 +98,27 @@ def write(path: Path, records: dict[str, SearchRecord]) -> int:
     return len(rows)
 
 
+def methods_table(records: dict[str, SearchRecord]) -> str:
+    """Each method's accuracy, published and at its best, for each pair."""
+    every = [trial for record in records.values() for trial in record.trials]
+    cells = {trial.methods: [trial.methods] for trial in every}
+    best = dict.fromkeys(cells, 0.0)
+    for record in records.values():
+        scores: dict[str, list[float]] = {name: [] for name in cells}
+        first = dict.fromkeys(cells, "-")
+        for trial in record.trials:
+            if trial.state == "finished" and trial.score is not None:
+                scores[trial.methods].append(100 * trial.score)
+                if trial.proposal is not None and trial.proposal.by in {"control", "published"}:
+                    first[trial.methods] = f"{100 * trial.score:.2f}"
+        for name, found in scores.items():
+            best[name] += max(found, default=0.0)
+            cells[name] += [first[name], f"{max(found, default=0.0):.2f}", str(len(found))]
+    heads = [f"{pair}: {what}" for pair in records for what in ("published", "best", "of")]
+    best_first = sorted(cells, key=lambda name: -best[name])
+    return markdown_table([("method", *heads), *(cells[name] for name in best_first)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -105,6 +130,10 @@ def main() -> None:
     for pair in PAIRS:
         records[pair] = searched(pair, options.set)
         print(f"{write(options.out, records)} trials are in {options.out}", flush=True)
+        if records[pair].state != "finished":  # Ctrl-C
+            raise SystemExit(130)
+    write_catalogue(list(records.values()))
+    print(methods_table(records))
 
 
 if __name__ == "__main__":

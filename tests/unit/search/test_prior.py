@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kdcore.methods import CATALOGUE
 from search.errors import ExperimentError
 from search.experiment.reading import parse_experiment
 from search.experiment.space.point import IS_CONTROL, settings_of
@@ -14,6 +15,7 @@ from search.record.record import SearchRecord, TrialRecord
 from search.record.storage import Storage
 from search.report.explanation import explanation
 from search.session.preflight import Plan, plan
+from search.session.prior import catalogue
 from search.session.sampler import OptunaSampler
 from tests.cases import Case
 from tests.records import write_record
@@ -50,7 +52,7 @@ def earlier(storage: Storage, name: str, *tried: tuple[str, float | None, dict[s
     return name
 
 
-def planned(storage: Storage, prior: list[str], trials: int = 40, **search: Any) -> Plan:
+def planned(storage: Storage, prior: list[str] | str, trials: int = 40, **search: Any) -> Plan:
     content = TASK | {"search": {"trials": trials, "prior": prior, **search}}
     return plan(parse_experiment(content, ""), storage, "task.yaml")
 
@@ -129,6 +131,20 @@ def test_the_record_keeps_the_points_and_the_sampler_says_what_they_are(storage:
     assert explanation(record, 3)[1] == (
         "Its settings did well elsewhere: one, trial 2, rank 3 of 6 (search.prior)."
     )
+
+
+def test_what_did_well_in_the_whole_catalogue_comes_with_kdsearch(storage: Storage) -> None:
+    for points in catalogue():
+        for each in points:
+            method = str(each.point["objective.1"])
+            of = CATALOGUE[method].Params.model_fields
+            settings = {key for key in each.point if key.startswith(f"{method}.")}
+            assert settings <= {f"{method}.{name}" for name in of}, each.place
+    prepared = planned(storage, "catalogue")
+    (first, *_) = prepared.space.prior
+    assert {point["objective.1"] for point in prepared.space.prior} == {"kd", "at"}
+    assert first["training.learning_rate"] <= 0.1  # of this space
+    assert planned(storage, ["one", "catalogue"]).space.prior[0]["kd.weight"] == KD["kd.weight"]
 
 
 def test_what_is_no_prior_is_refused(storage: Storage) -> None:
