@@ -6,7 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from search.errors import KdsearchError, Problem
-from search.experiment.schema import Experiment
+from search.experiment.schema import CONTROL, Experiment
 from search.experiment.search_config import PriorPoint
 from search.experiment.searched import Option
 from search.experiment.space.fields import NumberField, SearchedField, exists
@@ -111,23 +111,27 @@ def _fitting(earlier: Sequence[PriorPoint], space: Space) -> Iterator[PriorPoint
 
 
 def _fitted(point: Mapping[str, Option], space: Space) -> Point | None:
-    """A point as this space has it; none where a method is no candidate, or one too many."""
+    """A point as this space has it, with each method in the first slot that has it; none where one
+    has no slot, or a slot no method."""
     student = point.get(STUDENT)
     student = student if student in space.students else space.students[0]
     teacher = point.get(TEACHER)
     teacher = teacher if teacher in space.teachers else space.teachers[0]
-    if sum(key.startswith(SLOT) for key in point) > len(space.slots):
-        return None
+    methods = [value for key, value in point.items() if key.startswith(SLOT) and value != CONTROL]
     fitting: Point = {STUDENT: student} if len(space.students) > 1 else {}
     fitting |= {TEACHER: teacher} if len(space.teachers) > 1 else {}
     values = {plain_name(key): value for key, value in point.items()}
     fields = [*space.shared]
     for number, candidates in enumerate(space.slots, start=1):
-        method = point.get(slot(number))
+        method = next((each for each in methods if each in candidates), CONTROL)
         if method not in candidates:
             return None
+        if method != CONTROL:
+            methods.remove(method)
         fitting[slot(number)] = method
         fields += space.fields[student, teacher, method]
+    if methods:
+        return None
     for field in fields:
         if exists(field, fitting):
             value = values.get(plain_name(field.name), field.published)

@@ -52,8 +52,8 @@ def earlier(storage: Storage, name: str, *tried: tuple[str, float | None, dict[s
     return name
 
 
-def planned(storage: Storage, prior: list[str] | str, trials: int = 40, **search: Any) -> Plan:
-    content = TASK | {"search": {"trials": trials, "prior": prior, **search}}
+def planned(storage: Storage, prior: list[str] | str, trials: int = 40, **keys: Any) -> Plan:
+    content = TASK | {"search": {"trials": trials, "prior": prior}, **keys}
     return plan(parse_experiment(content, ""), storage, "task.yaml")
 
 
@@ -144,6 +144,11 @@ def test_what_did_well_in_the_whole_catalogue_comes_with_kdsearch(storage: Stora
     (first, *_) = prepared.space.prior
     assert {point["objective.1"] for point in prepared.space.prior} == {"kd", "at"}
     assert first["training.learning_rate"] <= 0.1  # of this space
+    slots = planned(storage, "catalogue", objective=[["none", "at"], ["none", "kd"]])
+    assert {(point["objective.1"], point["objective.2"]) for point in slots.space.prior} == {
+        ("at", "none"),
+        ("none", "kd"),
+    }
     assert planned(storage, ["one", "catalogue"]).space.prior[0]["kd.weight"] == KD["kd.weight"]
 
 
