@@ -4,8 +4,9 @@
 
 Inputs are the reference shapes: batch 64, maps 32x32x32, 64x32x32, 128x16x16 and 256x8x8,
 embeddings of width 256, 100 classes, and for contrast 16,384 negatives of 50,000 images. Settings
-are the published ones. Memory is the peak above what the inputs take. On a machine with a GPU
-everything runs there. A table is printed, and `runs/bench/losses.json` written.
+are the published ones. Memory is the peak above what the inputs take. The error is how far, in
+float64 and for eight images, loss and gradients are from the twin's, as a share of these. On a
+machine with a GPU everything runs there. A table is printed, and `runs/bench/losses.json` written.
 """
 
 import argparse
@@ -37,6 +38,7 @@ BATCH, EMBEDDING, CLASSES, NEGATIVES, IMAGES, BANK_WIDTH = 64, 256, 100, 16_384,
 # Settings of a loss that its method derives from others.
 DERIVED = {"angle_weight": 50.0, "intraclass_weight": 2.0}
 
+FEW = 8  # images, of which the error is told
 REPETITIONS = 7
 MOST_OPERATIONS = 5_000
 SLOW_SECONDS = 2.0  # a twin that takes longer is timed once
@@ -152,6 +154,31 @@ def peak_bytes(step: Callable[[], None], device: torch.device) -> float:
     return peak
 
 
+def relative_error(
+    ours: Callable[..., Tensor],
+    twin: Callable[..., Tensor],
+    inputs: list[Tensor],
+    numbers: dict[str, Any],
+) -> float:
+    """The largest of loss and gradients, in float64."""
+    found = []
+    for loss in (ours, twin):
+        leaves = [
+            each.detach().double().requires_grad_(each.requires_grad)
+            if each.is_floating_point()
+            else each
+            for each in inputs
+        ]
+        value = loss(*leaves, **numbers)
+        learnt = [each for each in leaves if each.requires_grad]
+        gradients = torch.autograd.grad(value, learnt, allow_unused=True)
+        found.append([value, *(each for each in gradients if each is not None)])
+    return max(
+        float(((mine - theirs).norm() / theirs.norm().clamp(min=1e-300)).detach())
+        for mine, theirs in zip(*found, strict=True)
+    )
+
+
 def measure(
     name: str, device: torch.device, benchmark: report.Benchmark
 ) -> Iterator[dict[str, Any]]:
@@ -183,11 +210,14 @@ def measure(
             benchmark.doing(f"{name}, batch {batch}, {row['shape']}: {side}")
             row[f"{side}_ms"] = 1e3 * median_seconds(lambda loss=loss: step(loss), device)
             row[f"{side}_mib"] = peak_bytes(lambda loss=loss: step(loss), device) / 2**20
+        few = [tensor_of(tensor, case, FEW, device) for tensor in tensors]
+        row["error"] = relative_error(ours, twin, few, numbers)
         rows.append(row)
         yield row | ratios(row)
     if cases[0][1] == cases[-1][1] and len(cases) > 1:  # what a student with all these maps pays
         figures = ("ours_ms", "ours_mib", "twin_ms", "twin_mib")
         together = {figure: sum(row[figure] for row in rows) for figure in figures}
+        together["error"] = max(row["error"] for row in rows)
         yield {"method": name, "batch": BATCH, "shape": "all of them"} | together | ratios(together)
 
 
@@ -209,7 +239,7 @@ def main() -> None:
     names = options.only or [name for name, method in CATALOGUE.items() if method.needs]
     columns = ("method", "batch", "shape", "ours ms", "twin ms", "faster", "ours MiB", "twin MiB")
     with report.Benchmark("losses", device, options.threads) as benchmark:
-        table = benchmark.table(*columns, "smaller", title="Losses and their naive twins")
+        table = benchmark.table(*columns, "smaller", "error", title="Losses and their naive twins")
         for name in names:
             for row in measure(name, device, benchmark):
                 known = {
@@ -227,8 +257,9 @@ def main() -> None:
                     f"{row['ours_mib']:.1f}",
                     f"{row['twin_mib']:.1f}",
                     f"{row['times_smaller']:.1f}",
+                    f"{row['error']:.0e}",
                 )
-        Console(width=110).print(table)
+        Console(width=120).print(table)
 
 
 if __name__ == "__main__":

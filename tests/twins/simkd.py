@@ -10,21 +10,18 @@ def naive_simkd(projected_map: Tensor, teacher_map: Tensor) -> Tensor:
     total, count = projected_map.new_zeros(()), 0
     rows, columns = min(height, teacher_map.shape[2]), min(width, teacher_map.shape[3])
     for own, others in zip(projected_map, teacher_map, strict=True):
-        for channel in range(channels):
-            for row in range(rows):
-                for column in range(columns):
-                    one, other = (
-                        _cell(maps[channel], row, column, rows, columns) for maps in (own, others)
-                    )
-                    total, count = total + (one - other) ** 2, count + 1
+        for row in range(rows):
+            for column in range(columns):
+                one, other = (_cell(maps, row, column, rows, columns) for maps in (own, others))
+                total, count = total + ((one - other) ** 2).sum(), count + channels
     return total / count
 
 
-def _cell(values: Tensor, row: int, column: int, rows: int, columns: int) -> Tensor:
-    """The mean of one of so many equal rectangles; their sides are whole numbers."""
-    height, width = values.shape[0] // rows, values.shape[1] // columns
-    rectangle = values[row * height : (row + 1) * height, column * width : (column + 1) * width]
-    return rectangle.mean()
+def _cell(maps: Tensor, row: int, column: int, rows: int, columns: int) -> Tensor:
+    """The mean of one of so many equal rectangles, by channel; their sides are whole numbers."""
+    height, width = maps.shape[1] // rows, maps.shape[2] // columns
+    rectangle = maps[:, row * height : (row + 1) * height, column * width : (column + 1) * width]
+    return rectangle.mean((1, 2))
 
 
 def naive_projection(state: dict[str, Tensor], body_map: Tensor) -> Tensor:
