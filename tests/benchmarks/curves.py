@@ -24,6 +24,7 @@ from search.record.record import SearchRecord
 from search.record.wording import markdown_table
 from search.session.prior import write_catalogue
 from tests.benchmarks import report
+from tests.benchmarks.kept_search import kept_search
 
 EXPERIMENT = Path("experiments/whole_catalogue.yaml")
 TABLE = Path("experiments/results/whole_catalogue.parquet")
@@ -38,15 +39,9 @@ STORAGE = "runs/bench/curves"
 def searched(pair: str, overrides: Iterable[str]) -> SearchRecord:
     """The search of a pair, run as far as it had not been."""
     teacher, student = pair.split(":")
-    name = pair.replace(":", "-")
-    if name in search.search_names(STORAGE):
-        found = search.open_search(name, storage=STORAGE)
-        if found.state != "finished":
-            found.resume()
-        return found.record
     own = (f"teacher.backbone={teacher}", f"student={student}", f"search.seed={PAIRS[pair]}")
     experiment = search.read_experiment(EXPERIMENT, (*own, *overrides))
-    return search.launch(experiment, name=name, storage=STORAGE).record
+    return kept_search(experiment, pair.replace(":", "-"), STORAGE)
 
 
 def rows_of(pair: str, record: SearchRecord) -> Iterable[dict[str, object]]:

@@ -10,20 +10,22 @@ done again. `runs/bench/prior.json` holds each search's accuracies.
 """
 
 import argparse
-import math
+import zlib
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 import yaml
 from rich.console import Console
-from scipy import stats
 
 import search
+from search.record.paired_gain import paired_gain
+from search.record.wording import gain_in_words, percent
 from tests.benchmarks import report
+from tests.benchmarks.kept_search import kept_search
 
 EXPERIMENT: dict[str, Any] = {
     "data": {"name": "digits", "heldout_fraction": 0.5, "train_images": 200},
@@ -36,7 +38,7 @@ STORAGE = "runs/bench/prior"
 
 
 def accuracies(overrides: Sequence[str], seed: int, trials: int, prior: bool) -> list[float]:
-    """The held-out accuracy of each trial of a search, in percent."""
+    """The held-out accuracy of each trial of a search, from 0 to 1."""
     own = (f"search.trials={trials}", f"search.seed={seed}")
     own += ("search.prior=catalogue",) if prior else ()
     file = Path(STORAGE) / "prior.yaml"
@@ -44,14 +46,12 @@ def accuracies(overrides: Sequence[str], seed: int, trials: int, prior: bool) ->
     file.write_text(yaml.safe_dump(EXPERIMENT))
     experiment = search.read_experiment(file, (*own, *overrides))
     name = f"{experiment.data.name}-{trials}-{seed}-{'with' if prior else 'without'}"
-    if name not in search.search_names(STORAGE):
-        record = search.launch(experiment, name=name, storage=STORAGE).record
-    else:
-        found = search.open_search(name, storage=STORAGE)
-        if found.state != "finished":
-            found.resume()
-        record = found.record
-    return [100 * (trial.score or 0.0) for trial in record.trials]
+    if overrides:  # else another run's search would be taken for this one
+        name += f"-{zlib.crc32(' '.join(overrides).encode()):08x}"
+    record = kept_search(experiment, name, STORAGE)
+    if record.state != "finished":
+        raise KeyboardInterrupt
+    return [trial.score or 0.0 for trial in record.trials]
 
 
 def main() -> None:
@@ -64,29 +64,24 @@ def main() -> None:
     options = parser.parse_args()
     facts = {"trials": options.trials, "set": options.set}
     with report.Benchmark("prior", torch.device("cpu"), 1, **facts) as benchmark:
-        bests: dict[bool, list[list[float]]] = {True: [], False: []}
+        bests: dict[bool, dict[int, list[float]]] = {True: {}, False: {}}
         for seed in options.seeds:
             for prior in (False, True):
                 benchmark.doing(f"seed {seed}, {'with' if prior else 'without'} the prior")
                 found = accuracies(options.set, seed, options.trials, prior)
-                bests[prior].append(list(accumulate(found, max)))
+                bests[prior][seed] = list(accumulate(found, max))
                 benchmark.add(
                     {"seed": seed, "prior": prior, "best": max(found), "accuracies": found}
                 )
         title = f"best held-out accuracy, %, {len(options.seeds)} seeds"
         table = benchmark.table("after trials", "without", "with", "difference", title=title)
         for after in sorted({*range(8, options.trials, 8), options.trials}):
-            without, with_it = ([each[after - 1] for each in bests[p]] for p in (False, True))
-            gains = [one - other for one, other in zip(with_it, without, strict=True)]
-            error = math.inf
-            if len(gains) > 1:
-                error = stats.t.ppf(0.975, len(gains) - 1) * stdev(gains) / math.sqrt(len(gains))
-            table.add_row(
-                str(after),
-                f"{fmean(without):.2f}",
-                f"{fmean(with_it):.2f}",
-                f"{fmean(gains):+.2f} [{fmean(gains) - error:+.2f}, {fmean(gains) + error:+.2f}]",
+            without, with_it = (
+                {seed: best[after - 1] for seed, best in bests[prior].items()}
+                for prior in (False, True)
             )
+            means = (percent(fmean(each.values())) for each in (without, with_it))
+            table.add_row(str(after), *means, gain_in_words(paired_gain(with_it, without)))
         Console(width=100).print(table)
 
 
