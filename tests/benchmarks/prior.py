@@ -39,7 +39,7 @@ STORAGE = "runs/bench/prior"
 
 def accuracies(overrides: Sequence[str], seed: int, trials: int, prior: bool) -> list[float]:
     """The held-out accuracy of each trial of a search, from 0 to 1."""
-    own = (f"search.trials={trials}", f"search.seed={seed}")
+    own: tuple[str, ...] = (f"search.trials={trials}", f"search.seed={seed}")
     own += ("search.prior=catalogue",) if prior else ()
     file = Path(STORAGE) / "prior.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
