@@ -23,7 +23,7 @@ from search.report.plots.style import (
 )
 
 # Where there are many trials.
-_MOST_ROWS = 24
+_MOST_ROWS = 40  # more than the catalogue has methods
 _FULL_ROW = 40  # trials, whose dots would lie upon each other
 
 
