@@ -259,7 +259,7 @@ def _check(
         starts,
     )
     from search.session.sampling.named import sampler_in_words
-    from search.stopping.named import IN_WORDS
+    from search.stopping.named import stopping_in_words
 
     place = Storage(storage)
     if name is not None:
@@ -272,14 +272,7 @@ def _check(
     table.add_column("values", overflow="fold")
     for field, values in space.describe():
         table.add_row(field, escape(values))  # a list of steps is no markup
-    rule, points = prepared.experiment.search.rule, experiment.search.points
-    stops = "no trial is stopped early"
-    if rule is not None:
-        name = IN_WORDS[experiment.search.stopping]
-        stops = f"{name} may stop a trial from epoch {rule.grace_epochs} on"
-        if len(space.students) > 1:
-            of = "its student" if rule.among == "student" else "all students"
-            stops += f", compared with those of {of}"
+    points = experiment.search.points
     asked = f", the {len(points)} of search.points" if points else ""
     trials, known_good = prepared.experiment.search.trials, len(space.prior)
     prior = f", then {known_good} that did well elsewhere" if known_good else ""
@@ -303,7 +296,8 @@ def _check(
         f"{trained}\n"
         f"trials   {trials} of {experiment.training.epochs} epochs{on_top}; "
         f"the first {len(space.first_points())} are the {controls}{asked} and the settings "
-        f"published for {prepared.experiment.published}{prior}; {stops}\n"
+        f"published for {prepared.experiment.published}{prior}; "
+        f"{stopping_in_words(prepared.experiment)}\n"
         f"sampler  {sampler_in_words(experiment, space)}"
     )
     if experiment.search.goal == "pareto":

@@ -375,7 +375,7 @@ class Experiment(Closed):
     @model_validator(mode="after")
     def _rungs_within_budget(self) -> Self:
         name, rule = self.search.stopping, self.search.rule
-        if rule is not None and rule.grace_epochs > self.training.epochs:
+        if rule is not None and rule.first_epoch(self.training.epochs) > self.training.epochs:
             raise ValueError(
                 f"search.{name}.grace_epochs is {rule.grace_epochs}, but must be at most "
                 f"training.epochs, which is {self.training.epochs}"

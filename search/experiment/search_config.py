@@ -1,5 +1,6 @@
 """The keys below `search`: what proposes trials, what stops them, and their budgets."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -44,14 +45,23 @@ class _Rule(Closed):
     """What all rules of early stopping have.
 
     Args:
-        grace_epochs: no trial is stopped before this epoch.
+        grace_epochs: no trial is stopped before this epoch; null: a third of a whole trial's,
+            before which accuracies tell little, see `tests.benchmarks.searchers`.
         among: the trials that one is compared with: those of its `student`, or `all`. Null: a
             search that begins takes `student` where it has several; in a record, which then is of
             an earlier version, it means `all`.
     """
 
-    grace_epochs: int = Field(1, ge=1)
+    grace_epochs: int | None = Field(None, ge=1)
     among: Literal["student", "all"] | None = None
+
+    def first_epoch(self, epochs: int) -> int:
+        """The first epoch after which a trial may be stopped.
+
+        Args:
+            epochs: of a whole trial.
+        """
+        return self.grace_epochs or math.ceil(epochs / 3)
 
     def by_student(self) -> Self:
         """The same, comparing the trials of each student where nothing else is said."""
@@ -74,7 +84,7 @@ class Asha(_Rule):
             factor above the one before.
     """
 
-    reduction: float = Field(3.0, gt=1)
+    reduction: float = Field(2.0, gt=1)
 
 
 class Hyperband(_Rule):
@@ -82,11 +92,12 @@ class Hyperband(_Rule):
     arXiv:1603.06560.
 
     Args:
-        grace_epochs: the first rung of the first bracket.
+        grace_epochs: as in every rule; the first rung of the first bracket.
         among: as in every rule.
         reduction: as in `Asha`; also the factor between the first rungs of two brackets.
     """
 
+    grace_epochs: int | None = Field(1, ge=1)
     reduction: float = Field(3.0, ge=2)
 
 

@@ -168,9 +168,10 @@ def _judged(record: SearchRecord, trial: TrialRecord) -> list[str]:
     whose = _whose(record, trial)
     lines += [_in_words(verdict, record.metric, whose) for verdict in trial.verdicts]
     if isinstance(rule, Median) and trial.state == "finished":
+        first = rule.first_epoch(experiment.training.epochs)
         lines.append(
             f"Its best so far never fell below the median of the running averages of whole trials"
-            f"{whose}, which counts from epoch {rule.grace_epochs} on, once there are "
+            f"{whose}, which counts from epoch {first} on, once there are "
             f"{rule.min_trials}."
         )
     elif trial.state == "stopped" and not trial.verdicts:

@@ -43,7 +43,7 @@ def importances(record: SearchRecord, most: int) -> list[Importance]:
     Only the best get further, and among these alone every setting would seem unimportant.
     """
     search, epochs = record.experiment.search, record.experiment.training.epochs
-    epoch = search.rule.grace_epochs if search.rule else epochs
+    epoch = search.rule.first_epoch(epochs) if search.rule else epochs
     reached = [t for t in record.trials if len(t.accuracies) >= epoch + t.epochs_on_top]
     groups: dict[str, list[TrialRecord]] = {"all trials": reached}
     for trial in reached:

@@ -32,12 +32,12 @@ def cautions(experiment: Experiment) -> list[str]:
     schedules = {recipe.schedule: None for recipe in experiment.training.variants("schedule")}
     falling = " or ".join(each for each in schedules if each not in ("constant", "wsd"))
     rule = search.rule
-    if rule is None or not falling or rule.grace_epochs >= epochs:
+    if rule is None or not falling or (first := rule.first_epoch(epochs)) >= epochs:
         return found
     return [
         *found,
         f"training.schedule is {falling} over all {epochs} epochs, but search."
-        f"{search.stopping} compares trials from epoch {rule.grace_epochs} on, when the learning "
+        f"{search.stopping} compares trials from epoch {first} on, when the learning "
         f"rate is still near its peak: this favours settings that learn quickly over those that "
         f"end best. Use training.schedule: wsd with ema_decay, more grace_epochs, or stopping: "
         f"none; kdsearch replay shows what other settings would have cost",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import zip_longest
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def prior_points(
         try:
             searches = catalogue() if name == CATALOGUE else [best(read_record(storage, name))]
         except KdsearchError as error:
-            problems.append(Problem(key=f"search.prior.{number}", message=str(error)))
+            meant = get_close_matches(name, [CATALOGUE])
+            hint = f"; {CATALOGUE!r} is what comes with kdsearch" if meant else ""
+            problems.append(Problem(key=f"search.prior.{number}", message=f"{error}{hint}"))
             continue
         points = [list(_fitting(each, space)) for each in searches]
         if not any(points):

@@ -33,7 +33,7 @@ class Brackets(StoppingRule):
     """
 
     def __init__(self, hyperband: Hyperband, *, epochs: int) -> None:
-        grace, reduction = hyperband.grace_epochs, hyperband.reduction
+        grace, reduction = hyperband.first_epoch(epochs), hyperband.reduction
         # The paper's s_max: how often the factor fits between the grace epochs and the last one.
         last = 0
         while grace * reduction ** (last + 1) <= epochs:

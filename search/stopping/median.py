@@ -45,7 +45,7 @@ class RunningAverages(StoppingRule):
         """See `StoppingRule`; it is compared from the grace epochs on, once enough trials have
         ended whole."""
         bests = self._bests.get(trial, [])
-        if not self._settings.grace_epochs <= epoch <= len(bests):
+        if not self._settings.first_epoch(self._epochs) <= epoch <= len(bests):
             return None
         ended = self._whole[epoch - 1]
         if len(ended) < self._settings.min_trials:

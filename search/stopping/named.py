@@ -42,10 +42,23 @@ def _among_all(settings: StoppingSettings, epochs: int) -> StoppingRule:
 
 def all_rungs(experiment: Experiment) -> list[int]:
     """The epochs of the rungs of all brackets; none where trials are compared otherwise."""
-    rule = experiment.search.rule
+    rule, epochs = experiment.search.rule, experiment.training.epochs
     if isinstance(rule, Asha):
-        return rung_epochs(rule.grace_epochs, rule.reduction, experiment.training.epochs)
+        return rung_epochs(rule.first_epoch(epochs), rule.reduction, epochs)
     if isinstance(rule, Hyperband):
-        first = Brackets(rule, epochs=experiment.training.epochs).brackets[0]
+        first = Brackets(rule, epochs=epochs).brackets[0]
         return list(first.results)
     return []
+
+
+def stopping_in_words(experiment: Experiment) -> str:
+    """From when a trial may be stopped early, and in comparison with which others."""
+    rule = experiment.search.rule
+    if rule is None:
+        return "no trial is stopped early"
+    first = rule.first_epoch(experiment.training.epochs)
+    words = f"{IN_WORDS[experiment.search.stopping]} may stop a trial from epoch {first} on"
+    if len(experiment.students) > 1:
+        of = "its student" if rule.among == "student" else "all students"
+        words += f", compared with those of {of}"
+    return words

@@ -65,7 +65,7 @@ class Rungs(StoppingRule):
     def __init__(self, asha: Asha, *, epochs: int, at: Iterable[int] | None = None) -> None:
         self._reduction = asha.reduction
         if at is None:
-            at = rung_epochs(asha.grace_epochs, asha.reduction, epochs)
+            at = rung_epochs(asha.first_epoch(epochs), asha.reduction, epochs)
         self.results: dict[int, dict[int, float]] = {rung: {} for rung in at}
         # Each rung's results from the worst to the best.
         self._ordered: dict[int, list[float]] = {rung: [] for rung in self.results}

@@ -3,12 +3,14 @@
     python -m tests.benchmarks.searchers [--budgets N ...] [--slots N ...] [--seeds N] [--only NAME]
 
 Whole searches are simulated on `tests.benchmarks.curves`'s table: a trial's curve, and its seconds,
-are those of the table's trial of the same methods whose settings are nearest to what was proposed.
+are those of the table's trial of the same methods whose settings are nearest to what was proposed,
+and which this search has not had yet, as long as there is one. Each seed has two thirds of the
+table, by chance, so that no single trial, which may have been lucky, decides who looks good.
 A budget of N is the time of N whole trials of the table's mean, shared by so many slots; trials
 begin as long as it is not spent. Everyone searches with the same budgets and seeds: every sampler
-of `search.sampler` with every rule of `search.stopping`, and what comes from a shelf, which does
-not begin with published settings: random search without stopping, with which all are compared, and
-with Ray's ASHA, and Optuna's TPE with its pruners.
+of `search.sampler` with every rule of `search.stopping`, ASHA also with earlier rungs, and what
+comes from a shelf, which does not begin with published settings: random search without stopping,
+with which all are compared, and with Ray's ASHA, and Optuna's TPE with its pruners.
 
 Regret is how far the best held-out accuracy that a search has seen lies below the table's best, in
 percentage points. Beside the mean at the end of the budget, with its 95 % interval (bootstrap over
@@ -21,12 +23,14 @@ import argparse
 import heapq
 import json
 import math
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, product
+from itertools import accumulate, chain, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -55,12 +59,20 @@ from tests.benchmarks.curves import TABLE
 from tests.benchmarks.throughput import synthetic
 
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
-RULES = ("asha", "hyperband", "median", "none")
+RULES: Mapping[str, Mapping[str, Any]] = {
+    "asha": {},
+    "asha from 1": {"asha": {"grace_epochs": 1, "reduction": 3}},
+    "asha from 3": {"asha": {"grace_epochs": 3, "reduction": 3}},
+    "hyperband": {"stopping": "hyperband"},
+    "median": {"stopping": "median"},
+    "none": {"stopping": "none"},
+}
 BASIS = "stock random, none"
 STOCK = (BASIS, "stock random, asha", "stock TPE, median", "stock TPE, halving")
 STOCK += ("stock TPE, hyperband",)
 
 MOMENTS = 200  # of a budget, at which regret is looked at
+PART = 2 / 3  # of the table, that a search has
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,14 @@ class Entry:
     accuracies: tuple[float, ...]
     epoch_seconds: float
     on_top: int
+
+    def is_whole(self, epochs: int) -> bool:
+        """Whether it came to its end."""
+        return len(self.accuracies) == epochs + self.on_top
+
+
+def _best(entries: Iterable[Entry], epochs: int) -> float:
+    return max(max(each.accuracies) for each in entries if each.is_whole(epochs))
 
 
 class Table:
@@ -93,24 +113,44 @@ class Table:
         self.experiment = experiment
         self.space: Space = derive_space(experiment, {(student, teacher): pair}, "")
         self.epochs = experiment.training.epochs
-        whole = [each for each in entries if len(each.accuracies) == self.epochs + each.on_top]
-        self.best = max(max(each.accuracies) for each in whole)
-        self.trial_seconds = float(
-            np.mean([len(each.accuracies) * each.epoch_seconds for each in whole])
-        )
+        self.best = _best(entries, self.epochs)
+        seconds = [
+            len(each.accuracies) * each.epoch_seconds
+            for each in entries
+            if each.is_whole(self.epochs)
+        ]
+        self.trial_seconds = float(np.mean(seconds))
         self._pair = student, teacher
         self._by_methods: dict[str, list[Entry]] = {}
         for each in entries:
             self._by_methods.setdefault(each.point[slot(1)], []).append(each)
 
-    def at(self, point: Point) -> Entry:
-        """The trial of the same method whose settings are nearest; of the controls too."""
+    def part(self, seed: int) -> "Table":
+        """A part of it, by chance, with at least one trial of each method."""
+        chance, part = random.Random(seed), copy(self)
+        part._by_methods = {
+            method: [each for each in all_of_it if chance.random() < PART]
+            or [chance.choice(all_of_it)]
+            for method, all_of_it in self._by_methods.items()
+        }
+        kept = chain.from_iterable(part._by_methods.values())
+        part.best = _best(kept, self.epochs)
+        return part
+
+    def at(self, point: Point, had: Container[int] = ()) -> Entry:
+        """The trial of the same method whose settings are nearest; of the controls too.
+
+        Args:
+            point: the settings.
+            had: trials, by `id`, that are taken only where the method has no others.
+        """
         method = point[slot(1)]
         fields = (*self.space.shared, *self.space.fields.get((*self._pair, method), ()))
-        return min(
-            self._by_methods[method],
-            key=lambda each: sum(_distance(field, point, each.point) for field in fields),
-        )
+
+        def distance(entry: Entry) -> tuple[bool, float]:
+            return id(entry) in had, sum(_distance(each, point, entry.point) for each in fields)
+
+        return min(self._by_methods[method], key=distance)
 
 
 def _distance(field: SearchedField, one: Point, other: Point) -> float:
@@ -177,7 +217,7 @@ class Kdsearch(Searcher):
             sampler=sampler,
             on_top=lambda point: table.at(point).on_top,
         )
-        settings = SearchConfig.model_validate({"trials": budget, "stopping": rule}).rule
+        settings = SearchConfig.model_validate({"trials": budget, **RULES[rule]}).rule
         self._rule = None if settings is None else rule_of(settings, epochs=table.epochs)
 
     def start(self, trial: int) -> Point:
@@ -260,11 +300,13 @@ def regrets(
     end = budget * table.trial_seconds / slots
     trials: dict[int, tuple[Entry, list[float]]] = {}
     ran: dict[int, int] = {}
+    had: set[int] = set()
     reports: list[tuple[float, int]] = []  # when the next epoch ends, and of which trial
 
     def begin(now: float) -> None:
         trial = len(trials)
-        entry = table.at(searcher.start(trial))
+        entry = table.at(searcher.start(trial), had)
+        had.add(id(entry))
         trials[trial] = entry, list(accumulate(entry.accuracies, max))
         ran[trial] = 0
         heapq.heappush(reports, (now + entry.epoch_seconds, trial))
@@ -298,7 +340,7 @@ def _simulated(
 ) -> tuple[NDArray[np.float64], int]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
-    table = tables(path)[pair]
+    table = tables(path)[pair].part(seed)
     searcher = searcher_of(name, table, budget=budget, slots=slots, seed=seed)
     return regrets(table, searcher, budget=budget, slots=slots)
 

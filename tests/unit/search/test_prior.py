@@ -156,6 +156,7 @@ def test_what_is_no_prior_is_refused(storage: Storage) -> None:
     earlier(storage, "foreign", ("dkd", 0.9, {}))
     for name, words in (
         ("absent", "absent"),
+        ("catalog", "'catalogue' is what comes with kdsearch"),
         ("foreign", "'foreign' has no trial whose methods are candidates here; leave it out"),
     ):
         with Case(name), pytest.raises(ExperimentError) as caught:

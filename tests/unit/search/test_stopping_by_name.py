@@ -295,7 +295,8 @@ def test_median_compares_with_whole_trials_so_the_first_ones_are_not_stopped() -
 
 def test_rungs_are_shown_where_there_are_some() -> None:
     for search, expected in (
-        ({"asha": {"grace_epochs": 2}}, [2, 6, 18]),
+        ({}, [9, 18]),  # a third of a trial, then twice as long
+        ({"asha": {"grace_epochs": 2, "reduction": 3}}, [2, 6, 18]),
         ({"stopping": "hyperband"}, [1, 3, 9]),
         ({"stopping": "median"}, []),
         ({"asha": None}, []),
