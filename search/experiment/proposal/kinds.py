@@ -69,7 +69,7 @@ def fine_tuned(networks: Sequence[Pretrained]) -> Kind:
         },
         images_on_cpu=40_000,
         images_on_gpu=500_000,
-        epochs=(5, 30),
+        epochs=(5, 60),
         what="pretrained, which begins far ahead of fresh weights",
     )
 

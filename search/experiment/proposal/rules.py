@@ -21,8 +21,10 @@ distillation helps on these images. All else can be searched later. So:
   together: a larger one often knows no more of so few images, but several, averaged, make fewer
   mistakes than each. They take two fifths of the time, and are asked about each view.
 - **Epochs.** What counts is how many images are seen: some hundred thousand on a CPU, a few million
-  on a GPU, in no fewer epochs than a cosine schedule needs to be one. The teacher gets twice as
-  many, since all trials live on it. Fine-tuning needs a fifth of these.
+  on a GPU, in no fewer epochs than a cosine schedule needs to be one; fine-tuning needs a fifth of
+  these. Networks, sizes and methods are chosen by them. Then all of the time is divided: students
+  train as long as they and their teachers can together, since patience pays (Beyer et al.,
+  arXiv:2106.05237), and teachers up to twice as long.
 - **Evaluation.** A library's weights lose accuracy on images that are not resized and cropped as
   those that they were tested with, so the teacher's weights decide how that is done.
 - **Views.** Crops, mirrored; where an image is seen fifty times or more, in other colours too.
@@ -35,16 +37,14 @@ distillation helps on these images. All else can be searched later. So:
   something to learn from and as many trials to use it. Where time is short, these go first.
 - **No early stopping.** With so few trials little is saved by it, and under a cosine schedule early
   accuracies favour what learns quickly over what ends best.
-- **Budget.** From the measured step of each network on a trial's cores: epochs times steps, half as
-  much again for evaluation, images and teacher. The teacher trains with all cores, of which half of
-  the speed is taken to be lost.
+- **Budget.** From the measured step of each network, of a teacher with all cores: epochs times
+  steps, half as much again for evaluation, images and teacher.
 """
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kdcore import StudentConfig
 from kdcore.data.augmentation.steps import BASIC
@@ -55,6 +55,7 @@ from search.experiment.proposal.images import FoundImages, class_counts
 from search.experiment.proposal.kinds import IMAGENET_SIDE, LARGE, SMALL, Network, fine_tuned
 from search.experiment.proposal.machine import Machine
 from search.experiment.proposal.pretrained import Pretrained
+from search.experiment.proposal.written import Line
 from search.experiment.schema import CONTROL
 
 
@@ -75,21 +76,6 @@ class Cost:
 
 Measure = Callable[[str, tuple[int, int], int, int], Cost]
 """Measures a network by name, image size, batch size and number of threads."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A key of the proposal.
-
-    Args:
-        path: of the key.
-        value: plain.
-        reason: why.
-    """
-
-    path: tuple[str, ...]
-    value: Any
-    reason: str
 
 
 _SIDES = (224, 192, 160, 128, 96, 64, 48, 32)
@@ -148,6 +134,7 @@ class Proposal:
             if self._choose_teachers() and in_time:
                 break
         self._choose_students()
+        self._lengthen()
         self.is_fine_tuning = bool(self._teacher.weights)
         self.lines = (*self._data(), *self._networks(), *self._training_lines(), *self._search())
 
@@ -193,8 +180,8 @@ class Proposal:
         return False
 
     def _choose_teachers(self) -> bool:
-        """The largest that can be trained in their share of the time, and for how many epochs;
-        whether these are enough, and an ensemble is of pretrained networks."""
+        """The largest that can be trained in their share of the time; whether they can for the
+        fewest epochs, of an ensemble for a student's, and it is of pretrained networks."""
         epochs = 2 * self._epochs
         if self._several:
             self._teachers = list(self._together)
@@ -205,9 +192,9 @@ class Proposal:
                     break
                 self._teachers = [network]
         self._teacher = self._teachers[-1]
-        most = int(self._teachers_seconds / self._seconds_of_teachers(self._teachers, 1))
-        self._teacher_epochs = max(self._kind.epochs[0], min(epochs, most))
-        return most >= self._teacher_epochs and (not self._several or bool(self._teacher.weights))
+        fewest = self._epochs if self._several else self._kind.epochs[0]
+        in_time = self._seconds_of_teachers(self._teachers, fewest) <= self._teachers_seconds
+        return in_time and (not self._several or bool(self._teacher.weights))
 
     @property
     def _together(self) -> Sequence[Network]:
@@ -226,21 +213,33 @@ class Proposal:
                     self._students = tried
                     break
 
+    def _lengthen(self) -> None:
+        """Divides all of the time: students train as long as they and their teachers can together,
+        and these up to twice as long. Fresh weights are never trained shorter for it."""
+        seconds = self._teachers_seconds + self._trials_seconds
+        fewest, most = self._kind.epochs
+        trials = self._seconds_of_trials(self._students) / self._epochs
+        teachers = self._seconds_of_teachers(self._teachers, 1)
+        least = fewest if self._teacher.weights else self._epochs
+        self._epochs = max(least, min(most, int(seconds / (trials + teachers))))
+        fitting = int(max(seconds - self._epochs * trials, self._teachers_seconds) / teachers)
+        self._teacher_epochs = max(fewest, min(2 * self._epochs, fitting))
+
     # What it costs.
 
-    def _cost(self, network: Network) -> Cost:
-        """On a trial's share of the machine."""
-        return self._measure(network.backbone, self._size, self._batch, self._threads)
+    def _cost(self, network: Network, threads: int = 0) -> Cost:
+        """On a trial's share of the machine, or with so many threads."""
+        threads = threads or self._threads
+        return self._measure(network.backbone, self._size, self._batch, threads)
 
-    def _seconds_of_training(self, network: Network, epochs: int) -> float:
+    def _seconds_of_training(self, network: Network, epochs: int, threads: int = 0) -> float:
         steps = epochs * self._used / self._batch
-        return steps * self._cost(network).seconds * AROUND_A_STEP
+        return steps * self._cost(network, threads).seconds * AROUND_A_STEP
 
     def _seconds_of_teachers(self, networks: Sequence[Network], epochs: int) -> float:
-        """With all cores, of which half of the speed is taken to be lost."""
-        faster = 1.0 if self._machine.gpus else self._machine.cores / self._threads / 2
-        each = [self._seconds_of_training(network, epochs) for network in networks]
-        return sum(each) / max(1.0, faster)
+        """With all cores."""
+        threads = self._threads if self._machine.gpus else self._machine.cores
+        return sum(self._seconds_of_training(each, epochs, threads) for each in networks)
 
     def _seconds_of_trials(self, students: Sequence[Network]) -> float:
         """Of all trials of these students, on all of the machine, whose last places stay empty."""
@@ -326,7 +325,7 @@ class Proposal:
             f"{self._kind.what}; {cost.multiply_adds / 1e6:,.0f} million multiply-adds, about "
             f"{self._teachers_hours:g} h to train"
         )
-        epochs = "as many as fit into a quarter of the time"
+        epochs = "as many as there is time for"
         if self._teacher_epochs == 2 * self._epochs:
             epochs = "twice a student's: all trials live on it"
         network = self._teacher
@@ -436,14 +435,3 @@ def _rounded(number: float) -> float:
     """Two significant digits, upwards."""
     unit = math.pow(10, math.floor(math.log10(number)) - 1)
     return round(math.ceil(number / unit - 1e-9) * unit, 10)
-
-
-def as_tree(lines: Sequence[Line]) -> Mapping[str, Any]:
-    """The keys as an experiment file would have them."""
-    tree: dict[str, Any] = {}
-    for line in lines:
-        node = tree
-        for key in line.path[:-1]:
-            node = node.setdefault(key, {})
-        node[line.path[-1]] = line.value
-    return tree

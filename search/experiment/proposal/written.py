@@ -1,13 +1,27 @@
 """A proposal as a file: YAML, each key with its reason as a comment."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from search.experiment.proposal.rules import Line
-
 _INDENT = "  "
+
+
+@dataclass(frozen=True)
+class Line:
+    """A key of the proposal.
+
+    Args:
+        path: of the key.
+        value: plain.
+        reason: why.
+    """
+
+    path: tuple[str, ...]
+    value: Any
+    reason: str
 
 
 def as_yaml(head: Sequence[str], lines: Sequence[Line]) -> str:
@@ -44,3 +58,14 @@ def _plain(value: Any) -> str:
         value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False
     )
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+def as_tree(lines: Sequence[Line]) -> Mapping[str, Any]:
+    """The keys as an experiment file would have them."""
+    tree: dict[str, Any] = {}
+    for line in lines:
+        node = tree
+        for key in line.path[:-1]:
+            node = node.setdefault(key, {})
+        node[line.path[-1]] = line.value
+    return tree

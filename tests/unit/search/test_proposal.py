@@ -19,8 +19,8 @@ from search.cli.app import app
 from search.experiment.proposal import pretrained
 from search.experiment.proposal.images import FoundImages, keys_for, look_at
 from search.experiment.proposal.machine import Machine, this_machine
-from search.experiment.proposal.rules import Cost, Line, Proposal, as_tree
-from search.experiment.proposal.written import as_yaml
+from search.experiment.proposal.rules import Cost, Proposal
+from search.experiment.proposal.written import Line, as_tree, as_yaml
 from search.experiment.reading import parse_experiment, read_experiment
 from search.experiment.schema import Experiment
 from tests.cases import Case
@@ -40,10 +40,11 @@ _MILLIONS = {
 
 
 def made_up(name: str, size: tuple[int, int], batch: int, threads: int) -> Cost:
-    """A machine on which a million multiply-adds in training take a tenth of a millisecond."""
+    """A machine on which a million multiply-adds in training take a tenth of a millisecond, and
+    two threads are no faster than one."""
     native = 224 if "/" in name or name in ("resnet18", "resnet34", "resnet50") else 32
     millions = _MILLIONS[name] * math.prod(size) / native**2
-    return Cost(int(1e6 * millions), batch * millions * 1e-4, 2**28)
+    return Cost(int(1e6 * millions), batch * millions * 1e-4 / max(1, threads / 2), 2**28)
 
 
 def found(
@@ -112,6 +113,26 @@ def test_more_time_gives_larger_images_or_networks_and_never_fewer() -> None:
         assert experiment.search.hours == pytest.approx(0.75 * hours, rel=0.1)
     assert costs == sorted(costs)
     assert costs[0] < costs[-1]
+
+
+def test_time_that_is_left_makes_training_longer(tmp_path: Path) -> None:
+    networks = at_hand(tmp_path, resnet50=3, resnet18=1, resnet34=2)
+    for known, most in (((), 100), (networks[:1], 60), (networks, 60)):
+        before = (0, 0)
+        for hours in (0.5, 1.0, 5.0, 1000.0):
+            with Case(f"{len(known)} pretrained, {hours} h"):
+                tree = as_tree(Proposal(found(4000, 64), LAPTOP, hours, made_up, known).lines)
+                teachers = tree["teacher"].get("ensemble", [tree["teacher"]])
+                (taught,) = {each["training"]["epochs"] for each in teachers}
+                epochs = tree["training"]["epochs"]
+                assert epochs <= most
+                assert taught <= 2 * epochs
+                if known:
+                    assert epochs <= taught, "who was trained shorter has little to teach"
+                elif hours > 0.5:
+                    assert before <= (epochs, taught)
+                before = epochs, taught
+        assert before == (most, 2 * most), "no longer than helps"
 
 
 def test_images_are_never_enlarged_and_left_out_only_where_time_is_short() -> None:
@@ -204,7 +225,7 @@ def test_pretrained_networks_teach_and_learn_photographs(tmp_path: Path) -> None
     (text,) = (line for line in as_yaml((), lines).splitlines() if "resnet34" in line)
     assert text.startswith("    - {backbone: resnet34, ")
     # Its logits are all that is taught, also where a GPU would pay for maps.
-    station = Proposal(found(4000), STATION, 100.0, made_up, networks)
+    station = Proposal(found(4000), STATION, 1000.0, made_up, networks)
     assert as_tree(station.lines)["objective"] == [["none", "kd", "dkd", "nkd"]]
     one = as_tree(Proposal(found(4000), LAPTOP, 100.0, made_up, networks[1:2]).lines)
     assert one["teacher"]["backbone"] == one["student"]["backbone"] == "resnet18"
