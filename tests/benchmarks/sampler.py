@@ -1,12 +1,14 @@
-"""What it costs that the sampler forgets: time of a proposal, and how good its trials are.
+"""What it costs that the sampler forgets, and models each field by itself: time of a proposal, and
+how good its trials are.
 
     python -m tests.benchmarks.sampler [--trials N] [--seeds N] [--learns-from N ...]
 
 Searches through the sampler and early stopping of a real search, on objectives by formula: two
 slots of methods, each with a best setting somewhere in its ranges, weights in their logarithm,
 choices of layers, pairs of methods that suit each other or not, curves that cross, and noise. Every
-seed is another objective, on which each sampler runs once: one that learns from all trials, and
-those that learn from so many. Regret is how much worse than the objective's best the trial is that
+seed is another objective, on which each sampler runs once: one that learns from all trials,
+those that learn from so many, and Optuna's multivariate TPE in groups of conditional fields, which
+learns from all. Regret is how much worse than the objective's best the trial is that
 a search would pick, in percentage points; its difference from that of learning from all, on the
 same objectives, is given with a 95 % interval of its mean (bootstrap). Seconds of a proposal are
 processor seconds, after so many recorded trials, with the study's renewals. A table is printed, and
@@ -19,11 +21,14 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import optuna
@@ -51,6 +56,8 @@ NOISE = 0.002
 # Where regret is looked at, as shares of the trials, and after how many trials a proposal is timed.
 SHARES = (1 / 4, 1 / 2, 1)
 TIMED_AFTER = (100, 1000, 3000, 10_000)
+
+ALL, GROUPS, EVERYTHING = "all", "all, in groups", 10**9
 
 TITLE = "Median regret (quartiles), mean difference from learning from all [95 % interval]"
 
@@ -111,8 +118,31 @@ class Objective:
         return value
 
 
-def regrets(searched: Space, learns_from: int, trials: int, seed: int) -> list[float]:
+@contextmanager
+def of(variant: str) -> Iterator[int]:
+    """Searches as a variant has them: how many trials their sampler learns from."""
+
+    def in_groups(name: str, *, startup: int, seed: int) -> optuna.samplers.BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(
+                multivariate=True, group=True, n_startup_trials=startup, seed=seed
+            )
+
+    if variant == GROUPS:
+        with patch("search.session.sampler.study_sampler", in_groups):
+            yield EVERYTHING
+    else:
+        yield EVERYTHING if variant == ALL else int(variant)
+
+
+def regrets(searched: Space, variant: str, trials: int, seed: int) -> list[float]:
     """The regret after each share of the trials, in percentage points."""
+    with of(variant) as learns_from:
+        return _regrets(searched, learns_from, trials, seed)
+
+
+def _regrets(searched: Space, learns_from: int, trials: int, seed: int) -> list[float]:
     objective, chance = Objective(searched, seed), random.Random(seed)
     sampler = OptunaSampler(
         searched, trials=trials, parallel=1, epochs=EPOCHS, seed=seed, learns_from=learns_from
@@ -138,8 +168,13 @@ def regrets(searched: Space, learns_from: int, trials: int, seed: int) -> list[f
     return after
 
 
-def proposal_seconds(searched: Space, learns_from: int, known: int) -> float:
+def proposal_seconds(searched: Space, variant: str, known: int) -> float:
     """Processor seconds of a proposal and its trial's end, after so many recorded trials."""
+    with of(variant) as learns_from:
+        return _proposal_seconds(searched, learns_from, known)
+
+
+def _proposal_seconds(searched: Space, learns_from: int, known: int) -> float:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     objective, chance = Objective(searched, 0), random.Random(0)
     recorded = []
@@ -195,7 +230,6 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     searched, seeds = space(), range(options.seeds)
-    everything = 10**9
     after = [round(share * options.trials) for share in SHARES]
     facts = {"trials": options.trials, "seeds": options.seeds}
     columns = ("learns from", *(f"regret at {number}" for number in after))
@@ -204,20 +238,15 @@ def main() -> None:
         report.Benchmark("sampler", default_device(), 1, **facts) as benchmark,
         ProcessPoolExecutor(report.cores()) as pool,
     ):
-        table = benchmark.table(
-            *columns, *times, title="Median regret (quartiles), mean difference"
-        )
+        table = benchmark.table(*columns, *times, title=TITLE)
         base: list[tuple[float, ...]] = []
-        for learns_from in (everything, *options.learns_from):
-            name = "all" if learns_from == everything else str(learns_from)
+        for name in (ALL, *map(str, options.learns_from), GROUPS):
             benchmark.doing(f"searches that learn from {name}")
-            jobs = [
-                pool.submit(regrets, searched, learns_from, options.trials, seed) for seed in seeds
-            ]
+            jobs = [pool.submit(regrets, searched, name, options.trials, seed) for seed in seeds]
             found = list(zip(*(job.result() for job in jobs), strict=True))
             base = base or found
             benchmark.doing(f"proposals of one that learns from {name}")
-            seconds = [proposal_seconds(searched, learns_from, known) for known in TIMED_AFTER]
+            seconds = [proposal_seconds(searched, name, known) for known in TIMED_AFTER]
             row: dict[str, Any] = {"learns_from": name}
             cells = []
             for number, mine, theirs in zip(after, found, base, strict=True):
@@ -228,7 +257,7 @@ def main() -> None:
                 row[f"difference_at_{number}"] = sum(differences) / len(differences)
                 row[f"interval_at_{number}"] = interval(differences)
                 cells.append(f"{median(mine):.2f} ({low:.2f} to {high:.2f})")
-                if name != "all":
+                if name != ALL:
                     low, high = row[f"interval_at_{number}"]
                     mean = row[f"difference_at_{number}"]
                     cells[-1] += f"\n{mean:+.2f} [{low:+.2f}, {high:+.2f}]"

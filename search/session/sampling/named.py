@@ -1,6 +1,5 @@
 """The samplers by the names of `search.sampler`."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -93,17 +92,14 @@ def _fresh_study(name: SamplerName, space: Space, *, startup: int, seed: int) ->
 def study_sampler(name: SamplerName, *, startup: int, seed: int) -> optuna.samplers.BaseSampler:
     """The sampler of the study that keeps all trials; its args are those of `proposer_of`.
 
-    - `tpe`: multivariate TPE in groups of conditional fields.
+    - `tpe`: TPE, of each field by the trials that have it. Optuna's multivariate TPE in groups of
+      conditional fields finds nothing better here (`python -m tests.benchmarks.sampler`), and
+      samples the fields of all methods for each proposal.
     - all others: independent random values, which only `random` asks for.
     """
     if name != "tpe":
         return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        # Grouping is what makes the model use conditional fields; it is marked experimental.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            multivariate=True, group=True, n_startup_trials=startup, seed=seed
-        )
+    return optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed)
 
 
 def missing_packages(experiment: Experiment) -> list[Problem]:

@@ -183,11 +183,7 @@ def test_a_search_learns_from_others_with_the_same_settings_of_recipe_and_views(
 def test_tpe_proposes_what_optuna_proposes(pairs: dict[tuple[str, str], NetworkPair]) -> None:
     space = space_of(pairs, objective=[["none", "kd", "fitnet"]])
     searcher = of_name("tpe", space, trials=24, seed=5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            multivariate=True, group=True, n_startup_trials=8, seed=5
-        )
+    sampler = optuna.samplers.TPESampler(n_startup_trials=8, seed=5)
     study = optuna.create_study(sampler=sampler, direction="maximize")
     first = space.first_points()
     for number in range(24):
