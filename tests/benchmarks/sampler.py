@@ -7,8 +7,8 @@ Searches through the sampler and early stopping of a real search, on objectives 
 slots of methods, each with a best setting somewhere in its ranges, weights in their logarithm,
 choices of layers, pairs of methods that suit each other or not, curves that cross, and noise. Every
 seed is another objective, on which each sampler runs once: one that learns from all trials,
-those that learn from so many, and Optuna's multivariate TPE in groups of conditional fields, which
-learns from all. Regret is how much worse than the objective's best the trial is that
+those that learn from so many, Optuna's multivariate TPE in groups of conditional fields, which
+learns from all, and random values. Regret is how much worse than the objective's best the trial is that
 a search would pick, in percentage points; its difference from that of learning from all, on the
 same objectives, is given with a 95 % interval of its mean (bootstrap). Seconds of a proposal are
 processor seconds, after so many recorded trials, with the study's renewals. A table is printed, and
@@ -57,7 +57,7 @@ NOISE = 0.002
 SHARES = (1 / 4, 1 / 2, 1)
 TIMED_AFTER = (100, 1000, 3000, 10_000)
 
-ALL, GROUPS, EVERYTHING = "all", "all, in groups", 10**9
+ALL, GROUPS, RANDOM, EVERYTHING = "all", "all, in groups", "nothing: random", 10**9
 
 TITLE = "Median regret (quartiles), mean difference from learning from all [95 % interval]"
 
@@ -129,8 +129,12 @@ def of(variant: str) -> Iterator[int]:
                 multivariate=True, group=True, n_startup_trials=startup, seed=seed
             )
 
-    if variant == GROUPS:
-        with patch("search.session.sampler.study_sampler", in_groups):
+    def at_random(name: str, *, startup: int, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    if variant in (GROUPS, RANDOM):
+        instead = in_groups if variant == GROUPS else at_random
+        with patch("search.session.sampler.study_sampler", instead):
             yield EVERYTHING
     else:
         yield EVERYTHING if variant == ALL else int(variant)
@@ -240,7 +244,7 @@ def main() -> None:
     ):
         table = benchmark.table(*columns, *times, title=TITLE)
         base: list[tuple[float, ...]] = []
-        for name in (ALL, *map(str, options.learns_from), GROUPS):
+        for name in (ALL, *map(str, options.learns_from), GROUPS, RANDOM):
             benchmark.doing(f"searches that learn from {name}")
             jobs = [pool.submit(regrets, searched, name, options.trials, seed) for seed in seeds]
             found = list(zip(*(job.result() for job in jobs), strict=True))
