@@ -8,11 +8,11 @@ slots of methods, each with a best setting somewhere in its ranges, weights in t
 choices of layers, pairs of methods that suit each other or not, curves that cross, and noise. Every
 seed is another objective, on which each sampler runs once: one that learns from all trials,
 those that learn from so many, Optuna's multivariate TPE in groups of conditional fields, which
-learns from all, and random values. Regret is how much worse than the objective's best the trial is that
-a search would pick, in percentage points; its difference from that of learning from all, on the
-same objectives, is given with a 95 % interval of its mean (bootstrap). Seconds of a proposal are
-processor seconds, after so many recorded trials, with the study's renewals. A table is printed, and
-`runs/bench/sampler.json` written.
+learns from all, and random values. Regret is how much worse than the objective's best the trial is
+that a search would pick, in percentage points; its difference from that of learning from all, on
+the same objectives, is given with a 95 % interval of its mean (bootstrap). Seconds of a proposal
+are processor seconds, after so many recorded trials, with the study's renewals. A table is printed,
+and `runs/bench/sampler.json` written.
 """
 
 import argparse
