@@ -151,7 +151,7 @@ def test_check_says_who_is_left_out_and_what_is_sought(
     front = "the front of held-out accuracy against multiply-adds for one image"
     assert f"goal     {front}" in lines
     (trials,) = (line for line in lines if line.startswith("trials "))
-    assert "may stop a trial from epoch 1 on, compared with those of its student" in trials
+    assert "may stop a trial from epoch 2 on, compared with those of its student" in trials
     assert not any("vgg8" in line for line in lines if line.startswith(("cost", "compute")))
 
 

@@ -366,10 +366,10 @@ def test_resources_may_change_when_a_search_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_rule_of_early_stopping_is_named_or_known_by_its_settings(tmp_path: Path) -> None:
-    asha = {"grace_epochs": 2, "reduction": 3.0}
+    asha = {"grace_epochs": 2, "reduction": 2.0}
     for given, name, written in (
-        ({}, "asha", {"asha": {"grace_epochs": 1, "reduction": 3.0}}),
-        ({"stopping": "asha"}, "asha", {"asha": {"grace_epochs": 1, "reduction": 3.0}}),
+        ({}, "asha", {"asha": {"grace_epochs": None, "reduction": 2.0}}),
+        ({"stopping": "asha"}, "asha", {"asha": {"grace_epochs": None, "reduction": 2.0}}),
         ({"asha": {"grace_epochs": 2}}, "asha", {"asha": asha}),
         ({"asha": {"grace_epochs": 2}, "stopping": "asha"}, "asha", {"asha": asha}),
         ({"asha": None}, "none", {"asha": None}),
@@ -386,7 +386,7 @@ def test_a_rule_of_early_stopping_is_named_or_known_by_its_settings(tmp_path: Pa
         (
             {"stopping": "median", "asha": None, "median": {"min_trials": 2}},
             "median",
-            {"stopping": "median", "asha": None, "median": {"grace_epochs": 1, "min_trials": 2}},
+            {"stopping": "median", "asha": None, "median": {"grace_epochs": None, "min_trials": 2}},
         ),
     ):
         with Case(given):

@@ -339,6 +339,7 @@ def test_plain_experiments_and_a_searched_rate_are_what_they_were() -> None:
         rates,
         data={"name": "digits", "augmentation": "strong", "train_images": 300},
         teacher={"backbone": "resnet20", "training": {"recipe": "cifar_240"}},
+        search=SMALL["search"] | {"asha": {"grace_epochs": 1, "reduction": 3}},
     )
     experiments["digits_all_methods"] = _with_the_methods_of_0_2_0(
         experiments["digits_all_methods"]
