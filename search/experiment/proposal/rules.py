@@ -181,7 +181,7 @@ class Proposal:
 
     def _choose_teachers(self) -> bool:
         """The largest that can be trained in their share of the time; whether they can for the
-        fewest epochs, of an ensemble for a student's, and it is of pretrained networks."""
+        fewest epochs, of an ensemble for twice as many, and it is of pretrained networks."""
         epochs = 2 * self._epochs
         if self._several:
             self._teachers = list(self._together)
@@ -192,7 +192,7 @@ class Proposal:
                     break
                 self._teachers = [network]
         self._teacher = self._teachers[-1]
-        fewest = self._epochs if self._several else self._kind.epochs[0]
+        fewest = self._kind.epochs[0] * (2 if self._several else 1)
         in_time = self._seconds_of_teachers(self._teachers, fewest) <= self._teachers_seconds
         return in_time and (not self._several or bool(self._teacher.weights))
 
