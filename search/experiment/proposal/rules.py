@@ -134,7 +134,7 @@ class Proposal:
             if self._choose_teachers() and in_time:
                 break
         self._choose_students()
-        self._lengthen()
+        self._choose_epochs()
         self.is_fine_tuning = bool(self._teacher.weights)
         self.lines = (*self._data(), *self._networks(), *self._training_lines(), *self._search())
 
@@ -182,13 +182,12 @@ class Proposal:
     def _choose_teachers(self) -> bool:
         """The largest that can be trained in their share of the time; whether they can for the
         fewest epochs, of an ensemble for twice as many, and it is of pretrained networks."""
-        epochs = 2 * self._epochs
         if self._several:
             self._teachers = list(self._together)
         else:
             self._teachers = list(self._kind.teachers[:1])
             for network in self._kind.teachers:
-                if self._seconds_of_teachers([network], epochs) > self._teachers_seconds:
+                if self._seconds_of_teachers([network], 2 * self._epochs) > self._teachers_seconds:
                     break
                 self._teachers = [network]
         self._teacher = self._teachers[-1]
@@ -213,15 +212,17 @@ class Proposal:
                     self._students = tried
                     break
 
-    def _lengthen(self) -> None:
+    def _choose_epochs(self) -> None:
         """Divides all of the time: students train as long as they and their teachers can together,
-        and these up to twice as long. Fresh weights are never trained shorter for it."""
+        and no longer than `search.hours` lets them; teachers up to twice as long. Fresh weights are
+        never trained shorter for it."""
         seconds = self._teachers_seconds + self._trials_seconds
         fewest, most = self._kind.epochs
         trials = self._seconds_of_trials(self._students) / self._epochs
         teachers = self._seconds_of_teachers(self._teachers, 1)
         least = fewest if self._teacher.weights else self._epochs
-        self._epochs = max(least, min(most, int(seconds / (trials + teachers))))
+        longest = min(seconds / (trials + teachers), self._trials_seconds / trials)
+        self._epochs = max(least, min(most, int(longest)))
         fitting = int(max(seconds - self._epochs * trials, self._teachers_seconds) / teachers)
         self._teacher_epochs = max(fewest, min(2 * self._epochs, fitting))
 

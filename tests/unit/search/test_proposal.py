@@ -121,7 +121,11 @@ def test_time_that_is_left_makes_training_longer(tmp_path: Path) -> None:
         before = (0, 0)
         for hours in (0.5, 1.0, 5.0, 1000.0):
             with Case(f"{len(known)} pretrained, {hours} h"):
-                tree = as_tree(Proposal(found(4000, 64), LAPTOP, hours, made_up, known).lines)
+                lines = Proposal(found(4000, 64), LAPTOP, hours, made_up, known).lines
+                (budget,) = (each for each in lines if each.path == ("search", "hours"))
+                needed = float(budget.reason.partition("they take ")[2].removesuffix(" h"))
+                assert needed <= budget.value, "no trial is cut off by the budget"
+                tree = as_tree(lines)
                 teachers = tree["teacher"].get("ensemble", [tree["teacher"]])
                 (taught,) = {each["training"]["epochs"] for each in teachers}
                 epochs = tree["training"]["epochs"]
