@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from search.report.plots.style import DPI, INK, MUTED, STYLE
+from search.report.plots.style import DPI, INK, MUTED, PALETTE, STYLE
 from tests.benchmarks import report
 from tests.benchmarks.searchers import BASIS, MOMENTS
 
@@ -27,7 +27,6 @@ NAMES = (
     "tpe, asha from 1",
     "tpe, asha",
 )
-COLOURS = (INK, "#8f6b4a", "#d9822b", "#3aa6b0", "#c4504f", "#3b6fb6")
 
 
 def draw(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
@@ -44,7 +43,7 @@ def draw(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
         shares = [100 * (moment + 1) / MOMENTS for moment in range(MOMENTS)]
         for pair, axes in zip(pairs, panels, strict=True):
             curves = {row["searcher"]: row["curve"] for row in rows if row["pair"] == pair}
-            for name, colour in zip(names, COLOURS, strict=True):
+            for name, colour in zip(names, (INK, *PALETTE), strict=False):
                 axes.plot(shares, curves[name], color=colour, label=name, linewidth=1.8)
             axes.axhline(curves[BASIS][-1], color=MUTED, linewidth=1, linestyle=":")
             axes.set_title(pair.replace(":", " teaches "), loc="left")

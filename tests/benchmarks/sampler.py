@@ -22,9 +22,8 @@ import random
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -46,6 +45,7 @@ from search.experiment.space.point import IS_CONTROL, NUMBER, Point, slot
 from search.experiment.space.space import Space
 from search.record.record import METRIC, TIME, TrialRecord
 from search.session.sampler import LEARNS_FROM, OptunaSampler
+from search.session.sampling.named import study_sampler
 from search.stopping.rungs import Rungs
 from tests.benchmarks import report
 
@@ -118,9 +118,8 @@ class Objective:
         return value
 
 
-@contextmanager
-def of(variant: str) -> Iterator[int]:
-    """Searches as a variant has them: how many trials their sampler learns from."""
+def sampler_of(searched: Space, variant: str, **settings: Any) -> OptunaSampler:
+    """A search's sampler, as a variant has it."""
 
     def in_groups(name: str, *, startup: int, seed: int) -> optuna.samplers.BaseSampler:
         with warnings.catch_warnings():
@@ -129,28 +128,22 @@ def of(variant: str) -> Iterator[int]:
                 multivariate=True, group=True, n_startup_trials=startup, seed=seed
             )
 
-    def at_random(name: str, *, startup: int, seed: int) -> optuna.samplers.BaseSampler:
-        return optuna.samplers.RandomSampler(seed=seed)
-
-    if variant in (GROUPS, RANDOM):
-        instead = in_groups if variant == GROUPS else at_random
-        with patch("search.session.sampler.study_sampler", instead):
-            yield EVERYTHING
-    else:
-        yield EVERYTHING if variant == ALL else int(variant)
+    instead = in_groups if variant == GROUPS else study_sampler
+    with patch("search.session.sampler.study_sampler", instead):
+        return OptunaSampler(
+            searched,
+            parallel=1,
+            epochs=EPOCHS,
+            learns_from=int(variant) if variant.isdecimal() else EVERYTHING,
+            sampler="random" if variant == RANDOM else "tpe",
+            **settings,
+        )
 
 
 def regrets(searched: Space, variant: str, trials: int, seed: int) -> list[float]:
     """The regret after each share of the trials, in percentage points."""
-    with of(variant) as learns_from:
-        return _regrets(searched, learns_from, trials, seed)
-
-
-def _regrets(searched: Space, learns_from: int, trials: int, seed: int) -> list[float]:
     objective, chance = Objective(searched, seed), random.Random(seed)
-    sampler = OptunaSampler(
-        searched, trials=trials, parallel=1, epochs=EPOCHS, seed=seed, learns_from=learns_from
-    )
+    sampler = sampler_of(searched, variant, trials=trials, seed=seed)
     rungs = Rungs(ASHA, epochs=EPOCHS)
     picked, regret = -math.inf, math.inf
     after = []
@@ -174,11 +167,6 @@ def _regrets(searched: Space, learns_from: int, trials: int, seed: int) -> list[
 
 def proposal_seconds(searched: Space, variant: str, known: int) -> float:
     """Processor seconds of a proposal and its trial's end, after so many recorded trials."""
-    with of(variant) as learns_from:
-        return _proposal_seconds(searched, learns_from, known)
-
-
-def _proposal_seconds(searched: Space, learns_from: int, known: int) -> float:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     objective, chance = Objective(searched, 0), random.Random(0)
     recorded = []
@@ -199,17 +187,9 @@ def _proposal_seconds(searched: Space, learns_from: int, known: int) -> float:
                 heldout_accuracy=accuracy,
             )
         )
-    sampler = OptunaSampler(
-        searched,
-        trials=known,
-        parallel=1,
-        epochs=EPOCHS,
-        seed=0,
-        recorded=recorded,
-        learns_from=learns_from,
-    )
+    sampler = sampler_of(searched, variant, trials=known, seed=0, recorded=recorded)
     # Where the study is renewed, over some renewals.
-    proposals = learns_from if learns_from < known else 20
+    proposals = int(variant) if variant.isdecimal() and int(variant) < known else 20
     started = time.process_time()
     for number in range(proposals):
         point = sampler.suggest(str(number))

@@ -13,7 +13,7 @@ from search.leaderboard.ranking import rank
 from search.record.record import SearchRecord, TrialRecord
 from search.record.wording import METRIC_WORDS
 
-_PALETTE = (
+PALETTE = (
     *("#3b6fb6", "#d9822b", "#3a9a6d", "#8a62a8", "#c4504f"),
     *("#3aa6b0", "#8f6b4a", "#cf7fae", "#8f9a3a", "#64748b"),
 )
@@ -52,11 +52,11 @@ def method_colours(record: SearchRecord) -> dict[str, str]:
     """
     ranked = list(dict.fromkeys(trial.methods for trial in rank(record.trials)))
     names = [name for name in ranked if name != CONTROL]
-    if len(names) <= len(_PALETTE):  # then no colour changes while the search runs
+    if len(names) <= len(PALETTE):  # then no colour changes while the search runs
         started = [trial.methods for trial in record.trials]
         names.sort(key=started.index)
     colours = dict.fromkeys(names, OTHER)
-    colours |= dict(zip(names, _PALETTE, strict=False))
+    colours |= dict(zip(names, PALETTE, strict=False))
     return {name: INK if name == CONTROL else colours[name] for name in ranked}
 
 
