@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHMARKS := losses narrow_maps throughput workers views photographs search scale looking preflight_matrix replay
+BENCHMARKS := losses narrow_maps waiting throughput workers views photographs search scale looking preflight_matrix replay
 
 .PHONY: quickstart test unit integration endurance lint bench clean
 .NOTPARALLEL:
