@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 _DEFAULTS = {
-    # PyTorch: how often a waiting thread polls before it sleeps. Sleeping at once costs an idle
-    # machine a tenth of a step. Never sleeping halves the rate where anything else needs a core;
-    # this many polls lose nothing in either case.
-    "GOMP_SPINCOUNT": "30000",
+    # PyTorch: how often a waiting thread polls before it sleeps. Sleeping at once makes steps of small
+    # networks half as fast on an idle machine; polling for long makes all of them slower, up to nine
+    # times, where anything else needs a core. This many polls lose nothing on an idle one, and little
+    # on a busy one: `tests/benchmarks/waiting.py`.
+    "GOMP_SPINCOUNT": "3000",
     # glibc asks for huge pages, with which a step on a CPU is some 4 % faster. It is read when a
     # process starts, so it holds for the trials, not for this one.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
