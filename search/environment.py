@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 _DEFAULTS = {
-    # PyTorch: how often a waiting thread polls before it sleeps. Sleeping at once makes steps of small
-    # networks half as fast on an idle machine; polling for long makes all of them slower, up to nine
-    # times, where anything else needs a core. This many polls lose nothing on an idle one, and little
-    # on a busy one: `tests/benchmarks/waiting.py`.
+    # PyTorch: how often a waiting thread polls before it sleeps. Sleeping at once halves the rate
+    # of small networks on an idle machine; with ten times as many polls it falls to a sixth where
+    # anything else needs a core. `tests/benchmarks/waiting.py` has the figures.
     "GOMP_SPINCOUNT": "3000",
     # glibc asks for huge pages, with which a step on a CPU is some 4 % faster. It is read when a
     # process starts, so it holds for the trials, not for this one.
