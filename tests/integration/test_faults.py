@@ -27,10 +27,10 @@ EXPERIMENT: dict[str, Any] = {
     "teacher": {"backbone": "resnet8", "training": {"epochs": 2, "learning_rate": 0.1}},
     "student": "resnet8",
     "objective": [["none", "kd", "at"]],
-    "training": {"epochs": 24, "learning_rate": 0.1, "schedule": "constant"},
+    "training": {"epochs": 60, "learning_rate": 0.1, "schedule": "constant"},
     "search": {
         "trials": 2,
-        "asha": {"grace_epochs": 8, "reduction": 2},
+        "asha": {"grace_epochs": 20, "reduction": 2},
         "concurrent_trials": 1,
     },
 }
