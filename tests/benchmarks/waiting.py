@@ -28,7 +28,8 @@ from tests.benchmarks import report
 # Name, batch, side of the images.
 NETWORKS = (("resnet8", 64, 8), ("resnet8x4", 64, 32))
 SECONDS = 3.0
-# What a process does that has this as its argument.
+# What a process of this module does that has this as its argument.
+_MODULE = [sys.executable, "-m", "tests.benchmarks.waiting"]
 _BUSY, _MEASURES = "--busy", "--measures"
 
 
@@ -58,8 +59,7 @@ def measure(name: str, batch: int, side: int) -> None:
 @contextlib.contextmanager
 def busy(number: int) -> Iterator[None]:
     """So many processes compute meanwhile."""
-    module = [sys.executable, "-m", "tests.benchmarks.waiting", _BUSY]
-    others = [subprocess.Popen(module) for _ in range(number)]
+    others = [subprocess.Popen([*_MODULE, _BUSY]) for _ in range(number)]
     try:
         yield
     finally:
@@ -77,8 +77,10 @@ def main() -> None:
     parser.add_argument(_BUSY, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(_MEASURES, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    parent = os.getppid()
     while options.busy:
-        pass
+        if os.getppid() != parent:  # it was killed
+            return
     if options.measures is not None:
         measure(*NETWORKS[options.measures])
         return
@@ -92,9 +94,8 @@ def main() -> None:
                         benchmark.doing(f"{name}, {others} busy, round {turn + 1}")
                         for polls in options.polls:
                             os.environ["GOMP_SPINCOUNT"] = str(polls)
-                            module = [sys.executable, "-m", "tests.benchmarks.waiting"]
                             found[polls].append(
-                                report.figures_of([*module, _MEASURES, str(number)])
+                                report.figures_of([*_MODULE, _MEASURES, str(number)])
                             )
                     for polls, figures in found.items():
                         benchmark.add(

@@ -115,14 +115,23 @@ def needs_namespaces() -> None:
         pytest.skip("this container may not make namespaces; it lacks CAP_SYS_ADMIN")
 
 
-def needs_hosts() -> None:
-    """Skips a test where no machines can be made; in CI the packages must be there."""
-    needs_namespaces()
-    if missing := {pack for name, pack in _PROGRAMS.items() if shutil.which(name) is None}:
+def needs_programs(programs: Mapping[str, str]) -> None:
+    """Skips a test where a program is missing; in CI it must be there.
+
+    Args:
+        programs: by name, Debian's package that has it.
+    """
+    if missing := {pack for name, pack in programs.items() if shutil.which(name) is None}:
         words = f"{', '.join(sorted(missing))} missing; install these packages of Debian"
         if os.environ.get("CI") == "true":
             pytest.fail(words)
         pytest.skip(words)
+
+
+def needs_hosts() -> None:
+    """Skips a test where no machines can be made; in CI the packages must be there."""
+    needs_namespaces()
+    needs_programs(_PROGRAMS)
 
 
 class Host:

@@ -8,13 +8,21 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import pytest
-
-from tests.endurance.hosts import needs_namespaces
+from tests.endurance.hosts import needs_namespaces, needs_programs
 from tests.integration.commands import wait_until
 from tests.integration.ray_cluster import free_port, processes_below
 
 NODES = ("n1", "n2")
+
+# By program, Debian's package that has it.
+_PROGRAMS = {
+    "munged": "munge",
+    "slurmctld": "slurm-wlm",
+    "slurmd": "slurm-wlm",
+    "sbatch": "slurm-wlm",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+}
 
 _CONFIGURATION = """
 ClusterName=kdsearch
@@ -144,9 +152,4 @@ class SlurmCluster:
 def slurm_or_skip() -> None:
     """Skips a test where there can be no Slurm; in CI its packages must be there."""
     needs_namespaces()
-    programs = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv", "unshare")
-    if missing := [each for each in programs if shutil.which(each) is None]:
-        words = f"{', '.join(missing)} missing; install Debian's packages slurm-wlm and munge"
-        if os.environ.get("CI") == "true":
-            pytest.fail(words)
-        pytest.skip(words)
+    needs_programs(_PROGRAMS)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.endurance.hosts import needs_programs
+
 pytestmark = pytest.mark.integration
 
 DOCKERFILE = Path("experiments/clusters/Dockerfile").absolute()
@@ -65,11 +67,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
     """With the base at hand."""
     if os.getuid() != 0:
         pytest.skip("only root can make a Debian; run as root")
-    if missing := [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]:
-        words = f"{', '.join(missing)} missing; install these packages of Debian"
-        if os.environ.get("CI") == "true":
-            pytest.fail(words)
-        pytest.skip(words)
+    needs_programs({"buildah": "buildah", "debootstrap": "debootstrap"})
     folder = tmp_path_factory.mktemp("image")
     debian = folder / "debian"
     as_base(debian)
