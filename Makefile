@@ -44,7 +44,8 @@ clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 # Marks are written last, so that an interrupted installation is done again. Of 24,000 modules most are
-# never imported: what is, Python compiles then.
+# never imported: what is, Python compiles then, once, which containers often forbid by this variable.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -1,5 +1,6 @@
 """What tests share: one folder for what is made once, the digits, and a small teacher."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from kdcore.teacher.teacher import prepare_teacher, teacher_folder
 # Networks this small lose by more threads, and sums come out in the same bits only for one number
 # of threads.
 torch.set_num_threads(1)
+
+# A shell's job in the background ignores Ctrl-C, and so would all that tests start, and end by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Regret over time, as `tests.benchmarks.searchers` found it, as a picture.
+"""Regret over time, as `tests.benchmarks.searchers` found and kept it, as a picture.
 
     python -m tests.benchmarks.regret_curves [--budget N] [--slots N] [--names NAME ...]
 
@@ -7,17 +7,17 @@ where random search without early stopping ends.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from pyarrow import parquet
 
 from search.report.plots.style import DPI, INK, MUTED, PALETTE, STYLE
-from tests.benchmarks import report
-from tests.benchmarks.searchers import BASIS, MOMENTS
+from tests.benchmarks.searchers import BASIS, FOUND
+from tests.benchmarks.simulation import MOMENTS
 
 NAMES = (
     BASIS,
@@ -62,9 +62,10 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=64)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--names", nargs="+", default=NAMES)
+    parser.add_argument("--found", type=Path, default=FOUND)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/searchers.png"))
     options = parser.parse_args()
-    rows = json.loads((report.FOLDER / "searchers.json").read_text())["rows"]
+    rows = parquet.read_table(options.found).to_pylist()
     shown = [r for r in rows if (r["budget"], r["slots"]) == (options.budget, options.slots)]
     draw(shown, options.names).savefig(options.out)
     print(f"written to {options.out}")

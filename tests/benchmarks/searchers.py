@@ -16,47 +16,45 @@ Regret is how far the best held-out accuracy that a search has seen lies below t
 percentage points. Beside the mean at the end of the budget, with its 95 % interval (bootstrap over
 seeds), stands the share of the time after which the mean is as low as that of random search without
 stopping at its end. The first pair of the table is where defaults may be chosen; the second judges
-them. A table is printed, and `runs/bench/searchers.json` written.
+them.
+
+All of it takes a day, most of that for `gp`, `cmaes` and 256 trials, so it may be done in parts:
+`experiments/results/searchers.parquet` keeps what has been found on the same table, and what is
+there of as many seeds is not simulated again. Who changes a sampler or a rule deletes the file, or
+says `--again`. Tables are printed, and `runs/bench/searchers.json` written.
 """
 
 import argparse
-import heapq
+import hashlib
 import json
 import math
-import random
-from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from copy import copy
-from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate, chain, product
+from collections.abc import Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
 import optuna
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pyarrow import parquet
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from rich.console import Console
 
-from kdcore.distillation.distill import network_pair
-from search.experiment.reading import parse_experiment
-from search.experiment.schema import Experiment
 from search.experiment.search_config import SamplerName, SearchConfig
-from search.experiment.space.derivation import derive_space
-from search.experiment.space.fields import NumberField, SearchedField
-from search.experiment.space.point import IS_CONTROL, Point, slot
-from search.experiment.space.space import Space
+from search.experiment.space.point import IS_CONTROL, Point
 from search.record.record import METRIC, TIME
 from search.session.sampler import OptunaSampler
 from search.stopping.named import rule_of
 from tests.benchmarks import report
 from tests.benchmarks.curves import TABLE
-from tests.benchmarks.throughput import synthetic
+from tests.benchmarks.simulation import Searcher, Table, regrets, tables
+
+FOUND = Path(__file__).parents[2] / "experiments" / "results" / "searchers.parquet"
 
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 RULES: Mapping[str, Mapping[str, Any]] = {
@@ -70,135 +68,6 @@ RULES: Mapping[str, Mapping[str, Any]] = {
 BASIS = "stock random, none"
 STOCK = (BASIS, "stock random, asha", "stock TPE, median", "stock TPE, halving")
 STOCK += ("stock TPE, hyperband",)
-
-MOMENTS = 200  # of a budget, at which regret is looked at
-PART = 2 / 3  # of the table, that a search has
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A trial of the table: its settings, curve, seconds of an epoch, and epochs on top."""
-
-    point: Point
-    accuracies: tuple[float, ...]
-    epoch_seconds: float
-    on_top: int
-
-    def is_whole(self, epochs: int) -> bool:
-        """Whether it came to its end."""
-        return len(self.accuracies) == epochs + self.on_top
-
-
-def _best(entries: Iterable[Entry], epochs: int) -> float:
-    return max(max(each.accuracies) for each in entries if each.is_whole(epochs))
-
-
-class Table:
-    """The trials of a pair.
-
-    Args:
-        experiment: that they are of.
-        entries: in the order of their numbers.
-
-    Attributes:
-        space: of the search.
-        epochs: of a whole trial.
-        best: the highest accuracy of all.
-        trial_seconds: mean of the whole trials.
-    """
-
-    def __init__(self, experiment: Experiment, entries: Sequence[Entry]) -> None:
-        student, teacher = experiment.pairs[0]
-        pair = network_pair(student, teacher, synthetic(2))
-        self.experiment = experiment
-        self.space: Space = derive_space(experiment, {(student, teacher): pair}, "")
-        self.epochs = experiment.training.epochs
-        self.best = _best(entries, self.epochs)
-        seconds = [
-            len(each.accuracies) * each.epoch_seconds
-            for each in entries
-            if each.is_whole(self.epochs)
-        ]
-        self.trial_seconds = float(np.mean(seconds))
-        self._pair = student, teacher
-        self._by_methods: dict[str, list[Entry]] = {}
-        for each in entries:
-            self._by_methods.setdefault(each.point[slot(1)], []).append(each)
-
-    def part(self, seed: int) -> "Table":
-        """A part of it, by chance, with at least one trial of each method."""
-        chance, part = random.Random(seed), copy(self)
-        part._by_methods = {
-            method: [each for each in all_of_it if chance.random() < PART]
-            or [chance.choice(all_of_it)]
-            for method, all_of_it in self._by_methods.items()
-        }
-        kept = chain.from_iterable(part._by_methods.values())
-        part.best = _best(kept, self.epochs)
-        return part
-
-    def at(self, point: Point, had: Container[int] = ()) -> Entry:
-        """The trial of the same method whose settings are nearest; of the controls too.
-
-        Args:
-            point: the settings.
-            had: trials, by `id`, that are taken only where the method has no others.
-        """
-        method = point[slot(1)]
-        fields = (*self.space.shared, *self.space.fields.get((*self._pair, method), ()))
-
-        def distance(entry: Entry) -> tuple[bool, float]:
-            return id(entry) in had, sum(_distance(each, point, entry.point) for each in fields)
-
-        return min(self._by_methods[method], key=distance)
-
-
-def _distance(field: SearchedField, one: Point, other: Point) -> float:
-    """Squared, as a share of the field's range; 1 between options."""
-    mine, theirs = one.get(field.name), other.get(field.name)
-    if mine is None or theirs is None or not isinstance(field, NumberField):
-        return float(mine != theirs)
-    low, high = field.low, field.high
-    if field.log:
-        low, high, mine, theirs = (math.log(each) for each in (low, high, mine, theirs))
-    return float(((mine - theirs) / (high - low)) ** 2)
-
-
-@cache
-def tables(path: Path) -> dict[str, Table]:
-    """By pair, what a file holds."""
-    content = parquet.read_table(path)
-    experiments = json.loads(content.schema.metadata[b"kdsearch"])["experiments"]
-    entries: dict[str, list[Entry]] = {pair: [] for pair in experiments}
-    for row in content.to_pylist():
-        if row["accuracies"]:
-            entry = Entry(
-                json.loads(row["point"]),
-                tuple(row["accuracies"]),
-                row["epoch_seconds"],
-                row["epochs_on_top"],
-            )
-            entries[row["pair"]].append(entry)
-    return {
-        pair: Table(parse_experiment(experiment, "table"), entries[pair])
-        for pair, experiment in experiments.items()
-    }
-
-
-class Searcher(ABC):
-    """Proposes points, and decides after each epoch whether a trial goes on."""
-
-    @abstractmethod
-    def start(self, trial: int) -> Point:
-        """What a trial is."""
-
-    @abstractmethod
-    def goes_on(self, trial: int, epoch: int, best: float, accuracy: float) -> bool:
-        """Whether it does after an epoch, from 1, without those on top."""
-
-    @abstractmethod
-    def end(self, trial: int, epochs: int, best: float) -> None:
-        """A trial has ended, by itself or not, after so many epochs with those on top."""
 
 
 class Kdsearch(Searcher):
@@ -293,48 +162,6 @@ def searcher_of(name: str, table: Table, *, budget: int, slots: int, seed: int) 
     return Kdsearch(table, sampler, rule, budget=budget, slots=slots, seed=seed)
 
 
-def regrets(
-    table: Table, searcher: Searcher, *, budget: int, slots: int
-) -> tuple[NDArray[np.float64], int]:
-    """Percentage points of regret at each moment of the budget, and how many trials began."""
-    end = budget * table.trial_seconds / slots
-    trials: dict[int, tuple[Entry, list[float]]] = {}
-    ran: dict[int, int] = {}
-    had: set[int] = set()
-    reports: list[tuple[float, int]] = []  # when the next epoch ends, and of which trial
-
-    def begin(now: float) -> None:
-        trial = len(trials)
-        entry = table.at(searcher.start(trial), had)
-        had.add(id(entry))
-        trials[trial] = entry, list(accumulate(entry.accuracies, max))
-        ran[trial] = 0
-        heapq.heappush(reports, (now + entry.epoch_seconds, trial))
-
-    seen: list[tuple[float, float]] = [(0.0, 0.0)]  # since when, the best accuracy
-    for _ in range(slots):
-        begin(0.0)
-    while reports:
-        now, trial = heapq.heappop(reports)
-        if now > end:
-            break
-        entry, bests = trials[trial]
-        ran[trial] = done = ran[trial] + 1
-        best, judged = bests[done - 1], done - entry.on_top
-        if best > seen[-1][1]:
-            seen.append((now, best))
-        goes_on = judged < 1 or searcher.goes_on(trial, judged, best, entry.accuracies[done - 1])
-        if done < len(bests) and goes_on:
-            heapq.heappush(reports, (now + entry.epoch_seconds, trial))
-        else:
-            searcher.end(trial, done, best)
-            begin(now)
-    times, bests_seen = (np.array(each) for each in zip(*seen, strict=True))
-    moments = np.linspace(0, end, MOMENTS + 1)[1:]
-    known = bests_seen[np.searchsorted(times, moments, side="right") - 1]
-    return 100 * (table.best - known), len(trials)
-
-
 def _simulated(
     path: Path, pair: str, name: str, budget: int, slots: int, seed: int
 ) -> tuple[NDArray[np.float64], int]:
@@ -373,7 +200,101 @@ def compared(
     }
 
 
-def _cells(figures: Mapping[str, float]) -> list[str]:
+Cell = tuple[str, int, int, str]
+"""Pair, budget, slots and searcher."""
+
+_COLUMNS = pa.schema(
+    [
+        ("pair", pa.string()),
+        ("budget", pa.int32()),
+        ("slots", pa.int32()),
+        ("searcher", pa.string()),
+        ("seeds", pa.int32()),
+        *((f"regret{end}", pa.float32()) for end in ("", "_low", "_high")),
+        *((f"share{end}", pa.float32()) for end in ("", "_low", "_high")),
+        ("trials", pa.float32()),
+        ("curve", pa.list_(pa.float32())),
+    ]
+)
+
+
+class Found:
+    """What has been found on a table of curves, kept in a file.
+
+    Args:
+        path: of the file.
+        table: of the curves; what was found on another is not taken.
+        again: begins without what is there.
+    """
+
+    def __init__(self, path: Path, table: Path, *, again: bool = False) -> None:
+        self._path, self._rows = path, dict[Cell, dict[str, Any]]()
+        self._table = hashlib.sha256(table.read_bytes()).hexdigest()
+        if path.exists() and not again:
+            content = parquet.read_table(path)
+            if json.loads(content.schema.metadata[b"kdsearch"])["table"] == self._table:
+                self._rows = {_cell(row): row for row in content.to_pylist()}
+
+    def row(self, cell: Cell, seeds: int) -> dict[str, Any] | None:
+        """The figures of at least so many seeds; none where there are fewer."""
+        row = self._rows.get(cell)
+        return row if row is not None and row["seeds"] >= seeds else None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keeps figures, instead of those of fewer seeds."""
+        self._rows[_cell(row)] = row
+        facts = {"table": self._table, "machine": report.machine(torch.device("cpu"), 1)}
+        schema = _COLUMNS.with_metadata({"kdsearch": json.dumps(facts)})
+        rows = [self._rows[cell] for cell in sorted(self._rows)]
+        partial = self._path.with_suffix(".partial")
+        parquet.write_table(pa.Table.from_pylist(rows, schema), partial, compression="zstd")
+        partial.replace(self._path)
+
+
+def _cell(row: Mapping[str, Any]) -> Cell:
+    return row["pair"], row["budget"], row["slots"], row["searcher"]
+
+
+class Simulations:
+    """Of one pair, budget and number of slots, by many searchers with the same seeds."""
+
+    def __init__(
+        self, pool: Executor, table: Path, pair: str, budget: int, slots: int, seeds: int
+    ) -> None:
+        self._pool, self._seeds = pool, seeds
+        self._each = table, pair, budget, slots
+
+    def row(self, name: str) -> dict[str, Any]:
+        """The figures of a searcher."""
+        _, pair, budget, slots = self._each
+        regret, trials = self._basis if name == BASIS else self._simulated(name)
+        return {
+            "pair": pair,
+            "budget": budget,
+            "slots": slots,
+            "searcher": name,
+            "seeds": self._seeds,
+            **compared(regret, self._basis[0]),
+            "trials": trials,
+            "curve": regret.mean(0).round(4).tolist(),
+        }
+
+    @cached_property
+    def _basis(self) -> tuple[NDArray[np.float64], float]:
+        return self._simulated(BASIS)
+
+    def _simulated(self, name: str) -> tuple[NDArray[np.float64], float]:
+        """Regrets, [seeds, moments], and the mean number of trials."""
+        table, pair, budget, slots = self._each
+        runs = [
+            self._pool.submit(_simulated, table, pair, name, budget, slots, seed)
+            for seed in range(self._seeds)
+        ]
+        found, trials = zip(*(run.result() for run in runs), strict=True)
+        return np.stack(found), float(np.mean(trials))
+
+
+def _cells(figures: Mapping[str, Any]) -> list[str]:
     def share(name: str) -> str:
         return "never" if math.isinf(figures[name]) else f"{100 * figures[name]:.0f} %"
 
@@ -381,6 +302,7 @@ def _cells(figures: Mapping[str, float]) -> list[str]:
         f"{figures['regret']:.3f} [{figures['regret_low']:.3f}, {figures['regret_high']:.3f}]",
         f"{share('share')} [{share('share_low')}, {share('share_high')}]",
         f"{figures['trials']:.0f}",
+        f"{figures['seeds']}",
     ]
 
 
@@ -389,17 +311,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--found", type=Path, default=FOUND, help="where the figures are kept")
+    parser.add_argument("--again", action="store_true", help="begins without what is kept")
     parser.add_argument("--budgets", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 8, 64])
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="like 'tpe, asha'")
     options = parser.parse_args()
-    names = [*map(", ".join, product(SAMPLERS, RULES)), *STOCK]
-    wanted = [name for name in names if name in {BASIS, *(options.only or names)}]
-    wanted.sort(key=lambda name: name != BASIS)
-    facts: dict[str, Any] = {"table": str(options.table), "seeds": options.seeds}
+    names = [*STOCK, *map(", ".join, product(SAMPLERS, RULES))]
+    wanted = [name for name in names if name in (options.only or names)]
+    found = Found(options.found, options.table, again=options.again)
     with (
-        report.Benchmark("searchers", torch.device("cpu"), 1, **facts) as benchmark,
+        report.Benchmark(
+            "searchers", torch.device("cpu"), 1, table=str(options.table)
+        ) as benchmark,
         ProcessPoolExecutor(report.cores()) as pool,
     ):
         columns = ("sampler, stopping", "regret, points", "share of random's time", "trials")
@@ -407,35 +332,16 @@ def main() -> None:
             for budget, slots in product(options.budgets, options.slots):
                 use = "judges" if number else "may choose"
                 title = f"{pair} ({use}): budget {budget} trials, {slots} slots"
-                shown = benchmark.table(*columns, title=title)
-                basis = None
+                shown = benchmark.table(*columns, "seeds", title=title)
+                simulations = Simulations(pool, options.table, pair, budget, slots, options.seeds)
                 for name in wanted:
-                    benchmark.doing(f"{title}: {name}")
-                    runs = pool.map(
-                        _simulated,
-                        *zip(
-                            *(
-                                (options.table, pair, name, budget, slots, seed)
-                                for seed in range(options.seeds)
-                            ),
-                            strict=True,
-                        ),
-                    )
-                    found, trials = zip(*runs, strict=True)
-                    regret = np.stack(found)
-                    basis = regret if basis is None else basis
-                    figures = compared(regret, basis) | {"trials": float(np.mean(trials))}
-                    shown.add_row(name, *_cells(figures))
-                    benchmark.add(
-                        {
-                            "pair": pair,
-                            "budget": budget,
-                            "slots": slots,
-                            "searcher": name,
-                            **figures,
-                            "curve": regret.mean(0).round(4).tolist(),
-                        }
-                    )
+                    row = found.row((pair, budget, slots, name), options.seeds)
+                    if row is None:
+                        benchmark.doing(f"{title}: {name}")
+                        row = simulations.row(name)
+                        found.add(row)
+                    shown.add_row(name, *_cells(row))
+                    benchmark.add(row)
                 Console(width=100).print(shown)
 
 

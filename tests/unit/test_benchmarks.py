@@ -15,15 +15,8 @@ from search.experiment.reading import parse_experiment
 from search.session.trial import run_trial
 from tests.benchmarks import report
 from tests.benchmarks.search import reference_trial
-from tests.benchmarks.searchers import (
-    STOCK,
-    Entry,
-    Searcher,
-    Table,
-    compared,
-    regrets,
-    searcher_of,
-)
+from tests.benchmarks.searchers import STOCK, Found, compared, searcher_of
+from tests.benchmarks.simulation import Entry, Searcher, Table, regrets
 
 
 @pytest.fixture
@@ -147,3 +140,21 @@ def test_a_share_of_the_time_is_told_with_its_interval() -> None:
     assert (figures["share"], figures["share_low"], figures["share_high"]) == (0.3, 0.3, 0.3)
     assert compared(basis, basis)["share"] == 1.0
     assert compared(found + 1, basis)["share"] == math.inf
+
+
+def test_what_was_found_of_as_many_seeds_on_the_same_table_is_not_simulated_again(
+    tmp_path: Path,
+) -> None:
+    table, path = tmp_path / "curves", tmp_path / "found.parquet"
+    table.write_text("curves")
+    regret = np.array([[2.0, 1.0], [2.0, 0.5]])
+    row = {"pair": "a:b", "budget": 64, "slots": 8, "searcher": "tpe, asha", "seeds": 2}
+    figures = {**row, **compared(regret, regret), "trials": 70.0, "curve": [2.0, 0.75]}
+    cell = ("a:b", 64, 8, "tpe, asha")
+    Found(path, table).add(figures)
+    assert Found(path, table).row(cell, 2) == figures
+    assert Found(path, table).row(cell, 3) is None
+    assert Found(path, table).row(("a:b", 64, 2, "tpe, asha"), 2) is None
+    assert Found(path, table, again=True).row(cell, 2) is None
+    table.write_text("others")
+    assert Found(path, table).row(cell, 2) is None
