@@ -68,6 +68,11 @@ def _decodes_once(augmentation: Any, data_set: DataSet) -> bool:
     return data_set.usual_views == PAD_CROP if resized is None else not resized
 
 
+def _square(size: Any) -> Any:
+    """Both sides, where one number is given."""
+    return (size, size) if type(size) is int else size
+
+
 class DataConfig(BaseModel):
     """Which data set, and how to split it.
 
@@ -83,8 +88,8 @@ class DataConfig(BaseModel):
         views: number of augmented views of each image, used in turn; None for a new one in each
             epoch.
         view_seed: of the augmentation.
-        image_size: height and width in pixels of the crops, for data sets with images of any size;
-            by default 224 by 224.
+        image_size: height and width in pixels of the crops, or one number for both, for data sets
+            with images of any size; by default 224 by 224.
         augmentation: a preset or a list of steps, each a name or a name with its parameters, which
             are those of torchvision.transforms.v2. The presets: `basic`, the data set's usual
             views; `imagenet` adds colours to resized crops; `strong` adds RandAugment, random
@@ -133,7 +138,7 @@ class DataConfig(BaseModel):
     split_seed: int = Field(0, ge=0, lt=2**32)
     views: int | None = Field(None, ge=1)
     view_seed: int = Field(0, ge=0, lt=2**32)
-    image_size: tuple[PositiveInt, PositiveInt] | None = None
+    image_size: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_square)] | None = None
     augmentation: Annotated[Augmentation | None, BeforeValidator(parse_augmentation)] = None
     test_fraction: float | None = Field(None, gt=0, lt=1)
     image_column: str | None = None

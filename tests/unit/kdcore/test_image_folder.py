@@ -228,12 +228,18 @@ def test_mistakes_are_named_with_the_way_out(
         opened(root, tmp_path)
 
 
+def test_one_number_is_height_and_width() -> None:
+    sizes = [DataConfig(name="image_folder", image_size=size) for size in (16, (16, 16))]
+    assert sizes[0] == sizes[1]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"test_fraction": 0.5}, "test_fraction is 0.5, but root has a test split of 3 images"),
         ({"label_column": "x"}, "label_column is x, but image_folder has no such setting; leave"),
         ({"image_size": (0, 9)}, "image_size"),
+        ({"image_size": True}, "image_size"),
         ({"download": True}, "download is true, but image_folder has nothing to download"),
     ],
 )
