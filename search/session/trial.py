@@ -4,7 +4,6 @@ import errno
 import gc
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
@@ -33,6 +32,7 @@ from search.record.storage import Storage, search_storage, workspace_of
 from search.record.trial_checkpoints import Checkpoints, trial_folder
 from search.session.faults import lasting_fault
 from search.session.preparation import fetch_teacher
+from search.session.scratch import scratch_folder
 from search.session.worker_group import worker_group
 
 # Less work than this is done again faster than it is copied to the storage and listed by Tune; and
@@ -118,12 +118,12 @@ def run_trial(
         """It would be the same again, so it is no failure to Tune, which would try."""
         tune.report({REASON: reason, METRIC: math.nan, TIME: told, SAVED: saved})
 
-    with tempfile.TemporaryDirectory() as folder, telling_of_hangs(give_up, experiment.plugins):
+    with scratch_folder() as folder, telling_of_hangs(give_up, experiment.plugins):
         try:
             use_plugins(experiment)  # which may hang, too
             config = trial_config(experiment, point)
             stream = resumable_reports(
-                config, storage, checkpoints, Path(folder), executions, experiment.resources
+                config, storage, checkpoints, folder, executions, experiment.resources
             )
             with closing(stream):
                 for report, saved in stream:

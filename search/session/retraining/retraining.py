@@ -1,10 +1,8 @@
 """Training students again on Ray, each with several seeds, and testing each run once."""
 
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -34,6 +32,7 @@ from search.record.wording import duration, percent, percent_of
 from search.report.reproduction.table import row_in_words
 from search.session.faults import lasting_fault
 from search.session.live_display import LiveDisplay
+from search.session.scratch import scratch_folder
 from search.session.trial import release_gpu_memory, resumable_reports
 from search.session.worker_group import bundles, in_bundle
 from search.tracking.tracker import Tracker, teacher_param
@@ -70,10 +69,10 @@ def run_again(
     config = trial_config(experiment, point).model_copy(update={"seed": seed})
     storage = Storage(storage_uri)
     checkpoints = Checkpoints(storage, folder)
-    with tempfile.TemporaryDirectory() as local:
+    with scratch_folder() as local:
         try:
             stream = resumable_reports(
-                config, storage, checkpoints, Path(local), executions, experiment.resources
+                config, storage, checkpoints, local, executions, experiment.resources
             )
             reports = [report for report, _ in stream]
         except (Exception, SystemExit, HangError) as error:
@@ -82,7 +81,7 @@ def run_again(
             return ConfirmationRun(seed=seed, reason=reason), []
         finally:
             release_gpu_memory()
-        best = best_student(Path(local))
+        best = best_student(local)
     data = open_data(config.data, workspace_of(storage))
     student = best_classifier(config.student.backbone, data, best)
     tested = evaluate_as_judged(student.to(default_device()), data, data.test)
