@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from kdcore.backbones.backbone import Backbone
 from kdcore.backbones.catalogue import constructor_of
+from kdcore.backbones.names import versioned
 from kdcore.contract.network_pair import Shapes
 from kdcore.contract.taps import Tap
 from kdcore.errors import NetworkError
@@ -44,7 +46,7 @@ class Probe:
 
 
 def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> Probe:
-    """Finds the shapes of a network's outputs, without allocating or computing anything.
+    """Finds the shapes of a network's outputs, without allocating or computing anything; once.
 
     Args:
         name: of the network.
@@ -56,6 +58,16 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
         NetworkError: the network is unknown, or does not take images of this size; the message
             gives the smallest size.
     """
+    shapes, norms = _found(name, versioned(name), num_classes, in_channels, image_size)
+    fresh = {key: (torch.ones(width), torch.zeros(width)) for key, width in norms.items()}
+    return Probe(shapes, fresh)
+
+
+@lru_cache(maxsize=256)
+def _found(
+    name: str, version: str, num_classes: int, in_channels: int, image_size: tuple[int, int]
+) -> tuple[Shapes, Mapping[str, int]]:
+    """The shapes of a network of this version, and the widths of its norms."""
     with torch.device("meta"), torch.no_grad():
         backbone = constructor_of(name, image_size)(num_classes, in_channels).eval()
         try:
@@ -79,11 +91,8 @@ def probe(name: str, *, num_classes: int, in_channels: int, image_size: tuple[in
         class_map=None if class_maps is None else (class_maps.shape[2], class_maps.shape[3]),
         distillation_head=backbone.distillation_head,
     )
-    fresh = {
-        key: (torch.ones(len(gamma)), torch.zeros(len(gamma)))
-        for key, (gamma, _) in affine_parameters(backbone).items()
-    }
-    return Probe(shapes, fresh)
+    widths = {key: len(gamma) for key, (gamma, _) in affine_parameters(backbone).items()}
+    return shapes, widths
 
 
 def probe_shapes(
