@@ -16,6 +16,7 @@ from torch.nn import functional
 from kdcore import DataConfig, TeacherConfig, TrialConfig, load_student
 from kdcore.backbones.catalogue import build_backbone, constructor_of
 from kdcore.backbones.names import versioned
+from kdcore.backbones.probe import probe_shapes
 from kdcore.contract import plugged
 from kdcore.contract.plugged import read_plugin
 from kdcore.contract.plugin import Kind, Plugin, digest_of
@@ -122,6 +123,14 @@ def test_two_versions_of_a_file_live_beside_each_other(tmp_path: Path) -> None:
         plugged.declared([first, second]),
     ):
         pass
+
+
+def test_each_version_of_a_network_has_its_own_shapes(tmp_path: Path) -> None:
+    wider = NETWORK.replace("in_channels, 8", "in_channels, 24").replace("Linear(8", "Linear(24")
+    for text, width in ((NETWORK, 8), (wider, 24), (NETWORK, 8)):
+        plugged.use([write(tmp_path, text)])
+        shapes = probe_shapes("net", num_classes=3, in_channels=1, image_size=(8, 8))
+        assert shapes.embedding_width == width
 
 
 def test_names_are_known_while_declared_and_code_that_was_not_run_is_not_run(
