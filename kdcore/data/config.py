@@ -1,7 +1,7 @@
 """The configuration of a data set."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +11,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     field_serializer,
     field_validator,
@@ -68,9 +67,16 @@ def _decodes_once(augmentation: Any, data_set: DataSet) -> bool:
     return data_set.usual_views == PAD_CROP if resized is None else not resized
 
 
-def _square(size: Any) -> Any:
-    """Both sides, where one number is given."""
-    return (size, size) if type(size) is int else size
+def _sides(size: Any) -> Any:
+    """Height and width, of both or of one number for both."""
+    sides = (size, size) if isinstance(size, int) else size
+    is_pair = isinstance(sides, Sequence) and len(sides) == 2
+    if not is_pair or not all(type(side) is int and side > 0 for side in sides):
+        raise ConfigError(
+            f"is {size!r}, but must be pixels, 1 or more: one number, like 224, or height and "
+            f"width, like [224, 160]"
+        )
+    return sides
 
 
 class DataConfig(BaseModel):
@@ -138,7 +144,7 @@ class DataConfig(BaseModel):
     split_seed: int = Field(0, ge=0, lt=2**32)
     views: int | None = Field(None, ge=1)
     view_seed: int = Field(0, ge=0, lt=2**32)
-    image_size: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_square)] | None = None
+    image_size: Annotated[tuple[int, int], BeforeValidator(_sides)] | None = None
     augmentation: Annotated[Augmentation | None, BeforeValidator(parse_augmentation)] = None
     test_fraction: float | None = Field(None, gt=0, lt=1)
     image_column: str | None = None
