@@ -1,18 +1,18 @@
-"""What it costs that the sampler forgets, and models each field by itself: time of a proposal, and
-how good its trials are.
+"""Samplers on objectives by formula, and what it costs that TPE forgets, and models each field by
+itself: time of a proposal, and how good its trials are.
 
-    python -m tests.benchmarks.sampler [--trials N] [--seeds N] [--learns-from N ...]
+    python -m tests.benchmarks.sampler [--trials N] [--seeds N] [--learns-from N ...] [--untimed]
 
 Searches through the sampler and early stopping of a real search, on objectives by formula: two
 slots of methods, each with a best setting somewhere in its ranges, weights in their logarithm,
 choices of layers, pairs of methods that suit each other or not, curves that cross, and noise. Every
-seed is another objective, on which each sampler runs once: one that learns from all trials,
-those that learn from so many, Optuna's multivariate TPE in groups of conditional fields, which
-learns from all, and random values. Regret is how much worse than the objective's best the trial is
-that a search would pick, in percentage points; its difference from that of learning from all, on
-the same objectives, is given with a 95 % interval of its mean (bootstrap). Seconds of a proposal
-are processor seconds, after so many recorded trials, with the study's renewals. A table is printed,
-and `runs/bench/sampler.json` written.
+seed is another objective, on which each sampler runs once: TPE that learns from all trials, TPE
+that learns from so many, Optuna's multivariate TPE in groups of conditional fields, which learns
+from all, and the other samplers of `search.sampler` as searches have them. Regret is how much worse
+than the objective's best the trial is that a search would pick, in percentage points; its
+difference from that of TPE from all trials, on the same objectives, is given with a 95 % interval
+of its mean (bootstrap). Seconds of a proposal are processor seconds, after so many recorded trials,
+with the study's renewals. A table is printed, and `runs/bench/sampler.json` written.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from kdcore.data.image_data import open_data
 from kdcore.distillation.distill import network_pair
 from kdcore.training.evaluation import default_device
 from search.experiment.reading import parse_experiment
-from search.experiment.search_config import Asha
+from search.experiment.search_config import Asha, SamplerName
 from search.experiment.space.derivation import derive_space
 from search.experiment.space.fields import NumberField
 from search.experiment.space.point import IS_CONTROL, NUMBER, Point, slot
@@ -57,9 +57,10 @@ NOISE = 0.002
 SHARES = (1 / 4, 1 / 2, 1)
 TIMED_AFTER = (100, 1000, 3000, 10_000)
 
-ALL, GROUPS, RANDOM, EVERYTHING = "all", "all, in groups", "nothing: random", 10**9
+ALL, GROUPS, EVERYTHING = "tpe from all", "tpe from all, in groups", 10**9
+OTHERS: tuple[SamplerName, ...] = ("random", "qmc", "cmaes", "gp")
 
-TITLE = "Median regret (quartiles), mean difference from learning from all [95 % interval]"
+TITLE = "Median regret (quartiles), mean difference from TPE from all [95 % interval]"
 
 CONTENT: dict[str, Any] = {
     "name": "sampler",
@@ -128,16 +129,15 @@ def sampler_of(searched: Space, variant: str, **settings: Any) -> OptunaSampler:
                 multivariate=True, group=True, n_startup_trials=startup, seed=seed
             )
 
+    if variant.isdecimal():
+        settings["learns_from"] = int(variant)
+    elif variant in (ALL, GROUPS):
+        settings["learns_from"] = EVERYTHING
+    else:
+        settings["sampler"] = variant
     instead = in_groups if variant == GROUPS else study_sampler
     with patch("search.session.sampler.study_sampler", instead):
-        return OptunaSampler(
-            searched,
-            parallel=1,
-            epochs=EPOCHS,
-            learns_from=int(variant) if variant.isdecimal() else EVERYTHING,
-            sampler="random" if variant == RANDOM else "tpe",
-            **settings,
-        )
+        return OptunaSampler(searched, parallel=1, epochs=EPOCHS, **settings)
 
 
 def regrets(searched: Space, variant: str, trials: int, seed: int) -> list[float]:
@@ -210,28 +210,32 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=10, help="of as many objectives")
     parser.add_argument("--learns-from", type=int, nargs="*", default=[LEARNS_FROM])
+    parser.add_argument("--untimed", action="store_true", help="regret alone")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     searched, seeds = space(), range(options.seeds)
     after = [round(share * options.trials) for share in SHARES]
     facts = {"trials": options.trials, "seeds": options.seeds}
-    columns = ("learns from", *(f"regret at {number}" for number in after))
-    times = [f"ms at {number}" for number in TIMED_AFTER]
+    timed_after = () if options.untimed else TIMED_AFTER
+    columns = ("sampler", *(f"regret at {number}" for number in after))
+    times = [f"ms at {number}" for number in timed_after]
     with (
         report.Benchmark("sampler", default_device(), 1, **facts) as benchmark,
         ProcessPoolExecutor(report.cores()) as pool,
     ):
         table = benchmark.table(*columns, *times, title=TITLE)
         base: list[tuple[float, ...]] = []
-        for name in (ALL, *map(str, options.learns_from), GROUPS, RANDOM):
-            benchmark.doing(f"searches that learn from {name}")
+        for name in (ALL, *map(str, options.learns_from), GROUPS, *OTHERS):
+            benchmark.doing(f"searches by {name}")
             jobs = [pool.submit(regrets, searched, name, options.trials, seed) for seed in seeds]
             found = list(zip(*(job.result() for job in jobs), strict=True))
             base = base or found
-            benchmark.doing(f"proposals of one that learns from {name}")
-            seconds = [proposal_seconds(searched, name, known) for known in TIMED_AFTER]
-            row: dict[str, Any] = {"learns_from": name}
+            seconds = []
+            for known in timed_after:
+                benchmark.doing(f"proposals by {name} after {known} trials")
+                seconds.append(proposal_seconds(searched, name, known))
+            row: dict[str, Any] = {"sampler": name}
             cells = []
             for number, mine, theirs in zip(after, found, base, strict=True):
                 low, _, high = quantiles(mine, n=4)
@@ -247,7 +251,7 @@ def main() -> None:
                     cells[-1] += f"\n{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
             row |= {
                 f"ms_at_{known}": 1000 * each
-                for known, each in zip(TIMED_AFTER, seconds, strict=True)
+                for known, each in zip(timed_after, seconds, strict=True)
             }
             benchmark.add(row)
             table.add_row(name, *cells, *(f"{1000 * each:.1f}" for each in seconds))
