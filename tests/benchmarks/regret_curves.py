@@ -21,10 +21,10 @@ from tests.benchmarks.simulation import MOMENTS
 
 NAMES = (
     BASIS,
-    "stock TPE, hyperband",
+    "stock random, asha",
     "random, asha",
+    "qmc, asha",
     "tpe, none",
-    "tpe, asha from 1",
     "tpe, asha",
 )
 
