@@ -18,7 +18,7 @@ seeds), stands the share of the time after which the mean is as low as that of r
 stopping at its end. The first pair of the table is where defaults may be chosen; the second judges
 them.
 
-All of it takes very long, most of that for `gp`, `cmaes` and 256 trials, so it may be done in parts:
+All of it takes long, most of that for `gp`, `cmaes` and 256 trials, so it may be done in parts:
 `experiments/results/searchers.parquet` keeps what has been found on the same table, and what is
 there of as many seeds is not simulated again. Who changes a sampler or a rule deletes the file, or
 says `--again`. Tables are printed, and `runs/bench/searchers.json` written.
