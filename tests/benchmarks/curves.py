@@ -12,8 +12,9 @@ methods is printed, those that are best on average first.
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -73,23 +74,31 @@ _COLUMNS = pa.schema(
 )
 
 
-def write(path: Path, records: dict[str, SearchRecord]) -> int:
-    """Writes the table; returns its number of rows."""
-    rows = [row for pair, record in records.items() for row in rows_of(pair, record)]
-    facts = {
-        "machine": report.machine(torch.device("cpu"), threads=1),
-        "experiments": {
-            pair: record.experiment.model_dump(mode="json", exclude_defaults=True)
-            for pair, record in records.items()
-        },
-        "teachers": {pair: record.teacher_metrics for pair, record in records.items()},
-    }
-    metadata = {"kdsearch": json.dumps(facts)}
-    table = pa.Table.from_pylist(rows, _COLUMNS.with_metadata(metadata))
+def write_table(
+    path: Path, columns: pa.Schema, rows: Sequence[dict[str, Any]], **facts: Any
+) -> None:
+    """The whole file or none, with the machine and these facts as its metadata."""
+    facts = {"machine": report.machine(torch.device("cpu"), threads=1), **facts}
+    table = pa.Table.from_pylist(rows, columns.with_metadata({"kdsearch": json.dumps(facts)}))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     parquet.write_table(table, partial, compression="zstd")
     partial.replace(path)
+
+
+def write(path: Path, records: dict[str, SearchRecord]) -> int:
+    """Writes the table; returns its number of rows."""
+    rows = [row for pair, record in records.items() for row in rows_of(pair, record)]
+    write_table(
+        path,
+        _COLUMNS,
+        rows,
+        experiments={
+            pair: record.experiment.model_dump(mode="json", exclude_defaults=True)
+            for pair, record in records.items()
+        },
+        teachers={pair: record.teacher_metrics for pair, record in records.items()},
+    )
     return len(rows)
 
 

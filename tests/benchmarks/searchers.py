@@ -51,10 +51,10 @@ from search.record.record import METRIC, TIME
 from search.session.sampler import OptunaSampler
 from search.stopping.named import rule_of
 from tests.benchmarks import report
-from tests.benchmarks.curves import TABLE
+from tests.benchmarks.curves import TABLE, write_table
 from tests.benchmarks.simulation import Searcher, Table, regrets, tables
 
-FOUND = Path(__file__).parents[2] / "experiments" / "results" / "searchers.parquet"
+FOUND = TABLE.with_name("searchers.parquet")
 
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 RULES: Mapping[str, Mapping[str, Any]] = {
@@ -243,12 +243,8 @@ class Found:
     def add(self, row: dict[str, Any]) -> None:
         """Keeps figures, instead of those of fewer seeds."""
         self._rows[_cell(row)] = row
-        facts = {"table": self._table, "machine": report.machine(torch.device("cpu"), 1)}
-        schema = _COLUMNS.with_metadata({"kdsearch": json.dumps(facts)})
         rows = [self._rows[cell] for cell in sorted(self._rows)]
-        partial = self._path.with_suffix(".partial")
-        parquet.write_table(pa.Table.from_pylist(rows, schema), partial, compression="zstd")
-        partial.replace(self._path)
+        write_table(self._path, _COLUMNS, rows, table=self._table)
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:

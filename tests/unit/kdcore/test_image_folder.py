@@ -238,10 +238,7 @@ def test_one_number_is_height_and_width() -> None:
     [
         ({"test_fraction": 0.5}, "test_fraction is 0.5, but root has a test split of 3 images"),
         ({"label_column": "x"}, "label_column is x, but image_folder has no such setting; leave"),
-        (
-            {"image_size": (0, 9)},
-            r"is \(0, 9\), but must be pixels, 1 or more: one number",
-        ),
+        ({"image_size": (0, 9)}, r"is \(0, 9\), but must be pixels, 1 or more: one number"),
         ({"image_size": True}, "is True, but must be pixels"),
         ({"image_size": 24.5}, "is 24.5, but must be pixels"),
         ({"image_size": [24]}, r"is \[24\], but must be pixels, .* or height and width, like \["),
