@@ -44,6 +44,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from rich.console import Console
+from rich.markup import escape
 
 from search.experiment.search_config import SamplerName, SearchConfig
 from search.experiment.space.point import IS_CONTROL, Point
@@ -296,7 +297,8 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
 
     return [
         f"{figures['regret']:.3f} [{figures['regret_low']:.3f}, {figures['regret_high']:.3f}]",
-        f"{share('share')} [{share('share_low')}, {share('share_high')}]",
+        # Rich takes [never, never] for a style.
+        escape(f"{share('share')} [{share('share_low')}, {share('share_high')}]"),
         f"{figures['trials']:.0f}",
         f"{figures['seeds']}",
     ]
